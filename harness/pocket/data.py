@@ -1,0 +1,173 @@
+"""Draw the pocket suite: `python -m harness.pocket.data` writes `tasks/data/*.parquet` from seeds never used in training.
+
+Every answer is balanced, so that chance is known: the picture blanked scores about 1/2 on yes/no and order, 1/4 on options.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, Features, Image, Sequence, Value
+from PIL import Image as Pillow
+
+from harness.pocket import TASKS, easyvqa
+from harness.pocket.scenes import KINDS, Question, Scene, bars
+from harness.pocket.vocab import COLORS
+
+SUITE_SEED = 3  # harness.pocket.train draws from 1 (training) and 2 (probes)
+ROWS = 240
+EASY_VQA_ROWS = 500
+
+
+def _png(image: Pillow.Image) -> dict[str, bytes | None]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _scenes(kind: str) -> Iterator[Scene]:
+    index = 0
+    while True:
+        yield KINDS[kind](np.random.default_rng([SUITE_SEED, list(KINDS).index(kind), index]))
+        index += 1
+
+
+def _balanced(kind: str, task: str, rows: int, answers: tuple[str, ...] = ()) -> list[tuple[Scene, Question]]:
+    """The first scenes whose question on the task still has room: equally many of each of the answers, if given."""
+    room = dict.fromkeys(answers, rows // max(1, len(answers)))
+    taken: list[tuple[Scene, Question]] = []
+    for scene in _scenes(kind):
+        for question in [q for q in scene.questions if q.task == task][:2]:
+            if len(taken) < rows and (not answers or room.get(question.answer, 0) > 0):
+                taken.append((scene, question))
+                if answers:
+                    room[question.answer] -= 1
+                break  # one question a picture
+        if len(taken) == rows:
+            return taken
+    raise AssertionError("unreachable: scenes are endless")
+
+
+def existence() -> list[tuple[Scene, Question]]:
+    """Yes/no, half and half."""
+    return _balanced("objects", "existence", ROWS, ("yes", "no"))
+
+
+def attributes() -> list[tuple[Scene, Question]]:
+    """Four options, each letter as often."""
+    return _balanced("objects", "attributes", ROWS, ("A", "B", "C", "D"))
+
+
+def counting() -> list[tuple[Scene, Question]]:
+    """Counts one to five, each as often."""
+    return _balanced("counting", "counting", ROWS, tuple("12345"))
+
+
+def text() -> list[tuple[Scene, Question]]:
+    """Strings of two to four characters."""
+    return _balanced("text", "text", ROWS)
+
+
+def documents() -> list[tuple[Scene, Question]]:
+    """Values of a form."""
+    return _balanced("document", "documents", ROWS)
+
+
+def charts() -> list[tuple[Scene, Question]]:
+    """Bars of random tables; every third question asks for the highest or lowest bar."""
+    taken = []
+    for i, scene in zip(range(ROWS), _scenes("chart"), strict=False):
+        ranked = [q for q in scene.questions if q.text.startswith("Which")]
+        valued = [q for q in scene.questions if q.text.startswith("What")]
+        pool = ranked if i % 3 == 0 and ranked else valued
+        taken.append((scene, pool[i % len(pool)]))
+    return taken
+
+
+def video() -> list[tuple[Scene, Question]]:
+    """Both readings of each clip."""
+    taken: list[tuple[Scene, Question]] = []
+    for scene in _scenes("video"):
+        taken += [(scene, question) for question in scene.questions]
+        if len(taken) >= ROWS:
+            return taken[:ROWS]
+    raise AssertionError("unreachable: scenes are endless")
+
+
+def easy_vqa() -> list[tuple[Scene, Question]]:
+    """The first test pictures of easy-VQA with their first questions."""
+    taken: list[tuple[Scene, Question]] = []
+    position = 0
+    while len(taken) < EASY_VQA_ROWS:
+        scene = easyvqa.easyvqa_scene("test", position)
+        taken += [(scene, question) for question in scene.questions[:2]]
+        position += 1
+    return taken[:EASY_VQA_ROWS]
+
+
+def vega_tables() -> list[list[int]]:
+    """Rows of real tables as lists of three to five whole numbers below 1,000."""
+    from vega_datasets import local_data
+
+    crimea, wheat, barley = local_data("crimea"), local_data("wheat"), local_data("barley")
+    driving, power, cars = local_data("driving"), local_data("iowa-electricity"), local_data("cars")
+    series = [list(row) for row in crimea[["wounds", "other", "disease"]].to_numpy()]
+    series += [list(wheat["wheat"][i : i + 4]) for i in range(0, len(wheat) - 3, 4)]
+    series += [list(group["yield"][:5]) for _, group in barley.groupby(["site", "year"])]
+    series += [list(driving["miles"][i : i + 5] / 100) for i in range(0, len(driving) - 4, 5)]
+    series += [list(group["net_generation"] / 100) for _, group in power.groupby("year")]
+    by_year = cars.groupby([cars["Year"].dt.year, "Origin"])
+    for column in ("Horsepower", "Miles_per_Gallon", "Displacement"):
+        series += [list(row) for row in by_year[column].mean().unstack().to_numpy()]
+    series += [list(cars["Horsepower"].dropna()[i : i + 4]) for i in range(0, 160, 4)]
+    tables = [[round(float(v)) for v in row if pd.notna(v)] for row in series]
+    return [row for row in tables if 3 <= len(row) <= 5 and len(set(row)) == len(row) and 0 < min(row) <= max(row) < 1000]
+
+
+def vega() -> list[tuple[Scene, Question]]:
+    """Real tables of vega-datasets drawn as bar charts, two questions each."""
+    rng = np.random.default_rng([SUITE_SEED, 99])
+    taken: list[tuple[Scene, Question]] = []
+    tables = vega_tables()
+    for i in range(ROWS // 2):
+        row = tables[i % len(tables)]
+        colors = [list(COLORS)[j] for j in rng.permutation(len(COLORS))[: len(row)]]
+        scene = bars(rng, row, colors)
+        order = rng.permutation(len(scene.questions))[:2]
+        taken += [(scene, scene.questions[j]) for j in order]
+    return taken
+
+
+SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
+    "existence": existence,
+    "attributes": attributes,
+    "counting": counting,
+    "text": text,
+    "documents": documents,
+    "charts": charts,
+    "video": video,
+    "easyvqa": easy_vqa,
+    "vega": vega,
+}
+
+
+def write(folder: Path) -> None:
+    """One parquet file a task, in the `datasets` image layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, build in SUITE.items():
+        visual = {"frames": Sequence(Image())} if name == "video" else {"image": Image()}
+        features = Features({"id": Value("int64"), "question": Value("string"), "answer": Value("string"), **visual})
+        rows = []
+        for i, (scene, question) in enumerate(build()):
+            images = [_png(f) for f in scene.frames]
+            picture = {"frames": images} if name == "video" else {"image": images[0]}
+            rows.append({"id": i, "question": question.text, "answer": question.answer, **picture})
+        Dataset.from_list(rows, features=features).to_parquet(folder / f"{name}.parquet")
+
+
+if __name__ == "__main__":
+    write(TASKS / "data")

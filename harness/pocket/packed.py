@@ -1,0 +1,151 @@
+"""Batches for training: many pictures through the vision tower at once, many questions behind one picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from harness.pocket.scenes import Question
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as the stock image processor normalises
+STD = (0.26862954, 0.26130258, 0.27577711)
+PATCH, MERGE = 14, 2
+WINDOW = 64  # patches of a full 112-px window
+IGNORE = -100
+
+
+def patchify(frames: list[Image.Image]) -> tuple[Tensor, tuple[int, int, int]]:
+    """Flat patches [t*h*w, 1176] and grid (t, h, w) in patches, as the stock processor makes them from 28-px sides."""
+    pixels = torch.from_numpy(np.stack([np.asarray(f, dtype=np.float32) for f in frames])) / 255
+    pixels = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)  # [T, 3, H, W]
+    if len(pixels) == 1:
+        pixels = pixels.expand(2, -1, -1, -1)
+    t, h, w = len(pixels) // 2, pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
+    x = pixels.reshape(t, 2, 3, h // MERGE, MERGE, PATCH, w // MERGE, MERGE, PATCH)
+    return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
+
+
+def _packed_attention(
+    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, **kwargs: object
+) -> tuple[Tensor, None]:
+    """Attention of a packed sequence [1, H, S, d] within segments: windows in one padded batch, pictures one by one."""
+    cu = kwargs["cu_seq_lens_q"]
+    assert isinstance(cu, Tensor)
+    lengths = (cu[1:] - cu[:-1]).long()
+    longest = int(lengths.max())
+    if longest > WINDOW:
+        parts = zip(*[x[0].split(lengths.tolist(), dim=1) for x in (q, k, v)], strict=True)
+        return torch.cat([_attend(a, b, c, module.scaling) for a, b, c in parts], dim=1).transpose(0, 1)[None], None
+    column = torch.arange(longest, device=q.device)
+    valid = column[None] < lengths[:, None]  # [n, longest]
+    index = (cu[:-1].long()[:, None] + column[None]).clamp(max=q.shape[2] - 1)
+    segments = [x[0].transpose(0, 1)[index].transpose(1, 2) for x in (q, k, v)]  # [n, H, longest, d]
+    out = _attend(*segments, module.scaling, None if bool(valid.all()) else valid[:, None, None, :])
+    return out.transpose(1, 2)[valid][None], None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, valid: Tensor | None = None) -> Tensor:
+    """Plain attention; for short segments on a CPU two batched products beat the fused kernel."""
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if valid is not None:
+        scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
+
+
+def use_packed_attention(vision: torch.nn.Module) -> None:
+    """One call per layer instead of one per window: the name contains "flash", so transformers hands over `cu_seqlens`."""
+    ALL_ATTENTION_FUNCTIONS.register("packed_flash", _packed_attention)
+    vision.config._attn_implementation = "packed_flash"
+
+
+def _grouped_attention(
+    module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, **kwargs: object
+) -> tuple[Tensor, None]:
+    """Plain masked attention [B, H, L, d] with grouped queries; with a mask, several times the fused kernel's speed here."""
+    b, h, length, d = q.shape
+    groups = h // k.shape[1]
+    scores = (q * module.scaling).reshape(b, k.shape[1], groups * length, d) @ k.transpose(-1, -2)
+    scores = scores.view(b, k.shape[1], groups, length, length)
+    scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
+    out = scores.softmax(-1).view(b, k.shape[1], groups * length, length) @ v
+    return out.view(b, h, length, d).transpose(1, 2), None
+
+
+def use_grouped_attention(decoder: torch.nn.Module) -> None:
+    """For training with the boolean masks of `pack`; inference keeps the stock kernels."""
+    ALL_ATTENTION_FUNCTIONS.register("packed_plain", _grouped_attention)
+    decoder.config._attn_implementation = "packed_plain"
+
+
+@dataclass
+class Encoded:
+    """Visual tokens [N, D] of one scene, its merged grid and its questions."""
+
+    features: Tensor
+    grid: tuple[int, int, int]
+    questions: list[Question]
+    interval: int = 1  # M-RoPE temporal step; videos only
+
+
+def image_positions(grid: tuple[int, int, int], start: int, interval: int) -> Tensor:
+    """M-RoPE triples [3, N] of an image or video whose placeholders start at position `start`."""
+    t, h, w = (torch.arange(n) for n in grid)
+    return torch.stack([x.flatten() for x in torch.meshgrid(t * interval, h, w, indexing="ij")]) + start
+
+
+def pack(
+    samples: list[tuple[Encoded, list[Question]]], tokenizer: PreTrainedTokenizerFast, embed: torch.nn.Embedding
+) -> dict[str, Tensor]:
+    """Embeddings, positions, mask and labels of a batch; the questions behind a picture do not see each other."""
+    ids = tokenizer.convert_tokens_to_ids
+    head = torch.tensor([ids("<|im_start|>"), ids("▁user"), ids("<|vision_start|>")])
+    tail = torch.tensor([ids("<|vision_end|>")])
+    end, turn = ids("<|im_end|>"), [ids("<|im_end|>"), ids("<|im_start|>"), ids("▁assistant")]
+    rows = []
+    for sample, questions in samples:
+        start = len(head)
+        visual = image_positions(sample.grid, start, sample.interval)
+        after = int(visual.max()) + 1
+        positions = [torch.arange(start).expand(3, -1), visual, torch.full((3, 1), after)]
+        tokens, block, labels = [head, torch.full((visual.shape[1],), -1), tail], [], []
+        n_prefix = start + visual.shape[1] + 1
+        for i, question in enumerate(questions):
+            prompt = tokenizer(question.text)["input_ids"] + turn
+            answer = [*tokenizer(question.answer)["input_ids"], end]
+            both = torch.tensor(prompt + answer)
+            tokens.append(both)
+            positions.append((torch.arange(len(both)) + after + 1).expand(3, -1))
+            block.append(torch.full((len(both),), i + 1))
+            labels.append(torch.tensor([IGNORE] * len(prompt) + answer))
+        rows.append(
+            (
+                torch.cat(tokens),
+                torch.cat(positions, dim=1),
+                torch.cat([torch.zeros(n_prefix, dtype=torch.long), *block]),
+                torch.cat([torch.full((n_prefix,), IGNORE), *labels]),
+            )
+        )
+    length = max(len(r[0]) for r in rows)
+    device = embed.weight.device
+    pad = lambda x, value: F.pad(x, (0, length - x.shape[-1]), value=value)  # noqa: E731
+    token = torch.stack([pad(r[0], 0) for r in rows]).to(device)
+    group = torch.stack([pad(r[2], -1) for r in rows]).to(device)
+    embeds = embed(token.clamp(min=0))
+    visual_rows = torch.cat([s.features for s, _ in samples]).to(device=device, dtype=embeds.dtype)
+    embeds = embeds.masked_scatter((token == -1)[..., None], visual_rows)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    see = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
+    return {
+        "inputs_embeds": embeds,
+        "position_ids": torch.stack([pad(r[1], 0) for r in rows], dim=1).to(device),
+        "attention_mask": (see & causal)[:, None],
+        "labels": torch.stack([pad(r[3], IGNORE) for r in rows]).to(device),
+        "visual": token == -1,
+    }

@@ -1,0 +1,410 @@
+"""Scenes of the pocket suite: pictures drawn from a seed, with their questions and with what lies where.
+
+Every scene knows its `marks`: boxes with the words that name them. They are the dense target of the vision tower (for each
+28-pixel token, which words lie there), and are never shown to the language model or used at evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from harness.pocket.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
+
+TOKEN = 28  # pixels of a merged visual token: 14-px patches, merged 2 x 2
+PITCH = 30  # pixels from one drawn character to the next: never two character centres in one token column
+SIDES = (224, 252, 280, 308, 336, 392, 448)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Words that name a box (x0, y0, x1, y1) of frame step `t`; `centre` words go to the token of its centre alone."""
+
+    box: tuple[float, float, float, float]
+    words: tuple[str, ...]
+    centre: tuple[str, ...] = ()
+    t: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its short answer."""
+
+    task: str
+    text: str
+    answer: str
+
+
+@dataclass
+class Scene:
+    """One image, or the frames of a video, with marks and questions."""
+
+    frames: list[Image.Image]
+    marks: list[Mark] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+
+
+Rng = np.random.Generator
+
+
+def _pick(rng: Rng, items: tuple | list, n: int | None = None) -> list:
+    idx = rng.permutation(len(items))[: len(items) if n is None else n]
+    return [items[i] for i in idx]
+
+
+def _one(rng: Rng, items: tuple | list):  # noqa: ANN202 - element of whatever list came
+    return items[int(rng.integers(len(items)))]
+
+
+def _background(rng: Rng, width: int, height: int) -> Image.Image:
+    tone = rng.integers(225, 256, 3)
+    return Image.new("RGB", (width, height), tuple(int(c) for c in tone))
+
+
+def _shade(rng: Rng, color: str) -> tuple[int, int, int]:
+    r, g, b = (int(np.clip(c + rng.integers(-14, 15), 0, 255)) for c in COLORS[color])
+    return r, g, b
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own scalable font, so that pictures do not depend on what a machine has installed."""
+    return ImageFont.load_default(size)
+
+
+# ---------------------------------------------------------------------------------------------------------- shapes
+
+
+def _polygon(points: list[tuple[float, float]]) -> Callable:
+    def draw(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> None:
+        d.polygon([(x + r * px, y + r * py) for px, py in points], fill=fill)
+
+    return draw
+
+
+def _star_points() -> list[tuple[float, float]]:
+    radii = (1.0, 0.42)
+    return [
+        (radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)
+    ]
+
+
+def _circle(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> None:
+    d.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+
+
+def _ring(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> None:
+    d.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=max(3, int(r * 0.36)))
+
+
+_CROSS = [(-1, -0.32), (-0.32, -0.32), (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32)]
+_CROSS += [(-px, -py) for px, py in _CROSS]
+_DRAW: dict[str, Callable] = {
+    "circle": _circle,
+    "ring": _ring,
+    "rectangle": _polygon([(-0.95, -0.75), (0.95, -0.75), (0.95, 0.75), (-0.95, 0.75)]),
+    "triangle": _polygon([(0, -1), (0.95, 0.8), (-0.95, 0.8)]),
+    "diamond": _polygon([(0, -1), (0.75, 0), (0, 1), (-0.75, 0)]),
+    "star": _polygon(_star_points()),
+    "cross": _polygon(_CROSS),
+    "arrow": _polygon([(1, 0), (0.1, -0.85), (0.1, -0.3), (-1, -0.3), (-1, 0.3), (0.1, 0.3), (0.1, 0.85)]),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A coloured shape at (x, y) with radius r."""
+
+    color: str
+    shape: str
+    x: float
+    y: float
+    r: float
+
+    @property
+    def name(self) -> str:
+        """As questions name it."""
+        return f"{self.color} {self.shape}"
+
+    def draw(self, image: Image.Image, rng: Rng) -> None:
+        """Paint it, anti-aliased by drawing at twice the size."""
+        r = int(self.r) + 2
+        patch = Image.new("L", (4 * r, 4 * r), 0)
+        _DRAW[self.shape](ImageDraw.Draw(patch), 2 * r, 2 * r, 2 * self.r, 255)
+        mask = patch.reduce(2)
+        image.paste(_shade(rng, self.color), (round(self.x) - r, round(self.y) - r), mask)
+
+    def mark(self, t: int = 0) -> Mark:
+        """Its dense target."""
+        r = self.r * 0.9
+        box = (self.x - r, self.y - r, self.x + r, self.y + r)
+        return Mark(box, (self.color, self.shape), ("object",), t)
+
+
+def place(rng: Rng, width: int, height: int, kinds: list[tuple[str, str]], low: int = 18, high: int = 36) -> list[Thing]:
+    """Things of the given (color, shape) kinds, none overlapping; kinds that no longer fit are left out."""
+    things: list[Thing] = []
+    for color, shape in kinds:
+        for _ in range(40):
+            r = float(rng.uniform(low, high))
+            x, y = float(rng.uniform(r + 2, width - r - 2)), float(rng.uniform(r + 2, height - r - 2))
+            if all(math.hypot(x - o.x, y - o.y) > r + o.r + 8 for o in things):
+                things.append(Thing(color, shape, x, y, r))
+                break
+    return things
+
+
+def _canvas(rng: Rng) -> tuple[int, int]:
+    """Sides drawn so that small pictures, hence fast ones, are the rule and 256 tokens the exception."""
+    width, height = rng.choice(SIDES, size=2, p=(0.24, 0.2, 0.18, 0.14, 0.12, 0.07, 0.05))
+    return int(width), int(height)
+
+
+def _things_scene(rng: Rng, kinds: list[tuple[str, str]], **radii: int) -> tuple[Scene, list[Thing]]:
+    width, height = _canvas(rng)
+    image = _background(rng, width, height)
+    things = place(rng, width, height, kinds, **radii)
+    for thing in things:
+        thing.draw(image, rng)
+    return Scene([image], [t.mark() for t in things]), things
+
+
+# ----------------------------------------------------------------------------------------------------- scene kinds
+
+
+def objects(rng: Rng) -> Scene:
+    """Three to seven different things; existence and attribute questions."""
+    kinds = [(c, s) for c in COLORS for s in SHAPES]
+    scene, things = _things_scene(rng, _pick(rng, kinds, int(rng.integers(3, 8))))
+    scene.questions = [q for _ in range(3) for q in existence_questions(rng, things) + attribute_questions(rng, things)]
+    return scene
+
+
+def existence_questions(rng: Rng, things: list[Thing]) -> list[Question]:
+    """One yes and one no question; half of the no questions recombine a present colour with a present shape."""
+    present = {(t.color, t.shape) for t in things}
+    colors, shapes = {t.color for t in things}, {t.shape for t in things}
+    absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
+    hard = [(c, s) for c, s in absent if c in colors and s in shapes]
+    no = _one(rng, hard) if hard and rng.random() < 0.5 else _one(rng, absent)
+    yes = _one(rng, sorted(present))
+    return [
+        Question("existence", f"Is there a {c} {s} in the image?", answer) for (c, s), answer in ((yes, "yes"), (no, "no"))
+    ]
+
+
+def _choice(rng: Rng, task: str, question: str, answer: str, others: list[str]) -> Question:
+    options = _pick(rng, [answer, *others[: len(OPTIONS) - 1]])
+    lines = "".join(f"\n{letter}. {option}" for letter, option in zip(OPTIONS, options, strict=False))
+    text = f"Answer with the option letter. {question}{lines}"
+    return Question(task, text, OPTIONS[options.index(answer)])
+
+
+def attribute_questions(rng: Rng, things: list[Thing]) -> list[Question]:
+    """Colour of a shape that occurs once and shape of a colour that occurs once, as text and as multiple choice."""
+    questions = []
+    for ask, other, vocabulary in (("color", "shape", tuple(COLORS)), ("shape", "color", SHAPES)):
+        values = [getattr(t, other) for t in things]
+        unique = [t for t in things if values.count(getattr(t, other)) == 1]
+        if not unique:
+            continue
+        thing = _one(rng, unique)
+        answer = getattr(thing, ask)
+        seen = [v for v in dict.fromkeys(getattr(t, ask) for t in _pick(rng, things)) if v != answer]
+        rest = _pick(rng, [v for v in vocabulary if v != answer and v not in seen])
+        text = f"What color is the {thing.shape}?" if ask == "color" else f"What shape is {thing.color}?"
+        questions.append(Question("attribute_text", text, answer))
+        questions.append(_choice(rng, "attributes", text, answer, seen[:2] + rest))
+    return questions
+
+
+def counting(rng: Rng) -> Scene:
+    """One to five things of one shape (or colour) among others; the target count is uniform."""
+    by_shape = rng.random() < 0.5
+    n, others = int(rng.integers(1, 6)), int(rng.integers(0, 4))
+    target_color, target_shape = _one(rng, tuple(COLORS)), _one(rng, SHAPES)
+    kinds = []
+    for i in range(n + others):
+        free_color = _one(rng, [c for c in COLORS if i < n or c != target_color])
+        free_shape = _one(rng, [s for s in SHAPES if i < n or s != target_shape])
+        if i < n:
+            kinds.append((free_color, target_shape) if by_shape else (target_color, free_shape))
+        else:
+            kinds.append((free_color, free_shape))
+    scene, things = _things_scene(rng, kinds, low=18, high=30)
+    real = sum((t.shape == target_shape) if by_shape else (t.color == target_color) for t in things)
+    noun = f"{target_shape}s" if target_shape != "cross" else "crosses"
+    asked = f"How many {noun} are there?" if by_shape else f"How many {target_color} objects are there?"
+    scene.questions = [Question("counting", asked, str(real))]
+    scene.questions += existence_questions(rng, things)
+    return scene
+
+
+def _string(rng: Rng, low: int, high: int, alphabet: str = CHARACTERS) -> str:
+    return "".join(_one(rng, alphabet) for _ in range(int(rng.integers(low, high + 1))))
+
+
+def _write(
+    image: Image.Image, rng: Rng, string: str, x: float, y: float, fill: tuple, words: tuple[str, ...], size: int = 28
+) -> list[Mark]:
+    """Draw a string one character per PITCH from the left edge x, centred on y; a mark per character."""
+    draw = ImageDraw.Draw(image)
+    marks = []
+    for i, character in enumerate(string):
+        cx = x + PITCH * (i + 0.5)
+        draw.text((cx, y), character, font=font(size), fill=fill, anchor="mm")
+        box = (cx - 1, y - 1, cx + 1, y + 1)
+        marks.append(Mark(box, (), (character, f"<pos{i + 1}>", *words)))
+    return marks
+
+
+def text(rng: Rng) -> Scene:
+    """One to four strings in different colours; read the one of a colour."""
+    width, height = _canvas(rng)
+    image = _background(rng, width, height)
+    scene = Scene([image])
+    colors = _pick(rng, tuple(COLORS), int(rng.integers(1, 5)))
+    rows = _pick(rng, list(range(height // 44)), len(colors))
+    for color, row in zip(colors, sorted(rows), strict=False):
+        string = _string(rng, 2, 4)
+        x = float(rng.uniform(4, width - PITCH * len(string) - 4))
+        y = row * 44 + float(rng.uniform(18, 28))
+        scene.marks += _write(image, rng, string, x, y, _shade(rng, color), (color, "text"), int(rng.integers(26, 33)))
+        scene.questions.append(Question("text", f"What is written in {color}?", string))
+    return scene
+
+
+def document(rng: Rng) -> Scene:
+    """A form: a key on the left and its value on the right of each row."""
+    n = int(rng.integers(3, 7))
+    width, height = int(_one(rng, (280, 308, 336))), int(_one(rng, (252, 280, 308, 336)))
+    image = Image.new("RGB", (width, height), (250, 250, int(rng.integers(238, 251))))
+    draw = ImageDraw.Draw(image)
+    scene = Scene([image])
+    left, column = float(rng.uniform(6, 16)), float(rng.uniform(118, width - 4 * PITCH - 8))
+    step = (height - 16) / n
+    for row, key in enumerate(_pick(rng, KEYS, n)):
+        y = 8 + step * (row + 0.5) + float(rng.uniform(-2, 2))
+        ink = (20, 20, int(rng.integers(20, 90)))
+        draw.text((left, y), key, font=font(22), fill=ink, anchor="lm")
+        scene.marks.append(Mark((left, y - 10, left + draw.textlength(key, font(22)), y + 10), (key,)))
+        value = _string(rng, 2, 4, "0123456789")
+        scene.marks += _write(image, rng, value, column, y, ink, (key,))
+        if rng.random() < 0.5:
+            draw.line((6, 8 + step * (row + 1), width - 6, 8 + step * (row + 1)), fill=(190, 190, 190))
+        scene.questions.append(Question("documents", f"What is the value of {key}?", value))
+    return scene
+
+
+def chart(rng: Rng) -> Scene:
+    """Bars of a small random table."""
+    n = int(rng.integers(3, 6))
+    values = rng.permutation(np.arange(4, 100))[:n]
+    return bars(rng, [int(v) for v in values], _pick(rng, tuple(COLORS), n))
+
+
+def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
+    """A bar chart of whole numbers below 1,000, the value written at each bar; upright or lying."""
+    digits = max(len(str(v)) for v in values)
+    lying = digits > 2 or rng.random() < 0.5
+    room = digits * PITCH + 6
+    if lying:
+        width, height = int(_one(rng, (280, 308, 336))), int(np.ceil((len(values) * 44 + 24) / TOKEN) * TOKEN)
+        height = max(224, height)
+    else:
+        width, height = max(224, int(np.ceil((len(values) * 74 + 28) / TOKEN) * TOKEN)), int(_one(rng, (224, 252, 280)))
+    image = Image.new("RGB", (width, height), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    scene = Scene([image])
+    top, slot = max(values), ((height if lying else width) - 20) / len(values)
+    for i, (value, color) in enumerate(zip(values, colors, strict=True)):
+        middle, half = 10 + slot * (i + 0.5), min(slot * 0.36, 26)
+        length = 14 + (width - 30 - room if lying else height - 60) * value / top
+        length = min(length, (width - 14 - room) if lying else (height - 46))
+        if lying:
+            box = (8, middle - half, 8 + length, middle + half)
+            x, y = 8 + length + 2, middle
+        else:
+            box = (middle - half, height - 8 - length, middle + half, height - 8)
+            x, y = middle - PITCH * len(str(value)) / 2, height - 8 - length - 18
+        draw.rectangle(box, fill=_shade(rng, color))
+        rank = ("highest",) if value == top else ("lowest",) if value == min(values) else ()
+        scene.marks.append(Mark(box, (color, "bar", *rank)))
+        scene.marks += _write(image, rng, str(value), x, y, (30, 30, 30), (color, *rank))
+        scene.questions.append(Question("charts", f"What is the value of the {color} bar?", str(value)))
+    draw.line((7, 8, 7, height - 8) if lying else (8, height - 7, width - 8, height - 7), fill=(60, 60, 60), width=2)
+    if values.count(top) == 1:
+        scene.questions.append(Question("charts", "Which color is the highest bar?", colors[values.index(top)]))
+    if values.count(min(values)) == 1:
+        scene.questions.append(Question("charts", "Which color is the lowest bar?", colors[values.index(min(values))]))
+    return scene
+
+
+def video(rng: Rng) -> Scene:
+    """Two or three things that appear one after the other, two frames a step; which came first."""
+    steps, side = int(rng.integers(2, 5)), 224
+    kinds = list(zip(_pick(rng, tuple(COLORS), 3), _pick(rng, SHAPES, 3), strict=True))[: 2 if steps == 2 else 3]
+    things = place(rng, side, side, kinds)
+    starts = sorted(_pick(rng, list(range(steps)), len(things)))
+    background = _background(rng, side, side)
+    scene = Scene([])
+    stays = rng.random() < 0.5
+    for t in range(steps):
+        frame = background.copy()
+        for thing, start in zip(things, starts, strict=False):
+            if start == t or (stays and start < t):
+                thing.draw(frame, rng)
+                scene.marks.append(thing.mark(t))
+        scene.frames += [frame, frame]
+    a, b = sorted(_pick(rng, list(range(len(things))), 2)) if len(things) > 1 else (0, 0)
+    if a != b:
+        scene.questions = order_questions(things[a], things[b])
+    return scene
+
+
+def order_questions(early: Thing, late: Thing) -> list[Question]:
+    """Both readings of one video: the pair counts together, as in Vinoground."""
+    head = "Answer with the option letter. Which is it?"
+    first, second = f"the {early.name} appears first", f"the {late.name} appears first"
+    return [
+        Question("video", f"{head}\nA. {first}\nB. {second}", "A"),
+        Question("video", f"{head}\nA. {second}\nB. {first}", "B"),
+    ]
+
+
+KINDS: dict[str, Callable[[Rng], Scene]] = {
+    "objects": objects,
+    "counting": counting,
+    "text": text,
+    "document": document,
+    "chart": chart,
+    "video": video,
+}
+
+
+def dense_targets(scene: Scene, words: dict[str, int]) -> np.ndarray:
+    """[N, len(words)] 0/1: token (t, row, column) carries the words of each mark that covers it enough or centres in it."""
+    width, height = scene.frames[0].size
+    steps, rows, columns = max(1, len(scene.frames) // 2), height // TOKEN, width // TOKEN
+    target = np.zeros((steps, rows, columns, len(words)), dtype=np.float32)
+    for mark in scene.marks:
+        x0, y0, x1, y1 = mark.box
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        r = min(max(int(cy // TOKEN), 0), rows - 1)
+        c = min(max(int(cx // TOKEN), 0), columns - 1)
+        for word in mark.centre + mark.words:
+            target[mark.t, r, c, words[word]] = 1
+        if not mark.words:
+            continue
+        edge = np.arange(max(rows, columns)) * TOKEN
+        over_y = np.clip(np.minimum(y1, edge[:rows] + TOKEN) - np.maximum(y0, edge[:rows]), 0, None)
+        over_x = np.clip(np.minimum(x1, edge[:columns] + TOKEN) - np.maximum(x0, edge[:columns]), 0, None)
+        share = over_y[:, None] * over_x[None] / min(TOKEN * TOKEN, (x1 - x0) * (y1 - y0) + 1e-6)
+        for word in mark.words:
+            target[mark.t, :, :, words[word]][share >= 0.4] = 1
+    return target.reshape(steps * rows * columns, len(words))

@@ -1,0 +1,103 @@
+"""The pocket tokenizer: a closed vocabulary of whole words, single characters and bytes.
+
+A word is one token, so that the dense targets of the vision tower (`scenes.Mark.words`) and the words of a question are
+rows of one embedding table. Digits and capitals stay single characters, because an answer read off an image is spelled.
+"""
+
+from __future__ import annotations
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+COLORS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (235, 205, 40),
+    "teal": (30, 150, 150),
+    "black": (25, 25, 25),
+    "gray": (135, 135, 135),
+    "brown": (130, 80, 40),
+}
+SHAPES = ("circle", "rectangle", "triangle", "star", "cross", "ring", "diamond", "arrow")
+KEYS = ("TOTAL", "DATE", "TAX", "PRICE", "ORDER", "ROOM", "CODE", "PAGE", "WEIGHT", "PHONE")
+CHARACTERS = "0123456789ACEHKLPT"
+POSITIONS = tuple(f"<pos{i}>" for i in range(1, 6))  # index of a character within its string
+ROLES = ("object", "bar", "highest", "lowest", "text")
+OPTIONS = ("A", "B", "C", "D")
+
+_TEMPLATE_WORDS = """
+what What which Which is Is there are How many in the The image of a an and or with Answer option letter color shape
+written value bar bars appears appear before after first second yes no Yes No one word number s does contain not present
+circles rectangles triangles stars crosses rings diamonds arrows objects document chart video user assistant system
+""".split()
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# Role words are followed by the content directly: after a newline the first word would lose its word boundary.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}"
+    "{% if message.content is string %} {{ message.content }}"
+    "{% else %}{% for part in message.content %}"
+    "{% if part.type == 'image' or 'image' in part %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part.type == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %} {{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+MIN_PIXELS, MAX_PIXELS = 28 * 28, 448 * 448
+
+
+def label_words() -> list[str]:
+    """Words that a visual token can be labelled with, in a fixed order."""
+    return [*COLORS, *SHAPES, *KEYS, *CHARACTERS, *POSITIONS, *ROLES]
+
+
+def token_of(word: str) -> str:
+    """Vocabulary entry of a label word: whole words carry the word boundary, characters and positions do not."""
+    return word if len(word) == 1 or word.startswith("<pos") else f"▁{word}"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram tokenizer with byte fallback: any text is encodable, every word of the suite is one token."""
+    words = [*COLORS, *SHAPES, *KEYS, *ROLES, *_TEMPLATE_WORDS]
+    pieces = [f"▁{w}" for w in words] + [f"▁{c}" for c in OPTIONS]
+    characters = [chr(c) for c in range(33, 127)] + ["▁", "\n"]
+    vocab = [("<unk>", 0.0)]
+    vocab += [(p, -2.0) for p in dict.fromkeys(pieces)]
+    vocab += [(c, -12.0) for c in characters]
+    vocab += [(f"<0x{b:02X}>", -20.0) for b in range(256)]
+    core = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    core.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(replacement="▁", prepend_scheme="always"), decoders.Fuse()]
+    )
+    core.add_special_tokens([AddedToken(s, special=True) for s in SPECIALS])
+    core.add_tokens([AddedToken(p, special=False) for p in POSITIONS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        extra_special_tokens=list(SPECIALS[3:]) + ["<|im_start|>"],
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+    )
+
+
+def build_processor() -> Qwen2_5_VLProcessor:
+    """Stock Qwen2.5-VL processor (14-px patches, 2x2 merge, 2-frame temporal patches) with the pocket tokenizer."""
+    size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
+    vision = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**vision),
+        tokenizer=build_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**vision),
+        chat_template=CHAT_TEMPLATE,
+    )
