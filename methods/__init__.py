@@ -1,0 +1,98 @@
+"""Pruning methods, one file each, and how they are found.
+
+    methods.load("idpruner", lam=0.7)        # one of names()
+    methods.load("path/to/mine.py:Mine")     # a private file
+
+A package adds methods through the entry-point group `harness.methods`. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from difflib import get_close_matches
+from importlib import import_module, metadata, util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+ENTRY_POINTS = "harness.methods"
+BUILT_IN = {
+    "none": "methods.none:KeepAll",
+    "random": "methods.random:Random",
+    "uniform": "methods.uniform:Uniform",
+    "visionselector": "methods.visionselector:VisionSelector",
+    "idpruner": "methods.idpruner:IDPruner",
+}
+
+
+def names() -> list[str]:
+    """List every method that can be loaded by name: the built-in ones, then those of installed packages."""
+    return [*BUILT_IN, *sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)} - set(BUILT_IN))]
+
+
+def get(name: str) -> type[Method]:
+    """Return the class of a built-in method, of an installed package's, or of `path/to/file.py:Class`."""
+    file, _, attribute = str(name).rpartition(":")
+    if not file.endswith(".py"):
+        file, _, attribute = _address(name).partition(":")
+
+    from methods.base import Method  # imports torch: a mistyped name is answered before that
+
+    module = _module_at(Path(file)) if file.endswith(".py") else _module(file)
+    target = getattr(module, attribute, None)
+    if not (isinstance(target, type) and issubclass(target, Method)):
+        raise ValueError(f"method '{name}': '{file}' has no subclass of methods.base.Method called '{attribute}'")
+    return target
+
+
+def load(name: str, **params: Any) -> Method:
+    """Return an instance of the method `name` with the given parameters."""
+    method = get(name)
+    valid = [field.name for field in fields(method) if field.init]
+    for key in params:
+        if key not in valid:
+            known = f"its parameters are {', '.join(valid)}" if valid else "it has none"
+            raise ValueError(f"{method.name} has no parameter '{key}'{_nearest(key, valid)}; {known}")
+    return method(**params)
+
+
+def _address(name: str) -> str:
+    """Return "module:Class" of the method called `name`."""
+    found = {f"{point.module}:{point.attr}" for point in metadata.entry_points(group=ENTRY_POINTS, name=str(name))}
+    found |= {BUILT_IN[name]} if name in BUILT_IN else set()
+    if len(found) > 1:
+        raise ValueError(f"method '{name}' is provided more than once: {', '.join(sorted(found))}")
+    if not found:
+        hint = "; a private file is given as path/to/file.py:Class" if ".py" in str(name) else ""
+        raise ValueError(f"unknown method '{name}'{_nearest(name, names())}; there are {', '.join(names())}{hint}")
+    return found.pop()
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(str(name).lower().replace("-", ""), known, n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ValueError(f"method module '{name}' cannot be imported: {error}") from error
+
+
+def _module_at(path: Path) -> ModuleType:
+    """Execute a private method file; every call reads it afresh, so that an edited file is an edited method."""
+    path = path.expanduser().resolve()
+    spec = util.spec_from_file_location(f"private_method_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"method file '{path}' does not exist")
+    module = sys.modules[spec.name] = util.module_from_spec(spec)  # dataclasses look up their module by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a private file does wrong is its author's to read, in one line
+        raise ValueError(f"method file '{path}' does not run: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,132 @@
+"""What `Method` verifies before and after a selection. Every failure is one line: what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from methods.base import Method, Selection, Signal, Tokens
+
+# Methods compute on float32 or wider; what float32 cannot hold would turn infinite on the way.
+LARGEST = torch.finfo(torch.float32).max
+PLAIN_TYPES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+REMEDY = {
+    "importance": "give the model a trained scorer (scorer=<folder>)",
+    "text": "give the sample a question",
+}
+
+
+def parameters(name: str, method: Method) -> None:
+    """Compare every field of the dataclass `method` with its annotation."""
+    hints = get_type_hints(type(method))
+    for field in fields(method):
+        value, hint = getattr(method, field.name), hints[field.name]
+        if get_origin(hint) is Literal:
+            expected, fits = "one of " + ", ".join(map(str, get_args(hint))), value in get_args(hint)
+        elif hint in PLAIN_TYPES:
+            expected, fits = PLAIN_TYPES[hint], _is_plain(value, hint)
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"{name}: {field.name} must be {expected}, not {value!r}")
+
+
+def _is_plain(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def tokens(name: str, given: Tokens) -> int:
+    """Return N after checking shapes, grids, and that every tensor is finite."""
+    features = given.features
+    if features.dim() != 2:
+        raise ValueError(f"{name}: features must be [N, D], not {list(features.shape)}")
+    n = len(features)
+    covered = sum(math.prod(grid) for grid in given.grids)
+    if any(len(grid) != 3 for grid in given.grids) or covered != n:
+        raise ValueError(f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows")
+    for label, tensor, per_token in _tensors(given):
+        if per_token and (tensor.dim() == 0 or len(tensor) != n):
+            raise ValueError(f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}")
+        _finite(name, label, tensor)
+    if given.importance is not None and given.importance.dim() != 1:
+        raise ValueError(f"{name}: importance must be [N], not {list(given.importance.shape)}")
+    if given.llm is not None and given.llm.visual_idx.shape != (n,):
+        raise ValueError(f"{name}: llm.visual_idx must be [{n}], not {list(given.llm.visual_idx.shape)}")
+    return n
+
+
+def _tensors(given: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield (label, tensor, has one row per visual token) of everything that is there."""
+    yield "features", given.features, True
+    if given.importance is not None:
+        yield "importance", given.importance, True
+    for role, scores in (given.vit_attention or {}).items():
+        yield f"vit_attention[{role}]", scores, True
+    if given.vit_keys is not None:
+        yield "vit_keys", given.vit_keys, True
+    if given.text is not None:
+        yield "text", given.text, False
+    if given.llm is not None:
+        for part in ("q", "k", "hidden"):
+            yield f"llm.{part}", getattr(given.llm, part), False
+
+
+def _finite(name: str, label: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: {label} must be floating point, not {tensor.dtype}")
+    if not tensor.numel():
+        return
+    # One reduction and no temporary as large as the tensor; a comparison with NaN is false.
+    if not bool(torch.linalg.vector_norm(tensor.detach(), ord=math.inf) <= LARGEST):
+        bad = int((~(tensor.detach().abs() <= LARGEST)).sum())
+        raise ValueError(f"{name}: {label} has {bad} of {tensor.numel()} values that are NaN or beyond float32")
+
+
+def count(name: str, k: Any, n: int) -> int:
+    """Return the number of tokens to keep as an int, at least 1 where there are any."""
+    try:
+        number = operator.index(k)
+    except TypeError:
+        raise ValueError(f"{name}: k must be an integer, not {k!r}") from None
+    if number < min(n, 1):
+        raise ValueError(f"{name}: k must be at least 1, not {number}")
+    return number
+
+
+def signals(name: str, needs: Iterable[Signal], given: Tokens) -> None:
+    """Refuse to start without a signal that the method needs."""
+    for signal in sorted(needs):
+        if getattr(given, signal.value) is None:
+            remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
+            raise ValueError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
+
+
+def selection(name: str, made: Selection, n: int, k: int) -> None:
+    """Hold a method to K distinct ascending indices and, where it gives them, a matching order and owners."""
+    kept = _indices(name, "kept", made.kept, k, n)
+    if not bool((kept.diff() > 0).all()):
+        distinct = kept.unique().numel()
+        fault = "not ascending" if distinct == k else f"only {distinct} distinct ones of {k}"
+        raise ValueError(f"{name} broke its contract: kept indices are {fault}")
+    if made.order is not None and not torch.equal(_indices(name, "order", made.order, k, n).sort().values, kept):
+        raise ValueError(f"{name} broke its contract: order and kept hold different indices")
+    if made.owner is not None:
+        _indices(name, "owner", made.owner, n, k)
+
+
+def _indices(name: str, label: str, idx: Tensor, length: int, limit: int) -> Tensor:
+    if idx.dtype != torch.int64 or idx.shape != (length,):
+        got = f"{list(idx.shape)} of {idx.dtype}"
+        raise ValueError(f"{name} broke its contract: {label} must be {length} int64 indices, not {got}")
+    if not bool(((idx >= 0) & (idx < limit)).all()):
+        raise ValueError(f"{name} broke its contract: {label} holds an index outside 0..{limit - 1}")
+    return idx

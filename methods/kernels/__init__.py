@@ -1,0 +1,1 @@
+"""Greedy loops that are hot, as plain functions on tensors."""

@@ -1,0 +1,44 @@
+"""Small numerics that several methods share. Ties everywhere: the lowest index wins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BISECTIONS = 64  # DiffTopK, arXiv 2510.16598
+MARGIN = 10.0  # logits beyond the extremes where its search begins
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """Return the indices [k] of the largest of `scores` [N], best first; `torch.topk` has no rule for ties."""
+    return scores.argsort(descending=True, stable=True)[:k]
+
+
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    """Scale `scores` [N] to [0, 1) in float64, where the span of any float32 values is finite; constants give 0."""
+    scores = scores.double()
+    low = scores.min()
+    return (scores - low) / (scores.max() - low + epsilon)
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Return `features` [N, D] over (norm + 1e-8), in float64, where no float32 row overflows; zero rows stay zero."""
+    features = features.double()
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-8)
+
+
+def soft_top_k(logits: Tensor, k: float) -> Tensor:
+    """Return DiffTopK weights [N] in [0, 1] that sum to `k`: sigmoid(logits + t), t found by bisection.
+
+    As published: float32, k held within [1e-4, N - 1e-4], t searched in [-max - 10, -min + 10]. Logits some 17 above
+    the threshold become exactly 1 and tie. Where t lies outside (k very near 0 or N) the sum is off, the order is not.
+    """
+    logits = logits.float()
+    k = min(max(k, 1e-4), len(logits) - 1e-4)
+    low, high = -logits.max() - MARGIN, -logits.min() + MARGIN
+    for _ in range(BISECTIONS):
+        middle = low / 2 + high / 2  # the sum of two huge ends would overflow
+        too_many = torch.sigmoid(logits + middle).sum() > k
+        low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
+    # Vector and remainder loops round differently; through float64 equal logits get equal weights.
+    return torch.sigmoid((logits + (low / 2 + high / 2)).double()).float()

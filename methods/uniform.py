@@ -1,0 +1,69 @@
+"""Even spatial sub-sampling: what pruning is worth when nothing is known about the content."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import accumulate, product
+from typing import Literal
+
+import torch
+
+from methods.base import Method, Selection, Tokens
+
+
+@dataclass(kw_only=True)
+class Uniform(Method):
+    """Keep tokens spread evenly over every image and every time step.
+
+    K is shared among the images and time steps in proportion to their tokens by rounding the running total, so
+    that a short budget skips time steps evenly instead of losing the last ones. Inside one of h x w tokens and
+    budget k, a lattice of round(sqrt(k h / w)) rows and as many columns as fit is laid on the centres of equal
+    cells; what the lattice leaves of k is spread evenly over the tokens it did not take.
+
+    Args:
+        layout: "grid" (default) as above, or "flat": the centres of K equal pieces of the flattened sequence, a
+            naive control that falls on the same few columns whenever N / K divides the width of the image.
+
+    Deviation: none. Source: ours.
+    """
+
+    name = "uniform"
+
+    layout: Literal["grid", "flat"] = "grid"
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        n = len(tokens.features)
+        if self.layout == "flat":
+            kept = centres(n, k)
+        else:
+            steps = [(h, w) for t, h, w in tokens.grids for _ in range(t) if h * w]
+            ends = list(accumulate(h * w for h, w in steps))
+            quotas = [_share(end, k, n) - _share(end - h * w, k, n) for end, (h, w) in zip(ends, steps, strict=True)]
+            kept = [
+                end - h * w + index
+                for end, (h, w), quota in zip(ends, steps, quotas, strict=True)
+                for index in lattice(h, w, quota)
+            ]
+        return Selection(kept=torch.tensor(kept, dtype=torch.int64, device=tokens.features.device))
+
+
+def centres(n: int, k: int) -> list[int]:
+    """Return the centres of `k` equal pieces of 0..n-1; distinct for k <= n."""
+    return [(2 * i + 1) * n // (2 * k) for i in range(k)]
+
+
+def lattice(h: int, w: int, k: int) -> list[int]:
+    """Return `k` raster positions spread over `h` x `w`, ascending."""
+    if k == 0:
+        return []
+    rows = min(max(round(math.sqrt(k * h / w)), 1), h, k)
+    columns = min(k // rows, w)
+    taken = [row * w + column for row, column in product(centres(h, rows), centres(w, columns))]
+    rest = sorted(set(range(h * w)) - set(taken))
+    return sorted(taken + [rest[i] for i in centres(len(rest), k - len(taken))])
+
+
+def _share(end: int, k: int, n: int) -> int:
+    """Return how many of `k` fall on the first `end` of `n` tokens, rounded half up."""
+    return (2 * end * k + n) // (2 * n)

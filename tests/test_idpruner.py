@@ -1,0 +1,230 @@
+"""IDPruner against a plain float64 transcription of Algorithm 1 of arXiv 2602.13315, and by its properties."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import methods
+from methods.base import Tokens
+from methods.numerics import min_max, soft_top_k, unit_rows
+
+
+def algorithm_1(features, logits, k, lam, parallel_k=1, epsilon=1e-6):
+    """Greedy MMR in numpy float64 with the whole N x N similarity, as the paper writes it."""
+    x = np.asarray(features, dtype=np.float64)
+    w = np.asarray(logits, dtype=np.float64)
+    imp = (w - w.min()) / (w.max() - w.min() + epsilon)
+    x = x / (np.sqrt((x**2).sum(1)) + 1e-8)[:, None]
+    s = np.array([[(a * b).sum() for b in x] for a in x])  # equal rows give equal entries, as a matrix product may not
+    picked = [int(np.argmax(imp))]
+    m = s[picked[0]].copy()
+    while len(picked) < k:
+        score = lam * imp - (1 - lam) * m
+        score[picked] = -np.inf
+        ranked = sorted(range(len(w)), key=lambda i: (-score[i], i))
+        fresh = ranked[: min(parallel_k, k - len(picked))]
+        picked += fresh
+        for j in fresh:
+            m = np.maximum(m, s[j])
+    return picked
+
+
+def sample(n, d, seed, kind="normal"):
+    g = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(n, d, generator=g), torch.randn(n, generator=g)
+    if kind == "duplicates":
+        rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)
+        x, w = x[rows], w[rows]
+    elif kind == "zero_rows":
+        x[::3] = 0
+    elif kind == "opposite":
+        x[1::2] = -x[: n // 2 * 2 : 2]
+    elif kind == "positive":
+        x = x.abs()
+    elif kind == "constant":
+        w = torch.full((n,), -2.5)
+    elif kind == "levels":
+        x, w = x.round(), w.round()
+    return Tokens(x, [(1, 1, n)], importance=w)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 24),
+    share=st.floats(0, 1, exclude_max=True),
+    lam=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
+    parallel_k=st.sampled_from([1, 1, 2, 3, 7, 64]),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(["normal", "duplicates", "zero_rows", "opposite", "positive", "constant"]),
+)
+def test_same_order_as_the_papers_algorithm(n, d, share, lam, parallel_k, seed, kind):
+    tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
+    got = methods.load("idpruner", lam=lam, parallel_k=parallel_k).select(tokens, k).order.tolist()
+    assert got == algorithm_1(tokens.features, tokens.importance, k, lam, parallel_k)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.7])
+def test_same_order_at_the_size_of_an_image(lam):
+    tokens = sample(256, 64, 7)
+    got = methods.load("idpruner", lam=lam).select(tokens, 64).order.tolist()
+    assert got == algorithm_1(tokens.features, tokens.importance, 64, lam)
+
+
+@pytest.mark.parametrize(
+    ("lam", "order"), [(0, [0, 4, 6, 3]), (0.1, [0, 5, 3, 6]), (0.5, [0, 3, 6, 1]), (0.9, [0, 1, 3, 6])]
+)
+def test_worked_example(lam, order):
+    rows = [
+        [4, 1, 0, 0], [4, 2, 0, 0], [1, 4, 0, 0], [0, 3, 1, 0], [0, 0, 4, 1], [0, 0, 3, 3], [1, 0, 0, 4], [1, 1, 1, 1],
+    ]  # fmt: skip
+    scores = torch.tensor([0.9, 0.8, 0.2, 0.7, 0.1, 0.3, 0.5, 0.4])
+    tokens = Tokens(torch.tensor(rows, dtype=torch.float32), [(1, 2, 4)], importance=scores)
+    assert methods.load("idpruner", lam=lam).select(tokens, 4).order.tolist() == order
+
+
+def test_defaults_are_the_papers():
+    assert dataclasses.asdict(methods.load("idpruner")) == {
+        "lam": 0.5,
+        "parallel_k": 1,
+        "importance": "raw",
+        "soft_topk_ratio": 0.2,
+        "epsilon": 1e-6,
+    }
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_first_pick_is_the_most_important_whatever_lam(lam):
+    tokens = sample(50, 8, 1)
+    assert methods.load("idpruner", lam=lam).select(tokens, 1).kept.item() == tokens.importance.argmax()
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(2, 60), seed=st.integers(0, 999), share=st.floats(0, 1, exclude_max=True))
+def test_lam_1_is_top_k_of_importance(n, seed, share):
+    tokens, k = sample(n, 5, seed, "levels"), max(1, int(share * n))
+    expected = methods.load("visionselector").select(tokens, k).order
+    assert torch.equal(methods.load("idpruner", lam=1.0).select(tokens, k).order, expected)
+
+
+def test_lam_1_with_an_outlier_still_ranks_the_rest():
+    tokens = dataclasses.replace(sample(3, 4, 0), importance=torch.tensor([1e30, 0.0, 1e-3]))
+    assert methods.load("idpruner", lam=1.0).select(tokens, 2).order.tolist() == [0, 2]
+
+
+def test_copies_of_a_pick_come_last():
+    tokens = sample(12, 16, 3, "positive")
+    doubled = Tokens(tokens.features.repeat(2, 1), [(2, 1, 12)], importance=torch.zeros(24))
+    assert sorted(methods.load("idpruner").select(doubled, 12).kept % 12) == list(range(12))
+
+
+@pytest.mark.parametrize("parallel_k", [1, 3])
+@pytest.mark.parametrize("copies", [4, 36, 129])
+def test_equal_rows_tie_exactly(copies, parallel_k):
+    """A matrix-vector product may add up its last rows in another order, and equal rows then differ by rounding."""
+    method = methods.load("idpruner", lam=0.3, parallel_k=parallel_k)
+    for seed in range(20):
+        first, others = torch.randn(2, 33, generator=torch.Generator().manual_seed(seed))
+        rows = torch.cat([first[None], others.repeat(copies, 1)])
+        importance = torch.zeros(copies + 1).index_fill_(0, torch.tensor([0]), 1.0)
+        tokens = Tokens(rows, [(1, 1, copies + 1)], importance=importance)
+        assert method.select(tokens, 4).order.tolist() == [0, 1, 2, 3]
+
+
+def test_permuting_tokens_permutes_the_picks():
+    tokens = sample(60, 12, 5)
+    shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    shuffled = Tokens(tokens.features[shuffle], [(1, 1, 60)], importance=tokens.importance[shuffle])
+    method = methods.load("idpruner")
+    assert torch.equal(shuffle[method.select(shuffled, 20).order], method.select(tokens, 20).order)
+
+
+@pytest.mark.parametrize("scale", [2.0**-10, 2.0**110])
+def test_scale_of_rows_and_of_logits_does_not_matter(scale):
+    tokens = sample(60, 12, 5)
+    scaled = Tokens(tokens.features * scale, [(1, 1, 60)], importance=tokens.importance * 2.0**9 + 64)
+    method = methods.load("idpruner")
+    assert torch.equal(method.select(scaled, 20).order, method.select(tokens, 20).order)
+
+
+def test_huge_rows_keep_their_direction():
+    tokens = sample(40, 16, 2)
+    huge = dataclasses.replace(tokens, features=tokens.features / tokens.features.abs().max() * 3e38)
+    assert torch.linalg.vector_norm(huge.features, dim=1).isinf().any()  # in float32 the norm does overflow
+    method = methods.load("idpruner")
+    assert torch.equal(method.select(huge, 20).order, method.select(tokens, 20).order)
+
+
+def test_never_forms_the_similarity_of_all_pairs():
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            Largest.size = max(Largest.size, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    tokens = sample(500, 4, 0)
+    with Largest():
+        methods.load("idpruner").select(tokens, 50)
+    assert Largest.size <= 500 * 4
+
+
+def test_parallel_k_differs_from_the_exact_greedy_but_starts_alike():
+    tokens = sample(100, 6, 4, "positive")
+    exact = methods.load("idpruner").select(tokens, 50).order.tolist()
+    fast = methods.load("idpruner", parallel_k=10).select(tokens, 50).order.tolist()
+    assert exact[:2] == fast[:2]
+    assert exact != fast
+
+
+def test_soft_topk_importance_changes_the_trade_off_only():
+    tokens = sample(50, 6, 9)
+    raw, soft = (methods.load("idpruner", importance=kind, lam=0.5) for kind in ("raw", "soft_topk"))
+    assert raw.select(tokens, 25).order.tolist() != soft.select(tokens, 25).order.tolist()
+    weights = soft_top_k(tokens.importance, 10.0)
+    assert soft.select(tokens, 25).order.tolist() == algorithm_1(tokens.features, weights, 25, 0.5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 300), ratio=st.floats(0.01, 0.99), scale=st.sampled_from([0.0, 0.1, 5.0]), seed=st.integers(0, 99)
+)
+def test_soft_top_k_sums_to_k_and_keeps_the_order(n, ratio, scale, seed):
+    logits = torch.randn(n, generator=torch.Generator().manual_seed(seed)) * scale - 3
+    p = soft_top_k(logits, ratio * n)
+    assert p.sum().item() == pytest.approx(ratio * n, rel=1e-3)
+    assert (p[logits.argsort()].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("n", [5, 33, 34, 67])
+def test_soft_top_k_of_equal_logits_is_equal(n):
+    """A sigmoid may round its last elements otherwise than the rest, which would decide ties."""
+    for i in range(50):
+        assert soft_top_k(torch.full((n,), i / 7 - 3), n * (i + 1) / 52).unique().numel() == 1
+
+
+def test_soft_top_k_stays_finite_where_logits_are_huge():
+    largest = torch.finfo(torch.float32).max
+    for logits in ([largest, -largest, 0.0], [largest] * 3, [-largest] * 3):
+        p = soft_top_k(torch.tensor(logits), 1.0)
+        assert ((p >= 0) & (p <= 1)).all()
+        assert 0.9 <= p.sum() <= 1.6  # as near to 1 as the spacing of such numbers allows
+
+
+def test_min_max_of_the_widest_span_is_finite():
+    largest = torch.finfo(torch.float32).max
+    assert min_max(torch.tensor([-largest, 0.0, largest]), 1e-6).tolist() == [0.0, 0.5, 1.0]
+    assert min_max(torch.full((3,), 7.0), 1e-6).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_unit_rows():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, -3e38], [1e-45, 0.0]])
+    norms = unit_rows(x).norm(dim=1)
+    assert norms[:3].tolist() == pytest.approx([1.0, 0.0, 1.0])
+    assert 0 <= norms[3] < 1e-30

@@ -1,0 +1,323 @@
+"""What every registered method owes: exactly K distinct ascending indices on finite input, and an error on other."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import methods
+from methods.base import LayerState, Method, Selection, Signal, Tokens
+
+ALL = methods.names()
+PRUNING = [name for name in ALL if name != "none"]
+FEATURES = ("normal", "duplicates", "equal", "zero", "zero_rows", "opposite", "huge", "tiny")
+SCORES = ("normal", "equal", "few_levels", "huge", "outlier")
+LARGEST = torch.finfo(torch.float32).max
+
+
+def make_features(kind, n, d, generator):
+    x = torch.randn(n, d, generator=generator)
+    if kind == "duplicates":
+        x = x[torch.randint(0, max(n // 3, 1), (n,), generator=generator)]
+    elif kind == "equal":
+        x = x[:1].expand(n, d).clone()
+    elif kind == "zero":
+        x = torch.zeros(n, d)
+    elif kind == "zero_rows":
+        x[::2] = 0
+    elif kind == "opposite":
+        x[1::2] = -x[: n // 2 * 2 : 2]
+    elif kind == "huge":
+        x = (x * 1e38).clamp(-LARGEST, LARGEST)
+    elif kind == "tiny":
+        x = x * 1e-38
+    return x
+
+
+def make_scores(kind, n, generator):
+    w = torch.randn(n, generator=generator)
+    if kind == "equal":
+        w = torch.full((n,), 0.3)
+    elif kind == "few_levels":
+        w = w.round()
+    elif kind == "huge":
+        w = torch.where(w > 0, LARGEST, -LARGEST)
+    elif kind == "outlier":
+        w[n // 2] = 1e30
+    return w
+
+
+def make_tokens(n, d=8, seed=0, features="normal", scores="normal", dtype=torch.float32, grids=None):
+    """One sample with every signal there is, so that methods of later stages are held to the same contract."""
+    generator = torch.Generator().manual_seed(seed)
+    sequence = n + 5
+    return Tokens(
+        features=make_features(features, n, d, generator).to(dtype),
+        grids=grids or [(1, 1, n)],
+        importance=make_scores(scores, n, generator),
+        vit_attention={role: make_scores(scores, n, generator).abs() for role in ("last", "middle")},
+        vit_keys=make_features(features, n, d, generator),
+        llm=LayerState(
+            q=torch.randn(4, sequence, 8, generator=generator),
+            k=torch.randn(2, sequence, 8, generator=generator),
+            hidden=torch.randn(sequence, d, generator=generator),
+            visual_idx=torch.arange(2, 2 + n),
+        ),
+        text=torch.randn(3, d, generator=generator),
+    )
+
+
+def assert_contract(selection, n, k):
+    kept = selection.kept.tolist()
+    assert selection.kept.dtype == torch.int64
+    assert len(kept) == k
+    assert kept == sorted(set(kept))
+    assert not kept or (kept[0] >= 0 and kept[-1] < n)
+    if selection.order is not None:
+        assert sorted(selection.order.tolist()) == kept
+    if selection.owner is not None:
+        assert selection.owner.shape == (n,)
+
+
+@st.composite
+def grids_of(draw):
+    return draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=3))
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@settings(deadline=None, max_examples=60)
+@given(
+    grids=grids_of(),
+    d=st.integers(1, 9),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 999),
+    features=st.sampled_from(FEATURES),
+    scores=st.sampled_from(SCORES),
+)
+def test_exactly_k_on_any_finite_input(name, grids, d, share, seed, features, scores):
+    n = sum(t * h * w for t, h, w in grids)
+    k = max(1, round(share * n))
+    tokens = make_tokens(n, d, seed, features, scores, grids=grids)
+    first = methods.load(name).select(tokens, k)
+    assert_contract(first, n, k)
+    assert torch.equal(first.kept, methods.load(name).select(tokens, k).kept)  # deterministic
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("n", [2, 5, 577])
+def test_edges_of_the_budget(name, n):
+    tokens = make_tokens(n)
+    for k in (1, n - 1):
+        assert_contract(methods.load(name).select(tokens, k), n, k)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("n", [0, 1, 6])
+def test_a_budget_of_n_or_more_is_the_identity(name, n):
+    bare = Tokens(torch.randn(n, 4), [(1, 1, n)])  # not even the signals are needed
+    for k in (n, n + 1, 10 * n + 7):
+        assert methods.load(name).select(bare, k).kept.tolist() == list(range(n))
+
+
+def test_none_refuses_a_smaller_budget():
+    with pytest.raises(ValueError, match="keeps all 6 tokens, not 3"):
+        methods.load("none").select(make_tokens(6), 3)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_equals_its_float32_copy(name, dtype):
+    half = make_tokens(64, 32, dtype=dtype)
+    full = dataclasses.replace(half, features=half.features.float())
+    a, b = (methods.load(name).select(tokens, 16) for tokens in (half, full))
+    assert torch.equal(a.kept, b.kept)
+
+
+def test_autocast_around_the_model_does_not_reach_the_method():
+    class Probe(Method):
+        def _select(self, tokens, k, generator):
+            assert (tokens.features @ tokens.features.T).dtype == torch.float32
+            assert not torch.is_grad_enabled()
+            return Selection(torch.arange(k))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        Probe().select(make_tokens(6), 3)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["features", "importance", "vit_keys", "text"])
+def test_what_is_not_finite_is_refused(name, bad, field):
+    tokens = make_tokens(9)
+    broken = getattr(tokens, field).clone()
+    broken.view(-1)[1] = bad
+    with pytest.raises(ValueError, match=f"{name}: {field} has 1 of"):
+        methods.load(name).select(dataclasses.replace(tokens, **{field: broken}), 4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_layer_or_role_that_is_not_finite_is_refused(name):
+    tokens = make_tokens(9)
+    tokens.vit_attention["middle"][3] = torch.nan
+    with pytest.raises(ValueError, match=r"vit_attention\[middle\]"):
+        methods.load(name).select(tokens, 4)
+    tokens = make_tokens(9)
+    tokens.llm.k[0, 0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"llm\.k"):
+        methods.load(name).select(tokens, 4)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_missing_signal_is_named(name):
+    bare = Tokens(torch.randn(6, 4), [(1, 2, 3)])
+    method = methods.load(name)
+    for signal in sorted(method.needs):
+        with pytest.raises(ValueError, match=f"{name} needs the signal '{signal.value}'"):
+            method.select(bare, 3)
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_nothing_waits_for_the_device(name):
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            Reads.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    tokens, generator = make_tokens(40), torch.Generator().manual_seed(0)
+    with Reads():
+        methods.load(name)._select(tokens, 13, generator)
+        assert Reads.count == 0
+        bool(tokens.features.sum() > 0)
+        assert Reads.count == 1  # the counter does see a read
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_inputs_are_left_alone(name):
+    tokens, fresh = make_tokens(20, seed=3), make_tokens(20, seed=3)
+    methods.load(name).select(tokens, 7)
+    assert torch.equal(tokens.features, fresh.features)
+    assert torch.equal(tokens.importance, fresh.importance)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, None, "3"])
+def test_a_strange_k_is_refused(k):
+    with pytest.raises(ValueError, match="k must be"):
+        methods.load("uniform").select(make_tokens(6), k)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"grids": [(1, 2, 2)]}, "cover 4 tokens, but there are 6"),
+        ({"grids": [(2, 3)]}, "grids"),
+        ({"features": torch.rand(6)}, r"\[N, D\]"),
+        ({"features": torch.ones(6, 2, dtype=torch.int64)}, "floating point"),
+        ({"features": torch.full((6, 2), 1e300, dtype=torch.float64)}, "beyond float32"),
+        ({"importance": torch.rand(5)}, "each of 6 tokens"),
+        ({"importance": torch.rand(6, 1)}, "importance must be"),
+        (
+            {"llm": LayerState(torch.rand(1, 4, 2), torch.rand(1, 4, 2), torch.rand(4, 2), torch.arange(3))},
+            "visual_idx",
+        ),
+    ],
+)
+def test_tokens_that_do_not_fit_together_are_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        methods.load("uniform").select(dataclasses.replace(make_tokens(6), **change), 3)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (Selection(torch.tensor([0, 1])), "must be 3 int64 indices"),
+        (Selection(torch.tensor([0, 1, 2], dtype=torch.int32)), "int32"),
+        (Selection(torch.tensor([0, 2, 2])), "only 2 distinct"),
+        (Selection(torch.tensor([2, 1, 0])), "not ascending"),
+        (Selection(torch.tensor([0, 1, 6])), r"outside 0\.\.5"),
+        (Selection(torch.tensor([-1, 0, 1])), r"outside 0\.\.5"),
+        (Selection(torch.tensor([0, 1, 2]), order=torch.tensor([0, 1, 3])), "order and kept"),
+        (Selection(torch.tensor([0, 1, 2]), owner=torch.tensor([0, 1, 2, 3, 0, 0])), r"owner holds .* outside 0\.\.2"),
+        (Selection(torch.tensor([0, 1, 2]), owner=torch.tensor([0, 1, 2])), "owner must be 6"),
+    ],
+)
+def test_a_method_that_breaks_the_contract_is_caught(returned, says):
+    class Broken(Method):
+        def _select(self, tokens, k, generator):
+            return returned
+
+    with pytest.raises(ValueError, match=f"broken broke its contract: .*{says}"):
+        Broken().select(make_tokens(6), 3)
+
+
+@pytest.mark.parametrize("scores", ["normal", "equal", "few_levels", "huge"])
+@pytest.mark.parametrize("name", [name for name in PRUNING if Signal.IMPORTANCE in methods.get(name).needs])
+def test_ties_go_to_the_lowest_index(name, scores):
+    tokens = make_tokens(200, 33, features="equal", scores=scores)
+    method = methods.load(name)
+    expected = sorted(range(200), key=lambda i: (-tokens.importance[i].item(), i))[:50]
+    assert method.select(tokens, 50).order.tolist() == expected
+    one_level = dataclasses.replace(tokens, importance=torch.zeros(200))
+    assert method.select(one_level, 50).order.tolist() == list(range(50))
+
+
+def test_random_follows_its_generator_and_nothing_else():
+    tokens, method = make_tokens(100), methods.load("random")
+    torch.manual_seed(1)
+    draws = [method.select(tokens, 10, torch.Generator().manual_seed(seed)).kept.tolist() for seed in (1, 1, 2)]
+    torch.manual_seed(2)
+    assert draws[0] == draws[1] == method.select(tokens, 10, torch.Generator().manual_seed(1)).kept.tolist()
+    assert draws[0] != draws[2]
+    shared = torch.Generator().manual_seed(1)
+    assert method.select(tokens, 10, shared).kept.tolist() != method.select(tokens, 10, shared).kept.tolist()
+
+
+def test_random_is_uniform():
+    tokens, method, generator = make_tokens(10), methods.load("random"), torch.Generator().manual_seed(0)
+    counts = torch.zeros(10)
+    for _ in range(2000):
+        counts[method.select(tokens, 3, generator).kept] += 1
+    assert (counts - 600).abs().max() < 5 * (2000 * 0.3 * 0.7) ** 0.5
+
+
+def test_visionselector_ranks_logits():
+    tokens = dataclasses.replace(make_tokens(6), importance=torch.tensor([0.1, 3.0, -1.0, 3.0, 2.0, 0.0]))
+    assert methods.load("visionselector").select(tokens, 3).order.tolist() == [1, 3, 4]
+
+
+def test_visionselector_as_in_the_paper_ties_where_weights_saturate():
+    logits = torch.tensor([-40.0, 50.0, 60.0, 0.0, -40.0, -41.0, -42.0, -43.0, -44.0, -45.0])
+    tokens = dataclasses.replace(make_tokens(10), importance=logits)
+    assert methods.load("visionselector").select(tokens, 1).kept.tolist() == [2]
+    assert methods.load("visionselector", variant="paper").select(tokens, 1).kept.tolist() == [1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(grids=grids_of(), share=st.floats(0, 1, exclude_max=True))
+def test_uniform_gives_every_step_its_share(grids, share):
+    n = sum(t * h * w for t, h, w in grids)
+    k = max(1, int(share * n))
+    kept = methods.load("uniform").select(make_tokens(n, grids=grids), k).kept.tolist()
+    start = 0
+    for t, h, w in grids:
+        for _ in range(t):
+            inside = sum(start <= i < start + h * w for i in kept)
+            assert abs(inside - k * h * w / n) <= 1
+            start += h * w
+
+
+def test_uniform_covers_both_directions_where_flat_repeats_columns():
+    tokens = make_tokens(576, grids=[(1, 24, 24)])
+    grid = methods.load("uniform").select(tokens, 144).kept
+    flat = methods.load("uniform", layout="flat").select(tokens, 144).kept
+    assert (len((grid % 24).unique()), len((grid // 24).unique())) == (12, 12)
+    assert len((flat % 24).unique()) == 6
+
+
+def test_uniform_skips_time_steps_evenly():
+    kept = methods.load("uniform").select(make_tokens(64, grids=[(16, 2, 2)]), 8).kept
+    assert (kept // 4).diff().tolist() == [2] * 7

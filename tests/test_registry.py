@@ -1,0 +1,187 @@
+"""Methods are found by name, through an entry point, or in a private file; what is wrong is said in one line."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import methods
+from methods.base import Method, Selection, Signal, Tokens
+
+PRIVATE = """
+    from dataclasses import dataclass
+    from typing import Literal
+
+    import torch
+
+    from methods.base import Method, Selection, Tokens
+
+
+    @dataclass(kw_only=True)
+    class Tail(Method):
+        \"\"\"Keep the last K tokens.\"\"\"
+
+        skip: int = 0
+        side: Literal["left", "right"] = "right"
+
+        def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+            n = len(tokens.features) - self.skip
+            return Selection(kept=torch.arange(n - k, n))
+
+
+    class NotAMethod:
+        pass
+"""
+
+
+def message(call, *args, **kwargs):
+    with pytest.raises(ValueError, match=r".+") as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def private(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent(PRIVATE))
+    return file
+
+
+def test_names_and_mistyped_names_need_no_torch():
+    code = """if True:
+        import sys, methods
+        print(methods.names())
+        try:
+            methods.load("idprunner")
+        except ValueError as error:
+            print(error)
+        sys.exit("torch" in sys.modules)
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=methods.__path__[0] + "/..")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "did you mean 'idpruner'" in ran.stdout
+
+
+def test_built_in_names():
+    assert {"none", "random", "uniform", "visionselector", "idpruner"} <= set(methods.names())
+    for name in methods.BUILT_IN:
+        assert methods.get(name).name == name
+        assert isinstance(methods.load(name), Method)
+        assert "Deviation:" in methods.get(name).__doc__
+
+
+@pytest.mark.parametrize("typo", ["idprunner", "IDPruner", "id-pruner", "idpruner "])
+def test_unknown_name_suggests_the_nearest(typo):
+    said = message(methods.load, typo)
+    assert "did you mean 'idpruner'?" in said
+    assert "visionselector" in said  # and lists the rest
+
+
+def test_unknown_name_far_from_all():
+    said = message(methods.load, "zzzz")
+    assert "did you mean" not in said
+    assert "idpruner" in said
+
+
+def test_unknown_parameter_lists_the_valid_ones():
+    said = message(methods.load, "idpruner", lamda=0.5)
+    assert "'lamda'" in said
+    assert "did you mean 'lam'?" in said
+    for parameter in ("parallel_k", "importance", "soft_topk_ratio", "epsilon"):
+        assert parameter in said
+    assert "has none" in message(methods.load, "random", lam=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "says"),
+    [
+        ("idpruner", {"lam": 1.5}, "in [0, 1], not 1.5"),
+        ("idpruner", {"lam": -0.1}, "in [0, 1]"),
+        ("idpruner", {"lam": float("nan")}, "finite number"),
+        ("idpruner", {"lam": "0.5"}, "finite number, not '0.5'"),
+        ("idpruner", {"lam": True}, "finite number"),
+        ("idpruner", {"parallel_k": 0}, "at least 1"),
+        ("idpruner", {"parallel_k": 2.0}, "an integer"),
+        ("idpruner", {"importance": "softmax"}, "one of raw, soft_topk"),
+        ("idpruner", {"soft_topk_ratio": 1.0}, "in (0, 1)"),
+        ("idpruner", {"epsilon": 0}, "above 0"),
+        ("visionselector", {"variant": "mine"}, "one of official, paper"),
+        ("uniform", {"layout": 3}, "one of grid, flat"),
+    ],
+)
+def test_parameter_values_are_checked(name, params, says):
+    said = message(methods.load, name, **params)
+    assert said.startswith(f"{name}: {next(iter(params))} must be")
+    assert says in said
+
+
+def test_private_file(private):
+    method = methods.load(f"{private}:Tail", side="left")
+    assert method.name == "tail"
+    kept = method.select(Tokens(torch.rand(5, 2), [(1, 1, 5)]), 2).kept
+    assert kept.tolist() == [3, 4]
+    assert "one of left, right" in message(methods.load, f"{private}:Tail", side="up")
+
+
+def test_private_file_is_read_afresh(private):
+    methods.load(f"{private}:Tail")
+    private.write_text(private.read_text().replace("skip: int = 0", "skip: int = 1"))
+    assert methods.load(f"{private}:Tail").skip == 1
+
+
+def test_private_file_mistakes(private, tmp_path):
+    assert "does not exist" in message(methods.load, str(tmp_path / "other.py") + ":Tail")
+    assert "called 'Head'" in message(methods.load, f"{private}:Head")
+    assert "called 'NotAMethod'" in message(methods.load, f"{private}:NotAMethod")
+    assert "path/to/file.py:Class" in message(methods.load, str(private))
+    private.write_text("import no_such_module_here")
+    assert "no_such_module_here" in message(methods.load, f"{private}:Tail")
+
+
+def install(folder, monkeypatch, entry):
+    """Lay out what an installed package with one entry point looks like."""
+    (folder / "their_package.py").write_text(textwrap.dedent(PRIVATE))
+    info = folder / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[harness.methods]\n{entry}\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "their_package", raising=False)
+
+
+def test_entry_point(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "tail = their_package:Tail")
+    assert methods.names()[-1] == "tail"
+    assert methods.load("tail", skip=1).select(Tokens(torch.rand(5, 2), [(1, 1, 5)]), 2).kept.tolist() == [2, 3]
+    assert "did you mean 'tail'?" in message(methods.load, "tial")
+
+
+def test_entry_point_that_does_not_import(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "tail = no_such_module_here:Tail")
+    assert "no_such_module_here" in message(methods.load, "tail")
+
+
+def test_entry_point_may_not_take_a_built_in_name(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "idpruner = their_package:Tail")
+    assert "more than once" in message(methods.load, "idpruner")
+    assert methods.names().count("idpruner") == 1
+
+
+def test_facts_follow_from_needs():
+    class Inside(Method):
+        needs = frozenset({Signal.LLM})
+        layer = 2
+
+        def _select(self, tokens, k, generator):
+            return Selection(kept=torch.arange(k))
+
+    class OnAttention(Inside):
+        needs = frozenset({Signal.VIT_ATTENTION})
+
+    facts = [(m.stage, m.flash_compatible, m.servable) for m in (methods.load("idpruner"), Inside(), OnAttention())]
+    assert facts == [("input", True, True), ("layer:2", False, False), ("input", False, False)]
+    assert Inside().name == "inside"
+    assert OnAttention().name == "onattention"
