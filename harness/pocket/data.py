@@ -1,6 +1,7 @@
-"""Draw the pocket suite: `python -m harness.pocket.data` writes `tasks/data/*.parquet` from seeds never used in training.
+"""Draw the pocket suite: `python -m harness.pocket.data` writes `tasks/data/*.parquet`.
 
-Every answer is balanced, so that chance is known: the picture blanked scores about 1/2 on yes/no and order, 1/4 on options.
+Its seeds are never used in training. Answers are balanced, so that chance is known: 1/2 on yes/no and on order, 1/4 on
+options, 1/5 on counts.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ def vega_tables() -> list[list[int]]:
         series += [list(row) for row in by_year[column].mean().unstack().to_numpy()]
     series += [list(cars["Horsepower"].dropna()[i : i + 4]) for i in range(0, 160, 4)]
     tables = [[round(float(v)) for v in row if pd.notna(v)] for row in series]
-    return [row for row in tables if 3 <= len(row) <= 5 and len(set(row)) == len(row) and 0 < min(row) <= max(row) < 1000]
+    return [
+        row for row in tables if 3 <= len(row) <= 5 and len(set(row)) == len(row) and 0 < min(row) <= max(row) < 1000
+    ]
 
 
 def vega() -> list[tuple[Scene, Question]]:

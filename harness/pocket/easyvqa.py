@@ -1,4 +1,4 @@
-"""easy-VQA (PyPI package `easy-vqa`, MIT): 64-px pictures of one shape, by others; its train and test splits as scenes."""
+"""easy-VQA (PyPI package `easy-vqa`, MIT): 64-px pictures of one shape, by others; both its splits as scenes."""
 
 from __future__ import annotations
 
@@ -52,12 +52,9 @@ def _words(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
     """Colour and shape, where the questions and answers give them away."""
     found = {answer for _, answer in pairs if answer in COLORS or answer in SHAPES}
     for text, answer in pairs:
-        positive = (answer == "yes") != (" not " in text or " no " in text)
-        named = {w for w in text.rstrip("?").split() if w in COLORS or w in SHAPES}
-        if positive and answer in ("yes", "no"):
-            found |= named
-        elif answer not in ("yes", "no"):
-            found |= named
+        denied = " not " in text or " no " in text
+        if answer not in ("yes", "no") or (answer == "yes") != denied:
+            found |= {w for w in text.rstrip("?").split() if w in COLORS or w in SHAPES}
     return tuple(sorted(found))
 
 

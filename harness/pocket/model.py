@@ -11,7 +11,12 @@ SCORER_HIDDEN = 96
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """Randomly initialised pocket model: 4 ViT layers (windows, full attention in 1 and 3) and 5 decoder layers."""
-    ids = tokenizer.convert_tokens_to_ids
+
+    def ids(token: str) -> int:
+        found = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(found, int)
+        return found
+
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

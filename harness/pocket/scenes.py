@@ -1,15 +1,16 @@
 """Scenes of the pocket suite: pictures drawn from a seed, with their questions and with what lies where.
 
-Every scene knows its `marks`: boxes with the words that name them. They are the dense target of the vision tower (for each
-28-pixel token, which words lie there), and are never shown to the language model or used at evaluation.
+Every scene knows its `marks`: boxes with the words that name them. They are the dense target of the vision tower (for
+each 28-pixel token, which words lie there), and are never shown to the language model or used at evaluation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -57,7 +58,7 @@ def _pick(rng: Rng, items: tuple | list, n: int | None = None) -> list:
     return [items[i] for i in idx]
 
 
-def _one(rng: Rng, items: tuple | list):  # noqa: ANN202 - element of whatever list came
+def _one(rng: Rng, items: Sequence[Any]) -> Any:
     return items[int(rng.integers(len(items)))]
 
 
@@ -89,9 +90,7 @@ def _polygon(points: list[tuple[float, float]]) -> Callable:
 
 def _star_points() -> list[tuple[float, float]]:
     radii = (1.0, 0.42)
-    return [
-        (radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)
-    ]
+    return [(radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)]
 
 
 def _circle(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> None:
@@ -146,7 +145,9 @@ class Thing:
         return Mark(box, (self.color, self.shape), ("object",), t)
 
 
-def place(rng: Rng, width: int, height: int, kinds: list[tuple[str, str]], low: int = 18, high: int = 36) -> list[Thing]:
+def place(
+    rng: Rng, width: int, height: int, kinds: list[tuple[str, str]], low: int = 18, high: int = 36
+) -> list[Thing]:
     """Things of the given (color, shape) kinds, none overlapping; kinds that no longer fit are left out."""
     things: list[Thing] = []
     for color, shape in kinds:
@@ -194,7 +195,8 @@ def existence_questions(rng: Rng, things: list[Thing]) -> list[Question]:
     no = _one(rng, hard) if hard and rng.random() < 0.5 else _one(rng, absent)
     yes = _one(rng, sorted(present))
     return [
-        Question("existence", f"Is there a {c} {s} in the image?", answer) for (c, s), answer in ((yes, "yes"), (no, "no"))
+        Question("existence", f"Is there a {c} {s} in the image?", answer)
+        for (c, s), answer in ((yes, "yes"), (no, "no"))
     ]
 
 
@@ -327,10 +329,10 @@ def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
         length = 14 + (width - 30 - room if lying else height - 60) * value / top
         length = min(length, (width - 14 - room) if lying else (height - 46))
         if lying:
-            box = (8, middle - half, 8 + length, middle + half)
+            box = (8.0, middle - half, 8 + length, middle + half)
             x, y = 8 + length + 2, middle
         else:
-            box = (middle - half, height - 8 - length, middle + half, height - 8)
+            box = (middle - half, height - 8 - length, middle + half, height - 8.0)
             x, y = middle - PITCH * len(str(value)) / 2, height - 8 - length - 18
         draw.rectangle(box, fill=_shade(rng, color))
         rank = ("highest",) if value == top else ("lowest",) if value == min(values) else ()
@@ -388,7 +390,7 @@ KINDS: dict[str, Callable[[Rng], Scene]] = {
 
 
 def dense_targets(scene: Scene, words: dict[str, int]) -> np.ndarray:
-    """[N, len(words)] 0/1: token (t, row, column) carries the words of each mark that covers it enough or centres in it."""
+    """[N, len(words)] 0/1: a token (t, row, column) carries the words of marks that cover it enough or centre in it."""
     width, height = scene.frames[0].size
     steps, rows, columns = max(1, len(scene.frames) // 2), height // TOKEN, width // TOKEN
     target = np.zeros((steps, rows, columns, len(words)), dtype=np.float32)

@@ -1,8 +1,8 @@
 """Train the pocket model from nothing: `python -m harness.pocket.train [--work DIR] [--stage vision|language|scorer]`.
 
-1. vision: the tower names what lies at each 28-px token. Targets are words, scored against the rows of the language model's
-   own (still random) embedding table, so that a visual token starts out as the sum of the words that describe it.
-2. language: the tower is frozen, its tokens are computed once; the decoder learns to answer, many questions behind a picture.
+1. vision: the tower names what lies at each 28-px token. Targets are words, scored against the rows of the language
+   model's own (still random) embedding table, so that a visual token starts as the sum of the words that describe it.
+2. language: the tower is frozen, its tokens are computed once; the decoder learns to answer, many questions a picture.
 3. scorer: the model is frozen; a VisionSelector scorer learns which tokens the answers need (arXiv 2510.16598).
 
 Seeds are fixed, every stage writes checkpoints and goes on from the last one.
@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,8 @@ class Trainer:
         self.work, self.device = work, torch.device(device)
         self.processor = build_processor()
         self.tokenizer = self.processor.tokenizer
-        self.model = build_model(self.tokenizer).to(self.device)
+        model: Any = build_model(self.tokenizer)
+        self.model: Any = model.to(self.device)
         embedding = self.model.get_input_embeddings()
         # Rows of about unit norm: a visual token, the sum of a few of them, then lives on the scale of words.
         torch.nn.init.normal_(embedding.weight, std=embedding.weight.shape[1] ** -0.5)
@@ -116,7 +118,7 @@ class Trainer:
         use_grouped_attention(self.model.model.language_model)
         self.labels = {word: i for i, word in enumerate(label_words())}
         rows = [self.tokenizer.convert_tokens_to_ids(token_of(word)) for word in self.labels]
-        assert len(set(rows)) == len(rows) and self.tokenizer.unk_token_id not in rows
+        assert len({*rows, self.tokenizer.unk_token_id}) == len(rows) + 1, "a label word is not one token of its own"
         self.label_rows = torch.tensor(rows, device=self.device)
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
 
@@ -157,14 +159,14 @@ class Trainer:
         for kind in KINDS:
             scenes = [scene_at(kind, PROBE_SEED, i) for i in range(24)]
             target = torch.from_numpy(np.concatenate([dense_targets(s, self.labels) for s in scenes])).bool()
-            found = (10 * torch.cat(self.encode(scenes)) @ table.T + bias).cpu() > 1.4  # logit of 0.8: undoes the weight
+            found = (
+                10 * torch.cat(self.encode(scenes)) @ table.T + bias
+            ).cpu() > 1.4  # logit of 0.8: undoes the weight
             for name, part in groups.items():
                 hit[name] += float((found & target)[:, part].sum())
                 false[name] += float((found & ~target)[:, part].sum())
                 all_[name] += float(target[:, part].sum())
-        return " ".join(
-            f"{n} {hit[n] / max(1, all_[n]):.2f}/{hit[n] / max(1, hit[n] + false[n]):.2f}" for n in groups
-        )
+        return " ".join(f"{n} {hit[n] / max(1, all_[n]):.2f}/{hit[n] / max(1, hit[n] + false[n]):.2f}" for n in groups)
 
     # ----------------------------------------------------------------------------------------------- 2. language
 
@@ -244,7 +246,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- 3. scorer
 
     def train_scorer(self, steps: int, size: int, batch: int = 24) -> None:
-        """VisionSelector's recipe: soft mask on the visual tokens, answers plus a term that drives the mask to 0 or 1."""
+        """VisionSelector's recipe: a soft mask on the visual tokens; answers, and a term that drives it to 0 or 1."""
         self.load("vision")
         self.load("language")
         self.model.requires_grad_(False)

@@ -6,6 +6,8 @@ rows of one embedding table. Digits and capitals stay single characters, because
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
@@ -30,7 +32,7 @@ _TEMPLATE_WORDS = """
 what What which Which is Is there are How many in the The image of a an and or with Answer option letter color shape
 written value bar bars appears appear before after first second yes no Yes No one word number s does contain not present
 circles rectangles triangles stars crosses rings diamonds arrows objects document chart video user assistant system
-""".split()
+""".split()  # noqa: SIM905 (easier to read and to extend as words)
 SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -85,7 +87,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<unk>",
-        extra_special_tokens=list(SPECIALS[3:]) + ["<|im_start|>"],
+        extra_special_tokens=[*SPECIALS[3:], "<|im_start|>"],
         model_input_names=["input_ids", "attention_mask"],
         padding_side="left",
     )
@@ -94,7 +96,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> Qwen2_5_VLProcessor:
     """Stock Qwen2.5-VL processor (14-px patches, 2x2 merge, 2-frame temporal patches) with the pocket tokenizer."""
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    vision = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
+    vision: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision),
         tokenizer=build_tokenizer(),
