@@ -1,0 +1,25 @@
+"""Model families: where a model's visual tokens are, how signals about them are read, and how they are cut."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.models.base import Adapter
+
+# model_type of the configuration -> module:class
+FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL"}
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """Return the adapter of the family that `model` belongs to."""
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"no adapter for {type(model).__name__} (model_type {family!r}); supported families: {known}")
+    module, _, name = FAMILIES[family].partition(":")
+    adapter: Adapter = getattr(import_module(module), name)(model)
+    return adapter

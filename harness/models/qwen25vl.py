@@ -1,0 +1,152 @@
+"""Qwen2.5-VL: visual tokens of 28 x 28 pixels, M-RoPE position triples, images and videos in one sequence."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.base import Adapter, Grid, Layout, cached_length
+from methods.base import Signal
+
+KINDS = {"image": 1, "video": 2}
+NO_IDS = "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds"
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class Qwen25VL(Adapter):
+    """`Qwen2_5_VLForConditionalGeneration`, cut between the scattering of the visual tokens and decoder layer 0."""
+
+    family = "qwen2_5_vl"
+    supplies: ClassVar[frozenset[Signal]] = frozenset({Signal.IMPORTANCE})
+    targets: ClassVar[Mapping[str, str]] = {
+        "multimodal": "model",
+        "vision": "model.visual",
+        "decoder": "model.language_model",
+        "first_layer": "model.language_model.layers.0",
+    }
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        # generate() encodes first and then passes the encoder's output on without its grids.
+        self._encoded: list[tuple[weakref.ref[Any], Tensor]] = []
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of a visual token at the entry of the language model."""
+        return int(self._config.get_text_config().hidden_size)
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    def has_visuals(self, call: Mapping[str, Any]) -> bool:
+        """True if images or videos come along, or placeholders in a prompt (a decoded placeholder is just a token)."""
+        encoded = call.get("mm_encoder_outputs") or {}
+        if any(call.get(PIXELS[kind]) is not None or encoded.get(kind) is not None for kind in KINDS):
+            return True
+        ids = call.get("input_ids")
+        if cached_length(call.get("past_key_values")):
+            return False
+        if ids is None:
+            raise ValueError(NO_IDS)
+        return bool(self._kinds(ids).any())
+
+    def saw_vision(self, call: Mapping[str, Any], output: Any) -> None:
+        """Remember the grids of what the vision tower just encoded."""
+        self._encoded = [(ref, grids) for ref, grids in self._encoded if ref() is not None]
+        self._encoded.append((weakref.ref(output), call["grid_thw"]))
+
+    def layout(self, call: Mapping[str, Any]) -> Layout:
+        """Find the placeholders of images and videos and lay the grids over them, in order of appearance."""
+        ids = call.get("input_ids")
+        if ids is None:
+            raise ValueError(NO_IDS)
+        if cached_length(call.get("past_key_values")):
+            raise ValueError(
+                "an image after a cached prefix cannot be pruned: pass the whole conversation without past_key_values "
+                "and without prefill_chunk_size"
+            )
+        if call.get("mm_encoder_outputs") and call.get("use_cache") is False:
+            raise ValueError("generate(use_cache=False) would prune anew for every token: leave the cache on")
+        kinds = self._kinds(ids)
+        grids = {kind: self._grids(kind, call) for kind in KINDS}
+        copies = _copies(kinds, grids)
+        per_prompt = _per_prompt(kinds[::copies].cpu(), grids)
+        return Layout(visual=kinds > 0, grids=per_prompt, copies=copies)
+
+    def positions(self, call: Mapping[str, Any]) -> Tensor:
+        """Return the M-RoPE triples [3, B, S] of the full sequence."""
+        states, ids = call["inputs_embeds"], call.get("position_ids")
+        batch, length = states.shape[:2]
+        if ids is None:  # what the model itself falls back to
+            ids = torch.arange(length, device=states.device).view(1, 1, -1)
+        elif ids.ndim == 2:
+            ids = ids.unsqueeze(0)
+        elif len(ids) == 4:
+            # generate() puts 1-D text positions in front, which only serve to find packed sequences by their jumps.
+            # Without dropped rows they would jump, so they are left out once it is sure that nothing is packed.
+            if call.get("attention_mask") is None and bool((ids[0].diff(dim=-1) != 1).any()):
+                raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
+            ids = ids[1:]
+        return ids.expand(3, batch, length)
+
+    def _kinds(self, ids: Tensor) -> Tensor:
+        """Return [B, S]: 1 where a placeholder of an image stands, 2 for a video, else 0."""
+        image, video = ids == self._config.image_token_id, ids == self._config.video_token_id
+        return image.to(torch.int8) * KINDS["image"] + video.to(torch.int8) * KINDS["video"]
+
+    def _grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid]:
+        """Return (t, h, w) in merged tokens of every image (or video) of the batch."""
+        given = call.get(f"{kind}_grid_thw")
+        encoded = (call.get("mm_encoder_outputs") or {}).get(kind)
+        if given is None and encoded is not None:
+            given = next((grids for ref, grids in self._encoded if ref() is encoded), None)
+            if given is None:
+                raise ValueError(f"{kind}s were encoded outside the prune block: pass {kind}_grid_thw along with them")
+        if given is None:
+            return []
+        merge = int(self._config.vision_config.spatial_merge_size)
+        return [(t, h // merge, w // merge) for t, h, w in given.tolist()]
+
+
+def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
+    """Return how many consecutive rows of `kinds` [B, S] were made of each prompt for beams or several answers."""
+    found = set()
+    for kind, code in KINDS.items():
+        tokens, covered = int((kinds == code).sum()), sum(t * h * w for t, h, w in grids[kind])
+        if tokens == covered == 0:
+            continue
+        if not covered or not tokens or tokens % covered:
+            raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids[kind]} cover {covered}")
+        found.add(tokens // covered)
+    copies = found.pop() if len(found) == 1 else 0
+    if not copies or len(kinds) % copies or not torch.equal(kinds, kinds[::copies].repeat_interleave(copies, dim=0)):
+        raise ValueError("the images and videos do not fit the prompts: their tokens are not covered once by the grids")
+    return copies
+
+
+def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> list[list[Grid]]:
+    """Deal the grids out to the prompts `kinds` [B, S] in the order in which their placeholders appear."""
+    queues = {code: iter(grids[kind]) for kind, code in KINDS.items()}
+    names = {code: kind for kind, code in KINDS.items()}
+    dealt = []
+    for row in kinds:
+        where = row.nonzero().squeeze(1)
+        codes, mine, start = row[where], [], 0
+        while start < len(where):
+            code = int(codes[start])
+            grid = next(queues[code], None)
+            end = start + (grid[0] * grid[1] * grid[2] if grid else 1)
+            block = where[start:end]
+            if grid is None or end > len(where) or int(block[-1] - block[0]) != end - start - 1:
+                raise ValueError(f"{names[code]} tokens do not form a block of their grid (t, h, w) = {grid}")
+            if not bool((codes[start:end] == code).all()):
+                raise ValueError(f"{names[code]} tokens of grid {grid} are mixed with those of another kind")
+            mine.append(grid)
+            start = end
+        dealt.append(mine)
+    return dealt

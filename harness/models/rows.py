@@ -1,0 +1,65 @@
+"""Cutting rows out of a padded batch: which rows stay, in which order, and what the attention mask becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a batch [B, S] that stay, padded to the longest sample with L rows."""
+
+    index: Tensor  # [B, L] rows of the old batch
+    mask: Tensor | None  # [B, L] True on rows that are no padding; None if there is no padding
+
+    def gather(self, states: Tensor) -> Tensor:
+        """Take the rows of `states` [B, S, D]; padding becomes zero."""
+        index = self.index.to(states.device)
+        taken = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+        return taken if self.mask is None else taken * self.mask.to(taken).unsqueeze(-1)
+
+    def gather_positions(self, positions: Tensor) -> Tensor:
+        """Take the rows of `positions` [R, B, S], R coordinates per token."""
+        index = self.index.to(positions.device)
+        return positions.gather(2, index.expand(len(positions), -1, -1))
+
+
+def remaining(stay: Tensor, valid: Tensor) -> Rows:
+    """Keep the rows `stay` [B, S], on the side on which `valid` [B, S] shows that the batch was aligned."""
+    length = int(stay.sum(1).max())
+    # A stable sort of booleans moves what goes to one end and leaves the order of what stays.
+    if bool(valid[:, -1].all()):
+        index = stay.int().argsort(dim=1, stable=True)[:, -length:]
+    else:
+        index = (~stay).int().argsort(dim=1, stable=True)[:, :length]
+    mask = stay.gather(1, index)
+    return Rows(index=index, mask=None if bool(mask.all()) else mask)
+
+
+def averaged(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
+    """Mean [K, D] of the rows of `features` [N, D] that each kept row owns; `owner` [N] are rows of `kept` [K]."""
+    sums = torch.zeros(len(kept), features.shape[1], dtype=torch.float32, device=features.device)
+    sums = sums.index_add(0, owner, features.float())
+    counts = torch.bincount(owner, minlength=len(kept)).unsqueeze(1)
+    if bool((counts == 0).any()):
+        raise ValueError("the method merges, but a kept token owns no token, not even itself")
+    return (sums / counts).to(features.dtype)
+
+
+def entering(states: Tensor, mask: object) -> list[int]:
+    """Count the rows of each sample that a decoder layer receives: `states` [B, L, D] and its own attention mask.
+
+    The mask may be None, [B, L] (flash attention), or [B, 1, L, L], boolean or additive (sdpa and eager).
+    """
+    batch, length = states.shape[:2]
+    if not isinstance(mask, Tensor):
+        return [length] * batch
+    if mask.ndim == 4:
+        # A row attends to itself exactly if it is no padding.
+        mask = mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        mask = mask if mask.dtype == torch.bool else mask == 0
+    counts = mask.bool().sum(-1).tolist()
+    return counts * batch if len(counts) == 1 else counts

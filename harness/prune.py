@@ -1,0 +1,124 @@
+"""`prune`: any supported transformers model, with a share of its visual tokens, for the length of a `with` block."""
+
+# The package exports the function of this name, so this module must stay importable without torch.
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods.budget import Budget
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from methods.base import Method, Selection
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was kept of one sample."""
+
+    n: int  # visual tokens before
+    k: int  # visual tokens after
+    kept: list[int]  # their indices among the n, ascending
+    grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
+
+
+class Pruning:
+    """Handle of a running `prune` block: what was kept, and the seed of methods that draw at random."""
+
+    def __init__(self, method: Method, budget: Budget, scorer: nn.Module | None, seed: int) -> None:
+        import torch
+
+        self.method = method
+        self.budget = budget
+        self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
+        self._scorer = scorer
+        self._generator = torch.Generator()
+        self._seeds: list[int] = []
+        self.seed(seed)
+
+    def take(self) -> list[Kept]:
+        """Return the records since the last call and forget them."""
+        taken = list(self.records)
+        self.records.clear()
+        return taken
+
+    def seed(self, value: int | Sequence[int]) -> None:
+        """Start the random numbers afresh: one seed from here on, or one for each of the next samples."""
+        if isinstance(value, int):
+            self._seeds.clear()
+            self._generator.manual_seed(value)
+        else:
+            self._seeds = list(value)
+
+    def select(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Selection:
+        """Choose among the visual tokens `features` [N, D] of one sample."""
+        import torch
+
+        from methods.base import Signal, Tokens
+
+        if self._seeds:
+            self._generator.manual_seed(self._seeds.pop(0))
+        n = len(features)
+        k = self.budget.count(n)
+        importance = None
+        if Signal.IMPORTANCE in self.method.needs and k < n and self._scorer is not None:
+            with torch.no_grad():
+                importance = self._scorer(features.detach())
+        tokens = Tokens(features=features.detach(), grids=list(grids), importance=importance)
+        return self.method.select(tokens, k, self._generator)
+
+
+@contextmanager
+def prune(
+    model: nn.Module,
+    method: str | Method,
+    *,
+    keep: float | None = None,
+    tokens: int | None = None,
+    scorer: str | Path | nn.Module | None = None,
+    seed: int = 0,
+    **params: Any,
+) -> Iterator[Pruning]:
+    """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
+
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
+        processor = AutoProcessor.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
+        inputs = processor(text=[prompt], images=[image], return_tensors="pt")
+        with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=0.5) as pruning:
+            print(processor.batch_decode(model.generate(**inputs, max_new_tokens=64)), pruning.records)
+
+    Args:
+        model: a model of a supported family, as transformers loads it.
+        method: name from `methods.names()`, `path/to/file.py:Class`, or an instance.
+        keep: share of each sample's visual tokens to keep, in (0, 1].
+        tokens: number of visual tokens to keep of each sample; give this or `keep`.
+        scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
+            scorer; by default the one that came with the model's weights.
+        seed: of methods that draw at random.
+        params: parameters of the method, if it is given by name.
+    """
+    from harness.models import adapter_for
+    from harness.models.session import Session
+
+    budget = Budget(keep=keep, tokens=tokens)
+    chosen = _method(method, params)
+    adapter = adapter_for(model)
+    adapter.check_signals(chosen)
+    pruning = Pruning(chosen, budget, adapter.scorer_for(chosen, scorer), seed)
+    with Session(adapter, pruning).attached():
+        yield pruning
+
+
+def _method(method: str | Method, params: dict[str, Any]) -> Method:
+    import methods
+
+    if isinstance(method, str):
+        return methods.load(method, **params)
+    if params:
+        raise ValueError(f"{method.name} is already an instance: set {', '.join(params)} on it, not in prune()")
+    return method

@@ -1,0 +1,114 @@
+"""A tiny random Qwen2.5-VL with tokenizer and processor, built in memory, for tests that need no real weights."""
+
+from pathlib import Path
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+HIDDEN = 64
+VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN,
+    "window_size": 56,
+    "fullatt_block_indexes": [1],
+    "initializer_range": 0.3,
+}
+SPECIALS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}" + IMAGE + "{% elif part['type'] == 'video' %}" + VIDEO + "{% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Qwen2Tokenizer:
+    """One token a byte, and the special tokens of Qwen2.5-VL."""
+    vocab = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+    return Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=SPECIALS,
+        padding_side="left",
+    )
+
+
+def tiny_processor() -> Qwen2_5_VLProcessor:
+    """A processor whose images become 4 to 64 visual tokens of 28 pixels a side."""
+    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
+    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**patches, **pixels),
+        tokenizer=tiny_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_qwen(
+    dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights, large enough that what the model answers depends on what it sees."""
+    ids = tiny_tokenizer().convert_tokens_to_ids
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 512,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
+            "bos_token_id": None,
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+            "initializer_range": 0.3,
+        },
+        vision_config=VISION,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    config._attn_implementation = attn
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
+    model.generation_config.eos_token_id = ids("<|im_end|>")
+    model.generation_config.pad_token_id = ids("<|endoftext|>")
+    return model
+
+
+def tiny_folder(tmp_path: Path, seed: int = 0) -> Path:
+    """Write model and processor as a local checkpoint folder."""
+    folder = tmp_path / "tiny-qwen2.5-vl"
+    tiny_qwen(seed=seed).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
