@@ -1,0 +1,32 @@
+# make demo: install into .venv and run the main job.   make test: linters and tests.   make clean: remove what both made.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test clean
+
+demo: .venv/.installed
+	$(BIN)/python -m harness
+
+# Two test processes share the cores; torch with more threads than cores is many times slower.
+test: export OMP_NUM_THREADS = 1
+test: .venv/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadfile
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -qq -e .
+	touch $@
+
+.venv/.installed-test: pyproject.toml .venv/.installed | .venv/bin/python
+	$(BIN)/pip install -qq -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,152 @@
+"""Where a model's files are (a local folder, the package itself, the Hugging Face Hub), and whether they are whole."""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.config import SHIPPED, ModelConfig, shipped
+from harness.errors import UserError, one_line
+
+HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two
+WHOLE_HASH = 64 << 20  # larger files are identified by size, head and tail
+SAMPLE = 1 << 20
+_IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
+
+
+def check(model: ModelConfig) -> Path | None:
+    """The local folder of a model, or None if it has to be downloaded and the Hub answers; UserError otherwise."""
+    name = model.pretrained
+    folder = shipped(name)
+    if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or name.count("/") != 1:
+        check_folder(folder)
+        return folder
+    cached = _cached(name, model.revision)
+    if cached is None:
+        _check_hub(name, model.revision)
+    return cached
+
+
+def fetch(model: ModelConfig) -> Path:
+    """The folder that holds a model's files, downloaded into the Hub's cache where needed."""
+    folder = check(model)
+    if folder is None:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model.pretrained, revision=model.revision))
+        check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """UserError names the first file that is missing or cut short."""
+    if not folder.is_dir():
+        raise UserError(f"no model folder at {folder}: pass a Hub id or a local folder as model.pretrained=/path")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a model folder: config.json is missing")
+    for names in (("processor_config.json", "preprocessor_config.json"), ("tokenizer_config.json",)):
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"{folder} lacks {' or '.join(names)}: save the processor beside the weights")
+    for shard in _shards(folder):
+        _check_safetensors(shard)
+
+
+def fingerprint(path: Path, skip: str = "") -> str:
+    """Digest of a model's (or scorer's) files by content, not by place; sub-folder `skip` is left out."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        relative = file.relative_to(path) if file != path else Path(file.name)
+        if file.suffix in _IDENTIFYING and relative.parts[0] != (skip or None):
+            digest.update(f"{relative}\0{file.stat().st_size}\0{content_digest(file)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def content_digest(file: Path) -> str:
+    """Digest of one file; a large one by its size, head and tail."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= WHOLE_HASH:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        head = stream.read(SAMPLE)
+        stream.seek(size - SAMPLE)
+        return hashlib.sha256(head + stream.read()).hexdigest()
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise UserError(f"no weight file in {folder}: expected model.safetensors or its shards with an index")
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"missing weight file {shard}: the index names it; copy it there or download again")
+    return shards
+
+
+def _check_safetensors(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        if not 0 < header_size <= size - 8:
+            raise UserError(f"weight file {path} is not a safetensors file (a Git LFS pointer?): download it again")
+        header = json.loads(stream.read(header_size))
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    if 8 + header_size + end > size:
+        raise UserError(f"weight file {path} is cut short: {size} of {8 + header_size + end} bytes; copy it again")
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    try:
+        check_folder(Path(config).parent)
+    except UserError:
+        return None  # an interrupted download: the Hub has to complete it
+    return Path(config).parent
+
+
+def _check_hub(repo: str, revision: str | None) -> None:
+    where_else = "point to a local folder: model.pretrained=/path"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError(f"cannot reach the Hub for {repo} (HF_HUB_OFFLINE is set), nor is it cached; {where_else}")
+
+    def ask() -> None:
+        from huggingface_hub import HfApi
+
+        HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+
+    error = _within(HUB_TIMEOUT, ask)
+    if error is not None:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        if isinstance(error, GatedRepoError | RepositoryNotFoundError | RevisionNotFoundError):
+            raise UserError(f"the Hub has no accessible {repo} ({one_line(error)[:80]}); {where_else}")
+        raise UserError(f"cannot reach the Hub for {repo} ({type(error).__name__}), nor is it cached; {where_else}")
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> BaseException | None:
+    """The error of `call`, TimeoutError if it takes longer, None if it succeeds; name look-ups have no other limit."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:  # handed to the caller, who decides
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        return TimeoutError()
+    return errors[0] if errors else None

@@ -1,0 +1,130 @@
+"""Choices that need no file in conf/: third-party and private methods, single lmms-eval tasks, lists of tasks."""
+
+import os
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+
+import methods
+from harness.cli import did_you_mean, parse
+from harness.config import TasksConfig, shipped
+from harness.errors import UserError
+
+POCKET_TASKS = "harness://pocket/tasks"
+_TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
+
+
+def register(overrides: list[str]) -> list[str]:
+    """Make `method=`, `model=` and `tasks=` resolvable; returns the overrides with composite choices renamed."""
+    parsed = parse(overrides)
+    given = {str(o.key_or_group): None if o.is_sweep_override() else o.value() for o in parsed}
+    resolve = {"method": _method, "model": _model, "tasks": _tasks}
+    result = []
+    for override in parsed:
+        group = override.key_or_group
+        if group in resolve and not override.is_delete():
+            values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+            result.append(f"{group}=" + ",".join(resolve[group](value, given) for value in values))
+        else:
+            result.append(str(override.input_line))
+    return result
+
+
+def check_tasks(tasks: TasksConfig) -> None:
+    """UserError unless every task is known to lmms-eval, to the shipped suite or to `tasks.include`."""
+    if tasks.include is not None and not shipped(tasks.include).is_dir():
+        raise UserError(f"no folder at tasks.include={tasks.include}: pass the folder of the lmms-eval task files")
+    local = task_files(shipped(tasks.include)) if tasks.include else {}
+    for name in tasks.metrics:
+        if name not in local and name not in lmms_eval_tasks():
+            raise UserError(f"unknown task {name}: {did_you_mean(name, {*local, *lmms_eval_tasks()})}")
+
+
+@cache
+def task_files(folder: Path) -> dict[str, Path]:
+    """Task name -> yaml file for every lmms-eval task below `folder`; read as text: importing lmms-eval is slow."""
+    found = {}
+    for root, _, files in os.walk(folder):
+        for file in sorted(files):
+            if file.endswith(".yaml"):
+                path = Path(root, file)
+                match = _TASK_LINE.search(path.read_text(encoding="utf-8"))
+                if match:
+                    found[match[1]] = path
+    return found
+
+
+def lmms_eval_tasks() -> dict[str, Path]:
+    """The tasks that come with lmms-eval."""
+    spec = find_spec("lmms_eval")
+    if spec is None or spec.origin is None:
+        raise UserError("lmms-eval is not installed: pip install -e .")
+    return task_files(Path(spec.origin).parent / "tasks")
+
+
+def _conf(*parts: str) -> Path:
+    spec = find_spec("conf")
+    if spec is None or spec.origin is None:
+        raise UserError("the configuration package conf is not installed: pip install -e .")
+    return Path(spec.origin).parent.joinpath(*parts)
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in _conf(group).glob("*.yaml"))
+
+
+def _model(value: Any, given: dict[str, Any]) -> str:
+    if value not in _options("model"):
+        hint = "; for a local folder keep model= and pass model.pretrained=FOLDER"
+        raise UserError(f"unknown model {value}: {did_you_mean(str(value), _options('model'))}{hint}")
+    return str(value)
+
+
+def _method(value: Any, given: dict[str, Any]) -> str:
+    name = str(value)
+    if name in _options("method"):
+        return name
+    option = name
+    if ".py" in name:
+        file, _, cls = name.partition(":")
+        if not Path(file).expanduser().is_file() or not cls:
+            raise UserError(f"no method at {name}: a private method is given as method=path/to/file.py:Class")
+        option = f"{Path(file).stem}-{cls}"
+    elif name not in methods.names():
+        raise UserError(f"unknown method {name}: {did_you_mean(name, {*methods.names(), *_options('method')})}")
+    # The class is not imported yet: its parameters are whatever is given, and checked when it is loaded.
+    params = {key.removeprefix("method."): None for key in given if key.startswith("method.")}
+    ConfigStore.instance().store(group="method", name=option, node={"name": name, **params})
+    return option
+
+
+def _tasks(value: Any, given: dict[str, Any]) -> str:
+    if isinstance(value, str) and value in _options("tasks"):
+        return value
+    names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    include = given.get("tasks.include")
+    pocket = task_files(shipped(POCKET_TASKS))
+    if include is None and any(name in pocket for name in names):
+        include = POCKET_TASKS
+    try:
+        check_tasks(TasksConfig(include=include, metrics=dict.fromkeys(names)))
+    except UserError as error:
+        if include is not None or len(names) > 1:
+            raise
+        known = {*_options("tasks"), *pocket, *lmms_eval_tasks()}
+        raise UserError(f"unknown tasks {names[0]}: {did_you_mean(names[0], known)}") from error
+    option = "-".join(names)
+    metrics = _published_metrics()
+    node = {"name": "+".join(names), "include": include, "metrics": {name: metrics.get(name) for name in names}}
+    ConfigStore.instance().store(group="tasks", name=option, node=node)
+    return option
+
+
+def _published_metrics() -> dict[str, str]:
+    pocket = yaml.safe_load(_conf("tasks", "pocket.yaml").read_text())["metrics"]
+    return {**yaml.safe_load(_conf("metrics.yaml").read_text()), **pocket}

@@ -1,0 +1,144 @@
+"""What every command shares: Hydra underneath, mistakes as one line with exit code 2, nothing left behind."""
+
+import atexit
+import difflib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError, one_line
+
+VERSION_BASE = "1.3"
+
+
+def command(
+    config_name: str,
+    task: Callable[[DictConfig], None],
+    check: Callable[[DictConfig], Any] | None = None,
+    prepare: Callable[[list[str]], list[str]] | None = None,
+) -> None:
+    """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
+
+    `prepare` may rewrite the command-line overrides (to register choices that have no file in conf/).
+    """
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
+    try:
+        parser = get_args_parser()
+        parser.error = fail  # type: ignore[method-assign]
+        args = parser.parse_intermixed_args()
+        overrides = prepare(args.overrides) if prepare else args.overrides
+        sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
+        if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
+            _check_jobs(config_name, overrides, args.multirun, check)
+        failures: list[UserError] = []
+        job = _one_job(task, failures)
+        hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name=config_name)(job)()
+    except (UserError, OmegaConfBaseException) as error:
+        fail(one_line(error))
+    if failures:
+        sys.exit(2)
+
+
+def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> Callable[[DictConfig], None]:
+    """`task`, which says what went wrong in one line and lets the other jobs of a sweep go on."""
+    here = os.getpid()
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except UserError as error:
+            if os.getpid() != here:
+                raise  # on a cluster the job itself has to fail
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            failures.append(error)
+
+    return job
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of `names` as a question, or all of them when none is near."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known: {', '.join(names)}" if len(names) <= 40 else f"none of the {len(names)} known names is near"
+
+
+def register_resolvers() -> None:
+    """Interpolations of conf/: `unless` is a default that another key switches off, `scratch` a throw-away folder."""
+    OmegaConf.register_new_resolver("unless", lambda other, value: value if other is None else None, replace=True)
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except HydraException as error:
+            raise UserError(f"cannot read the argument {text}: {one_line(error).split(' See ')[0]}") from error
+    return parsed
+
+
+def compose(config_name: str, overrides: list[str]) -> DictConfig:
+    """The configuration of one job; UserError names an unknown key or value in one line."""
+    register_resolvers()
+    try:
+        with hydra.initialize_config_module("conf", version_base=VERSION_BASE):
+            return hydra.compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error.__cause__, "full_key", None)
+        if overrides and key and "not in struct" in str(error.__cause__):
+            known = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
+            raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
+        cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
+        raise UserError(one_line(error) + cause) from error
+
+
+def _check_jobs(
+    config_name: str, overrides: list[str], multirun: bool, check: Callable[[DictConfig], Any] | None
+) -> None:
+    parsed = parse(overrides)
+    jobs = [[override.input_line or "" for override in parsed]]
+    if multirun:
+        jobs = BasicSweeper.split_arguments(parsed, None)[0]
+    for job in jobs:
+        cfg = compose(config_name, job)
+        if check:
+            check(cfg)
+
+
+def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in cfg:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
+            keys += _flat_keys(cfg._get_node(key), f"{prefix}{key}.")
+    return keys
+
+
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="harness-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,129 @@
+"""The configuration of a run, typed, and everything that can be found wrong with it before torch is imported."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError, one_line
+from methods.budget import Budget
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
+SHIPPED = "harness://"  # a path inside the installed package
+
+
+@dataclass
+class ModelConfig:
+    """A checkpoint and how it is loaded; pixel limits are per image or video frame."""
+
+    name: str = MISSING
+    pretrained: str = MISSING
+    revision: str | None = None
+    scorer: str | None = None
+    dtype: str = "bfloat16"
+    attn: str = "sdpa"
+    min_pixels: int = 200704
+    max_pixels: int = 1605632
+    max_frames: int = 32
+    batch_size: int = 1
+    device: str = "auto"
+
+
+@dataclass
+class TasksConfig:
+    """lmms-eval tasks, each with the metric that the tables show (None: the first that lmms-eval reports)."""
+
+    name: str = MISSING
+    include: str | None = None
+    metrics: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass
+class RunConfig:
+    """One method at one budget on one model and a set of tasks."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    keep: float | None = None
+    tokens: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    force: bool = False
+    runs: str = "results/runs"
+
+    @property
+    def pruned(self) -> bool:
+        """False for the unpruned model."""
+        return bool(self.method["name"] != "none")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The method's parameters, without its name."""
+        return {key: value for key, value in self.method.items() if key != "name"}
+
+    @property
+    def budget(self) -> Budget:
+        """How many visual tokens stay; all of them for the unpruned model."""
+        return Budget(keep=self.keep, tokens=self.tokens) if self.pruned else Budget(keep=1.0)
+
+
+def validate(cfg: DictConfig) -> RunConfig:
+    """Check a composed configuration and return it typed; UserError says in one line what to change."""
+    try:
+        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    assert isinstance(run, RunConfig)
+    if not isinstance(run.method.get("name"), str):
+        raise UserError("method.name is missing: the configuration of a method needs its name")
+    _check_budget(run)
+    _check_model(run.model)
+    if not run.tasks.metrics:
+        raise UserError("tasks.metrics is empty: name at least one task, as in tasks=pocket_existence")
+    for key, value in {"limit": run.limit, "model.batch_size": run.model.batch_size}.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key} must be at least 1, got {value}")
+    return run
+
+
+def shipped(path: str) -> Path:
+    """A path as a Path; `harness://x` lies inside the installed package."""
+    if path.startswith(SHIPPED):
+        return Path(__file__).parent / path.removeprefix(SHIPPED)
+    return Path(path).expanduser()
+
+
+def _check_budget(run: RunConfig) -> None:
+    if run.keep is not None and run.tokens is not None:
+        raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
+    if run.keep is None and run.tokens is None:
+        raise UserError("no budget: pass keep=0.25 (a share) or tokens=64 (a count)")
+    try:
+        Budget(keep=run.keep, tokens=run.tokens)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
+def _check_model(model: ModelConfig) -> None:
+    for key, value, allowed in (("dtype", model.dtype, DTYPES), ("attn", model.attn, ATTENTION_KERNELS)):
+        if value not in allowed:
+            raise UserError(f"model.{key} must be one of {', '.join(allowed)}, got {value}")
+    if model.attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attn=flash_attention_2 needs the flash extra (pip install -e '.[flash]'); try model.attn=sdpa"
+        )
+    if not 1 <= model.min_pixels <= model.max_pixels:
+        raise UserError(
+            f"model.min_pixels={model.min_pixels} must lie between 1 and model.max_pixels={model.max_pixels}"
+        )
+    if model.max_frames < 2:
+        raise UserError(f"model.max_frames must be at least 2, got {model.max_frames}")
+    if model.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
+    if model.scorer is not None and not shipped(model.scorer).exists():
+        raise UserError(f"no scorer at model.scorer={model.scorer}: pass a folder or file that exists")

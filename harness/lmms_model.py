@@ -1,0 +1,170 @@
+"""lmms-eval's view of a pruned model: a chat wrapper with a journal, for our command and lmms-eval's own alike."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from lmms_eval.utils import simple_parse_args_string
+from tqdm import tqdm
+
+from harness.inputs import Message, PixelLimits, messages_digest, to_inputs
+from harness.loading import Loaded, Pruner, from_flat
+from harness.prune import Kept
+from harness.store import Journal, digest
+
+MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question as the model sees it, and the key under which its answer is kept."""
+
+    key: str
+    task: str
+    doc_id: int
+    messages: list[Message]
+    generation: dict[str, Any]
+
+
+class PrunedModel(lmms):
+    """A model whose visual tokens are pruned while it answers lmms-eval's chat requests.
+
+    From lmms-eval's command line: `--model harness_qwen2_5_vl --model_args pretrained=...,method=idpruner,keep=0.25`,
+    and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
+    """
+
+    is_simple = False
+
+    def __init__(self, loaded: Loaded, pruner: Pruner, identity: dict[str, Any], journal: Journal | None = None):
+        super().__init__()
+        self.loaded = loaded
+        self.pruner = pruner
+        self.journal = journal
+        self.device = loaded.model.device
+        self._identity = digest(identity)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
+        """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
+        arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
+        return cls(*from_flat({**arguments, **simple_parse_args_string(arg_string)}))
+
+    def __repr__(self) -> str:
+        return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval would delete it after the first task."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered."""
+        raise NotImplementedError("tasks scored by log-likelihood are not supported: choose a task that generates")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered."""
+        raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer every request, in order; what the journal already holds is not generated again."""
+        results = []
+        with (
+            self.pruner.attach(self.loaded.model) as handle,
+            tqdm(total=len(requests), desc=self._title(requests)) as progress,
+        ):
+            for batch in self._batches(requests):
+                lines = self._journalled(batch)
+                if lines is None:
+                    lines, kept = self._answer(batch, handle)
+                    if self.journal:
+                        self.journal.add(lines, kept)
+                results += lines
+                progress.update(len(batch))
+        return [
+            GenerationResult(line["response"], TokenCounts(line["input_tokens"], line["output_tokens"]))
+            for line in results
+        ]
+
+    def _title(self, requests: list[Instance]) -> str:
+        tasks = {request.args[4] for request in requests}
+        return f"{self.pruner.label} {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'}"
+
+    def _batches(self, requests: list[Instance]) -> Iterator[list[Request]]:
+        """Cut the requests into batches by their order alone: a resumed run has to form the same ones."""
+        size = self.loaded.config.batch_size
+        for _, group in groupby(requests, key=lambda request: digest(request.args[2])):
+            block = list(group)
+            for start in range(0, len(block), size):
+                yield [self._request(instance) for instance in block[start : start + size]]
+
+    def _request(self, instance: Instance) -> Request:
+        _, doc_to_messages, generation, doc_id, task, split = instance.args
+        chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+        messages = [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
+        shown = messages_digest(messages)
+        key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
+        return Request(key, task, doc_id, messages, generation)
+
+    def _journalled(self, batch: list[Request]) -> list[dict[str, Any]] | None:
+        if self.journal is None or any(request.key not in self.journal.responses for request in batch):
+            return None
+        return [self.journal.responses[request.key] for request in batch]
+
+    @torch.inference_mode()
+    def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        config, processor, model = self.loaded.config, self.loaded.processor, self.loaded.model
+        limits = PixelLimits(config.min_pixels, config.max_pixels, config.max_frames)
+        inputs = to_inputs(processor, [request.messages for request in batch], limits).to(model.device)
+        seeds = [_seed(self.pruner.seed, request) for request in batch]
+        handle.seed(seeds)
+        torch.manual_seed(seeds[0])
+        output = model.generate(**inputs, **_generation(batch[0].generation, processor.tokenizer.pad_token_id))
+        shown = any(part["type"] != "text" for r in batch for message in r.messages for part in message["content"])
+        records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
+        if len(records) != len(batch):
+            raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        lengths = zip(inputs["attention_mask"].sum(1).tolist(), _lengths(answers, processor), strict=True)
+        names = [{"key": request.key, "task": request.task, "doc_id": request.doc_id} for request in batch]
+        lines = [
+            {**name, "response": text, "input_tokens": before, "output_tokens": after}
+            for name, text, (before, after) in zip(names, texts, lengths, strict=True)
+        ]
+        kept = [
+            {**name, "n": record.n, "k": record.k, "grids": [list(grid) for grid in record.grids], "kept": record.kept}
+            for name, record in zip(names, records, strict=True)
+        ]
+        return lines, kept
+
+
+def _seed(seed: int, request: Request) -> int:
+    """A seed of the sample's own, so that no answer depends on the order or on a restart."""
+    text = f"{seed} {request.task} {request.doc_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
+    """Arguments of `generate` from a task's `generation_kwargs`: greedy unless it asks for a temperature."""
+    temperature = task.get("temperature") or 0.0
+    sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
+    return {
+        "max_new_tokens": task.get("max_new_tokens", MAX_NEW_TOKENS),
+        "num_beams": task.get("num_beams", 1),
+        "do_sample": sample,
+        "temperature": temperature if sample else None,
+        "top_p": task.get("top_p") if sample else None,
+        "top_k": task.get("top_k") if sample else None,
+        "pad_token_id": pad_token_id,
+    }
+
+
+def _lengths(answers: torch.Tensor, processor: Any) -> list[int]:
+    """Tokens of each answer [B, T] without the padding after its end."""
+    padding = answers == processor.tokenizer.pad_token_id
+    trailing = padding.flip(1).long().cumprod(1).sum(1)
+    return [int(answers.shape[1] - n) for n in trailing.tolist()]

@@ -1,0 +1,142 @@
+"""One run: the unpruned baseline made or reused, then the pruned model, both in their folders."""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import checkpoint
+from harness.choices import task_files
+from harness.config import RunConfig, shipped
+from harness.errors import UserError, one_line
+from harness.evaluate import Suite
+from harness.loading import Identity, Loaded, Pruner, device_of, load, pruner_of
+from harness.store import RunFolder, digest, slug
+
+_last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one model in memory
+
+
+def run(config: RunConfig) -> tuple[RunFolder, RunFolder]:
+    """Complete the configured run and its baseline; returns both folders, the run first."""
+    weights = checkpoint.fetch(config.model)
+    identity = Identity(config, weights)
+    pruner = pruner_of(config, weights)
+    baseline = pruner_of(replace(config, method={"name": "none"}), weights)
+    wanted = [baseline, pruner] if config.pruned else [baseline]
+    folders = [_folder(config, identity, p) for p in wanted]
+    todo = [
+        (p, folder)
+        for p, folder in zip(wanted, folders, strict=True)
+        if not folder.done or (config.force and p is wanted[-1])
+    ]
+    if todo:
+        suite = Suite(config.tasks)
+        suite.check()
+        loaded = _model(config, identity)
+        _try_on(todo[-1][0], loaded)
+        for p, folder in todo:
+            _complete(config, p, folder, suite, loaded, identity)
+    return folders[-1], folders[0]
+
+
+def _try_on(pruner: Pruner, loaded: Loaded) -> None:
+    """A scorer of another width or an unsupported model shows here, before anything is written."""
+    try:
+        with pruner.attach(loaded.model):
+            pass
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
+def _complete(
+    config: RunConfig, pruner: Pruner, folder: RunFolder, suite: Suite, loaded: Loaded, identity: Identity
+) -> None:
+    from harness.lmms_model import PrunedModel
+
+    started = datetime.now(UTC)
+    force = config.force and folder.done
+    with folder.lock():
+        if folder.done and not force:
+            return  # another process of the sweep was faster
+        journal = folder.open(_about(config, pruner), force)
+        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal)
+        metrics = suite.run(model, config.limit, folder.path / "submissions")
+        metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), list(journal.kept.values()))
+        seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+        folder.finish(metrics, {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds})
+
+
+def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
+    tasks = config.tasks
+    include = shipped(tasks.include) if tasks.include else None
+    whole = {
+        **identity.answers(pruner),
+        "tasks": {
+            "metrics": tasks.metrics,
+            "limit": config.limit,
+            "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
+        },
+    }
+    name = f"{pruner.label}-{digest(whole)[:8]}"
+    return RunFolder(Path(config.runs) / slug(config.model.name) / slug(tasks.name) / name, whole)
+
+
+def _files_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return digest([[str(p.relative_to(folder)), checkpoint.content_digest(p)] for p in files])[:16]
+
+
+def _model(config: RunConfig, identity: Identity) -> Loaded:
+    key = digest(identity.model)
+    if not _last_loaded or _last_loaded[0][0] != key:
+        _last_loaded.clear()  # before the next one needs the memory
+        _last_loaded.append((key, load(config.model)))
+    return _last_loaded[0][1]
+
+
+def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean number of visual tokens per question before and after pruning, measured during prefill."""
+    means = {}
+    for task in tasks:
+        lines = [line for line in kept if line["task"] == task]
+        means[task] = {
+            "all": round(sum(line["n"] for line in lines) / max(len(lines), 1), 2),
+            "kept": round(sum(line["k"] for line in lines) / max(len(lines), 1), 2),
+        }
+    return means
+
+
+def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
+    """What `run.json` records beside the identity: the configuration, the machine, the code."""
+    device = device_of(config.model)
+    resolved = asdict(config)
+    resolved["method"] = {
+        "name": pruner.name,
+        **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
+    }
+    resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed)
+    return {
+        "method": slug(pruner.name),
+        "model": config.model.name,
+        "budget": pruner.budget.label,
+        "config": json.loads(json.dumps(resolved, default=str)),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "python": platform.python_version(),
+        "git": _git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this code runs from; None when it is an installed package."""
+    call = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        found = subprocess.run(call, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,106 @@
+"""Images and frames reach the model at the size that the limits say, resized once; digests see every change."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_processor
+
+from harness.inputs import PixelLimits, messages_digest, to_inputs
+
+LIMITS = PixelLimits(min_pixels=4 * 784, max_pixels=64 * 784, max_frames=4)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def ask(*media, text="what?"):
+    kinds = [{"type": "video" if isinstance(m, list | str) else "image", "url": m} for m in media]
+    return [{"role": "user", "content": [*kinds, {"type": "text", "text": text}]}]
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((56, 56), (4, 4)), ((84, 140), (10, 6)), ((60, 90), (6, 4)), ((28, 28), (4, 4)), ((2000, 1000), (10, 22))],
+)
+def test_images_take_the_size_of_the_limits(processor, size, grid):
+    inputs = to_inputs(processor, [ask(picture(*size))], LIMITS)
+    assert tuple(inputs["image_grid_thw"][0].tolist()) == (1, *grid)
+
+
+def test_an_image_that_fits_is_not_resampled(processor):
+    image = picture(84, 56)
+    ours = to_inputs(processor, [ask(image)], LIMITS)
+    plain = processor.image_processor(images=[image], do_resize=False, return_tensors="pt")
+    assert ours["pixel_values"].equal(plain["pixel_values"])
+
+
+def test_batches_are_padded_on_the_left(processor):
+    inputs = to_inputs(processor, [ask(picture(56, 56)), ask(picture(112, 112), text="and a longer one?")], LIMITS)
+    assert inputs["attention_mask"][0, 0] == 0
+    assert inputs["attention_mask"][:, -1].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("frames", "patches"), [(1, 1), (2, 1), (3, 2), (4, 2), (9, 2)])
+def test_a_list_of_frames_is_a_video_of_two_frames_a_second(processor, frames, patches):
+    inputs = to_inputs(processor, [ask([picture(84, 56, seed=i) for i in range(frames)])], LIMITS)
+    assert inputs["video_grid_thw"].tolist() == [[patches, 4, 6]]
+    assert [float(seconds) for seconds in inputs["second_per_grid_ts"]] == [1.0]
+
+
+def test_frames_that_fit_are_not_resampled(processor):
+    frames = [picture(84, 56, seed=i) for i in range(2)]
+    ours = to_inputs(processor, [ask(frames)], LIMITS)["pixel_values_videos"]
+    still = to_inputs(processor, [ask(frames[0])], LIMITS)["pixel_values"]
+    # A patch is [channel, frame, 14 x 14]; an image repeats its only frame.
+    assert ours.view(-1, 3, 2, 196)[:, :, 0].allclose(still.view(-1, 3, 2, 196)[:, :, 0], atol=1e-6)
+
+
+def test_a_video_file_is_read_with_at_most_max_frames(processor, tmp_path):
+    import av
+
+    file = tmp_path / "clip.mp4"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for i in range(8):
+            for packet in stream.encode(av.VideoFrame.from_image(picture(56, 56, seed=i))):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    inputs = to_inputs(processor, [ask(str(file))], LIMITS)
+    assert inputs["video_grid_thw"].tolist() == [[2, 4, 4]]
+    assert [float(seconds) for seconds in inputs["second_per_grid_ts"]] == [1.0]  # 4 of 8 frames at 4 a second
+
+
+def test_images_and_videos_in_one_batch(processor):
+    inputs = to_inputs(processor, [ask(picture(56, 56), picture(84, 84)), ask([picture(56, 56)] * 2)], LIMITS)
+    assert len(inputs["image_grid_thw"]) == 2
+    assert len(inputs["video_grid_thw"]) == 1
+
+
+def test_sound_is_refused(processor):
+    with pytest.raises(ValueError, match="got audio"):
+        to_inputs(processor, [[{"role": "user", "content": [{"type": "audio", "url": "a.wav"}]}]], LIMITS)
+
+
+def test_the_digest_sees_text_pixels_order_and_role():
+    one, other = picture(56, 56), picture(56, 56, seed=1)
+    system = [{"role": "system", "content": [{"type": "text", "text": "what?"}]}]
+    variants = [
+        ask(one, other),
+        ask(other, one),
+        ask(one, other, text="why?"),
+        ask(one),
+        ask([one, other]),
+        ask(one.convert("L"), other),
+        system + ask(one, other),
+    ]
+    assert len({messages_digest(messages) for messages in variants}) == len(variants)
+    assert messages_digest(ask(picture(56, 56), picture(56, 56, seed=1))) == messages_digest(variants[0])

@@ -1,0 +1,197 @@
+"""The main job from command to table on a tiny random model: in one go, resumed after a kill, run by lmms-eval."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import HIDDEN, tiny_folder
+from tiny_tasks import write_tiny_tasks
+
+from harness.evaluate import numeric, value
+from harness.models.scorer import VisionSelectorScorer, save_scorer
+
+QUESTIONS = 120
+BATCH = 2
+
+
+@dataclass
+class Place:
+    """A folder with a model, tasks and nothing else."""
+
+    root: Path
+    model: Path
+    tasks: Path
+
+    def overrides(self, *more: str, runs: str = "runs") -> list[str]:
+        tasks = ["tasks=[tiny_stills,tiny_clips]", f"tasks.include={self.tasks}", f"runs={runs}"]
+        return [f"model.pretrained={self.model}", f"model.batch_size={BATCH}", *tasks, *more]
+
+    def start(self, *call: str) -> subprocess.Popen:
+        env = {**os.environ, "HF_HOME": str(self.root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-m", *call], cwd=self.root, env=env, **pipes)
+
+    def run(self, *call: str) -> tuple[str, str]:
+        process = self.start(*call)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out, err
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("main-job")
+    model = tiny_folder(root)
+    torch.manual_seed(0)
+    save_scorer(VisionSelectorScorer(HIDDEN, 16, init_scale=0.3), model / "scorer")
+    return Place(root, model, write_tiny_tasks(root / "tasks", QUESTIONS))
+
+
+@pytest.fixture(scope="module")
+def swept(place):
+    """A sweep over two methods, and what it printed."""
+    out, err = place.run("harness", "-m", *place.overrides("method=random,idpruner", "keep=0.5"))
+    reports = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return out, err, reports
+
+
+def folder_of(place: Place, method: str, runs: str = "runs") -> Path:
+    (folder,) = place.root.glob(f"{runs}/pocket/tiny_stills+tiny_clips/{method}-*")
+    return folder
+
+
+def jsonl(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_last_line_is_the_report(swept):
+    out, _, reports = swept
+    report = json.loads(out.splitlines()[-1])
+    assert [r["method"] for r in reports] == ["random", "idpruner"]
+    assert (report["method"], report["model"], report["budget"]) == ("idpruner", "pocket", "0.5")
+    assert set(report["scores"]) == {"tiny_stills", "tiny_clips"}
+    assert set(report["scores"]["tiny_stills"]) == {"even,none", "letters,none"}
+    assert report["average"] == pytest.approx(sum(report["relative"].values()) / 2, abs=0.01)
+
+
+def test_relative_is_percent_of_the_baseline(place, swept):
+    _, _, reports = swept
+    baseline = json.loads((folder_of(place, "none") / "metrics.json").read_text())["scores"]
+    for report in reports:
+        for task, percent in report["relative"].items():
+            ratio = report["scores"][task]["even,none"] / baseline[task]["even,none"]
+            assert percent == pytest.approx(100 * ratio, abs=0.01)
+
+
+def test_the_baseline_is_run_once_for_both_methods(place, swept):
+    _, err, _ = swept
+    assert folder_of(place, "none")
+    assert err.count(f"none-1.0 tiny_stills: 100%|██████████| {QUESTIONS}/{QUESTIONS}") == 1
+
+
+def test_a_run_folder_holds_what_the_design_lists(place, swept):
+    for method in ("none", "random", "idpruner"):
+        names = {path.name for path in folder_of(place, method).iterdir()}
+        assert names == {"run.json", "responses.jsonl", "kept.jsonl", "metrics.json", "DONE"}
+
+
+def test_every_question_is_answered_and_its_kept_tokens_recorded(place, swept):
+    folder = folder_of(place, "idpruner")
+    responses, kept = jsonl(folder / "responses.jsonl"), jsonl(folder / "kept.jsonl")
+    assert [r["doc_id"] for r in responses if r["task"] == "tiny_stills"] == list(range(QUESTIONS))
+    assert [r["key"] for r in responses] == [k["key"] for k in kept]
+    assert len({r["key"] for r in responses}) == QUESTIONS + 4
+    for line in kept:
+        assert line["n"] == sum(t * h * w for t, h, w in line["grids"])
+        assert line["k"] == round(line["n"] * 0.5) == len(line["kept"])
+    clips = [line for line in kept if line["task"] == "tiny_clips"]
+    assert {line["n"] for line in clips} == {8}  # 3 or 4 frames of 56 x 56: two temporal patches of 2 x 2 tokens
+
+
+def test_methods_answer_differently(place, swept):
+    texts = {m: [r["response"] for r in jsonl(folder_of(place, m) / "responses.jsonl")] for m in ("none", "idpruner")}
+    assert texts["none"] != texts["idpruner"]
+
+
+def test_nothing_is_written_outside_the_runs(place, swept):
+    assert {path.name for path in place.root.iterdir()} <= {"runs", "killed", "out", "hf", "tasks", place.model.name}
+
+
+def test_a_finished_run_is_reused(place, swept):
+    folder = folder_of(place, "random")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    out, err = place.run("harness", *place.overrides("method=random", "keep=0.5"))
+    assert json.loads(out.splitlines()[-1]) == swept[2][0]
+    assert "random-0.5" not in err  # no progress bar: nothing was generated
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
+    call = ["harness", *place.overrides("method=random", "keep=0.5", runs="killed")]
+    process = place.start(*call)
+    journal = None
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        journal = next(iter(place.root.glob("killed/pocket/*/random-*/responses.jsonl")), None)
+        if journal and journal.read_bytes().count(b"\n") >= 20:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert journal is not None
+    folder = journal.parent
+    whole = journal.read_bytes().splitlines(keepends=True)
+    assert 20 <= len(whole) < QUESTIONS + 4
+    assert not (folder / "DONE").exists()
+    journal.write_bytes(b"".join(whole[:-1]) + whole[-1][:-30])  # as if the kill had come in the middle of a write
+
+    place.run(*call)
+    uninterrupted = folder_of(place, "random")
+    assert (folder / "DONE").exists()
+    for name in ("metrics.json", "responses.jsonl", "kept.jsonl"):
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert journal.read_bytes().startswith(b"".join(whole[: len(whole) - BATCH]))
+
+
+def test_the_table_of_all_runs(place, swept):
+    out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
+    rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
+    assert rows[0] == ["model", "tasks", "budget", "method", "lambda", "tiny_stills", "tiny_clips", "avg"]
+    assert [row[3] for row in rows[1:]] == ["baseline", "idpruner", "random"]
+    assert rows[1][-1] == "100.0"
+    assert rows[2][4] == "0.5"
+    assert json.loads(out.splitlines()[-1])["runs"] == 3
+    (place.root / "out").unlink()
+
+
+def test_lmms_evals_own_command_line_gives_the_same_scores(place, swept):
+    args = f"pretrained={place.model},method=idpruner,keep=0.5,method_lam=0.5,dtype=float32,min_pixels=3136"
+    options = ["--model", "harness_qwen2_5_vl", "--model_args", f"{args},max_pixels=200704", "--batch_size", str(BATCH)]
+    tasks = ["--tasks", "tiny_stills", "--include_path", str(place.tasks)]
+    place.run("lmms_eval", *options, *tasks, "--output_path", str(place.root / "hf" / "cli"))
+    (file,) = place.root.glob("hf/cli/*/*_results.json")
+    scores = json.loads(file.read_text())["results"]["tiny_stills"]
+    assert numeric(scores) == swept[2][1]["scores"]["tiny_stills"]
+
+
+def test_metric_expressions():
+    scores = numeric({"a,none": 1, "b,none": 2.5, "c,none": (1, 2, 3), "a_stderr,none": 0.1, "alias": "x", "d": None})
+    assert scores == {"a,none": 1.0, "b,none": 2.5, "c,none": [1.0, 2.0, 3.0]}
+    assert value(scores, "a,none") == 1
+    assert value(scores, "a,none + b,none") == 3.5
+    assert value(scores, "c,none[2]") == 3
+
+
+@pytest.mark.parametrize("metric", ["e,none", "c,none", "c,none[3]", "a,none + e,none", None])
+def test_a_metric_that_is_not_there_is_named(metric):
+    from harness.errors import UserError
+
+    with pytest.raises(UserError, match="among a,none, c,none"):
+        value({"a,none": 1.0, "c,none": [1.0, 2.0]}, metric)
