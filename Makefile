@@ -1,9 +1,10 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.   make clean: remove what both made.
+# make results: run again what results/pocket holds.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test clean
+.PHONY: demo test results clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -12,8 +13,17 @@ demo: .venv/.installed
 test: export OMP_NUM_THREADS = 1
 test: .venv/.installed-test
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+RUNS := results/pocket/runs
+results: .venv/.installed
+	rm -rf $(RUNS)
+	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(RUNS)
+	$(BIN)/python -m harness -m method=random,uniform,visionselector,idpruner keep=0.5,0.25,0.1 runs=$(RUNS)
+	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
+	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
