@@ -93,7 +93,7 @@ def test_relative_is_percent_of_the_baseline(place, swept):
 def test_the_baseline_is_run_once_for_both_methods(place, swept):
     _, err, _ = swept
     assert folder_of(place, "none")
-    assert err.count(f"none-1.0 tiny_stills: 100%|██████████| {QUESTIONS}/{QUESTIONS}") == 1
+    assert err.count("none-1.0 tiny_stills:   0%|") == 1  # the first line of a bar; the last may be drawn twice
 
 
 def test_a_run_folder_holds_what_the_design_lists(place, swept):
