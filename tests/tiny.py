@@ -13,6 +13,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from harness.pocket.vocab import SPECIALS
+
 HIDDEN = 64
 VISION = {
     "depth": 2,
@@ -24,16 +26,6 @@ VISION = {
     "fullatt_block_indexes": [1],
     "initializer_range": 0.3,
 }
-SPECIALS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 CHAT_TEMPLATE = (
@@ -54,7 +46,7 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
         unk_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        extra_special_tokens=SPECIALS,
+        extra_special_tokens=list(SPECIALS),
         padding_side="left",
     )
 
