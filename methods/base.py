@@ -98,7 +98,7 @@ class Method:
         return not self.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.LLM}
 
     def select(self, tokens: Tokens, k: int, generator: torch.Generator | None = None) -> Selection:
-        """Choose exactly `k` of the N visual tokens; `k >= N` keeps all, whatever the method.
+        """Choose exactly `k` of the N visual tokens; `k >= N` keeps all, whatever the method and the values.
 
         Randomness comes from `generator` alone, or from a fresh one with seed 0. Raises ValueError for NaN or infinite
         input, for a missing signal, and for a subclass that broke the contract.
@@ -107,7 +107,7 @@ class Method:
         k = checks.count(self.name, k, n)
         if k >= n:
             return Selection(kept=torch.arange(n, device=tokens.features.device))
-        checks.signals(self.name, self.needs, tokens)
+        checks.signals(self.name, self.needs, tokens, n)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         # Autocast would take the similarities down to half precision behind the method's back.
         with torch.no_grad(), torch.autocast(tokens.features.device.type, enabled=False):

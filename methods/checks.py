@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from methods.base import Method, Selection, Signal, Tokens
+    from methods.base import Method, Signal, Tokens
 
 # Methods compute on float32 or wider; what float32 cannot hold would turn infinite on the way.
 LARGEST = torch.finfo(torch.float32).max
@@ -24,10 +27,11 @@ REMEDY = {
 
 
 def parameters(name: str, method: Method) -> None:
-    """Compare every field of the dataclass `method` with its annotation."""
-    hints = get_type_hints(type(method))
+    """Compare every parameter of the dataclass `method` with its annotation."""
     for field in fields(method):
-        value, hint = getattr(method, field.name), hints[field.name]
+        if not field.init:
+            continue  # set later, by the method itself
+        value, hint = getattr(method, field.name), _hint(type(method), field.name)
         if get_origin(hint) is Literal:
             expected, fits = "one of " + ", ".join(map(str, get_args(hint))), value in get_args(hint)
         elif hint in PLAIN_TYPES:
@@ -38,6 +42,16 @@ def parameters(name: str, method: Method) -> None:
             raise ValueError(f"{name}: {field.name} must be {expected}, not {value!r}")
 
 
+def _hint(method: type[Method], field: str) -> Any:
+    """Return the annotation of one field; None where only a type checker can read it (`if TYPE_CHECKING: import`)."""
+    owner = next(cls for cls in method.__mro__ if field in inspect.get_annotations(cls))
+    alone = SimpleNamespace(__annotations__={field: inspect.get_annotations(owner)[field]})
+    try:
+        return get_type_hints(alone, vars(sys.modules[owner.__module__]))[field]
+    except (NameError, AttributeError, TypeError, SyntaxError, KeyError):
+        return None
+
+
 def _is_plain(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -45,7 +59,7 @@ def _is_plain(value: Any, kind: type) -> bool:
 
 
 def tokens(name: str, given: Tokens) -> int:
-    """Return N after checking shapes, grids, and that every tensor is finite."""
+    """Return N after checking that features and grids belong together."""
     features = given.features
     if features.dim() != 2:
         raise ValueError(f"{name}: features must be [N, D], not {list(features.shape)}")
@@ -53,6 +67,15 @@ def tokens(name: str, given: Tokens) -> int:
     covered = sum(math.prod(grid) for grid in given.grids)
     if any(len(grid) != 3 for grid in given.grids) or covered != n:
         raise ValueError(f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows")
+    return n
+
+
+def signals(name: str, needs: Iterable[Signal], given: Tokens, n: int) -> None:
+    """Refuse to start without a signal that the method needs, or with a tensor that misses tokens or is not finite."""
+    for signal in sorted(needs):
+        if getattr(given, signal.value) is None:
+            remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
+            raise ValueError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
     for label, tensor, per_token in _tensors(given):
         if per_token and (tensor.dim() == 0 or len(tensor) != n):
             raise ValueError(f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}")
@@ -61,7 +84,6 @@ def tokens(name: str, given: Tokens) -> int:
         raise ValueError(f"{name}: importance must be [N], not {list(given.importance.shape)}")
     if given.llm is not None and given.llm.visual_idx.shape != (n,):
         raise ValueError(f"{name}: llm.visual_idx must be [{n}], not {list(given.llm.visual_idx.shape)}")
-    return n
 
 
 def _tensors(given: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
@@ -102,16 +124,12 @@ def count(name: str, k: Any, n: int) -> int:
     return number
 
 
-def signals(name: str, needs: Iterable[Signal], given: Tokens) -> None:
-    """Refuse to start without a signal that the method needs."""
-    for signal in sorted(needs):
-        if getattr(given, signal.value) is None:
-            remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
-            raise ValueError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
-
-
-def selection(name: str, made: Selection, n: int, k: int) -> None:
+def selection(name: str, made: Any, n: int, k: int) -> None:
     """Hold a method to K distinct ascending indices and, where it gives them, a matching order and owners."""
+    from methods.base import Selection  # which imports this module
+
+    if not isinstance(made, Selection):
+        raise ValueError(f"{name} broke its contract: _select must return a Selection, not a {type(made).__name__}")
     kept = _indices(name, "kept", made.kept, k, n)
     if not bool((kept.diff() > 0).all()):
         distinct = kept.unique().numel()
@@ -123,9 +141,9 @@ def selection(name: str, made: Selection, n: int, k: int) -> None:
         _indices(name, "owner", made.owner, n, k)
 
 
-def _indices(name: str, label: str, idx: Tensor, length: int, limit: int) -> Tensor:
-    if idx.dtype != torch.int64 or idx.shape != (length,):
-        got = f"{list(idx.shape)} of {idx.dtype}"
+def _indices(name: str, label: str, idx: Any, length: int, limit: int) -> Tensor:
+    if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.shape != (length,):
+        got = f"{list(idx.shape)} of {idx.dtype}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"
         raise ValueError(f"{name} broke its contract: {label} must be {length} int64 indices, not {got}")
     if not bool(((idx >= 0) & (idx < limit)).all()):
         raise ValueError(f"{name} broke its contract: {label} holds an index outside 0..{limit - 1}")

@@ -27,8 +27,8 @@ class IDPruner(Method):
         soft_topk_ratio: soft count of DiffTopK as a share of N, in (0, 1); default 0.2.
         epsilon: added to the span in min-max scaling, which makes constant importance harmless; default 1e-6.
 
-    Deviation: similarities and scores are float64, where the released code has float32, and ties go to the lowest
-    index, where it has no rule: the same picks up to its rounding. Code: YF-T/IDPruner.
+    Deviation: scores are float64, their similarities to 12 decimals, where the released code has float32, and ties go
+    to the lowest index, where it has no rule: the same picks up to its rounding. Code: YF-T/IDPruner.
     """
 
     name = "idpruner"

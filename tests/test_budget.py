@@ -3,6 +3,7 @@
 import math
 from decimal import ROUND_HALF_EVEN, Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,20 @@ def test_share_is_the_decimal_that_was_written(n, thousandths):
     assert Budget(keep=thousandths / 1000).count(n) == max(1, int(exact))
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_share_of_another_type_is_its_shortest_decimal(kind):
+    budget = Budget(keep=kind(0.1))
+    assert budget == Budget(keep=0.1)
+    assert (budget.count(25), budget.label) == (2, "0.1")
+    assert type(budget.keep) is float
+
+
+def test_counts_of_another_type():
+    budget = Budget(tokens=np.int64(64))
+    assert (budget, budget.label) == (Budget(tokens=64), "64tok")
+    assert type(budget.tokens) is type(budget.count(np.int32(9))) is int
+
+
 @settings(deadline=None, max_examples=200)
 @given(n=st.integers(1, 100_000), keep=st.floats(0, 1, exclude_min=True))
 def test_any_share_is_within_bounds_and_half_a_token(n, keep):
@@ -69,6 +84,11 @@ def test_any_share_is_within_bounds_and_half_a_token(n, keep):
         ({"tokens": -4}, "at least 1"),
         ({"tokens": 2.5}, "integer"),
         ({"tokens": True}, "integer"),
+        ({"tokens": np.float64(3)}, "integer"),
+        ({"tokens": "3"}, "integer"),
+        ({"keep": np.True_}, "number"),
+        ({"keep": 0.5j}, "number"),
+        ({"keep": np.float32("nan")}, r"\(0, 1\]"),
     ],
 )
 def test_refuses_in_one_line(arguments, says):

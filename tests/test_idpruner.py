@@ -48,6 +48,9 @@ def sample(n, d, seed, kind="normal"):
         x = x.abs()
     elif kind == "constant":
         w = torch.full((n,), -2.5)
+    elif kind.startswith("outlier"):
+        w[n // 2] = 1e13
+        x = x[:1].repeat(n, 1) if kind == "outlier_equal" else x[torch.arange(n) // 2]
     elif kind == "levels":
         x, w = x.round(), w.round()
     return Tokens(x, [(1, 1, n)], importance=w)
@@ -61,7 +64,9 @@ def sample(n, d, seed, kind="normal"):
     lam=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]),
     parallel_k=st.sampled_from([1, 1, 2, 3, 7, 64]),
     seed=st.integers(0, 10_000),
-    kind=st.sampled_from(["normal", "duplicates", "zero_rows", "opposite", "positive", "constant"]),
+    kind=st.sampled_from(
+        ["normal", "duplicates", "zero_rows", "opposite", "positive", "constant", "outlier", "outlier_equal"]
+    ),
 )
 def test_same_order_as_the_papers_algorithm(n, d, share, lam, parallel_k, seed, kind):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
@@ -115,6 +120,12 @@ def test_lam_1_is_top_k_of_importance(n, seed, share):
 def test_lam_1_with_an_outlier_still_ranks_the_rest():
     tokens = dataclasses.replace(sample(3, 4, 0), importance=torch.tensor([1e30, 0.0, 1e-3]))
     assert methods.load("idpruner", lam=1.0).select(tokens, 2).order.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("lam", [0.1, 0.5, 0.9])
+def test_an_outlier_does_not_make_the_importance_of_equal_rows_tie(lam):
+    tokens = Tokens(torch.ones(3, 4), [(1, 1, 3)], importance=torch.tensor([1e13, 0.0, 5.0]))
+    assert methods.load("idpruner", lam=lam).select(tokens, 2).order.tolist() == [0, 2]
 
 
 def test_copies_of_a_pick_come_last():

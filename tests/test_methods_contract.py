@@ -231,9 +231,22 @@ def test_tokens_that_do_not_fit_together_are_refused(change, says):
         methods.load("uniform").select(dataclasses.replace(make_tokens(6), **change), 3)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_the_identity_takes_what_the_plain_model_takes(name):
+    overflown = Tokens(
+        torch.tensor([[1.0, torch.inf], [torch.nan, 2.0]]), [(1, 1, 2)], importance=torch.full((2,), torch.nan)
+    )
+    assert methods.load(name).select(overflown, 2).kept.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("returned", "says"),
     [
+        (torch.tensor([0, 1, 2]), "must return a Selection, not a Tensor"),
+        (None, "must return a Selection, not a NoneType"),
+        (Selection([0, 1, 2]), "kept must be 3 int64 indices, not a list"),
+        (Selection(torch.tensor([0, 1, 2]), order=(0, 1, 2)), "order must be 3 int64 indices, not a tuple"),
+        (Selection(torch.tensor([0, 1, 2]), owner=[0] * 6), "owner must be 6 int64 indices, not a list"),
         (Selection(torch.tensor([0, 1])), "must be 3 int64 indices"),
         (Selection(torch.tensor([0, 1, 2], dtype=torch.int32)), "int32"),
         (Selection(torch.tensor([0, 2, 2])), "only 2 distinct"),

@@ -126,10 +126,51 @@ def test_private_file(private):
     assert "one of left, right" in message(methods.load, f"{private}:Tail", side="up")
 
 
-def test_private_file_is_read_afresh(private):
+def test_private_file_is_read_afresh(private, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # bytecode knows seconds and size, which both stay
     methods.load(f"{private}:Tail")
     private.write_text(private.read_text().replace("skip: int = 0", "skip: int = 1"))
     assert methods.load(f"{private}:Tail").skip == 1
+
+
+def test_private_files_that_share_a_name_do_not_share_a_module(private, tmp_path):
+    text = "from __future__ import annotations\n" + private.read_text().replace('Literal["left", "right"] =', "Side =")
+    text = text.replace("import torch", "import torch\nSide = Literal['left', 'right']", 1)
+    private.write_text(text)
+    other = tmp_path / "other" / private.name
+    other.parent.mkdir()
+    other.write_text(text.replace("right", "up"))
+    first, second = methods.get(f"{private}:Tail"), methods.get(f"{other}:Tail")
+    assert (first().side, second().side) == ("right", "up")
+    assert "one of left, right" in message(first, side="up")
+
+
+def test_private_file_that_does_not_run_leaves_nothing(private):
+    before = set(sys.modules)
+    private.write_text("raise RuntimeError('first line\\nsecond')")
+    assert "RuntimeError: first line second" in message(methods.load, f"{private}:Tail")
+    assert set(sys.modules) == before
+
+
+def test_a_field_that_only_a_type_checker_can_read_is_not_checked(private):
+    text = private.read_text().replace(
+        "skip: int = 0", 'extra: "Mapping" = None\n    ends: Sequence[int] | "X" = ()\n    skip: int = 0'
+    )
+    private.write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\n"
+        f"if TYPE_CHECKING:\n    from collections.abc import Mapping, Sequence\n{text}"
+    )
+    method = methods.load(f"{private}:Tail", extra=3)
+    assert method.extra == 3
+    assert "an integer" in message(methods.load, f"{private}:Tail", skip=1.5)  # the others are
+
+
+def test_a_field_that_the_method_sets_itself_is_not_a_parameter(private):
+    derived = "skip: int = 0\n    table: int = field(init=False)"
+    text = private.read_text().replace("skip: int = 0", derived)
+    private.write_text(text.replace("import dataclass", "import dataclass, field"))
+    assert methods.load(f"{private}:Tail").skip == 0
+    assert "'table'" in message(methods.load, f"{private}:Tail", table=1)
 
 
 def test_private_file_mistakes(private, tmp_path):
@@ -162,6 +203,13 @@ def test_entry_point(tmp_path, monkeypatch):
 def test_entry_point_that_does_not_import(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, "tail = no_such_module_here:Tail")
     assert "no_such_module_here" in message(methods.load, "tail")
+
+
+def test_entry_point_that_cannot_be_parsed(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, "tail = their_package:Tail")
+    (tmp_path / "their_package.py").write_text("def broken(:\n")
+    said = message(methods.load, "tail")
+    assert said.startswith("method module 'their_package' cannot be imported: SyntaxError")
 
 
 def test_entry_point_may_not_take_a_built_in_name(tmp_path, monkeypatch):

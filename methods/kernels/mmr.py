@@ -5,24 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Matrix-vector kernels add the rows of one product in different orders, so equal rows differ by about 1e-15 and would
-# not tie. Scores closer than this count as equal.
-TIE = 1e-12
+# Decimals of a similarity. Matrix kernels add up the rows of one product in different orders, so the last bits are
+# theirs: without rounding, a row and its negative would not be equally far from a pick and its negative.
+DECIMALS = 12
 
 
 def mmr(unit: Tensor, importance: Tensor, k: int, lam: float, parallel_k: int = 1) -> Tensor:
     """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
 
     One product of `unit` [N, D] (float64 rows of unit length) with each pick, O(K N D) in all: the N x N similarity is
-    never formed. `importance` is [N] float64 in [0, 1]. Indices stay on the device and nothing waits for it.
+    never formed. Indices stay on the device; it is waited for once, before the loop.
+
+    Importance counts exactly, similarity to 12 decimals. Equal rows always have equal similarities. Different rows have
+    them where exact arithmetic says so, but for the rare case that a rounding boundary lies between the two products.
 
     Args:
         unit: normalised features [N, D].
-        importance: [N].
+        importance: [N] float64 in [0, 1].
         k: how many to pick, at most N.
         lam: weight of importance; 1 - lam is that of the similarity to the nearest pick.
         parallel_k: picks per round after the first; the similarities are brought up to date once a round.
     """
+    rows, row_of = torch.unique(unit, dim=0, return_inverse=True)  # equal rows share one product
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
     relevance = lam * importance  # [N], minus infinity once picked
     nearest = torch.full_like(relevance, -torch.inf)  # [N] similarity to the most similar pick
@@ -30,15 +34,11 @@ def mmr(unit: Tensor, importance: Tensor, k: int, lam: float, parallel_k: int = 
     picks.copy_(importance.argmax())
     for done in range(1, k, parallel_k):
         relevance.index_fill_(0, picks, -torch.inf)
-        nearest = torch.maximum(nearest, (unit @ unit[picks].T).amax(dim=1))
+        similarity = (rows @ unit[picks].T).amax(dim=1)[row_of].round(decimals=DECIMALS)
+        nearest = torch.maximum(nearest, similarity)
         score = relevance - (1 - lam) * nearest
         picks = order[done : done + parallel_k]
         for pick in picks.split(1):
-            pick.copy_(_first_best(score, (1 - lam) * TIE))
+            pick.copy_(score.argmax())  # the first of equal maxima
             score.index_fill_(0, pick, -torch.inf)
     return order
-
-
-def _first_best(score: Tensor, tolerance: float) -> Tensor:
-    """Return the lowest index [] whose score is within `tolerance` of the best."""
-    return (score >= score.max() - tolerance).to(torch.uint8).argmax()
