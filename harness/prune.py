@@ -1,9 +1,16 @@
-"""`prune`: any supported transformers model, with a share of its visual tokens, for the length of a `with` block."""
+"""`prune`: any supported transformers model, with a share of its visual tokens, for the length of a `with` block.
+
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
+processor = AutoProcessor.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
+inputs = processor(text=[prompt], images=[image], return_tensors="pt")
+with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=0.5) as pruning:
+    print(processor.batch_decode(model.generate(**inputs, max_new_tokens=64)), pruning.records)
+"""
 
 # The package exports the function of this name, so this module must stay importable without torch.
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +37,7 @@ class Kept:
 class Pruning:
     """Handle of a running `prune` block: what was kept, and the seed of methods that draw at random."""
 
-    def __init__(self, method: Method, budget: Budget, scorer: nn.Module | None, seed: int) -> None:
+    def __init__(self, method: Method, budget: Budget, scorer: Callable[[Tensor], Tensor] | None, seed: int) -> None:
         import torch
 
         self.method = method
@@ -49,11 +56,9 @@ class Pruning:
 
     def seed(self, value: int | Sequence[int]) -> None:
         """Start the random numbers afresh: one seed from here on, or one for each of the next samples."""
-        if isinstance(value, int):
-            self._seeds.clear()
-            self._generator.manual_seed(value)
-        else:
-            self._seeds = list(value)
+        self._seeds = list(value) if isinstance(value, Sequence) else []
+        if not isinstance(value, Sequence):
+            self._generator.manual_seed(int(value))
 
     def select(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Selection:
         """Choose among the visual tokens `features` [N, D] of one sample."""
@@ -86,11 +91,10 @@ def prune(
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
 
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
-        processor = AutoProcessor.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
-        inputs = processor(text=[prompt], images=[image], return_tensors="pt")
-        with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=0.5) as pruning:
-            print(processor.batch_decode(model.generate(**inputs, max_new_tokens=64)), pruning.records)
+    A key-value cache that was filled in the block stays pruned: use it in this or another block only, since outside
+    of one the model would count positions by its length. Prompts of a batch that keep different numbers of tokens come
+    out of a plain forward padded: on the right if they were padded on the right, else on the left, also if they came
+    without padding. Of its S tokens, padding not counted, sample i then has S - `records[i].n` + `records[i].k` rows.
 
     Args:
         model: a model of a supported family, as transformers loads it.
@@ -109,7 +113,9 @@ def prune(
     chosen = _method(method, params)
     adapter = adapter_for(model)
     adapter.check_signals(chosen)
-    pruning = Pruning(chosen, budget, adapter.scorer_for(chosen, scorer), seed)
+    # Where everything stays there is nothing to score.
+    score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
+    pruning = Pruning(chosen, budget, score, seed)
     with Session(adapter, pruning).attached():
         yield pruning
 

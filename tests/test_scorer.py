@@ -1,5 +1,6 @@
 """The VisionSelector scorer: its formula, and finding its four tensors in whatever layout they were released."""
 
+import argparse
 import json
 import shutil
 
@@ -102,6 +103,23 @@ class TestLoading:
         torch.save({"state_dict": tensors_of(scorer), "step": 3}, tmp_path / "last.pt")
         assert same(load_scorer(tmp_path / "last.pt", D), scorer)
 
+    @pytest.mark.parametrize("name", ["scorer.bin", "zcorer.bin", "scorer.pt"])
+    def test_other_files_that_cannot_be_read_do_not_matter(self, tmp_path, scorer, name):
+        torch.save(argparse.Namespace(lr=1), tmp_path / "training_args.bin")
+        (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+        torch.save(tensors_of(scorer), tmp_path / name)
+        assert same(load_scorer(tmp_path, D), scorer)
+
+    @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+    def test_of_several_the_one_of_the_width(self, tmp_path, scorer, suffix):
+        other = VisionSelectorScorer(D + 8, H)
+        tensors = tensors_of(other, "audio.importance_scorer.") | tensors_of(scorer, "visual.importance_scorer.")
+        file = tmp_path / f"model{suffix}"
+        save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+        assert same(load_scorer(tmp_path, D), scorer)
+        assert same(load_scorer(tmp_path, D + 8), other)
+        refused(tmp_path, f"more than one scorer, .*, none of width {D - 8}", dim=D - 8)
+
     def test_no_code_is_executed(self, tmp_path, scorer):
         trap = "raise SystemExit('the folder was executed')"
         save_scorer(scorer, tmp_path)
@@ -164,7 +182,7 @@ class TestRefused:
 
     def test_two_scorers(self, tmp_path, scorer):
         save_file(tensors_of(scorer, "a.") | tensors_of(scorer, "b."), tmp_path / "model.safetensors")
-        refused(tmp_path, "more than one scorer, under 'a.', 'b.'")
+        refused(tmp_path, "more than one scorer, under 'a.', 'b.', 2 of width 24: ")
 
     def test_a_model_without_scorer(self, tmp_path):
         attention = {f"layers.0.self_attn.{part}": torch.randn(D, D) for part in (*PARTS, "v_proj.weight")}
@@ -179,6 +197,26 @@ class TestRefused:
         index = write_checkpoint(tmp_path, scorer, ".safetensors")
         (tmp_path / index["visual.importance_scorer.q_proj.weight"]).unlink()
         refused(tmp_path, "is missing, which holds visual.importance_scorer.q_proj.")
+
+    def test_what_could_not_be_read_is_told_if_nothing_is_found(self, tmp_path):
+        torch.save(argparse.Namespace(lr=1), tmp_path / "training_args.bin")
+        refused(tmp_path, "no scorer in .*training_args.bin cannot be read as plain tensors")
+        torch.save({"lm_head.weight": torch.ones(4, D)}, tmp_path / "pytorch_model.bin")
+        refused(tmp_path, "no scorer in .*training_args.bin cannot be read as plain tensors")
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
+    def test_a_damaged_index(self, tmp_path, content):
+        save_file({"lm_head.weight": torch.ones(3, D)}, tmp_path / "model.safetensors")
+        (tmp_path / "model.safetensors.index.json").write_bytes(content)
+        refused(tmp_path, "model.safetensors.index.json is damaged")
+        with pytest.raises(ValueError, match=r"model.safetensors.index.json is damaged"):
+            shipped_scorer(str(tmp_path))
+
+    @pytest.mark.parametrize("content", [[1], {"weight_map": None}, {}])
+    def test_an_index_of_something_else_is_not_asked(self, tmp_path, scorer, content):
+        (tmp_path / "search.index.json").write_text(json.dumps(content))
+        save_scorer(scorer, tmp_path)
+        assert same(load_scorer(tmp_path, D), scorer)
 
 
 class TestShippedWithAModel:

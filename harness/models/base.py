@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
 from torch import Tensor, nn
 
-from harness.models.scorer import VisionSelectorScorer, load_scorer, shipped_scorer
+from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
 from methods.base import Method, Signal
 
 Grid = tuple[int, int, int]
@@ -25,6 +26,7 @@ class Layout:
     visual: Tensor  # [B, S] bool
     grids: list[list[Grid]]  # (t, h, w) in tokens of each image and video, for each of B / copies prompts
     copies: int = 1  # consecutive rows that beam search or num_return_sequences made of one prompt
+    obstacle: str | None = None  # why no token may be dropped from this pass
 
 
 class Adapter(ABC):
@@ -84,8 +86,8 @@ class Adapter(ABC):
             what = f"{method.name} needs {', '.join(missing)}"
             raise ValueError(f"{what}, which family {self.family} cannot supply yet (it has: {have})")
 
-    def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> nn.Module | None:
-        """Return the scorer that `method` needs: the given one, or the one that came with the weights."""
+    def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> Callable[[Tensor], Tensor] | None:
+        """Return what scores tokens [N, D] -> [N] for `method`: the given scorer, or the one beside the weights."""
         if Signal.IMPORTANCE not in method.needs:
             return None
         if isinstance(scorer, nn.Module):
@@ -93,13 +95,15 @@ class Adapter(ABC):
                 raise ValueError(
                     f"the scorer is for tokens of width {scorer.in_features}, {self.name} has {self.hidden_size}"
                 )
-            return scorer
+            return partial(score_in_place, scorer)
         path = scorer or shipped_scorer(str(getattr(self.model.config, "_name_or_path", "")))
         if path is None:
             raise ValueError(
                 f"{method.name} needs a trained scorer and none came with {self.name}: pass scorer=<folder or file>"
             )
-        return load_scorer(path, self.hidden_size).to(next(self.model.parameters()).device)
+        loaded = load_scorer(path, self.hidden_size)
+        # Where the tokens are is only known once they come: offloaded models keep their parameters elsewhere.
+        return lambda features: loaded.to(features.device)(features)
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from harness.models.base import Adapter, Grid, Layout, cached_length
 from methods.base import Signal
 
 KINDS = {"image": 1, "video": 2}
-NO_IDS = "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds"
+NO_IDS = (
+    "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds; "
+    "for text alone pass mm_token_type_ids of zeros"
+)
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -52,7 +55,10 @@ class Qwen25VL(Adapter):
         if cached_length(call.get("past_key_values")):
             return False
         if ids is None:
-            raise ValueError(NO_IDS)
+            types = call.get("mm_token_type_ids")
+            if types is None or bool(types.any()):
+                raise ValueError(NO_IDS)
+            return False
         return bool(self._kinds(ids).any())
 
     def saw_vision(self, call: Mapping[str, Any], output: Any) -> None:
@@ -65,18 +71,11 @@ class Qwen25VL(Adapter):
         ids = call.get("input_ids")
         if ids is None:
             raise ValueError(NO_IDS)
-        if cached_length(call.get("past_key_values")):
-            raise ValueError(
-                "an image after a cached prefix cannot be pruned: pass the whole conversation without past_key_values "
-                "and without prefill_chunk_size"
-            )
-        if call.get("mm_encoder_outputs") and call.get("use_cache") is False:
-            raise ValueError("generate(use_cache=False) would prune anew for every token: leave the cache on")
         kinds = self._kinds(ids)
         grids = {kind: self._grids(kind, call) for kind in KINDS}
         copies = _copies(kinds, grids)
         per_prompt = _per_prompt(kinds[::copies].cpu(), grids)
-        return Layout(visual=kinds > 0, grids=per_prompt, copies=copies)
+        return Layout(visual=kinds > 0, grids=per_prompt, copies=copies, obstacle=_obstacle(call))
 
     def positions(self, call: Mapping[str, Any]) -> Tensor:
         """Return the M-RoPE triples [3, B, S] of the full sequence."""
@@ -104,13 +103,33 @@ class Qwen25VL(Adapter):
         given = call.get(f"{kind}_grid_thw")
         encoded = (call.get("mm_encoder_outputs") or {}).get(kind)
         if given is None and encoded is not None:
-            given = next((grids for ref, grids in self._encoded if ref() is encoded), None)
+            given = next((grids for ref, grids in self._encoded if _same(ref(), encoded)), None)
             if given is None:
-                raise ValueError(f"{kind}s were encoded outside the prune block: pass {kind}_grid_thw along with them")
+                raise ValueError(
+                    f"{kind}s were encoded outside the prune block, or prefill_chunk_size splits them: "
+                    f"pass {kind}_grid_thw along with them, and the prompt in one chunk"
+                )
         if given is None:
             return []
         merge = int(self._config.vision_config.spatial_merge_size)
         return [(t, h // merge, w // merge) for t, h, w in given.tolist()]
+
+
+def _same(known: Any, encoded: Any) -> bool:
+    """True for one output of the vision tower and what a chunked prefill makes of it if one chunk has it all."""
+    if known is None or known is encoded:
+        return known is not None
+    known, encoded = (torch.cat(list(output.pooler_output)) for output in (known, encoded))
+    return torch.equal(known, encoded)
+
+
+def _obstacle(call: Mapping[str, Any]) -> str | None:
+    if cached_length(call.get("past_key_values")):
+        remedy = "pass the whole conversation without past_key_values and without prefill_chunk_size"
+        return f"an image after a cached prefix cannot be pruned: {remedy}"
+    if call.get("mm_encoder_outputs") and call.get("use_cache") is False:
+        return "generate(use_cache=False) would prune anew for every token: leave the cache on"
+    return None
 
 
 def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:

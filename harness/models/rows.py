@@ -28,7 +28,10 @@ class Rows:
 
 
 def remaining(stay: Tensor, valid: Tensor) -> Rows:
-    """Keep the rows `stay` [B, S], on the side on which `valid` [B, S] shows that the batch was aligned."""
+    """Keep the rows `stay` [B, S], aligned on the side on which `valid` [B, S] shows that the batch was.
+
+    Without padding that is the right side, on which decoding goes on.
+    """
     length = int(stay.sum(1).max())
     # A stable sort of booleans moves what goes to one end and leaves the order of what stays.
     if bool(valid[:, -1].all()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -50,6 +51,16 @@ class VisionSelectorScorer(nn.Module):
             return x @ (key @ self.q_proj.weight.float()) + self.q_proj.bias.float() @ key
 
 
+def score_in_place(scorer: nn.Module, features: Tensor) -> Tensor:
+    """Score `features` [N, D] -> [N] with a module that is not ours to move."""
+    device = next((tensor.device for tensor in chain(scorer.parameters(), scorer.buffers())), features.device)
+    if device != features.device:
+        here = features.device
+        raise ValueError(f"the scorer is on {device}, the visual tokens on {here}: pass scorer.to('{here}')")
+    scores: Tensor = scorer(features)
+    return scores
+
+
 def save_scorer(module: VisionSelectorScorer, folder: str | Path) -> None:
     """Write `module` in the layout of the released selectors: config.json and model.safetensors."""
     folder = Path(folder)
@@ -68,12 +79,12 @@ def save_scorer(module: VisionSelectorScorer, folder: str | Path) -> None:
 def load_scorer(path: str | Path, dim: int) -> VisionSelectorScorer:
     """Read the scorer for visual tokens of width `dim` from a file, a scorer's folder or a whole checkpoint.
 
-    Its four tensors are found by the end of their names, whatever stands in front, and only they are read. No code that
-    lies in the folder is executed.
+    Its four tensors are found by the end of their names, whatever stands in front, and by the width if there are
+    several such groups; only they are read. No code that lies in the folder is executed.
     """
     path = Path(path).expanduser()
-    names = _tensor_files(path)
-    found = _find(path, names)
+    names, unreadable = _tensor_files(path)
+    found = _find(path, names, unreadable, dim)
     tensors = _read({part: (names[name], name) for part, name in found.items()})
     h, d = _shapes(path, tensors)
     if d != dim:
@@ -91,7 +102,7 @@ def shipped_scorer(name_or_path: str) -> Path | None:
     if (folder / SCORER_FOLDER).is_dir():
         return folder / SCORER_FOLDER
     has_weights = any(folder.glob(f"*{suffix}") for suffix in SUFFIXES[:2])
-    return folder if has_weights and any(_is_scorer(name) for name in _tensor_files(folder)) else None
+    return folder if has_weights and any(_is_scorer(name) for name in _tensor_files(folder)[0]) else None
 
 
 def _local_folder(name_or_path: str) -> Path | None:
@@ -114,21 +125,37 @@ def _is_scorer(name: str) -> bool:
     return "importance_scorer." in name
 
 
-def _tensor_files(path: Path) -> dict[str, Path]:
-    """Return {name of tensor: file that holds it}."""
+def _tensor_files(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return {name of tensor: file that holds it}, and what is wrong with files that cannot be read."""
     if not path.exists():
         raise ValueError(f"no scorer at {path}: pass a file or folder that exists")
     if path.is_file():
-        return _names_in(path)
+        return _names_in(path), []
     for index in sorted(path.glob("*.index.json")):
-        weight_map = json.loads(index.read_text()).get("weight_map", {})
-        if weight_map:
-            return {name: path / file for name, file in weight_map.items()}
+        if weight_map := _weight_map(index):
+            return {name: path / file for name, file in weight_map.items()}, []
+    names: dict[str, Path] = {}
+    unreadable = []
     for suffix in SUFFIXES:
-        files = sorted(path.glob(f"*{suffix}"))
-        if files:
-            return {name: file for file in files for name in _names_in(file)}
-    raise ValueError(f"no scorer in {path}: the folder has no {' or '.join(SUFFIXES)} file")
+        for file in sorted(path.glob(f"*{suffix}")):
+            try:
+                names |= _names_in(file)
+            except ValueError as error:  # such as training_args.bin beside the weights
+                unreadable.append(str(error))
+        if names:
+            break
+    if not names and not unreadable:
+        raise ValueError(f"no scorer in {path}: the folder has no {' or '.join(SUFFIXES)} file")
+    return names, unreadable
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        loaded = json.loads(index.read_text())
+    except ValueError as error:
+        raise ValueError(f"{index} is damaged, it is no JSON ({error}): copy it again") from error
+    found = loaded.get("weight_map") if isinstance(loaded, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _names_in(file: Path) -> dict[str, Path]:
@@ -157,8 +184,29 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def _find(path: Path, names: Mapping[str, Path]) -> dict[str, str]:
+def _find(path: Path, names: Mapping[str, Path], unreadable: Sequence[str], dim: int) -> dict[str, str]:
     """Return {part: full name} of the one group of names that has the four parts under one prefix."""
+    groups = _groups(names)
+    whole = {prefix: group for prefix, group in groups.items() if len(group) == len(PARTS)}
+    if len(whole) == 1:
+        return whole.popitem()[1]
+    if whole:
+        fitting = [group for group in whole.values() if _width(names, group) == dim]
+        if len(fitting) == 1:
+            return fitting[0]
+        listed = ", ".join(f"'{prefix}'" for prefix in sorted(whole))
+        count = f"{len(fitting) or 'none'} of width {dim}"
+        raise ValueError(f"{path} holds more than one scorer, under {listed}, {count}: pass a folder with one of them")
+    also = "".join(f"; {problem}" for problem in unreadable)
+    if groups:
+        prefix, group = max(groups.items(), key=lambda item: len(item[1]))
+        missing = ", ".join(f"{prefix}{part}" for part in PARTS if part not in group)
+        raise ValueError(f"the scorer in {path} is incomplete: {missing} is missing{also}")
+    raise ValueError(f"no scorer in {path}: expected tensors {', '.join(PARTS)} under one prefix, found none{also}")
+
+
+def _groups(names: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Return {prefix: {part: full name}} of what may be a scorer."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
         for part in PARTS:
@@ -167,18 +215,14 @@ def _find(path: Path, names: Mapping[str, Path]) -> dict[str, str]:
     # An attention layer has the same four, and a value projection beside them.
     groups = {prefix: group for prefix, group in groups.items() if f"{prefix}v_proj.weight" not in names}
     marked = {prefix: group for prefix, group in groups.items() if "scorer" in prefix}
-    groups = marked or groups
-    whole = {prefix: group for prefix, group in groups.items() if len(group) == len(PARTS)}
-    if len(whole) == 1:
-        return whole.popitem()[1]
-    if whole:
-        listed = ", ".join(f"'{prefix}'" for prefix in sorted(whole))
-        raise ValueError(f"{path} holds more than one scorer, under {listed}: pass a folder with one of them")
-    if groups:
-        prefix, group = max(groups.items(), key=lambda item: len(item[1]))
-        missing = ", ".join(f"{prefix}{part}" for part in PARTS if part not in group)
-        raise ValueError(f"the scorer in {path} is incomplete: {missing} is missing")
-    raise ValueError(f"no scorer in {path}: expected tensors {', '.join(PARTS)} under one prefix, found none")
+    return marked or groups
+
+
+def _width(names: Mapping[str, Path], group: Mapping[str, str]) -> int | None:
+    """Return the last dimension of the query projection of a `group`."""
+    part = "q_proj.weight"
+    shape = _read({part: (names[group[part]], group[part])})[part].shape
+    return shape[-1] if shape else None
 
 
 def _read(where: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.prune import Pruning
     from methods.base import Selection
 
+# On the cache itself, so that a copy of it, or another block, knows what this block knew.
+RECORD = "_harness_pruned"
 _active: WeakSet[nn.Module] = WeakSet()
 _active_lock = threading.Lock()
 
@@ -30,19 +32,28 @@ class PrunedCache:
 
     length: int  # L, positions after the prefill
     mask: Tensor | None  # [B, L] as in `Rows`
-    next_position: Tensor  # [B] first position after the prompt, counted without pruning
+    next_position: Tensor  # [B] behind the largest of the prompt: from there the model counts on by itself
+    last_given: Tensor  # [R, B, 1] position of the last token as it was given: from there generate() counts on
     check_positions: bool = False  # not while tokens come one by one: it would make a GPU wait in every step
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once the cache holds `total` positions."""
         if self.mask is None:
             return None
-        return torch.cat([self.mask, self.mask.new_ones(len(self.mask), total - self.length)], dim=1).long()
+        return nn.functional.pad(self.mask, (0, total - self.length), value=True).long()
 
     def positions(self, past: int, steps: int) -> Tensor:
         """Return the positions [3, B, steps] of text that follows `past` cached ones."""
         counted = torch.arange(past - self.length, past - self.length + steps, device=self.next_position.device)
         return (self.next_position.view(-1, 1) + counted).expand(3, -1, -1)
+
+    def precedes(self, given: Tensor, past: int) -> bool:
+        """Tell whether the positions `given` [R, B, steps] go on from the prompt after `past` cached tokens.
+
+        A new generate() on the cache gives fewer rows, and would count from its length.
+        """
+        start = past - self.length + 1
+        return torch.equal(given, self.last_given + torch.arange(start, start + given.shape[-1], device=given.device))
 
 
 class Session:
@@ -51,10 +62,10 @@ class Session:
     def __init__(self, adapter: Adapter, pruning: Pruning) -> None:
         self.adapter = adapter
         self.pruning = pruning
-        self._caches: WeakKeyDictionary[Any, PrunedCache] = WeakKeyDictionary()
         self._owed: dict[nn.Module, int] = {}  # passes with visual tokens under way -> `_verified` when they began
         self._seen = 0  # passes with visual tokens that reached the root or, called directly, the multimodal module
-        self._verified = 0  # passes whose rows were counted in front of layer 0
+        self._verified = 0  # passes whose rows were counted in front of layer 0, or that keep everything
+        self._labels = False
         self._layout: Layout | None = None
         self._positions_given = False
         self._expected: list[int] | None = None  # [B] rows that layer 0 must receive
@@ -85,7 +96,8 @@ class Session:
             for role, hook in before.items():
                 handles.append(modules[role].register_forward_pre_hook(hook, with_kwargs=True))
             for role, hook in after.items():
-                handles.append(modules[role].register_forward_hook(hook, with_kwargs=True))
+                after_errors = hook == self._leave
+                handles.append(modules[role].register_forward_hook(hook, with_kwargs=True, always_call=after_errors))
             yield
             self._check_everything_was_pruned(modules)
         finally:
@@ -97,27 +109,27 @@ class Session:
 
     def _enter_root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = arguments(module, args, kwargs)
-        if call.get("labels") is not None:
-            raise ValueError("labels do not fit a pruned sequence: compute the loss outside prune(), or without labels")
-        self._owed.clear()  # an earlier pass that raised
+        self._labels = call.get("labels") is not None
         self._owe(module, call)
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = arguments(module, args, kwargs)
-        self._layout = self._expected = self._filling = None
         self._positions_given = call.get("position_ids") is not None
         self._owe(module, call)
         if module in self._owed:
             self._layout = self.adapter.layout(call)
 
     def _owe(self, module: nn.Module, call: dict[str, Any]) -> None:
-        self._owed.pop(module, None)
         if self.adapter.has_visuals(call):
             self._seen += not self._owed
             self._owed[module] = self._verified
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if module in self._owed and self._owed.pop(module) == self._verified:
+        """Settle the debt of a pass; one that raised, and so has no output, stays unverified."""
+        self._layout = self._expected = self._filling = None
+        self._labels = False
+        owed = self._owed.pop(module, None)
+        if output is not None and owed == self._verified:
             raise RuntimeError(self._silent("a forward pass with visual tokens went through unpruned"))
 
     def _check_everything_was_pruned(self, modules: dict[str, nn.Module]) -> None:
@@ -142,32 +154,49 @@ class Session:
     ) -> tuple[tuple[()], dict[str, Any]] | None:
         call = arguments(module, args, kwargs)
         layout, self._layout = self._layout, None
+        cache = call.get("past_key_values")
+        if hasattr(cache, RECORD) and not cached_length(cache):
+            delattr(cache, RECORD)  # it was emptied since
         changed = self._cut(layout, call) if layout is not None else self._continue(call)
         return None if changed is None else ((), call | changed)
 
     def _cut(self, layout: Layout, call: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments that change, or None if every visual token stays."""
-        _refuse_what_cannot_be_cut(call)
-        states, mask = call["inputs_embeds"], call.get("attention_mask")
+        states, mask, cache = call["inputs_embeds"], call.get("attention_mask"), call.get("past_key_values")
         visual = layout.visual.to(states.device)
-        valid = torch.ones_like(visual) if mask is None else mask.to(states.device).bool()
-        if bool((visual & ~valid).any()):
-            raise ValueError("the attention mask hides visual tokens, which cannot be pruned: mask padding only")
-        states, stay = self._choose(layout, states, visual)
-        counts = visual.sum(1).tolist()
-        dropped = [n - self.pruning.budget.count(n) for n in counts]
-        self._expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
-        if not any(dropped):
+        dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
+        if not any(dropped) and not hasattr(cache, RECORD):  # then the plain model takes whatever came
+            self._choose(layout, states, visual)
+            self._verified += 1
             return None
+        self._refuse_what_cannot_be_cut(layout, call)
+        valid = _valid(visual, mask)
+        states, stay = self._choose(layout, states, visual)
+        self._expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
         rows = remaining(stay & valid, valid)
         positions = self.adapter.positions(call)
-        after_prompt = positions.amax(0).masked_fill(~valid.to(positions.device), -1).amax(1) + 1
-        self._filling = PrunedCache(rows.index.shape[1], rows.mask, after_prompt)
+        self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device))
         return {
             "inputs_embeds": rows.gather(states),
             "position_ids": rows.gather_positions(positions),
             "attention_mask": _as_mask(rows, mask),
         }
+
+    def _refuse_what_cannot_be_cut(self, layout: Layout, call: dict[str, Any]) -> None:
+        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        if self._labels:
+            raise ValueError("labels do not fit a pruned sequence: compute the loss outside prune(), or without labels")
+        if layout.obstacle is not None:
+            raise ValueError(layout.obstacle)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            got = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"as {type(mask).__name__}"
+            hint = "leave out cache_implementation"
+            raise ValueError(f"pruning needs a padding mask [batch, tokens], it came {got}: {hint}")
+        if getattr(cache, "is_compileable", False):
+            name = type(cache).__name__
+            raise ValueError(f"pruning needs a growing cache, not {name}: leave out cache_implementation")
+        if any(call.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k")):
+            raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
 
     def _choose(self, layout: Layout, states: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
         """Let the method choose for each sample; return the (merged) embeddings [B, S, D] and who stays [B, S]."""
@@ -188,17 +217,16 @@ class Session:
     def _continue(self, call: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments of a decoding step that change, or None if its cache was not pruned."""
         cache, states = call.get("past_key_values"), call.get("inputs_embeds")
-        past = cached_length(cache)
-        pruned = self._caches.get(cache) if past and states is not None else None
+        pruned: PrunedCache | None = getattr(cache, RECORD, None)
         if pruned is None or states is None:
             return None
-        steps = states.shape[1]
+        past, steps = cached_length(cache), states.shape[1]
         pruned.check_positions |= steps > 1
         changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
         if not self._positions_given:
             # The model would count from the length of the cache, which lacks what was dropped.
             changed["position_ids"] = pruned.positions(past, steps)
-        elif pruned.check_positions and not torch.equal(self.adapter.positions(call), pruned.positions(past, steps)):
+        elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
             raise ValueError(
                 "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
                 "pass a further turn as the whole conversation, without past_key_values"
@@ -230,7 +258,7 @@ class Session:
             raise RuntimeError(
                 f"the key-value cache holds {cached_length(cache)} positions after a pruned prefill of {filled.length}"
             )
-        self._caches[cache] = filled
+        setattr(cache, RECORD, filled)
 
 
 def _merge(features: Tensor, selection: Selection) -> Tensor:
@@ -245,12 +273,20 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
     return rows.mask.to(torch.long if given is None else given.dtype)
 
 
-def _refuse_what_cannot_be_cut(call: dict[str, Any]) -> None:
-    mask, cache = call.get("attention_mask"), call.get("past_key_values")
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        got = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"as {type(mask).__name__}"
-        raise ValueError(f"pruning needs a padding mask [batch, tokens], it came {got}: leave out cache_implementation")
-    if getattr(cache, "is_compileable", False):
-        raise ValueError(f"pruning needs a growing cache, not {type(cache).__name__}: leave out cache_implementation")
-    if any(call.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k")):
-        raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
+def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:
+    """Return [B, S], False on padding."""
+    if mask is None:
+        return torch.ones_like(visual)
+    valid = mask.to(visual.device).bool()
+    if bool((visual & ~valid).any()):
+        raise ValueError("the attention mask hides visual tokens, which cannot be pruned: mask padding only")
+    return valid
+
+
+def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor) -> PrunedCache:
+    """Describe the cache after a prefill of `rows`; `positions` [3, B, S] are those of all rows, from the `given`."""
+    behind = positions.amax(0).masked_fill(~valid, -1).amax(1) + 1
+    given = positions if given is None else given.expand(*given.shape[:-2], *valid.shape)
+    last = (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(1, keepdim=True)
+    last_given = given.gather(-1, last.expand(*given.shape[:-1], 1))
+    return PrunedCache(rows.index.shape[1], rows.mask, behind, last_given)

@@ -1,0 +1,28 @@
+"""The tiny model, its processor and a scorer for it, built once."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from tiny import tiny_processor
+
+    return tiny_processor()
+
+
+@pytest.fixture(scope="session")
+def model():
+    from tiny import tiny_qwen
+
+    return tiny_qwen()
+
+
+@pytest.fixture(scope="session")
+def scorer():
+    import torch
+    from tiny import HIDDEN
+
+    from harness.models.scorer import VisionSelectorScorer
+
+    torch.manual_seed(1)
+    return VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)

@@ -1,0 +1,90 @@
+"""Prompts for the tiny model, and the reference that pruning has to equal: kept rows, gathered by hand."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny import IMAGE, VIDEO
+
+TOKENS = 10  # decoded in the generation tests
+# name -> (prompt, sizes of its images, frames of its videos); sizes in pixels, 28 a token
+SAMPLES = {
+    "one image": (f"look {IMAGE} what?", [(112, 140)], []),
+    "small image": (f"{IMAGE} and a longer question about it?", [(56, 84)], []),
+    "text between": (f"a {IMAGE} then {IMAGE} which?", [(84, 84), (56, 140)], []),
+    "adjacent": (f"{IMAGE}{IMAGE}{IMAGE} hm", [(56, 56), (112, 84), (84, 56)], []),
+    "video": (f"see {VIDEO} when?", [], [(6, 84, 112)]),
+    "mixed": (f"{IMAGE} vs {VIDEO} or {IMAGE}?", [(84, 112), (56, 56)], [(4, 56, 84)]),
+}
+
+
+def inputs_of(processor, samples, side="left"):
+    """Process names of SAMPLES, or entries like theirs."""
+    texts, images, videos = [], [], []
+    for sample in samples:
+        text, sizes, clips = SAMPLES[sample] if isinstance(sample, str) else sample
+        # The pixels depend on nothing but the question, so that a sample is the same in every batch.
+        generator = np.random.default_rng(sum(map(ord, text)))
+        texts.append(text)
+        images += [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+        videos += [generator.integers(0, 256, (clip[0], 3, *clip[1:]), dtype=np.uint8) for clip in clips]
+    processor.tokenizer.padding_side = side
+    kwargs = {"do_sample_frames": False} if videos else {}
+    return processor(
+        text=texts, images=images or None, videos=videos or None, padding=True, return_tensors="pt", **kwargs
+    )
+
+
+@dataclass
+class Gathered:
+    """The reference: one sample, its kept rows gathered by hand, no cache, no hooks."""
+
+    embeddings: torch.Tensor  # [1, L, D]
+    positions: torch.Tensor  # [3, 1, L]
+    following: torch.Tensor  # [3, 1, 1] position of the next token
+
+    @classmethod
+    def of(cls, model, inputs, kept):
+        inner, ids = model.model, inputs["input_ids"]
+        embeddings = model.get_input_embeddings()(ids).clone()
+        visual = torch.zeros_like(ids, dtype=torch.bool)
+        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+            if pixels in inputs:
+                encode = getattr(inner, f"get_{kind}_features")
+                features = encode(inputs[pixels], inputs[f"{kind}_grid_thw"], return_dict=True).pooler_output
+                where = ids == getattr(model.config, f"{kind}_token_id")
+                embeddings[where] = torch.cat(list(features))
+                visual |= where
+        keys = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+        positions, _ = inner.get_rope_index(ids, **{key: inputs[key] for key in keys if key in inputs})
+        where = visual[0].nonzero().squeeze(1)
+        rows = sorted(set(range(ids.shape[1])) - set(where.tolist()) | set(where[kept].tolist()))
+        return cls(embeddings[:, rows], positions[:, :, rows], positions[:, :, -1:] + 1)
+
+    def logits(self, model):
+        return model.lm_head(model.model.language_model(inputs_embeds=self.embeddings, position_ids=self.positions)[0])
+
+    def append(self, model, token):
+        self.embeddings = torch.cat([self.embeddings, model.get_input_embeddings()(token.view(1, 1))], dim=1)
+        self.positions = torch.cat([self.positions, self.following], dim=2)
+        self.following = self.following + 1
+
+    def answer(self, model, pick=lambda logits: logits.argmax()):
+        tokens = []
+        for _ in range(TOKENS):
+            tokens.append(pick(self.logits(model)[0, -1]))
+            if int(tokens[-1]) == model.generation_config.eos_token_id:
+                break
+            self.append(model, tokens[-1])
+        return torch.stack(tokens).tolist()
+
+
+def generate(model, inputs, **kwargs):
+    made = model.generate(**inputs, **{"max_new_tokens": TOKENS, "do_sample": False, **kwargs})
+    return made[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def hooks(model):
+    names = ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs")
+    return [dict(getattr(module, name)) for module in model.modules() for name in names]
