@@ -11,9 +11,11 @@ from typing import Any
 from harness.config import SHIPPED, ModelConfig, shipped
 from harness.errors import UserError, one_line
 
-HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two
-WHOLE_HASH = 64 << 20  # larger files are identified by size, head and tail
-SAMPLE = 1 << 20
+HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two. HF_HUB_ETAG_TIMEOUT overrides it
+ELSEWHERE = "point to a local folder: model.pretrained=/path"
+WHOLE_HASH = 64 << 20  # larger files are identified by their size and by blocks spread over them
+BLOCKS, BLOCK = 64, 256 << 10
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
 
 
@@ -21,7 +23,7 @@ def check(model: ModelConfig) -> Path | None:
     """The local folder of a model, or None if it has to be downloaded and the Hub answers; UserError otherwise."""
     name = model.pretrained
     folder = shipped(name)
-    if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or name.count("/") != 1:
+    if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not _is_hub_id(name):
         check_folder(folder)
         return folder
     cached = _cached(name, model.revision)
@@ -34,9 +36,7 @@ def fetch(model: ModelConfig) -> Path:
     """The folder that holds a model's files, downloaded into the Hub's cache where needed."""
     folder = check(model)
     if folder is None:
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model.pretrained, revision=model.revision))
+        folder = _download(model.pretrained, model.revision)
         check_folder(folder)
     return folder
 
@@ -47,6 +47,7 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"no model folder at {folder}: pass a Hub id or a local folder as model.pretrained=/path")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model folder: config.json is missing")
+    _json(folder / "config.json")
     for names in (("processor_config.json", "preprocessor_config.json"), ("tokenizer_config.json",)):
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{folder} lacks {' or '.join(names)}: save the processor beside the weights")
@@ -66,20 +67,32 @@ def fingerprint(path: Path, skip: str = "") -> str:
 
 
 def content_digest(file: Path) -> str:
-    """Digest of one file; a large one by its size, head and tail."""
+    """Digest of one file; a large one by its size and by `BLOCKS` blocks from its first byte to its last."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size <= WHOLE_HASH:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-        head = stream.read(SAMPLE)
-        stream.seek(size - SAMPLE)
-        return hashlib.sha256(head + stream.read()).hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for block in range(BLOCKS):
+            stream.seek((size - BLOCK) * block // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON (a Git LFS pointer?): download it again") from error
 
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            shards = sorted({folder / name for name in _json(index)["weight_map"].values()})
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} has no weight_map of tensors to files: download it again") from error
     else:
         shards = sorted(folder.glob("*.safetensors"))
     if not shards:
@@ -94,12 +107,27 @@ def _check_safetensors(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
-        if not 0 < header_size <= size - 8:
+        if not 0 < header_size <= min(size - 8, LONGEST_HEADER):
             raise UserError(f"weight file {path} is not a safetensors file (a Git LFS pointer?): download it again")
-        header = json.loads(stream.read(header_size))
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        try:
+            header = json.loads(stream.read(header_size))
+            header.pop("__metadata__", None)
+            end = int(max((entry["data_offsets"][1] for entry in header.values()), default=0))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"weight file {path} has a damaged header: download it again") from error
     if 8 + header_size + end > size:
         raise UserError(f"weight file {path} is cut short: {size} of {8 + header_size + end} bytes; copy it again")
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # a mistyped path
+        return False
+    return "/" in name
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -116,22 +144,35 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 
 def _check_hub(repo: str, revision: str | None) -> None:
-    where_else = "point to a local folder: model.pretrained=/path"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError(f"cannot reach the Hub for {repo} (HF_HUB_OFFLINE is set), nor is it cached; {where_else}")
+        raise UserError(f"cannot reach the Hub for {repo} (HF_HUB_OFFLINE is set), nor is it cached; {ELSEWHERE}")
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT)
 
     def ask() -> None:
         from huggingface_hub import HfApi
 
-        HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+        HfApi().model_info(repo, revision=revision, timeout=seconds)
 
-    error = _within(HUB_TIMEOUT, ask)
+    error = _within(seconds, ask)
     if error is not None:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         if isinstance(error, GatedRepoError | RepositoryNotFoundError | RevisionNotFoundError):
-            raise UserError(f"the Hub has no accessible {repo} ({one_line(error)[:80]}); {where_else}")
-        raise UserError(f"cannot reach the Hub for {repo} ({type(error).__name__}), nor is it cached; {where_else}")
+            raise UserError(f"the Hub has no accessible {repo} ({one_line(error)[:80]}); {ELSEWHERE}")
+        what = type(error).__name__
+        hint = "; HF_HUB_ETAG_TIMEOUT=10 waits longer" if "Timeout" in what else ""
+        raise UserError(f"cannot reach the Hub for {repo} ({what}{hint}), nor is it cached; {ELSEWHERE}")
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision))
+    except Exception as error:  # the client, its transport and the disk have no base class in common
+        what = f"{type(error).__name__}: {one_line(error)[:160]}"
+        access = "a gated model needs its licence accepted and HF_TOKEN"
+        raise UserError(f"cannot download {repo} ({what}); {access}; or {ELSEWHERE}") from error
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> BaseException | None:

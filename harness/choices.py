@@ -1,5 +1,6 @@
 """Choices that need no file in conf/: third-party and private methods, single lmms-eval tasks, lists of tasks."""
 
+import hashlib
 import os
 import re
 from functools import cache
@@ -9,11 +10,12 @@ from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import QuotedString
 
 import methods
 from harness.cli import did_you_mean, parse
 from harness.config import TasksConfig, shipped
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 POCKET_TASKS = "harness://pocket/tasks"
 _TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
@@ -29,7 +31,8 @@ def register(overrides: list[str]) -> list[str]:
         group = override.key_or_group
         if group in resolve and not override.is_delete():
             values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-            result.append(f"{group}=" + ",".join(resolve[group](value, given) for value in values))
+            plain = [value.text if isinstance(value, QuotedString) else value for value in values]
+            result.append(f"{group}=" + ",".join(resolve[group](value, given) for value in plain))
         else:
             result.append(str(override.input_line))
     return result
@@ -53,7 +56,7 @@ def task_files(folder: Path) -> dict[str, Path]:
         for file in sorted(files):
             if file.endswith(".yaml"):
                 path = Path(root, file)
-                match = _TASK_LINE.search(path.read_text(encoding="utf-8"))
+                match = _TASK_LINE.search(_text(path))
                 if match:
                     found[match[1]] = path
     return found
@@ -65,6 +68,13 @@ def lmms_eval_tasks() -> dict[str, Path]:
     if spec is None or spec.origin is None:
         raise UserError("lmms-eval is not installed: pip install -e .")
     return task_files(Path(spec.origin).parent / "tasks")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"cannot read the task file {path}: {one_line(error)}") from error
 
 
 def _conf(*parts: str) -> Path:
@@ -91,10 +101,12 @@ def _method(value: Any, given: dict[str, Any]) -> str:
         return name
     option = name
     if ".py" in name:
-        file, _, cls = name.partition(":")
-        if not Path(file).expanduser().is_file() or not cls:
+        file, _, cls = name.rpartition(":")
+        path = Path(file).expanduser().resolve()
+        if not path.is_file() or not cls:
             raise UserError(f"no method at {name}: a private method is given as method=path/to/file.py:Class")
-        option = f"{Path(file).stem}-{cls}"
+        place = hashlib.sha256(f"{path}:{cls}".encode()).hexdigest()[:6]  # files in two folders may share a name
+        option = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{path.stem}-{cls}-{place}")
     elif name not in methods.names():
         raise UserError(f"unknown method {name}: {did_you_mean(name, {*methods.names(), *_options('method')})}")
     # The class is not imported yet: its parameters are whatever is given, and checked when it is loaded.

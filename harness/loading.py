@@ -1,10 +1,13 @@
 """From configuration to a loaded model and a ready pruner, and the identity under which their answers are stored."""
 
 import inspect
-from contextlib import AbstractContextManager
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ import methods
 from harness import checkpoint
 from harness.config import ModelConfig, RunConfig, shipped, validate
 from harness.errors import UserError, one_line
-from harness.models.scorer import shipped_scorer
+from harness.models.scorer import load_scorer, shipped_scorer
 from harness.store import digest, slug
 from methods.base import Method, Signal
 from methods.budget import Budget
 
 PACKAGES = ("torch", "torchvision", "transformers", "lmms-eval", "qwen-vl-utils", "pillow")  # they can change an answer
+VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
+ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # and listens to these
+HARNESS = Path(__file__).parent
 METHODS = Path(methods.__file__).parent
 
 
@@ -58,7 +64,7 @@ class Pruner:
 
 
 def pruner_of(run: RunConfig, folder: Path) -> Pruner:
-    """The method with its parameters checked, and its scorer found; UserError for what is wrong or missing."""
+    """The method with its parameters checked, and its scorer found and read; UserError for what is wrong or missing."""
     try:
         method = methods.load(run.method["name"], **run.params)
         scorer = None
@@ -66,40 +72,68 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
             if scorer is None:
                 raise UserError(f"{method.name} needs a learned scorer, {folder} has none: pass model.scorer=/path")
+            check_scorer(scorer, folder)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0)
 
 
+def check_scorer(scorer: Path, folder: Path) -> None:
+    """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
+    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+        width = transformers.AutoConfig.from_pretrained(folder).get_text_config().hidden_size
+    load_scorer(scorer, width)
+
+
 def device_of(model: ModelConfig) -> str:
     """`auto` resolved to what this machine has."""
+    gpus = torch.cuda.device_count()
     if model.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if model.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"model.device={model.device}, but torch sees no GPU: try model.device=cpu")
+        return "cuda" if gpus else "cpu"
+    if model.device.startswith("cuda") and int(model.device.partition(":")[2] or 0) >= gpus:
+        raise UserError(f"model.device={model.device}, but torch sees {gpus or 'no'} GPU(s): try model.device=auto")
     return model.device
 
 
 def load(config: ModelConfig) -> Loaded:
-    """Load a checkpoint for inference; UserError if it lacks a tensor, which transformers would fill with noise."""
+    """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise."""
     folder = checkpoint.fetch(config)
+    device = device_of(config)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
-    try:
+    with _in_one_line(f"cannot load the processor in {folder}"):
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
+        processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    with _in_one_line(f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, where the tensor can be named
         )
-        processor = transformers.AutoProcessor.from_pretrained(folder)
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot load {folder}: {one_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+        model = model.eval().to(device)
+    missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}")
-    return Loaded(model.eval().to(device_of(config)), processor, config, folder)
+    if misshapen:
+        name, found, expected = misshapen[0]
+        what = f"{name} is {list(found)}, expected {list(expected)}"
+        raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {what}")
+    return Loaded(model, processor, config, folder)
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a folder that is not as it expects into one UserError."""
+    try:
+        yield
+    except Exception as error:
+        message = one_line(error)[:300]  # some of them fill a page
+        raise UserError(f"{what}: {type(error).__name__}: {message}") from error
 
 
 class Identity:
@@ -113,25 +147,27 @@ class Identity:
     def model(self) -> dict[str, Any]:
         """Weights by content, and how they are loaded and fed."""
         config = self.run.model
+        device = device_of(config)
+        flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
+        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size")
+        code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/*.py"))
         return {
             "weights": checkpoint.fingerprint(self.folder, skip="scorer"),
-            "device": device_of(config).partition(":")[0],
-            **{
-                key: getattr(config, key)
-                for key in ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size")
-            },
-            "code": _code(Path(__file__).parent, "prune.py", "inputs.py", "lmms_model.py", "models/*.py"),
-            "packages": {name: version(name) for name in PACKAGES},
+            # In half precision a greedy answer moves with the type of GPU.
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            **{key: getattr(config, key) for key in settings},
+            "code": _code(sorted(code)),
+            "packages": {name: _version(name) for name in (*PACKAGES, *VIDEO_READERS, *flash)},
+            "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         }
 
     def answers(self, pruner: Pruner) -> dict[str, Any]:
         """What an answer depends on, given the question."""
         method = pruner.method
-        source = Path(inspect.getsourcefile(type(method)) or "")
         return {
             "model": self.model,
-            "method": {"name": method.name, "code": _code(source.parent, source.name), **_params(method)},
-            "kernels": _code(METHODS, "base.py", "budget.py", "numerics.py", "kernels/*.py") if method.needs else None,
+            "method": {"name": method.name, "code": _code(_sources(type(method))), "params": _params(method)},
+            "contract": _code(_shared()),
             "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens},
             "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
             "seed": pruner.seed,
@@ -151,15 +187,43 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
     if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
         rest["keep"] = 1.0
     run = validate(OmegaConf.create({**tree, **rest}))
-    loaded = load(run.model)
-    pruner = pruner_of(run, loaded.folder)
-    return loaded, pruner, Identity(run, loaded.folder).answers(pruner)
+    folder = checkpoint.fetch(run.model)
+    pruner = pruner_of(run, folder)
+    return load(run.model), pruner, Identity(run, folder).answers(pruner)
 
 
 def _params(method: Method) -> dict[str, Any]:
-    return {field.name: getattr(method, field.name) for field in fields(method)}
+    """A method's parameters as JSON gives them back; what it computes from them is in its code."""
+    found = {}
+    for name in (field.name for field in fields(method) if field.init):
+        value = getattr(method, name)
+        try:
+            found[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            kind = type(value).__name__
+            plain = "numbers, text, true, false, null, or lists and mappings of them: its results are kept under it"
+            raise UserError(f"{method.name}: {name} is of type {kind}, a parameter must be made of {plain}") from error
+    return found
 
 
-def _code(folder: Path, *patterns: str) -> str:
-    files = sorted(path for pattern in patterns for path in folder.glob(pattern))
+def _sources(method: type[Method]) -> list[Path]:
+    """The files of a method and of the methods it is derived from."""
+    classes = [cls for cls in method.__mro__ if cls.__module__ not in (Method.__module__, object.__module__)]
+    return [Path(inspect.getsourcefile(cls) or "") for cls in classes]
+
+
+def _shared() -> list[Path]:
+    """The files of `methods` that belong to no single method; the registry decides no answer."""
+    single = {address.partition(":")[0].rpartition(".")[2] for address in methods.BUILT_IN.values()} | {"__init__"}
+    return sorted(path for path in METHODS.rglob("*.py") if path.parent != METHODS or path.stem not in single)
+
+
+def _code(files: Iterable[Path]) -> str:
     return digest([path.read_text(encoding="utf-8") for path in files])[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

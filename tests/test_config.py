@@ -20,6 +20,7 @@ from harness.errors import UserError
 CONF = Path(conf.__file__).parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+INDEX = "model.safetensors.index.json"
 TASKS = sorted(path.stem for path in (CONF / "tasks").glob("*.yaml"))
 
 
@@ -66,6 +67,12 @@ def test_a_methods_file_lists_its_parameters_with_their_defaults(method):
     assert composed(f"method={method}").params == {field.name: getattr(cls(), field.name) for field in fields(cls)}
 
 
+def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("task: caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"cannot read the task file .*latin\.yaml: 'utf-8' codec"):
+        composed("tasks=latin", f"tasks.include={tmp_path}")
+
+
 def test_every_built_in_method_has_a_file():
     assert set(methods.names()) >= set(METHODS)
     assert set(methods.BUILT_IN) == set(METHODS)
@@ -82,7 +89,9 @@ def test_tokens_switches_the_default_share_off():
 
 
 def test_the_unpruned_model_has_no_budget():
-    assert composed("method=none", "keep=0.1").budget.label == "1.0"
+    assert composed("method=none").budget.label == "1.0"
+    with pytest.raises(UserError, match=r"leave keep=0\.1 out"):
+        composed("method=none", "keep=0.1")
 
 
 def test_a_single_task_of_lmms_eval_takes_the_published_metric():
@@ -105,9 +114,21 @@ def test_a_private_method_with_its_parameters(tmp_path):
 def test_a_private_methods_parameter_can_be_swept(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("")
-    overrides = register([f"method={file}:Mine", "method.alpha=1,2"])
-    assert overrides == ["method=mine-Mine", "method.alpha=1,2"]
-    assert validate(compose("config", ["method=mine-Mine", "method.alpha=2"])).params == {"alpha": 2}
+    choice, alpha = register([f"method={file}:Mine", "method.alpha=1,2"])
+    assert choice.startswith("method=mine-Mine-")
+    assert alpha == "method.alpha=1,2"
+    assert validate(compose("config", [choice, "method.alpha=2"])).params == {"alpha": 2}
+
+
+def test_private_methods_that_share_names_are_swept_apart(tmp_path):
+    files = [tmp_path / version / "my method.py" for version in ("v1", "v2")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("")
+    names = [f"{file}:Mine" for file in files]
+    (override,) = register(["method=" + ",".join(f"'{name}'" for name in names)])
+    options = override.removeprefix("method=").split(",")
+    assert [validate(compose("config", [f"method={option}"])).method["name"] for option in options] == names
 
 
 def test_slurm_composes():
@@ -136,6 +157,8 @@ MISTAKES = {
     "unknown dtype": (["model.dtype=fp8"], "float32"),
     "pixel limits": (["model.min_pixels=9000000"], "model.min_pixels"),
     "no such folder": (["model.pretrained=/no/such/folder"], "no model folder at /no/such/folder"),
+    "mistyped folder": (["model.pretrained=my models/qwen"], "no model folder at my models/qwen"),
+    "mistyped revision": (["model.pretrained=models/qwen@v1"], "no model folder at models/qwen@v1"),
     "no such scorer": (["model.scorer=nowhere"], "model.scorer=nowhere"),
     "no such method file": (["method=nowhere.py:Mine"], "path/to/file.py:Class"),
     "unparsable": (["keep=[0.5"], "keep=[0.5"),
@@ -182,7 +205,15 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(empty):
         (lambda folder: (folder / "model.safetensors").unlink(), "no weight file"),
         (lambda folder: os.truncate(folder / "model.safetensors", 600_000), "cut short"),
         (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"\xff" * 64),
+            "damaged header",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"), "damaged header"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("version https://git-lfs"), "config.json is not JSON"),
+        (lambda folder: (folder / INDEX).write_text("version https://git-lfs"), f"{INDEX} is not JSON"),
+        (lambda folder: (folder / INDEX).write_text("{}"), f"{INDEX} has no weight_map"),
         (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json"),
     ],
 )
