@@ -1,5 +1,6 @@
-# make demo: install into .venv and run the main job.   make test: linters and tests.   make clean: remove what both made.
-# make results: run again what results/pocket holds.
+# make demo: install into .venv and run the main job.   make test: linters and tests.
+# make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
+# make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,11 +20,12 @@ test: .venv/.installed-test
 
 RUNS := results/pocket/runs
 results: .venv/.installed
-	rm -rf $(RUNS)
+	[ -e $(RUNS).old ] || [ ! -e $(RUNS) ] || mv $(RUNS) $(RUNS).old
 	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(RUNS)
 	$(BIN)/python -m harness -m method=random,uniform,visionselector,idpruner keep=0.5,0.25,0.1 runs=$(RUNS)
 	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
 	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
+	rm -rf $(RUNS).old
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"

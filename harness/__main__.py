@@ -5,31 +5,56 @@ last line, one JSON object. `--help` shows every choice; `-m` sweeps; results li
 """
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import methods
 from harness import checkpoint
 from harness.choices import check_tasks, register
-from harness.cli import command
-from harness.config import RunConfig, validate
+from harness.cli import command, parse
+from harness.config import validate
 from harness.errors import UserError, one_line
+from harness.evaluate import check_scoring, refuse_group
+from harness.store import check_place
 
 if TYPE_CHECKING:
     from harness.tables import Result
 
 
-def check(cfg: DictConfig) -> RunConfig:
+def prepare(overrides: list[str]) -> list[str]:
+    """Choices that need no file in conf/, and the folder's name for weights that would else be called pocket."""
+    parsed = parse(overrides)
+    for name in (name for o in parsed if o.key_or_group == "tasks" for name in _listed(o)):
+        refuse_group(name)
+    given = {override.key_or_group for override in parsed}
+    if "model.pretrained" in given and not given & {"model", "model.name"}:
+        overrides = [*overrides, "model.name='${basename:${model.pretrained}}'"]
+    return register(overrides)
+
+
+def _listed(override: Override) -> list[str]:
+    """The names in `tasks=`, be it one, a list or a sweep."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    if [] in values:
+        raise UserError("tasks=[] names no task: choose at least one, as in tasks=pocket_existence")
+    return [str(name) for value in values for name in (value if isinstance(value, list) else [value])]
+
+
+def check(cfg: DictConfig) -> None:
     """Everything that can be found wrong without importing torch."""
     config = validate(cfg)
     check_tasks(config.tasks)
+    check_scoring(config.tasks, config.limit)
+    check_place(Path(config.runs))
     checkpoint.check(config.model)
-    return config
 
 
-def check_parameters(config: RunConfig) -> None:
+def check_parameters(cfg: DictConfig) -> None:
     """The method refuses what it does not know or cannot work with; this imports torch."""
+    config = validate(cfg)
     try:
         methods.load(config.method["name"], **config.params)
     except (ValueError, TypeError) as error:
@@ -38,11 +63,10 @@ def check_parameters(config: RunConfig) -> None:
 
 def main(cfg: DictConfig) -> None:
     """Run one configuration and report it."""
-    config = validate(cfg)
-    check_parameters(config)  # before the imports that take seconds
     from harness.pipeline import run
     from harness.tables import Result, average, relative
 
+    config = validate(cfg)
     folder, base = run(config)
     result, baseline = Result.of(folder), Result.of(base)
     percent = relative(result, baseline)
@@ -81,4 +105,4 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, check, register)
+    command("config", main, (check, check_parameters), prepare)

@@ -3,17 +3,19 @@
 import atexit
 import difflib
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,12 +28,13 @@ VERSION_BASE = "1.3"
 def command(
     config_name: str,
     task: Callable[[DictConfig], None],
-    check: Callable[[DictConfig], Any] | None = None,
+    checks: Sequence[Callable[[DictConfig], Any]] = (),
     prepare: Callable[[list[str]], list[str]] | None = None,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
-    `prepare` may rewrite the command-line overrides (to register choices that have no file in conf/).
+    Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
+    command-line overrides (to register choices that have no file in conf/).
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
@@ -41,13 +44,14 @@ def command(
         args = parser.parse_intermixed_args()
         overrides = prepare(args.overrides) if prepare else args.overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
-        if not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion):
-            _check_jobs(config_name, overrides, args.multirun, check)
+        if not (args.hydra_help or args.shell_completion):
+            shown_only = args.help or args.cfg or args.info
+            _check_jobs(args.config_name or config_name, overrides, args.multirun, () if shown_only else checks)
         failures: list[UserError] = []
         job = _one_job(task, failures)
         hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name=config_name)(job)()
-    except (UserError, OmegaConfBaseException) as error:
-        fail(one_line(error))
+    except (UserError, OmegaConfBaseException, HydraException) as error:
+        fail(_first_paragraph(error))
     if failures:
         sys.exit(2)
 
@@ -84,20 +88,24 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def register_resolvers() -> None:
-    """Interpolations of conf/: `unless` is a default that another key switches off, `scratch` a throw-away folder."""
-    OmegaConf.register_new_resolver("unless", lambda other, value: value if other is None else None, replace=True)
+    """Interpolations of conf/: the default share, the name of a folder, and a throw-away folder."""
+    OmegaConf.register_new_resolver("budget", _default_budget, replace=True)
+    OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read."""
+    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read or swept."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            override = parser.parse_override(text)
         except HydraException as error:
-            raise UserError(f"cannot read the argument {text}: {one_line(error).split(' See ')[0]}") from error
+            raise UserError(f"cannot read the argument {text}: {_first_paragraph(error).split(' See ')[0]}") from error
+        if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+            raise UserError(f"cannot sweep {text}: list the values, as in {override.key_or_group}=one,another")
+        parsed.append(override)
     return parsed
 
 
@@ -112,21 +120,34 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         if overrides and key and "not in struct" in str(error.__cause__):
             known = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
             raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
-        cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
-        raise UserError(one_line(error) + cause) from error
+        cause = f" ({_first_paragraph(error.__cause__)})" if error.__cause__ else ""
+        raise UserError(_first_paragraph(error) + cause) from error
 
 
 def _check_jobs(
-    config_name: str, overrides: list[str], multirun: bool, check: Callable[[DictConfig], Any] | None
+    config_name: str, overrides: list[str], multirun: bool, checks: Sequence[Callable[[DictConfig], Any]]
 ) -> None:
     parsed = parse(overrides)
     jobs = [[override.input_line or "" for override in parsed]]
     if multirun:
+        _check_launcher(parsed)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
-    for job in jobs:
-        cfg = compose(config_name, job)
-        if check:
+    composed = [compose(config_name, job) for job in jobs]
+    for check in checks:
+        for cfg in composed:
             check(cfg)
+
+
+def _check_launcher(overrides: list[Override]) -> None:
+    launchers = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
+    if launchers & {"slurm", "submitit_slurm"} and shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm needs srun, which is not on this machine: start it on a login node")
+
+
+def _first_paragraph(error: BaseException) -> str:
+    """Hydra appends its search path and hints to its messages, after an empty line."""
+    paragraph = re.split(r"\n\s*\n|\nConfig search path", str(error).strip())[0]
+    return " ".join(paragraph.split()) or type(error).__name__
 
 
 def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
@@ -136,6 +157,11 @@ def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
         if not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
             keys += _flat_keys(cfg._get_node(key), f"{prefix}{key}.")
     return keys
+
+
+def _default_budget(tokens: Any, method: str, share: float) -> float | None:
+    """A count of tokens replaces the default share; the unpruned model has no budget."""
+    return None if tokens is not None or method == "none" else share
 
 
 def _scratch() -> str:

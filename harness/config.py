@@ -1,6 +1,8 @@
 """The configuration of a run, typed, and everything that can be found wrong with it before torch is imported."""
 
 import importlib.util
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
+VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
 
 
@@ -79,12 +82,15 @@ def validate(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     assert isinstance(run, RunConfig)
+    _check_processes()
     if not isinstance(run.method.get("name"), str):
         raise UserError("method.name is missing: the configuration of a method needs its name")
     _check_budget(run)
     _check_model(run.model)
     if not run.tasks.metrics:
-        raise UserError("tasks.metrics is empty: name at least one task, as in tasks=pocket_existence")
+        raise UserError("no task: name at least one, as in tasks=pocket_existence")
+    if not 0 <= run.seed < 2**63:
+        raise UserError(f"seed must lie between 0 and 2^63 - 1, got {run.seed}")
     for key, value in {"limit": run.limit, "model.batch_size": run.model.batch_size}.items():
         if value is not None and value < 1:
             raise UserError(f"{key} must be at least 1, got {value}")
@@ -98,7 +104,19 @@ def shipped(path: str) -> Path:
     return Path(path).expanduser()
 
 
+def _check_processes() -> None:
+    """A launcher of several processes would have each of them wait for the others' answers."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(f"WORLD_SIZE={processes}: a run is one process so far; start it without torchrun or accelerate")
+
+
 def _check_budget(run: RunConfig) -> None:
+    if not run.pruned:
+        if run.tokens is not None or run.keep not in (None, 1.0):
+            given = f"keep={run.keep}" if run.tokens is None else f"tokens={run.tokens}"
+            raise UserError(f"method=none keeps every visual token: leave {given} out, or choose a method that prunes")
+        return
     if run.keep is not None and run.tokens is not None:
         raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
     if run.keep is None and run.tokens is None:
@@ -123,7 +141,9 @@ def _check_model(model: ModelConfig) -> None:
         )
     if model.max_frames < 2:
         raise UserError(f"model.max_frames must be at least 2, got {model.max_frames}")
-    if model.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+    if model.max_pixels < VISUAL_TOKEN:
+        raise UserError(f"model.max_pixels must be at least {VISUAL_TOKEN}, one visual token, got {model.max_pixels}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
         raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
     if model.scorer is not None and not shipped(model.scorer).exists():
         raise UserError(f"no scorer at model.scorer={model.scorer}: pass a folder or file that exists")

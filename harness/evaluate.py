@@ -1,12 +1,16 @@
 """The bridge to lmms-eval: its tasks, its scoring, its registry; no fork and no copied task code."""
 
+import math
+import os
 import re
 import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.choices import task_files
+import yaml
+
+from harness.choices import lmms_eval_tasks, task_files
 from harness.config import TasksConfig, shipped
 from harness.errors import UserError, one_line
 
@@ -17,11 +21,45 @@ MODEL_ID = "harness_qwen2_5_vl"
 PROMPTS_OF = "qwen2_5_vl"  # tasks may carry prompts for a model id: ours are those of the model underneath
 
 
+_JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
+_JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
+_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")
+
+
 def manifests() -> list[Any]:
     """What lmms-eval's entry-point group `lmms_eval.models` reads."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return [ModelManifest(model_id=MODEL_ID, chat_class_path="harness.lmms_model.PrunedModel")]
+
+
+def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
+    """UserError where lmms-eval would answer every question and only then, or over the network, fail to score them."""
+    local = task_files(shipped(tasks.include)) if tasks.include else {}
+    for name in set(tasks.metrics) & set(lmms_eval_tasks()):
+        if name in local:
+            raise UserError(f"task {name} in tasks.include={tasks.include} has a name of lmms-eval's own: rename it")
+        if name == "mme" and limit and limit % 2:
+            raise UserError(f"task mme scores questions in pairs: limit={limit} must be even")
+        if name == "vinoground" and limit:
+            raise UserError(f"task vinoground scores all its questions together: leave limit={limit} out")
+        if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
+            static = "; mmbench_en_dev_static needs none" if name == "mmbench_en_dev" else ""
+            raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
+
+
+def refuse_group(name: str) -> None:
+    """UserError if `name` is a group of lmms-eval: some members have no labels or need a judge, so none is guessed."""
+    known = lmms_eval_tasks()
+    if name in known:
+        return
+    line = re.compile(rf"^group:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
+    for file in Path(os.path.commonpath(known.values())).rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        if line.search(text):
+            members = yaml.safe_load(text.replace("!function", ""))["task"]
+            names = [str(m["task"] if isinstance(m, dict) else m) for m in members]
+            raise UserError(f"{name} is a group of tasks: choose some of tasks=[{','.join(names)}]")
 
 
 class Suite:
@@ -41,27 +79,33 @@ class Suite:
         )
 
     def check(self) -> None:
-        """Load every task's data once, so that what is missing shows before the model runs."""
+        """Load every task's data and first question, so that what is missing shows before the model runs."""
+        from lmms_eval.protocol import ChatMessages
         from lmms_eval.tasks import get_task_dict
 
-        for name in self.tasks.metrics:
+        for name, metric in self.tasks.metrics.items():
             try:
-                loaded = get_task_dict([name], self.manager, "chat")
-            except Exception as error:  # lmms-eval and datasets raise anything here; the user needs the first cause
+                task = get_task_dict([name], self.manager, "chat")[name]
+                if task.OUTPUT_TYPE != "generate_until":
+                    raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
+                first = ChatMessages(messages=task.doc_to_messages(task.task_docs[0]))
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
                 raise UserError(f"cannot load task {name}: {_cause(error)}") from error
-            if "generate_until" not in {task.OUTPUT_TYPE for task in loaded.values()}:
-                raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
+            kinds = {part.type for message in first.messages for part in message.content}
+            if other := kinds - {"text", "image", "video"}:
+                raise UserError(f"task {name} asks about {', '.join(other)}: the model takes text, images and videos")
+            _check_metric(name, metric, task)
 
     def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
         """Answer and score every task; returns what `metrics.json` holds."""
-        scores, primary, counts = {}, {}, {}
-        for name, metric in self.tasks.metrics.items():
+        scores, counts = {}, {}
+        for name in self.tasks.metrics:
             results = self._task(model, name, limit, scratch)
             scores[name] = numeric(results["results"][name])
-            primary[name] = metric or next(iter(scores[name]), None)
-            value(scores[name], primary[name])
             counts[name] = results["n-samples"][name]["effective"]
-        return {"scores": scores, "primary": primary, "questions": counts}
+        return {"scores": scores, "primary": primary(scores, self.tasks.metrics), "questions": counts}
 
     def _task(self, model: "PrunedModel", name: str, limit: int | None, scratch: Path) -> dict[str, Any]:
         """One task per call: lmms-eval keeps a fresh Task object, and nothing of one task leaks into the next."""
@@ -84,27 +128,45 @@ class Suite:
             )
         except RetryError as error:
             raise RuntimeError(f"task {name}: {_cause(error)}") from error
+        except SystemExit as error:  # videomme leaves this way when a video is missing
+            raise UserError(f"task {name} stopped: {one_line(error)}") from error
         return results
 
 
+def primary(scores: dict[str, dict[str, Any]], metrics: dict[str, str | None]) -> dict[str, str | None]:
+    """The metric of each task that the tables show: the one asked for, or the first; UserError if it is not there."""
+    chosen = {name: metric or next(iter(scores[name]), None) for name, metric in metrics.items()}
+    for name, metric in chosen.items():
+        value(scores[name], metric)
+    return chosen
+
+
 def numeric(results: dict[str, Any]) -> dict[str, Any]:
-    """The numbers, or lists of numbers, among a task's results, in lmms-eval's order and without standard errors."""
+    """The finite numbers, or lists of them, among a task's results, in lmms-eval's order, without standard errors."""
     kept: dict[str, Any] = {}
     for key, found in results.items():
-        if "_stderr" in key or isinstance(found, bool | str) or found is None:
-            continue
-        if isinstance(found, list | tuple):
-            kept[key] = [float(item) for item in found]
-        elif hasattr(found, "__float__"):
-            kept[key] = float(found)
+        several = isinstance(found, list | tuple)
+        numbers = [_number(item) for item in (found if several else [found])]
+        if "_stderr" not in key and None not in numbers:
+            kept[key] = numbers if several else numbers[0]
     return kept
+
+
+def _number(found: Any) -> float | None:
+    if isinstance(found, bool | str):
+        return None
+    try:
+        number = float(found)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def value(scores: dict[str, Any], metric: str | None) -> float:
     """The number that a metric expression such as `a,none + b,none` or `c,none[2]` names among a task's scores."""
     total = 0.0
     for term in (metric or "").split("+"):
-        match = re.fullmatch(r"\s*(.+?)(?:\[(\d+)\])?\s*", term)
+        match = _TERM.fullmatch(term)
         found = scores.get(match[1]) if match else None
         if match and match[2] and isinstance(found, list) and int(match[2]) < len(found):
             found = found[int(match[2])]
@@ -112,6 +174,16 @@ def value(scores: dict[str, Any], metric: str | None) -> float:
             raise UserError(f"no metric {term.strip()!r} among {', '.join(scores) or 'no numbers'}: set tasks.metrics")
         total += found
     return total
+
+
+def _check_metric(name: str, metric: str | None, task: Any) -> None:
+    known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
+    if all(key.startswith("submission,") for key in known):
+        raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
+    for term in metric.split("+") if metric else ():
+        match = _TERM.fullmatch(term)
+        if not match or match[1] not in known:
+            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
 
 
 def _cause(error: BaseException) -> str:

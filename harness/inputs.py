@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 from qwen_vl_utils import fetch_image, fetch_video
 from qwen_vl_utils.vision_process import smart_resize, to_rgb
 
+FRAME_TOKENS = 768  # visual tokens of one frame, and
+VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
 FRAME_LIST_FPS = 2.0  # frames handed over as images carry no clock; two a second is Qwen2.5-VL's own sampling rate
 
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
@@ -20,11 +23,18 @@ Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video"
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """Pixels per image or frame, and frames per video."""
+    """Pixels per image or frame, and frames per video; frames of files and of lists are capped further, alike."""
 
     min_pixels: int
     max_pixels: int
     max_frames: int
+
+    def of_frames(self, count: int, patch: int) -> dict[str, Any]:
+        """The limits of each of a video's `count` frames, as `fetch_video` takes them."""
+        pixels = (2 * patch) ** 2  # of one visual token in one frame; a video token spans two frames
+        cap = max(min(FRAME_TOKENS, 2 * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
+        limits = {"min_pixels": self.min_pixels, "max_pixels": min(self.max_pixels, cap)}
+        return {**limits, "total_pixels": VIDEO_TOKENS * pixels}  # without it MODEL_SEQ_LEN of the environment counts
 
 
 def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits) -> Any:
@@ -93,28 +103,50 @@ def _placeholders(message: Message) -> Message:
 def _video(media: Any, limits: PixelLimits, patch: int) -> tuple[torch.Tensor, dict[str, Any]]:
     """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
     if isinstance(media, list | tuple):
-        return _frame_list(media, limits, patch)
+        images = [to_rgb(image if isinstance(image, Image.Image) else Image.open(image)) for image in media]
+        images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
+        images += images[-1:] * (len(images) % 2)  # two frames make one temporal patch
+        return _resized(images, limits, patch), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+    if find_spec("decord") is None:  # it has no wheel for macOS and for ARM
+        images, metadata = _decode_all(media, limits.max_frames)
+        return _resized(images, limits, patch), metadata
     import decord
 
-    total = len(decord.VideoReader(media))
-    count = max(2, min(limits.max_frames, total) // 2 * 2)  # two frames make one temporal patch
-    request = {"video": media, "nframes": count, "min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+    count = _even(len(decord.VideoReader(media)), limits.max_frames)
+    request = {"video": media, "nframes": count, **limits.of_frames(count, patch)}
     frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
     return frames, metadata
 
 
-def _frame_list(media: Sequence[Any], limits: PixelLimits, patch: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Evenly spread frames of a file, found by decoding all of it: slower than decord, which seeks."""
+    import av
+
+    with av.open(file) as container:
+        total = sum(1 for _ in container.decode(video=0))
+    chosen = _spread(total, _even(total, max_frames))
+    with av.open(file) as container:
+        fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
+        images = {i: frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in set(chosen)}
+    return [images[i] for i in chosen], _clock(fps, chosen, total)
+
+
+def _even(total: int, most: int) -> int:
+    return max(2, min(most, total) // 2 * 2)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+
+def _clock(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
+    return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
+
+
+def _resized(images: list[Image.Image], limits: PixelLimits, patch: int) -> torch.Tensor:
     # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
-    images = [to_rgb(image if isinstance(image, Image.Image) else Image.open(image)) for image in media]
-    keep = np.linspace(0, len(images) - 1, min(len(images), limits.max_frames)).round().astype(int)
-    images = [images[i] for i in keep]
-    images += images[-1:] * (len(images) % 2)
     width, height = images[0].size
-    rows, columns = smart_resize(height, width, 2 * patch, limits.min_pixels, limits.max_pixels)
+    pixels = limits.of_frames(len(images), patch)
+    rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
     frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])
-    metadata = {
-        "fps": FRAME_LIST_FPS,
-        "frames_indices": list(range(len(images))),
-        "total_num_frames": len(images),
-    }
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float(), metadata
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float()

@@ -82,6 +82,7 @@ class PrunedModel(lmms):
                     lines, kept = self._answer(batch, handle)
                     if self.journal:
                         self.journal.add(lines, kept)
+                        lines = [self.journal.responses[line["key"]] for line in lines]  # what is on disk is scored
                 results += lines
                 progress.update(len(batch))
         return [

@@ -1,6 +1,7 @@
 """One run: the unpruned baseline made or reused, then the pruned model, both in their folders."""
 
 import json
+import os
 import platform
 import subprocess
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from harness import checkpoint
 from harness.choices import task_files
 from harness.config import RunConfig, shipped
 from harness.errors import UserError, one_line
-from harness.evaluate import Suite
+from harness.evaluate import Suite, primary
 from harness.loading import Identity, Loaded, Pruner, device_of, load, pruner_of
 from harness.store import RunFolder, digest, slug
 
@@ -23,6 +24,7 @@ _last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one mod
 
 def run(config: RunConfig) -> tuple[RunFolder, RunFolder]:
     """Complete the configured run and its baseline; returns both folders, the run first."""
+    device_of(config.model)  # refuses a GPU that is not there, before anything is fetched
     weights = checkpoint.fetch(config.model)
     identity = Identity(config, weights)
     pruner = pruner_of(config, weights)
@@ -41,6 +43,8 @@ def run(config: RunConfig) -> tuple[RunFolder, RunFolder]:
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
             _complete(config, p, folder, suite, loaded, identity)
+    for folder in folders:
+        folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
     return folders[-1], folders[0]
 
 
@@ -77,7 +81,7 @@ def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
     whole = {
         **identity.answers(pruner),
         "tasks": {
-            "metrics": tasks.metrics,
+            "names": list(tasks.metrics),  # which metric the tables show changes no answer
             "limit": config.limit,
             "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
         },
@@ -87,8 +91,15 @@ def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
 
 
 def _files_digest(folder: Path) -> str:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    return digest([[str(p.relative_to(folder)), checkpoint.content_digest(p)] for p in files])[:16]
+    """Digest of the task files, data and code below a folder, but not of what runs and tools leave there."""
+    files = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
+        if "run.json" in names:
+            folders.clear()
+        else:
+            files += [p for name in names if not name.startswith(".") and (p := Path(root, name)).is_file()]
+    return digest([[str(p.relative_to(folder)), checkpoint.content_digest(p)] for p in sorted(files)])[:16]
 
 
 def _model(config: RunConfig, identity: Identity) -> Loaded:

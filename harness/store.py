@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,15 @@ def write_atomic(path: Path, text: str) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def check_place(folder: Path) -> None:
+    """UserError unless `folder` can be made and written to; makes nothing."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise UserError(f"runs={folder} cannot be made: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"runs={folder} cannot be written: no permission in {place}")
 
 
 def to_json(value: Any) -> str:
@@ -77,16 +87,24 @@ class RunFolder:
         loaded: dict[str, Any] = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
         return loaded
 
+    def show(self, primary: dict[str, str | None]) -> None:
+        """Have the tables show these metrics of a finished run; its scores stay as they are."""
+        metrics = self.metrics()
+        if metrics["primary"] != primary:
+            write_atomic(self.path / "metrics.json", to_json({**metrics, "primary": primary}))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder: two processes of a sweep that want the same baseline compute it once."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        """Hold the run: two processes of a sweep that want the same baseline compute it once, on any node."""
+        file = self.path.with_name(f".{self.path.name}.lock")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+") as stream:  # NFS passes a lock on to other nodes only for a file open for writing
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that computes {self.path}", file=sys.stderr, flush=True)
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
@@ -118,7 +136,7 @@ class Journal:
         keys = {line["key"] for line in new}
         _append(self._kept_file, [line for line in kept if line["key"] in keys])
         _append(self._responses_file, new)
-        self.kept.update({line["key"]: line for line in kept})
+        self.kept.update({line["key"]: line for line in kept if line["key"] in keys})
         self.responses.update({line["key"]: line for line in new})
 
     def _rewrite(self) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.cli import command
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.evaluate import value
 from harness.store import RunFolder, digest
 
@@ -27,8 +27,11 @@ class Result:
     def of(cls, folder: RunFolder | Path) -> "Result":
         """Read a finished run folder."""
         path = folder.path if isinstance(folder, RunFolder) else folder
-        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        return cls(path, about, RunFolder(path, about["identity"]).metrics())
+        try:
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            return cls(path, about, RunFolder(path, about["identity"]).metrics())
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
 
     @property
     def is_baseline(self) -> bool:
@@ -40,16 +43,21 @@ class Result:
         """What a run shares with its baseline: the model as loaded, and the tasks."""
         return digest([self.about["identity"]["model"], self.about["identity"]["tasks"]])
 
-    def score(self, task: str) -> float:
-        """The task's primary metric."""
-        return value(self.metrics["scores"][task], self.metrics["primary"][task])
+    @property
+    def hash(self) -> str:
+        """What tells this run from every other (parameters, limit, seed, versions); also in its folder's name."""
+        return digest(self.about["identity"])[:8]
+
+    def score(self, task: str, metric: str | None = None) -> float:
+        """The task's primary metric, or another."""
+        return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])
 
 
 def relative(result: Result, baseline: Result) -> dict[str, float | None]:
     """Percent of the baseline's score per task; None where the baseline scored nothing."""
     return {
-        task: 100 * result.score(task) / base if (base := baseline.score(task)) else None
-        for task in result.metrics["scores"]
+        task: 100 * result.score(task) / base if (base := baseline.score(task, metric)) else None
+        for task, metric in result.metrics["primary"].items()
     }
 
 
@@ -62,8 +70,9 @@ def average(relatives: dict[str, float | None]) -> float | None:
 
 
 def collect(runs: Path) -> list[Result]:
-    """Every finished run below a folder, baselines first, then by budget from large to small, then by method."""
-    results = [Result.of(marker.parent) for marker in sorted(runs.rglob("DONE"))]
+    """Every finished run below a folder once, baselines first, then by budget from large to small, then by method."""
+    found = [Result.of(marker.parent) for marker in sorted(runs.rglob("DONE"))]
+    results = {result.hash: result for result in found}.values()
 
     def order(result: Result) -> tuple[Any, ...]:
         config = result.about["config"]
@@ -88,6 +97,8 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
                 "budget": result.about["budget"],
                 "method": "baseline" if result.is_baseline else result.about["method"],
                 "lambda": config["method"].get("lam"),
+                "questions": sum(result.metrics["questions"].values()),
+                "hash": result.hash,
                 **{task: round(result.score(task), 4) for task in result.metrics["scores"]},
                 "avg": average(relative(result, baseline)) if baseline else None,
             }
@@ -113,13 +124,18 @@ def _cell(column: str, item: Any) -> str:
 
 def main(cfg: DictConfig) -> None:
     """Print the table, write it if asked, and end with one JSON line."""
-    results = collect(Path(cfg.runs))
+    if cfg.runs is None:
+        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
+    results = collect(Path(str(cfg.runs)))
     if not results:
         raise UserError(f"no finished run below runs={cfg.runs}: start with python -m harness")
     table = frame(results)
     print(markdown(table))
     if cfg.csv is not None:
-        table.to_csv(cfg.csv, index=False)
+        try:
+            table.to_csv(cfg.csv, index=False)
+        except OSError as error:
+            raise UserError(f"cannot write csv={cfg.csv}: {one_line(error)}") from error
     print(json.dumps({"runs": len(table), "csv": cfg.csv}))
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny import tiny_processor
 
-from harness.inputs import PixelLimits, messages_digest, to_inputs
+from harness.inputs import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, messages_digest, to_inputs
 
 LIMITS = PixelLimits(min_pixels=4 * 784, max_pixels=64 * 784, max_frames=4)
 
@@ -61,22 +61,61 @@ def test_frames_that_fit_are_not_resampled(processor):
     assert ours.view(-1, 3, 2, 196)[:, :, 0].allclose(still.view(-1, 3, 2, 196)[:, :, 0], atol=1e-6)
 
 
-def test_a_video_file_is_read_with_at_most_max_frames(processor, tmp_path):
+def clip(file, frames, width=56, height=56):
+    """A video of four frames a second, each of one colour, written to `file`; and its frames."""
     import av
 
-    file = tmp_path / "clip.mp4"
+    images = [Image.new("RGB", (width, height), (30 * i, 0, 255 - 30 * i)) for i in range(frames)]
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=4)
-        stream.width = stream.height = 56
-        stream.pix_fmt = "yuv420p"
-        for i in range(8):
-            for packet in stream.encode(av.VideoFrame.from_image(picture(56, 56, seed=i))):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    inputs = to_inputs(processor, [ask(str(file))], LIMITS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return images
+
+
+@pytest.fixture(params=["decord", "PyAV"])
+def reader(request, monkeypatch):
+    if request.param == "PyAV":
+        monkeypatch.setattr("harness.inputs.find_spec", lambda name: None)
+    else:
+        pytest.importorskip("decord")
+
+
+def test_a_video_file_is_read_with_at_most_max_frames(processor, tmp_path, reader):
+    images = clip(tmp_path / "clip.mp4", 8)
+    inputs = to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)
     assert inputs["video_grid_thw"].tolist() == [[2, 4, 4]]
     assert [float(seconds) for seconds in inputs["second_per_grid_ts"]] == [1.0]  # 4 of 8 frames at 4 a second
+    shown = to_inputs(processor, [ask([images[i] for i in (0, 2, 5, 7)])], LIMITS)
+    assert inputs["pixel_values_videos"].allclose(shown["pixel_values_videos"], atol=0.2)  # as far as mpeg4 is lossy
+
+
+def test_frames_of_files_and_of_lists_have_one_cap(processor, tmp_path, reader):
+    images = clip(tmp_path / "clip.mp4", 4, 1120, 840)
+    generous = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=4)
+    grids = [
+        to_inputs(processor, [ask(media)], generous)["video_grid_thw"].tolist()
+        for media in (images, str(tmp_path / "clip.mp4"))
+    ]
+    assert grids[0] == grids[1]
+    assert grids[0][0][1] * grids[0][0][2] // 4 <= FRAME_TOKENS < 40 * 30
+
+
+@pytest.mark.parametrize("length", [100, 128000])
+def test_the_cap_does_not_depend_on_the_environment(processor, tmp_path, monkeypatch, length):
+    clip(tmp_path / "clip.mp4", 4, 280, 280)
+    monkeypatch.setattr("qwen_vl_utils.vision_process.MODEL_SEQ_LEN", length)
+    limits = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=4)
+    assert to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], limits)["video_grid_thw"].tolist() == [[2, 20, 20]]
+
+
+def test_a_long_video_has_a_cap_on_all_its_tokens():
+    limits = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=2000)
+    assert limits.of_frames(2000, 14)["max_pixels"] * 1000 == VIDEO_TOKENS * 784
+    assert limits.of_frames(4, 14)["max_pixels"] == FRAME_TOKENS * 784
+    assert PixelLimits(784, 10 * 784, 4).of_frames(4, 14)["max_pixels"] == 10 * 784
 
 
 def test_images_and_videos_in_one_batch(processor):

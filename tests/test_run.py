@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from tiny import HIDDEN, tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness.evaluate import numeric, value
+from harness.evaluate import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 
 QUESTIONS = 120
@@ -38,10 +39,10 @@ class Place:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([sys.executable, "-m", *call], cwd=self.root, env=env, **pipes)
 
-    def run(self, *call: str) -> tuple[str, str]:
+    def run(self, *call: str, code: int = 0) -> tuple[str, str]:
         process = self.start(*call)
         out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+        assert process.returncode == code, err
         return out, err
 
 
@@ -63,7 +64,7 @@ def swept(place):
 
 
 def folder_of(place: Place, method: str, runs: str = "runs") -> Path:
-    (folder,) = place.root.glob(f"{runs}/pocket/tiny_stills+tiny_clips/{method}-*")
+    (folder,) = place.root.glob(f"{runs}/{place.model.name}/tiny_stills+tiny_clips/{method}-*")
     return folder
 
 
@@ -75,7 +76,7 @@ def test_the_last_line_is_the_report(swept):
     out, _, reports = swept
     report = json.loads(out.splitlines()[-1])
     assert [r["method"] for r in reports] == ["random", "idpruner"]
-    assert (report["method"], report["model"], report["budget"]) == ("idpruner", "pocket", "0.5")
+    assert (report["method"], report["model"], report["budget"]) == ("idpruner", "tiny-qwen2.5-vl", "0.5")
     assert set(report["scores"]) == {"tiny_stills", "tiny_clips"}
     assert set(report["scores"]["tiny_stills"]) == {"even,none", "letters,none"}
     assert report["average"] == pytest.approx(sum(report["relative"].values()) / 2, abs=0.01)
@@ -139,7 +140,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
     journal = None
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        journal = next(iter(place.root.glob("killed/pocket/*/random-*/responses.jsonl")), None)
+        journal = next(iter(place.root.glob("killed/*/*/random-*/responses.jsonl")), None)
         if journal and journal.read_bytes().count(b"\n") >= 20:
             break
         time.sleep(0.002)
@@ -160,10 +161,62 @@ def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
     assert journal.read_bytes().startswith(b"".join(whole[: len(whole) - BATCH]))
 
 
+def test_force_repeats_a_finished_run_and_leaves_its_baseline(place, swept):
+    folders = [folder_of(place, method) for method in ("none", "random")]
+    before = [(folder / "DONE").stat().st_mtime_ns for folder in folders]
+    answers = (folders[1] / "responses.jsonl").read_bytes()
+    out, err = place.run("harness", *place.overrides("method=random", "keep=0.5", "force=true"))
+    assert json.loads(out.splitlines()[-1]) == swept[2][0]
+    assert "random-0.5 tiny_stills" in err
+    assert "none-1.0" not in err
+    assert [(folder / "DONE").stat().st_mtime_ns > then for folder, then in zip(folders, before, strict=True)] == [
+        False,
+        True,
+    ]
+    assert (folders[1] / "responses.jsonl").read_bytes() == answers
+
+
+def test_another_metric_of_a_finished_run_needs_no_answers(place, swept):
+    folder = folder_of(place, "random")
+    metric = "tasks.metrics.tiny_stills='letters,none'"
+    out, err = place.run("harness", *place.overrides("method=random", "keep=0.5", metric))
+    report = json.loads(out.splitlines()[-1])
+    assert "tiny_stills:" not in err
+    assert report["scores"] == swept[2][0]["scores"]
+    scores = [json.loads((folder_of(place, m) / "metrics.json").read_text())["scores"] for m in ("random", "none")]
+    ratio = scores[0]["tiny_stills"]["letters,none"] / scores[1]["tiny_stills"]["letters,none"]
+    assert report["relative"]["tiny_stills"] == pytest.approx(100 * ratio, abs=0.01)
+    assert json.loads((folder / "metrics.json").read_text())["primary"]["tiny_stills"] == "letters,none"
+    place.run("harness", *place.overrides("method=random", "keep=0.5"))
+    assert json.loads((folder / "metrics.json").read_text())["primary"]["tiny_stills"] == "even,none"
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
+    (place.tasks / "tiny_broken.yaml").write_text(
+        (place.tasks / "tiny_clips.yaml").read_text().replace("tiny_clips", "tiny_broken")
+    )
+    common = [f"model.pretrained={place.model}", f"tasks.include={place.tasks}", "runs=out", "model=qwen25vl7b"]
+    try:
+        out, err = place.run("harness", "-m", *common, "method=random", "tasks=tiny_broken,tiny_clips", code=2)
+    finally:
+        (place.tasks / "tiny_broken.yaml").unlink()
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cannot load task tiny_broken" in errors[0]
+    assert "Traceback" not in err
+    report = json.loads(out.splitlines()[-1])
+    assert (report["model"], report["budget"]) == ("qwen25vl7b", "0.25")  # the given name, with a folder's weights
+    assert (place.root / report["run"]).parts[-3:-1] == ("qwen25vl7b", "tiny_clips")
+    shutil.rmtree(place.root / "out")
+
+
 def test_the_table_of_all_runs(place, swept):
     out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
     rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
-    assert rows[0] == ["model", "tasks", "budget", "method", "lambda", "tiny_stills", "tiny_clips", "avg"]
+    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash"]
+    assert rows[0] == [*fixed, "tiny_stills", "tiny_clips", "avg"]
+    assert {(row[0], row[5]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
+    assert all(list(place.root.glob(f"runs/*/*/*-{row[6]}")) for row in rows[1:])
     assert [row[3] for row in rows[1:]] == ["baseline", "idpruner", "random"]
     assert rows[1][-1] == "100.0"
     assert rows[2][4] == "0.5"
@@ -179,19 +232,3 @@ def test_lmms_evals_own_command_line_gives_the_same_scores(place, swept):
     (file,) = place.root.glob("hf/cli/*/*_results.json")
     scores = json.loads(file.read_text())["results"]["tiny_stills"]
     assert numeric(scores) == swept[2][1]["scores"]["tiny_stills"]
-
-
-def test_metric_expressions():
-    scores = numeric({"a,none": 1, "b,none": 2.5, "c,none": (1, 2, 3), "a_stderr,none": 0.1, "alias": "x", "d": None})
-    assert scores == {"a,none": 1.0, "b,none": 2.5, "c,none": [1.0, 2.0, 3.0]}
-    assert value(scores, "a,none") == 1
-    assert value(scores, "a,none + b,none") == 3.5
-    assert value(scores, "c,none[2]") == 3
-
-
-@pytest.mark.parametrize("metric", ["e,none", "c,none", "c,none[3]", "a,none + e,none", None])
-def test_a_metric_that_is_not_there_is_named(metric):
-    from harness.errors import UserError
-
-    with pytest.raises(UserError, match="among a,none, c,none"):
-        value({"a,none": 1.0, "c,none": [1.0, 2.0]}, metric)

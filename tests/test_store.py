@@ -1,11 +1,14 @@
 """Run folders survive a crash at any byte, and never mix two configurations."""
 
+import fcntl
 import json
+import os
+import threading
 
 import pytest
 
 from harness.errors import UserError
-from harness.store import KEPT, RESPONSES, RunFolder, digest, slug, to_json, write_atomic
+from harness.store import KEPT, RESPONSES, RunFolder, check_place, digest, slug, to_json, write_atomic
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
 
@@ -71,9 +74,13 @@ def test_damage_in_the_middle_is_an_error_not_a_silent_loss(folder):
 def test_a_response_is_written_once(folder):
     journal = folder.open({})
     journal.add(*lines("a"))
-    journal.add(*lines("a", "b"))
+    responses, kept = lines("a", "b")
+    responses[0]["response"], kept[0]["k"] = "another answer", 3
+    journal.add(responses, kept)
     assert (folder.path / RESPONSES).read_text().count('"a"') == 1
     assert (folder.path / KEPT).read_text().count('"a"') == 1
+    reopened = folder.open({})
+    assert (journal.responses, journal.kept) == (reopened.responses, reopened.kept)
 
 
 def test_a_folder_of_another_configuration_is_refused(folder):
@@ -134,3 +141,43 @@ def test_the_digest_ignores_the_order_of_keys_and_nothing_else():
 def test_names_become_path_components():
     assert slug("some/where/mine.py:Mine") == "mine.py-Mine"
     assert slug("mme+mmstar") == "mme+mmstar"
+
+
+def test_a_lock_is_held_through_a_file_open_for_writing(folder, monkeypatch):
+    flock, modes = fcntl.flock, []
+
+    def recorded(stream, operation):
+        modes.append(fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE)
+        flock(stream, operation)
+
+    monkeypatch.setattr("harness.store.fcntl.flock", recorded)
+    with folder.lock():
+        assert modes == [os.O_RDWR]  # a lock on a folder does not leave the machine on NFS
+        assert not folder.path.exists()
+
+
+def test_a_second_process_says_that_it_waits(folder, capfd):
+    entered = threading.Event()
+
+    def second():
+        with RunFolder(folder.path, IDENTITY).lock():
+            entered.set()
+
+    thread = threading.Thread(target=second)
+    with folder.lock():
+        thread.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(10)
+    thread.join()
+    assert capfd.readouterr().err == f"waiting for another process that computes {folder.path}\n"
+
+
+def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
+    check_place(tmp_path / "new" / "runs")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file"):
+        check_place(tmp_path / "file" / "runs")
+    monkeypatch.setattr("harness.store.os.access", lambda place, mode: False)
+    with pytest.raises(UserError, match="no permission"):
+        check_place(tmp_path / "runs")

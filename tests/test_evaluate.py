@@ -1,0 +1,134 @@
+"""What lmms-eval cannot load, show or score is refused before the model runs, and its results are read with care."""
+
+import math
+
+import pytest
+from tiny_tasks import write_tiny_tasks
+
+from harness.config import TasksConfig
+from harness.errors import UserError
+from harness.evaluate import Suite, check_scoring, numeric, primary, refuse_group, value
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+    return write_tiny_tasks(tmp_path / "tasks", 2)
+
+
+def suite(folder, **metrics):
+    return Suite(TasksConfig(name="tiny", include=str(folder), metrics=metrics))
+
+
+def change(folder, old, new, file="utils.py"):
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+
+
+def test_a_suite_that_can_be_scored_passes(tasks):
+    suite(tasks, tiny_stills="even,none + letters,none", tiny_clips=None).check()
+
+
+@pytest.mark.parametrize("metric", ["even", "evne,none", "even,none + odd,none", "even,first"])
+def test_a_mistyped_metric_is_refused_before_the_model_runs(tasks, metric):
+    with pytest.raises(UserError, match=r"tasks\.metrics\.tiny_stills: no metric .* among even,none, letters,none"):
+        suite(tasks, tiny_stills=metric).check()
+
+
+def test_a_task_that_exits_is_one_line(tasks):
+    change(tasks, 'return [doc["image"].convert("RGB")]', 'raise SystemExit("video a.mp4 does not exist")')
+    with pytest.raises(UserError, match=r"cannot load task tiny_stills: SystemExit: video a\.mp4 does not exist"):
+        suite(tasks, tiny_stills=None).check()
+
+
+def test_a_task_that_exits_while_it_runs_is_one_line(tasks, monkeypatch):
+    def leave(**_):
+        raise SystemExit("video b.mp4 does not exist")
+
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
+    loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
+    with pytest.raises(UserError, match=r"task tiny_stills stopped: video b\.mp4 does not exist"):
+        suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), None, tasks)
+
+
+def test_a_task_about_sound_is_refused(tasks):
+    change(tasks, 'return [doc["image"].convert("RGB")]', 'return ["a.wav"]')
+    with pytest.raises(UserError, match="task tiny_stills asks about audio"):
+        suite(tasks, tiny_stills=None).check()
+
+
+def test_a_task_without_labels_is_refused(tasks):
+    for metric in ("even", "letters"):
+        change(tasks, f"metric: {metric}", "metric: submission", "tiny_stills.yaml")
+    with pytest.raises(UserError, match="task tiny_stills has no labels"):
+        suite(tasks, tiny_stills=None).check()
+
+
+@pytest.mark.parametrize("others", [[], ["ai2d"]])
+def test_a_local_task_with_a_name_of_lmms_evals_own_is_refused(tasks, others):
+    (tasks / "tiny_stills.yaml").rename(tasks / "pope.yaml")
+    change(tasks, "task: tiny_stills", "task: pope", "pope.yaml")
+    with pytest.raises(UserError, match=r"task pope in tasks\.include=.* has a name of lmms-eval's own"):
+        check_scoring(TasksConfig(include=str(tasks), metrics=dict.fromkeys(["pope", *others])), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "message"),
+    [("mme", 3, "in pairs: limit=3"), ("vinoground", 8, "leave limit=8 out"), ("mmbench_cn_dev", None, "a judge")],
+)
+def test_what_would_fail_after_all_answers_is_refused(name, limit, message, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("AZURE_API_KEY", raising=False)
+    with pytest.raises(UserError, match=message):
+        check_scoring(TasksConfig(metrics={name: None}), limit)
+
+
+def test_what_can_be_scored_is_not_refused(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    check_scoring(TasksConfig(metrics=dict.fromkeys(["mme", "pope", "mmbench_en_dev", "mmbench_en_dev_static"])), 4)
+    check_scoring(TasksConfig(metrics={"vinoground": None}), None)
+
+
+def test_a_group_is_refused_with_its_members():
+    with pytest.raises(UserError, match=r"mmbench is a group of tasks: .*\[mmbench_en_dev,.*,mmbench_ru_dev\]"):
+        refuse_group("mmbench")
+    refuse_group("pope")
+    refuse_group("no_such_task")
+
+
+def test_only_finite_numbers_are_kept():
+    found = {
+        "a,none": 1,
+        "b,none": math.nan,
+        "c,none": (1, 2, 3),
+        "d,none": ["x", "y"],
+        "e,none": [1.0, math.inf],
+        "a_stderr,none": 0.1,
+        "alias": "x",
+        "f,none": None,
+        "g,none": {"h": 1},
+        "i,none": True,
+    }
+    assert numeric(found) == {"a,none": 1.0, "c,none": [1.0, 2.0, 3.0]}
+
+
+def test_metric_expressions():
+    scores = {"a,none": 1.0, "b,none": 2.5, "c,none": [1.0, 2.0, 3.0]}
+    assert value(scores, "a,none") == 1
+    assert value(scores, "a,none + b,none") == 3.5
+    assert value(scores, "c,none[2]") == 3
+
+
+@pytest.mark.parametrize("metric", ["e,none", "c,none", "c,none[3]", "a,none + e,none", None])
+def test_a_metric_that_is_not_there_is_named(metric):
+    with pytest.raises(UserError, match="among a,none, c,none"):
+        value({"a,none": 1.0, "c,none": [1.0, 2.0]}, metric)
+
+
+def test_the_first_metric_is_shown_unless_another_is_asked_for():
+    scores = {"t": {"a,none": 1.0, "b,none": 2.0}}
+    assert primary(scores, {"t": None}) == {"t": "a,none"}
+    assert primary(scores, {"t": "b,none"}) == {"t": "b,none"}
+    with pytest.raises(UserError, match="no metric 'c,none'"):
+        primary(scores, {"t": "c,none"})

@@ -1,0 +1,95 @@
+"""What a run folder is named after, and that answers on disk are the ones that are scored."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from harness.cli import compose
+from harness.config import ModelConfig, RunConfig, TasksConfig, validate
+from harness.errors import UserError
+from harness.lmms_model import PrunedModel, Request
+from harness.pipeline import _files_digest, _folder
+from harness.store import RunFolder, write_atomic
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    folder = tmp_path / "tasks"
+    (folder / "data").mkdir(parents=True)
+    (folder / "mine.yaml").write_text("task: mine\n")
+    (folder / "data" / "mine.parquet").write_text("rows")
+    return folder
+
+
+def test_what_runs_and_tools_leave_among_the_tasks_changes_no_digest(tasks):
+    before = _files_digest(tasks)
+    run = RunFolder(tasks / "results" / "runs" / "pocket" / "mine" / "none-1.0-00000000", {})
+    with run.lock():
+        run.open({}).add([{"key": "a"}], [{"key": "a"}])
+        (run.path / "submissions").mkdir()
+        (run.path / "submissions" / "mine.json").write_text("{}")
+    for folder in (".git", "__pycache__", "data/.cache"):
+        (tasks / folder).mkdir()
+        (tasks / folder / "file").write_text("text")
+    assert _files_digest(tasks) == before
+
+
+@pytest.mark.parametrize("file", ["mine.yaml", "data/mine.parquet", "utils.py"])
+def test_what_belongs_to_the_tasks_changes_it(tasks, file):
+    before = _files_digest(tasks)
+    write_atomic(tasks / file, "changed")
+    assert _files_digest(tasks) != before
+
+
+def test_which_metric_is_shown_does_not_change_the_folder():
+    def folder(**tasks):
+        run = RunConfig(method={"name": "none"}, model=ModelConfig(name="m"), tasks=TasksConfig(name="t", **tasks))
+        identity = SimpleNamespace(answers=lambda pruner: {})
+        return _folder(run, identity, SimpleNamespace(label="none-1.0")).path
+
+    assert folder(metrics={"pope": None}) == folder(metrics={"pope": "pope_f1_score,none"})
+    assert folder(metrics={"pope": None}) != folder(metrics={"ai2d": None})
+
+
+class Talkative(PrunedModel):
+    """Answers a batch of two questions, each time otherwise."""
+
+    calls = 0
+
+    def _batches(self, requests):
+        yield [Request(key, "t", i, [], {}) for i, key in enumerate("ab")]
+
+    def _answer(self, batch, handle):
+        Talkative.calls += 1
+        lines = [
+            {"key": r.key, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch
+        ]
+        return lines, [{"key": r.key, "n": 4, "k": self.calls} for r in batch]
+
+
+def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    loaded = SimpleNamespace(model=SimpleNamespace(device="cpu"))
+    pruner = SimpleNamespace(attach=lambda model: nullcontext(), label="none-1.0")
+
+    def answers():
+        model = Talkative(loaded, pruner, {}, folder.open({}))
+        texts = [result.text for result in model.generate_until([SimpleNamespace(args=(0, 0, 0, 0, "t", "test"))] * 2)]
+        return texts, [line["response"] for line in model.journal.responses.values()], list(model.journal.kept.values())
+
+    assert answers()[0] == ["a1", "b1"]
+    file = folder.path / "responses.jsonl"
+    file.write_bytes(file.read_bytes()[:-5])
+    texts, journalled, kept = answers()
+    assert texts == journalled == ["a1", "b2"]
+    assert [line["k"] for line in kept] == [1, 2]
+    assert answers()[0] == texts
+
+
+def test_a_launcher_of_several_processes_is_refused(monkeypatch):
+    config = compose("config", [])
+    validate(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2: a run is one process so far"):
+        validate(config)
