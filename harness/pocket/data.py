@@ -93,7 +93,7 @@ def video() -> list[tuple[Scene, Question]]:
     """Both readings of each clip."""
     taken: list[tuple[Scene, Question]] = []
     for scene in _scenes("video"):
-        taken += [(scene, question) for question in scene.questions]
+        taken += [(scene, question) for question in scene.questions if question.task == "video"]
         if len(taken) >= ROWS:
             return taken[:ROWS]
     raise AssertionError("unreachable: scenes are endless")

@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from harness.pocket.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
 
 TOKEN = 28  # pixels of a merged visual token: 14-px patches, merged 2 x 2
-PITCH = 30  # pixels from one drawn character to the next: never two character centres in one token column
+# A centre that lies on the border of two tokens has no right token: centres stray this far from the middle of one.
+STRAY_THING, STRAY_CHARACTER = 8, 4
 SIDES = (224, 252, 280, 308, 336, 392, 448)
 
 
@@ -60,6 +61,11 @@ def _pick(rng: Rng, items: tuple | list, n: int | None = None) -> list:
 
 def _one(rng: Rng, items: Sequence[Any]) -> Any:
     return items[int(rng.integers(len(items)))]
+
+
+def _middle(rng: Rng, cell: int, stray: float) -> float:
+    """A coordinate near the middle of a token row or column."""
+    return TOKEN * (cell + 0.5) + float(rng.uniform(-stray, stray))
 
 
 def _background(rng: Rng, width: int, height: int) -> Image.Image:
@@ -153,8 +159,9 @@ def place(
     for color, shape in kinds:
         for _ in range(40):
             r = float(rng.uniform(low, high))
-            x, y = float(rng.uniform(r + 2, width - r - 2)), float(rng.uniform(r + 2, height - r - 2))
-            if all(math.hypot(x - o.x, y - o.y) > r + o.r + 8 for o in things):
+            x, y = (_middle(rng, int(rng.integers(side // TOKEN)), STRAY_THING) for side in (width, height))
+            inside = r + 2 <= x <= width - r - 2 and r + 2 <= y <= height - r - 2
+            if inside and all(math.hypot(x - o.x, y - o.y) > r + o.r + 8 for o in things):
                 things.append(Thing(color, shape, x, y, r))
                 break
     return things
@@ -252,13 +259,21 @@ def _string(rng: Rng, low: int, high: int, alphabet: str = CHARACTERS) -> str:
 
 
 def _write(
-    image: Image.Image, rng: Rng, string: str, x: float, y: float, fill: tuple, words: tuple[str, ...], size: int = 28
+    image: Image.Image,
+    rng: Rng,
+    string: str,
+    column: int,
+    row: int,
+    fill: tuple,
+    words: tuple[str, ...],
+    size: int = 28,
 ) -> list[Mark]:
-    """Draw a string one character per PITCH from the left edge x, centred on y; a mark per character."""
+    """Draw a string from a token column on, a character per column, centred in a token row; a mark per character."""
     draw = ImageDraw.Draw(image)
+    x, y = _middle(rng, column, STRAY_CHARACTER), _middle(rng, row, STRAY_CHARACTER)
     marks = []
     for i, character in enumerate(string):
-        cx = x + PITCH * (i + 0.5)
+        cx = x + TOKEN * i
         draw.text((cx, y), character, font=font(size), fill=fill, anchor="mm")
         box = (cx - 1, y - 1, cx + 1, y + 1)
         marks.append(Mark(box, (), (character, f"<pos{i + 1}>", *words)))
@@ -271,12 +286,14 @@ def text(rng: Rng) -> Scene:
     image = _background(rng, width, height)
     scene = Scene([image])
     colors = _pick(rng, tuple(COLORS), int(rng.integers(1, 5)))
-    rows = _pick(rng, list(range(height // 44)), len(colors))
-    for color, row in zip(colors, sorted(rows), strict=False):
+    shift = int(rng.integers(2))
+    rows = [2 * row + shift for row in _pick(rng, list(range(height // (2 * TOKEN))), len(colors))]
+    for color, row in zip(colors, sorted(rows), strict=True):
         string = _string(rng, 2, 4)
-        x = float(rng.uniform(4, width - PITCH * len(string) - 4))
-        y = row * 44 + float(rng.uniform(18, 28))
-        scene.marks += _write(image, rng, string, x, y, _shade(rng, color), (color, "text"), int(rng.integers(26, 33)))
+        column = int(rng.integers(width // TOKEN - len(string) + 1))
+        scene.marks += _write(
+            image, rng, string, column, row, _shade(rng, color), (color, "text"), int(rng.integers(25, 32))
+        )
         scene.questions.append(Question("text", f"What is written in {color}?", string))
     return scene
 
@@ -288,56 +305,58 @@ def document(rng: Rng) -> Scene:
     image = Image.new("RGB", (width, height), (250, 250, int(rng.integers(238, 251))))
     draw = ImageDraw.Draw(image)
     scene = Scene([image])
-    left, column = float(rng.uniform(6, 16)), float(rng.uniform(118, width - 4 * PITCH - 8))
-    step = (height - 16) / n
-    for row, key in enumerate(_pick(rng, KEYS, n)):
-        y = 8 + step * (row + 0.5) + float(rng.uniform(-2, 2))
+    left, column = float(rng.uniform(6, 16)), int(rng.integers(5, width // TOKEN - 3))
+    rows = sorted(_pick(rng, list(range(height // TOKEN)), n))
+    for row, key in zip(rows, _pick(rng, KEYS, n), strict=True):
+        y = _middle(rng, row, STRAY_CHARACTER)
         ink = (20, 20, int(rng.integers(20, 90)))
         draw.text((left, y), key, font=font(22), fill=ink, anchor="lm")
         scene.marks.append(Mark((left, y - 10, left + draw.textlength(key, font(22)), y + 10), (key,)))
         value = _string(rng, 2, 4, "0123456789")
-        scene.marks += _write(image, rng, value, column, y, ink, (key,))
+        scene.marks += _write(image, rng, value, column, row, ink, (key,))
         if rng.random() < 0.5:
-            draw.line((6, 8 + step * (row + 1), width - 6, 8 + step * (row + 1)), fill=(190, 190, 190))
+            below = TOKEN * (row + 1)
+            draw.line((6, below, width - 6, below), fill=(190, 190, 190))
         scene.questions.append(Question("documents", f"What is the value of {key}?", value))
     return scene
 
 
 def chart(rng: Rng) -> Scene:
-    """Bars of a small random table."""
+    """Bars of a small random table of numbers of two digits, or of three."""
     n = int(rng.integers(3, 6))
-    values = rng.permutation(np.arange(4, 100))[:n]
+    values = rng.permutation(np.arange(4, 100) if rng.random() < 0.7 else np.arange(20, 1000))[:n]
     return bars(rng, [int(v) for v in values], _pick(rng, tuple(COLORS), n))
 
 
 def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
     """A bar chart of whole numbers below 1,000, the value written at each bar; upright or lying."""
-    digits = max(len(str(v)) for v in values)
+    digits, n = max(len(str(v)) for v in values), len(values)
     lying = digits > 2 or rng.random() < 0.5
-    room = digits * PITCH + 6
     if lying:
-        width, height = int(_one(rng, (280, 308, 336))), int(np.ceil((len(values) * 44 + 24) / TOKEN) * TOKEN)
-        height = max(224, height)
+        width, height = int(_one(rng, (280, 308, 336))), max(224, 2 * TOKEN * n)
     else:
-        width, height = max(224, int(np.ceil((len(values) * 74 + 28) / TOKEN) * TOKEN)), int(_one(rng, (224, 252, 280)))
+        width, height = max(224, 3 * TOKEN * n), int(_one(rng, (224, 252, 280)))
     image = Image.new("RGB", (width, height), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     scene = Scene([image])
-    top, slot = max(values), ((height if lying else width) - 20) / len(values)
+    top, half = max(values), 18
+    shift = int(rng.integers(height // TOKEN - 2 * n + 1)) if lying else 0
     for i, (value, color) in enumerate(zip(values, colors, strict=True)):
-        middle, half = 10 + slot * (i + 0.5), min(slot * 0.36, 26)
-        length = 14 + (width - 30 - room if lying else height - 60) * value / top
-        length = min(length, (width - 14 - room) if lying else (height - 46))
         if lying:
-            box = (8.0, middle - half, 8 + length, middle + half)
-            x, y = 8 + length + 2, middle
+            row = 2 * i + shift
+            length = 14 + (width - 22 - TOKEN * (digits + 1)) * value / top
+            box = (8.0, TOKEN * row + 14.0 - half, 8 + length, TOKEN * row + 14.0 + half)
+            column = math.ceil((8 + length + 6) / TOKEN)
         else:
+            column = 3 * i
+            length = 14 + (height - 22 - 2 * TOKEN) * value / top
+            middle = TOKEN * (column + 1)
             box = (middle - half, height - 8 - length, middle + half, height - 8.0)
-            x, y = middle - PITCH * len(str(value)) / 2, height - 8 - length - 18
+            row = int((height - 8 - length - 4) // TOKEN) - 1
         draw.rectangle(box, fill=_shade(rng, color))
         rank = ("highest",) if value == top else ("lowest",) if value == min(values) else ()
         scene.marks.append(Mark(box, (color, "bar", *rank)))
-        scene.marks += _write(image, rng, str(value), x, y, (30, 30, 30), (color, *rank))
+        scene.marks += _write(image, rng, str(value), column, row, (30, 30, 30), (color, *rank))
         scene.questions.append(Question("charts", f"What is the value of the {color} bar?", str(value)))
     draw.line((7, 8, 7, height - 8) if lying else (8, height - 7, width - 8, height - 7), fill=(60, 60, 60), width=2)
     if values.count(top) == 1:
@@ -366,6 +385,9 @@ def video(rng: Rng) -> Scene:
     a, b = sorted(_pick(rng, list(range(len(things))), 2)) if len(things) > 1 else (0, 0)
     if a != b:
         scene.questions = order_questions(things[a], things[b])
+        x, y, answer = (things[a], things[b], "yes") if rng.random() < 0.5 else (things[b], things[a], "no")
+        scene.questions.append(Question("video_order", f"Is the {x.name} before the {y.name}?", answer))
+        scene.questions.append(Question("video_first", "What appears first?", things[0].name))
     return scene
 
 
