@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,9 +102,16 @@ def image_positions(grid: tuple[int, int, int], start: int, interval: int) -> Te
 
 
 def pack(
-    samples: list[tuple[Encoded, list[Question]]], tokenizer: PreTrainedTokenizerFast, embed: torch.nn.Embedding
+    samples: list[tuple[Encoded, list[Question]]],
+    tokenizer: PreTrainedTokenizerFast,
+    embed: torch.nn.Embedding,
+    weight: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
-    """Embeddings, positions, mask and labels of a batch; the questions behind a picture do not see each other."""
+    """Embeddings, positions, mask, labels and their weights (by task; 1 where none is given) of a batch.
+
+    The questions behind a picture do not see each other.
+    """
+    weight = weight or {}
     ids = tokenizer.convert_tokens_to_ids
     head = torch.tensor([ids("<|im_start|>"), ids("▁user"), ids("<|vision_start|>")])
     tail = torch.tensor([ids("<|vision_end|>")])
@@ -114,7 +122,7 @@ def pack(
         visual = image_positions(sample.grid, start, sample.interval)
         after = int(visual.max()) + 1
         positions = [torch.arange(start).expand(3, -1), visual, torch.full((3, 1), after)]
-        tokens, block, labels = [head, torch.full((visual.shape[1],), -1), tail], [], []
+        tokens, block, labels, weights = [head, torch.full((visual.shape[1],), -1), tail], [], [], []
         n_prefix = start + visual.shape[1] + 1
         for i, question in enumerate(questions):
             prompt = tokenizer(question.text)["input_ids"] + turn
@@ -124,12 +132,14 @@ def pack(
             positions.append((torch.arange(len(both)) + after + 1).expand(3, -1))
             block.append(torch.full((len(both),), i + 1))
             labels.append(torch.tensor([IGNORE] * len(prompt) + answer))
+            weights.append(torch.full((len(both),), weight.get(question.task, 1.0)))
         rows.append(
             (
                 torch.cat(tokens),
                 torch.cat(positions, dim=1),
                 torch.cat([torch.zeros(n_prefix, dtype=torch.long), *block]),
                 torch.cat([torch.full((n_prefix,), IGNORE), *labels]),
+                torch.cat([torch.zeros(n_prefix), *weights]),
             )
         )
     length = max(len(r[0]) for r in rows)
@@ -147,5 +157,6 @@ def pack(
         "position_ids": torch.stack([pad(r[1], 0) for r in rows], dim=1).to(device),
         "attention_mask": (see & causal)[:, None],
         "labels": torch.stack([pad(r[3], IGNORE) for r in rows]).to(device),
+        "weights": torch.stack([pad(r[4], 0.0) for r in rows]).to(device),
         "visual": token == -1,
     }

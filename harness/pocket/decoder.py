@@ -1,0 +1,149 @@
+"""Training of the decoder, and of a scorer for it, on tokens of the frozen tower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from harness.difftopk import diff_top_k
+from harness.models.scorer import VisionSelectorScorer
+from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at, spread
+from harness.pocket.model import SCORER_HIDDEN, WIDTH
+from harness.pocket.packed import IGNORE, Encoded, pack
+from harness.pocket.prime import prime
+from harness.pocket.scenes import Question
+from harness.pocket.stage import Stage
+
+SOFT_SHARE = 0.2  # soft count of DiffTopK in training, as published
+TASK_WEIGHT = {"counting": 4.0}  # one short question a picture, and the hardest: else drowned by the rest
+BANK_SHARE = {"objects": 5, "counting": 4, "text": 2, "document": 2, "chart": 3, "video": 3, "easyvqa": 2}
+
+
+@torch.no_grad()
+def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
+    """Encoded scenes of all kinds, made once and kept in a file: the tower is frozen from here on."""
+    file = pocket.work / f"bank-{seed}-{size}.pt"
+    if file.exists():
+        rows = torch.load(file, weights_only=True)
+        return [Encoded(x, grid, [Question(*q) for q in asked]) for x, grid, asked in rows]
+    kinds = spread(BANK_SHARE)
+    items: list[Encoded] = []
+    for start in tqdm(range(0, size, 32), desc="encode", mininterval=5):
+        scenes = [scene_at(kinds[i % len(kinds)], seed, i) for i in range(start, min(start + 32, size))]
+        for scene, tokens in zip(scenes, pocket.encode(scenes), strict=True):
+            width, height = scene.frames[0].size
+            grid = (max(1, len(scene.frames) // 2), height // 28, width // 28)
+            items.append(Encoded(tokens.half().cpu().clone(), grid, scene.questions))
+    torch.save([(i.features, i.grid, [(q.task, q.text, q.answer) for q in i.questions]) for i in items], file)
+    return items
+
+
+def forward(pocket: Pocket, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss on answer tokens and whether each was right, [answer tokens]."""
+    with pocket.autocast:
+        hidden = pocket.model.model.language_model(
+            inputs_embeds=batch["inputs_embeds"],
+            position_ids=batch["position_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+        ).last_hidden_state
+        labels = batch["labels"][:, 1:]
+        asked = labels != IGNORE
+        logits = pocket.model.lm_head(hidden[:, :-1][asked])
+    weights = batch["weights"][:, 1:][asked]
+    loss = F.cross_entropy(logits.float(), labels[asked], reduction="none") @ weights / weights.sum()
+    return loss, logits.argmax(-1) == labels[asked]
+
+
+def sample(
+    bank: list[Encoded], rng: np.random.Generator, batch: int, most: int = 6
+) -> list[tuple[Encoded, list[Question]]]:
+    """A batch of pictures of like size, for little padding, with up to `most` of their questions each."""
+    drawn = sorted(rng.integers(len(bank), size=4 * batch), key=lambda i: len(bank[i].features))
+    start = batch * int(rng.integers(4))
+    rows = []
+    for i in drawn[start : start + batch]:
+        item = bank[i]
+        item.interval = int(rng.integers(1, 4))
+        order = rng.permutation(len(item.questions))[:most]
+        rows.append((item, [item.questions[j] for j in order]))
+    return rows
+
+
+def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> None:
+    """Answers: cross-entropy on the answer tokens, tower frozen."""
+    pocket.load("tokens")
+    pocket.settle_tokens()
+    prime(pocket.model.model.language_model, pocket.words, pocket.notes)
+    pocket.vision.requires_grad_(False)
+    embed = pocket.model.get_input_embeddings()
+    embed.requires_grad_(False)  # or the words would drift from the visual tokens that are made of them
+    decoder = torch.nn.ModuleDict({"decoder": pocket.model.model.language_model})
+    stage = Stage("language", pocket.work, {"decoder": decoder}, steps, 1e-3)
+    bank = encode_bank(pocket, TRAIN_SEED + 10, size)
+    probe = encode_bank(pocket, PROBE_SEED + 10, 440)
+    for step in stage.run():
+        rng = np.random.default_rng([11, step])
+        loss, _ = forward(pocket, pack(sample(bank, rng, batch), pocket.tokenizer, embed, TASK_WEIGHT))
+        stage.step(loss)
+        if step % 250 == 0 or step + 1 == steps:
+            tqdm.write(f"language {step} loss {float(loss):.3f} {probe_language(pocket, probe)}")
+
+
+@torch.no_grad()
+def probe_language(pocket: Pocket, bank: list[Encoded]) -> str:
+    """Share of questions whose every answer token is right under teacher forcing, by task."""
+    right: dict[str, list[bool]] = {}
+    embed = pocket.model.get_input_embeddings()
+    for start in range(0, len(bank), 32):
+        rows = [(item, item.questions[:4]) for item in bank[start : start + 32] if item.questions]
+        batch = pack(rows, pocket.tokenizer, embed)
+        _, correct = forward(pocket, batch)
+        lengths = [
+            (q.task, len(pocket.tokenizer(q.answer)["input_ids"]) + 1) for _, questions in rows for q in questions
+        ]
+        for (task, _), part in zip(lengths, correct.split([n for _, n in lengths]), strict=True):
+            right.setdefault(task, []).append(bool(part.all()))
+    return " ".join(f"{task} {np.mean(values):.2f}" for task, values in sorted(right.items()))
+
+
+def train_scorer(pocket: Pocket, steps: int, size: int, batch: int = 24) -> None:
+    """VisionSelector's recipe: a soft mask on the visual tokens; answers, and a term that drives it to 0 or 1.
+
+    A masked token fades into the placeholder that all visual tokens share, not into zero: the decoder normalises its
+    inputs, so that a token of a tenth of the length would say all that it said.
+    """
+    pocket.load("tokens")
+    pocket.settle_tokens()
+    pocket.load("language")
+    pocket.model.requires_grad_(False)
+    embed = pocket.model.get_input_embeddings()
+    scorer = VisionSelectorScorer(WIDTH, SCORER_HIDDEN).to(pocket.device)
+    scorer.requires_grad_(True)
+    stage = Stage("scorer", pocket.work, {"scorer": scorer}, steps, 3e-3)
+    bank = encode_bank(pocket, TRAIN_SEED + 20, size)
+    blank = pocket.words["<|image_pad|>"]
+    for step in stage.run():
+        rng = np.random.default_rng([13, step])
+        rows, binary = [], []
+        for item, questions in sample(bank, rng, batch):
+            features = item.features.float().to(pocket.device)
+            logits = scorer(features)
+            weights = diff_top_k(logits, SOFT_SHARE * len(logits))
+            hard = torch.zeros_like(weights)
+            hard[logits.detach().topk(max(1, int(SOFT_SHARE * len(logits)))).indices] = 1
+            binary.append(F.binary_cross_entropy(weights.clamp(1e-6, 1 - 1e-6), hard))
+            rows.append((replace(item, features=blank + (features - blank) * weights[:, None]), questions))
+        loss, right = forward(pocket, pack(rows, pocket.tokenizer, embed))
+        sharpness = 0.1 + (2.0 - 0.1) * step / steps
+        stage.step(loss + sharpness * torch.stack(binary).mean())
+        if step % 100 == 0 or step + 1 == steps:
+            tqdm.write(
+                f"scorer {step} answers {float(loss):.3f} right {float(right.float().mean()):.3f} "
+                f"mask {float(torch.stack(binary).mean()):.3f}"
+            )

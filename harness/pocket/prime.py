@@ -1,0 +1,197 @@
+"""Start the decoder as look-ups: a few attention heads set by hand before training.
+
+From a stock start, thousands of steps pass before any head compares a word of the question with the picture. But a
+visual token is made of the very words that questions are made of (`Pocket.draw_words`): the comparison can be set.
+
+- Layer 0 takes notes: it tells a word which word stands before it, in which answer option it stands, what was asked;
+  it tells a visual token how early in a video it lies and whether it is the middle of a thing.
+- Layers 1 to 3 let a word attend to the visual tokens that carry it, and take over what else they carry; where no token
+  matches, the start-of-picture token takes the attention. One head of layer 1 counts.
+
+Training has to make answers of what these heads find: none of them writes one, but for the letter of an option. Layer 0
+and the head that counts stay as they are set, since what is not yet read is soon forgotten; all else is trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.pocket.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
+
+THINGS = (*COLORS, *SHAPES)
+NAMED = (*THINGS, *ROLES)
+# Coordinates that no word uses: the word before, the option around, the middle of a thing of this colour or shape, how
+# early in a video, how many, and whether after the picture.
+NOTES = (*(f"before {word}" for word in NAMED), *(f"option {letter}" for letter in OPTIONS))
+NOTES += (*(f"one {word}" for word in THINGS), "early", "count", "after")
+UNIT = 13.9  # a lone unit vector after RMS normalisation at width 192: sqrt(192)
+# What else comes to after it, roughly: a word of a visual token, what these have in common, the start of the picture.
+SEEN, SHOWN, START = 6.1, 10.5, 12.4
+WORD_GAIN, COPY_GAIN = 0.8, 0.15
+SINK = 0.75  # of a full match
+
+
+class Head:
+    """One attention head (its own key-value head), set in terms of coordinates of the residual stream."""
+
+    def __init__(self, attention: Any, index: int) -> None:
+        self.attention, self.width = attention, attention.head_dim
+        self.first = index * self.width
+        self.scale = self.width**-0.5
+        for name in ("q_proj", "k_proj", "v_proj"):
+            projection = getattr(attention, name)
+            projection.weight[self.first : self.first + self.width] *= 0.1  # nearly silent but where set
+        attention.o_proj.weight[:, self.first : self.first + self.width] *= 0.1
+        self.n_carried = 0
+
+    def ask(self, dim: int, direction: Tensor | float) -> None:
+        """Query dimension `dim` reads a direction of the residual stream, or is the given constant."""
+        self._set("q_proj", dim, direction)
+
+    def key(self, dim: int, direction: Tensor | float) -> None:
+        """The same for keys."""
+        self._set("k_proj", dim, direction)
+
+    def _set(self, name: str, dim: int, direction: Tensor | float) -> None:
+        projection = getattr(self.attention, name)
+        if isinstance(direction, Tensor):
+            projection.weight[self.first + dim] = direction
+        else:
+            projection.bias[self.first + dim] = direction
+
+    def carry(self, read: Tensor, write: Tensor) -> None:
+        """Take over the coordinates `read` [n, D] of what is attended to, as the coordinates `write` [n, D]."""
+        start = self.first + self.n_carried
+        self.n_carried += len(read)
+        assert self.n_carried <= self.width, "a head carries no more coordinates than it is wide"
+        self.attention.v_proj.weight[start : start + len(read)] = COPY_GAIN * read
+        self.attention.o_proj.weight[:, start : start + len(read)] = write.T
+
+    def hold(self) -> None:
+        """Keep the head as it is set: no gradient reaches it."""
+        mine = slice(self.first, self.first + self.width)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            for parameter in getattr(self.attention, name).parameters():
+                parameter.register_hook(
+                    lambda grad: grad.index_fill(0, torch.arange(mine.start, mine.stop, device=grad.device), 0.0)
+                )
+        weight = self.attention.o_proj.weight
+        weight.register_hook(
+            lambda grad: grad.index_fill(1, torch.arange(mine.start, mine.stop, device=grad.device), 0.0)
+        )
+
+    def at_distance(self, distance: int, pairs: range, weight: float, frequency: Tensor) -> None:
+        """Constant preference for what stands `distance` positions back, from rotary pairs of high frequency."""
+        amplitude = (weight / self.scale) ** 0.5
+        half = self.width // 2
+        for pair in pairs:
+            angle = float(frequency[pair]) * distance
+            self.ask(pair, amplitude)
+            self.key(pair, amplitude * float(torch.cos(torch.tensor(angle))))
+            self.key(pair + half, amplitude * float(torch.sin(torch.tensor(angle))))
+
+
+@torch.no_grad()
+def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> None:
+    """Set the heads. `word`: unit embedding of every label word and special word used; `note`: of every note."""
+    frequency = decoder.rotary_emb.inv_freq
+    layers = [layer.self_attn for layer in decoder.layers]
+    half = layers[0].head_dim // 2
+    slow = [*range(half // 2, half), *range(half + half // 2, 2 * half)]  # rotary pairs that hardly turn: 16 dimensions
+    extra = half // 2 - 1
+
+    def rows(names: tuple[str, ...] | list[str], of: dict[str, Tensor] = word) -> Tensor:
+        return torch.stack([of[name] for name in names])
+
+    # ---- layer 0: what stands around a word; what is not set keeps quiet
+    layers[0].o_proj.weight *= 0.2
+    decoder.layers[0].mlp.down_proj.weight *= 0.2
+    before = Head(layers[0], 0)
+    before.at_distance(1, range(10), 8.0, frequency)
+    before.carry(rows(NAMED), 0.51 * rows([f"before {name}" for name in NAMED], note))
+
+    option = Head(layers[0], 1)
+    option.at_distance(0, range(1, 4), 4.0, frequency)
+    option.ask(half - 1, 6.0)
+    option.key(half - 1, 25 / option.scale / 6.0 / UNIT * rows(OPTIONS).sum(0))
+    letters = rows([f"option {letter}" for letter in OPTIONS], note)
+    option.carry(rows(OPTIONS), 0.5 * letters)
+
+    early = Head(layers[0], 2)
+    early.ask(3, word["<|image_pad|>"])
+    early.key(3, 5 / early.scale / UNIT**2 * word["<|vision_start|>"])
+    early.carry(rows(["<|vision_start|>"]), 0.2 * rows(["early"], note))
+
+    after = Head(layers[0], 4)
+    after.ask(half - 1, 4.0)
+    after.key(half - 1, 30 / after.scale / 4.0 / UNIT * word["<|vision_end|>"])
+    after.carry(rows(["<|vision_end|>"]), 0.25 * rows(["after"], note))
+
+    topic = Head(layers[0], 3)  # what an answer is about: the last label words of the question
+    topic.ask(half - 1, word["▁assistant"] + rows([*CHARACTERS]).sum(0))
+    asked = (*COLORS, *SHAPES, *KEYS, "highest", "lowest")
+    topic.key(half - 1, 8 / topic.scale / UNIT**2 * (rows(asked).sum(0) - 2 * word["<|image_pad|>"]))
+    topic.carry(rows(asked), 0.5 * rows(asked))
+
+    # ---- layers 1 to 3: a word looks for its like in the picture, never in the text, where it would find itself
+    hidden = -25 / SEEN * note["after"]
+
+    def look_up(head: Head, matched: tuple[str, ...], gain: float, sink: float, where: Tensor) -> None:
+        for dim, name in zip(slow, matched, strict=False):
+            own = word[name] + note.get(f"before {name}", torch.zeros_like(word[name]))
+            head.ask(dim, gain * own)
+            named = word[name] + 0.4 * note.get(f"one {name}", torch.zeros_like(own))
+            head.key(dim, gain * (named + sink * SEEN / START * word["<|vision_start|>"]))
+        head.ask(extra, 4.0)
+        head.key(extra, where / head.scale / 4.0)
+
+    fields = (*KEYS, *POSITIONS)
+    ranked = (*COLORS, "highest", "lowest", *POSITIONS)
+    ones = [note[f"one {name}"] for name in THINGS]
+    for attention in layers[1:4]:
+        thing = Head(attention, 0)
+        look_up(thing, THINGS, WORD_GAIN, SINK, hidden)
+        named = rows(NAMED)
+        named[: len(THINGS)] += 0.4 * torch.stack(ones)
+        thing.carry(named, rows(NAMED))
+        thing.carry(rows(["early"], note), rows(["early"], note))
+
+        for index, matched in ((1, fields), (2, ranked)):
+            reading = Head(attention, index)
+            look_up(reading, matched, WORD_GAIN, 0.0, hidden)
+            first = slow[matched.index(POSITIONS[0])]
+            reading.ask(first, WORD_GAIN * (word[POSITIONS[0]] + word["▁assistant"]))
+            reading.carry(rows([*CHARACTERS, *POSITIONS]), rows([*CHARACTERS, *POSITIONS]))
+
+    count = Head(layers[1], 3)  # as many equal shares of attention as there are things, against one fixed share
+    for dim, name, one in zip(slow, THINGS, ones, strict=True):
+        count.ask(dim, WORD_GAIN * (word[name] + note[f"before {name}"]))
+        count.key(dim, 0.5 * one)
+    count.ask(extra, 4.0)
+    share = 10.8 / START * word["<|vision_start|>"]
+    count.key(extra, (hidden + share) / count.scale / 4.0)
+    count.carry(torch.stack(ones).sum(0, keepdim=True), rows(["count"], note))
+    count.hold()
+    _mark_things(decoder.layers[0].mlp, word, ones)
+    decoder.layers[0].requires_grad_(False)
+
+    for attention in layers[2:4]:  # which option carries what was found: text only
+        choice = Head(attention, 4)
+        look_up(choice, THINGS, WORD_GAIN, 0.0, -10 * word["<|image_pad|>"] / SHOWN)
+        choice.carry(letters, rows([f"▁{letter}" for letter in OPTIONS]))
+
+
+def _mark_things(mlp: Any, word: dict[str, Tensor], ones: list[Tensor]) -> None:
+    """Two neurons a word write "one" at full strength where it and "object" meet, and nothing anywhere else.
+
+    Counting needs equal shares; the words of a visual token themselves vary by a tenth.
+    """
+    shared = word["<|image_pad|>"]
+    for i, (name, one) in enumerate(zip(THINGS, ones, strict=True)):
+        for neuron, threshold, sign in ((2 * i, 0.8, 1), (2 * i + 1, 0.95, -1)):  # of 1.2: a ramp, level from 0.95 on
+            mlp.gate_proj.weight[neuron] = 6 * (word["object"] + word[name] - threshold * shared)
+            mlp.up_proj.weight[neuron] = shared
+            mlp.down_proj.weight[:, neuron] = sign * 0.06 * one
