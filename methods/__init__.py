@@ -27,8 +27,27 @@ BUILT_IN = {
     "none": "methods.none:KeepAll",
     "random": "methods.random:Random",
     "uniform": "methods.uniform:Uniform",
+    "avg_pool": "methods.avg_pool:AvgPool",
+    # importance
+    "greedy": "methods.greedy:Greedy",
     "visionselector": "methods.visionselector:VisionSelector",
+    "fastv": "methods.fastv:FastV",
+    "hiprune": "methods.hiprune:HiPrune",
+    # diversity
+    "fps": "methods.fps:FPS",
+    "divprune": "methods.divprune:DivPrune",
+    "dart": "methods.dart:DART",
+    # both
     "idpruner": "methods.idpruner:IDPruner",
+    "hybrid": "methods.hybrid:Hybrid",
+    "dpp": "methods.dpp:DPP",
+    "visionzip": "methods.visionzip:VisionZip",
+    "vispruner": "methods.vispruner:VisPruner",
+    "scope": "methods.scope:SCOPE",
+    "cdpruner": "methods.cdpruner:CDPruner",
+    "d2pruner": "methods.d2pruner:D2Pruner",
+    "id_selection": "methods.id_selection:IDSelection",
+    "holov": "methods.holov:HoloV",
 }
 
 

@@ -1,63 +1,16 @@
-"""The contract of a pruning method: what it sees (`Tokens`), what it returns (`Selection`), and `Method` around it."""
+"""The contract of a pruning method: `Method`, around the `Tokens` it sees and the `Selection` it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from methods import checks
+from methods.tokens import OFFICIAL, PAPER, HiddenState, LayerState, Received, Selection, Signal, Tokens
 
-
-class Signal(StrEnum):
-    """What a method may ask for beyond the features; each value is the field of `Tokens` that carries it."""
-
-    IMPORTANCE = "importance"
-    VIT_ATTENTION = "vit_attention"
-    VIT_KEYS = "vit_keys"
-    LLM = "llm"
-    TEXT = "text"
-
-
-@dataclass(frozen=True, eq=False)
-class LayerState:
-    """One decoder layer over the whole sequence of S text and visual tokens, positions applied."""
-
-    q: Tensor  # [H, S, d]
-    k: Tensor  # [KV, S, d]
-    hidden: Tensor  # [S, D]
-    visual_idx: Tensor  # [N] where the visual tokens stand in the sequence
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """The visual tokens of one sample; every signal may be None unless the method needs it."""
-
-    features: Tensor  # [N, D] as they would enter the LLM
-    grids: Sequence[tuple[int, int, int]]  # (t, h, w) in tokens per image or video, in sequence order
-    importance: Tensor | None = None  # [N] raw logits of a learned scorer
-    vit_attention: Mapping[str, Tensor] | None = None  # {"last" | "middle": [N]} attention received in that layer
-    vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
-    llm: LayerState | None = None
-    text: Tensor | None = None  # [T, D] embeddings of the question
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What is kept. Methods that merge average every token into the kept row that `owner` names."""
-
-    kept: Tensor  # [K] int64, ascending, distinct
-    order: Tensor | None = None  # [K] the same indices in the order they were picked
-    owner: Tensor | None = None  # [N] int64 row of `kept`
-
-    @classmethod
-    def of(cls, order: Tensor) -> Selection:
-        """Build the selection of indices `order` [K], picked in that order."""
-        return cls(kept=order.sort().values, order=order)
+__all__ = ["OFFICIAL", "PAPER", "HiddenState", "LayerState", "Method", "Received", "Selection", "Signal", "Tokens"]
 
 
 @dataclass(kw_only=True)
@@ -70,6 +23,7 @@ class Method:
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[Signal]] = frozenset()
+    not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
@@ -84,13 +38,43 @@ class Method:
 
     @property
     def stage(self) -> str:
-        """Where tokens are cut: "input" (before decoder layer 0) or "layer:j"; such a method has a field `layer`."""
+        """Where tokens are cut: "input" (before decoder layer 0) or "layer:j" (layers 0..j see all, later the kept).
+
+        A method inside the LLM reads layer j and has a field `layer`.
+        """
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
 
     @property
+    def received(self) -> Received:
+        """Which attention of the vision tower is read; by default that of its last layer, as `variant` defines it."""
+        return PAPER if getattr(self, "variant", "official") == "paper" else OFFICIAL
+
+    @property
+    def hidden_state(self) -> HiddenState:
+        """What `LayerState.hidden` is: what enters layer j, normed, what leaves it, or that after the LLM's last norm.
+
+        "unused" stands for any of them.
+        """
+        return "output"
+
+    @property
+    def before_mlp(self) -> bool:
+        """True if layer j's MLP, too, runs on the kept tokens alone: the same result, for less work.
+
+        The comparison in arXiv 2602.13315 cuts there, the authors' codes between two layers.
+        """
+        early = self.hidden_state in ("unused", "normed_input")  # what leaves the layer is not there yet
+        return early and getattr(self, "variant", "official") == "paper"
+
+    @property
     def flash_compatible(self) -> bool:
-        """True if no attention score is needed, which kernels like FlashAttention do not return."""
-        return not self.needs & {Signal.VIT_ATTENTION, Signal.LLM}
+        """True if it runs whatever the model's attention kernel: here all do, on scores recomputed from q and k."""
+        return True
+
+    @property
+    def attention_maps(self) -> bool:
+        """True if the authors' own code reads attention maps, which kernels like FlashAttention do not return."""
+        return bool(self.needs & {Signal.VIT_ATTENTION, Signal.LLM})
 
     @property
     def servable(self) -> bool:

@@ -1,12 +1,14 @@
-"""Uniform random pruning: the floor that every method must clear."""
+"""Random pruning: the floor that every method must clear."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from methods.base import Method, Selection, Tokens
+from methods.kernels.units import cells
 
 
 @dataclass(kw_only=True)
@@ -15,11 +17,22 @@ class Random(Method):
 
     The draw is made where the generator lives (the CPU by default), so it is the same on every device.
 
+    Args:
+        layout: "free" (default) as above, or "stratified": one token from each of the K cells that average pooling to
+            the budget would form, each token of a cell equally likely.
+
     Deviation: none. Source: ours.
     """
 
     name = "random"
 
+    layout: Literal["free", "stratified"] = "free"
+
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        drawn = torch.randperm(len(tokens.features), generator=generator, device=generator.device)[:k]
-        return Selection(kept=drawn.sort().values.to(tokens.features.device))
+        n, device = len(tokens.features), generator.device
+        shuffled = torch.randperm(n, generator=generator, device=device)
+        if self.layout == "stratified":
+            cell, _ = cells(tokens.grids, k, device)
+            first = torch.full((k,), n, device=device).scatter_reduce(0, cell, shuffled.argsort(), "amin")
+            shuffled = shuffled[first]  # the first token of each cell
+        return Selection(kept=shuffled[:k].sort().values.to(tokens.features.device))

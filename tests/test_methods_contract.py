@@ -172,11 +172,11 @@ def test_a_layer_or_role_that_is_not_finite_is_refused(name):
 
 @pytest.mark.parametrize("name", PRUNING)
 def test_a_missing_signal_is_named(name):
-    bare = Tokens(torch.randn(6, 4), [(1, 2, 3)])
+    tokens = make_tokens(6, grids=[(1, 2, 3)])
     method = methods.load(name)
     for signal in sorted(method.needs):
         with pytest.raises(ValueError, match=f"{name} needs the signal '{signal.value}'"):
-            method.select(bare, 3)
+            method.select(dataclasses.replace(tokens, **{signal.value: None}), 3)
 
 
 @pytest.mark.parametrize("name", PRUNING)
@@ -268,7 +268,8 @@ def test_a_method_that_breaks_the_contract_is_caught(returned, says):
 
 
 @pytest.mark.parametrize("scores", ["normal", "equal", "few_levels", "huge"])
-@pytest.mark.parametrize("name", [name for name in PRUNING if Signal.IMPORTANCE in methods.get(name).needs])
+# Not hybrid: among equal rows of its pool the lower index wins, whatever the importance.
+@pytest.mark.parametrize("name", [n for n in PRUNING if Signal.IMPORTANCE in methods.get(n).needs and n != "hybrid"])
 def test_ties_go_to_the_lowest_index(name, scores):
     tokens = make_tokens(200, 33, features="equal", scores=scores)
     method = methods.load(name)

@@ -92,7 +92,7 @@ def test_unknown_parameter_lists_the_valid_ones():
     assert "did you mean 'lam'?" in said
     for parameter in ("parallel_k", "importance", "soft_topk_ratio", "epsilon"):
         assert parameter in said
-    assert "has none" in message(methods.load, "random", lam=0.5)
+    assert "has none" in message(methods.load, "greedy", lam=0.5)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,6 @@ def test_facts_follow_from_needs():
         needs = frozenset({Signal.VIT_ATTENTION})
 
     facts = [(m.stage, m.flash_compatible, m.servable) for m in (methods.load("idpruner"), Inside(), OnAttention())]
-    assert facts == [("input", True, True), ("layer:2", False, False), ("input", False, False)]
+    assert facts == [("input", True, True), ("layer:2", True, False), ("input", True, False)]
     assert Inside().name == "inside"
     assert OnAttention().name == "onattention"

@@ -1,0 +1,102 @@
+"""The debiasing prior of D2Pruner: what a place in the image is attended to, whatever it shows.
+
+A prior is the mean over many images of the attention map of one query, each normalised to sum 1 and resampled to a
+canonical grid. It is stored with what it was made from, and resampled in two dimensions to the grid of an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from methods.kernels.ties import snap
+
+CANONICAL = (24, 24)  # LLaVA-1.5's grid, so that its own maps are averaged as they are
+FLOOR = 1e-3  # of the mean: a cell that is never attended to would otherwise outrank all others
+MADE_FROM = ("prompt", "model", "layer", "images")  # what the metadata must say
+
+
+def canonical(attention: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Return the attention [t * h * w] of one image as a map [24, 24] that sums to 1; steps of a video are summed."""
+    total = attention.double().reshape(grid).sum(dim=0)
+    return _resampled(total / total.sum(), *CANONICAL)
+
+
+def average(maps: Iterable[tuple[Tensor, tuple[int, int, int]]]) -> Tensor:
+    """Return the prior [24, 24] of pairs of an image's attention [t * h * w] and its grid, one image at a time."""
+    total, count = torch.zeros(CANONICAL, dtype=torch.float64), 0
+    for attention, grid in maps:
+        total += canonical(attention, grid).cpu()
+        count += 1
+    if not count:
+        raise ValueError("a prior needs the attention of at least one image")
+    return _checked(total / count, "the average of the maps")
+
+
+def on_grid(prior: Tensor, h: int, w: int) -> Tensor:
+    """Return `prior` [H, W] on a grid as [h * w]: bilinear, sum 1, no cell below 1e-3 of the mean."""
+    fitted = _resampled(prior.double(), h, w)
+    return snap(fitted.clamp_min(FLOOR * fitted.mean()).flatten())  # interpolating a constant is not constant
+
+
+def debiased(attention: Tensor, prior: Tensor | None, grids: Sequence[tuple[int, int, int]], eps: float) -> Tensor:
+    """Return `attention` [N] over (prior + `eps`), both of sum 1 on every image or whole video; alone without a prior.
+
+    The prior of a video is the same on each of its steps.
+    """
+    if prior is None:
+        return attention
+    scores = []
+    for part, (t, h, w) in zip(attention.split([t * h * w for t, h, w in grids]), grids, strict=True):
+        if t * h * w:
+            expected = on_grid(prior, h, w).repeat(t).to(part.device) / t
+            total = part.sum()
+            scores.append(part / torch.where(total > 0, total, 1.0) / (expected + eps))
+    return torch.cat(scores)
+
+
+def save(path: str | Path, prior: Tensor, metadata: Mapping[str, str]) -> None:
+    """Store `prior` [H, W] as float32 in a safetensors file, with `metadata` that has at least MADE_FROM."""
+    from safetensors.torch import save_file
+
+    missing = [key for key in MADE_FROM if not metadata.get(key)]
+    if missing:
+        raise ValueError(f"the metadata of a prior must say {', '.join(MADE_FROM)}; missing: {', '.join(missing)}")
+    tensor = _checked(prior, "the prior").float().cpu().contiguous()
+    save_file({"prior": tensor}, Path(path), metadata={key: str(value) for key, value in metadata.items()})
+
+
+def load(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    """Return the prior [H, W] of a file and its metadata."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(Path(path).expanduser(), framework="pt") as file:
+            prior, metadata = file.get_tensor("prior"), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"prior '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    return _checked(prior, f"prior '{path}'"), metadata
+
+
+def digest(images: Iterable[str]) -> str:
+    """Return the hash of a list of image names, in any order, that goes into the metadata as `images`."""
+    return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
+
+
+def _resampled(image: Tensor, h: int, w: int) -> Tensor:
+    fitted = functional.interpolate(image[None, None], size=(h, w), mode="bilinear", align_corners=False)[0, 0]
+    return fitted / fitted.sum()
+
+
+def _checked(prior: Tensor, what: str) -> Tensor:
+    if prior.dim() != 2 or not prior.is_floating_point():
+        raise ValueError(f"{what} must be a map [H, W] of floating point, not {list(prior.shape)} of {prior.dtype}")
+    if not bool((prior >= 0).all() & prior.sum().isfinite() & (prior.sum() > 0)):
+        raise ValueError(f"{what} must be finite, nowhere negative, and somewhere positive")
+    return prior

@@ -1,0 +1,98 @@
+"""DART: keep a few pivots and the tokens that repeat them least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods.base import HiddenState, LayerState, Selection, Tokens
+from methods.inside import InsideLLM
+from methods.kernels.rows import Cosine
+from methods.kernels.ties import snap
+from methods.numerics import top
+
+
+@dataclass(kw_only=True)
+class DART(InsideLLM):
+    """Keep the visual pivots, and for each pivot the visual tokens least like it. Paper: arXiv 2502.11494.
+
+        pivots = the visual and the text tokens whose keys have the largest L1 norm, all KV heads taken together
+        for each pivot p: keep its share of tokens, those left of lowest cos(hidden_p, hidden_i)
+
+    Args:
+        variant: "official" (default) is the authors' algorithm as two independent ports have it, "paper" the comparison
+            in arXiv 2602.13315. They differ in four points, besides the layer.
+            `hidden`: official, what leaves decoder layer `layer`, after the LLM's final norm; paper, what enters it,
+            after the layer's input norm.
+            Text pivots: official, from the text behind the last visual token; paper, from all text, system prompt
+            included.
+            Order of the pivots: official, that of a Python set of their positions in the sequence, filled with the
+            visual ones, then the text ones, by descending norm; paper, as they were filled in.
+            Share of a pivot, of what the visual pivots leave of K: official, equal and rounded down, and the remainder
+            one by one in a second round; paper, equal and rounded up, the last pivots getting what is left.
+        layer: 0-based decoder layer j whose k and `hidden` are read; layers 0..j see all tokens, later ones the kept.
+            Default none: 1 for "official" (keys of layer 1, states that enter layer 2, which is the first to see the
+            kept: the ports' layer 2), 0 for "paper".
+        image_pivots: visual pivots; default 4, at most K.
+        text_pivots: text pivots; default 4, or as many as there are.
+
+    Deviation: official keeps 4 + 8 t tokens, t = int(N keep / 8); here exactly K: those of the largest t that fits, and
+    the second round. Text pivots may be fewer than asked for. Pivots are counts; the comparison also takes shares. In
+    float64, norms to 40 bits, cosines to 12 decimals, ties to the lowest index.
+    Code: ZichenWen1/DART, not available to us, read in the ports of JulietChoo/VisionSelector and
+    ModelTC/LightCompress; comparison: YF-T/IDPruner (dart.py).
+    """
+
+    name = "dart"
+    hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "normed_output", "paper": "normed_input"}
+
+    variant: Literal["official", "paper"] = "official"
+    image_pivots: int = 4
+    text_pivots: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("image_pivots", self.image_pivots >= 1, "at least 1")
+        self.require("text_pivots", self.text_pivots >= 0, "at least 0")
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        state = tokens.llm
+        assert state is not None
+        visual, n = state.visual_idx, len(state.visual_idx)
+        image, pivots = self._pivots(state, k)
+        cosine = Cosine(state.hidden[torch.cat([visual, torch.tensor(pivots, device=visual.device)])])
+        distance = -cosine(torch.arange(n, n + len(pivots), device=visual.device))[:, :n]
+        order = image
+        for pivot, share in self._shares(k - len(image), len(pivots)):
+            left = distance[pivot].index_fill(0, order, -torch.inf)
+            order = torch.cat([order, top(left, share)])
+        return Selection.of(order)
+
+    def _shares(self, count: int, pivots: int) -> list[tuple[int, int]]:
+        """Share `count` tokens among pivots: (pivot, tokens) in the order they are asked."""
+        if self.variant == "official":
+            return [(i, count // pivots) for i in range(pivots)] + [(i, 1) for i in range(count % pivots)]
+        share = -(-count // pivots)
+        return [(i, min(share, max(0, count - i * share))) for i in range(pivots)]
+
+    def _pivots(self, state: LayerState, k: int) -> tuple[Tensor, list[int]]:
+        """Return the visual pivots among the N and, in the order they are asked, all pivots in the sequence.
+
+        A Python set orders them, so these few numbers are read back, whatever K is.
+        """
+        norms = snap(state.k.double().abs().sum(dim=(0, 2)))  # [S]
+        image = top(norms[state.visual_idx], min(self.image_pivots, k))
+        text_norms = norms.index_fill(0, state.visual_idx, -1.0)  # below every norm
+        if self.variant == "official":
+            behind = torch.arange(len(norms), device=norms.device) > state.visual_idx[-1]
+            text_norms = text_norms.where(behind, -1.0)
+        text = top(text_norms, self.text_pivots)
+        filled = [*state.visual_idx[image].tolist(), *text[: len(norms) - len(state.visual_idx)].tolist()]
+        if self.variant == "official":
+            last = state.visual_idx[-1:].tolist()[0]
+            filled = list(set(filled[: len(image)] + [p for p in filled[len(image) :] if p > last]))
+        return image, filled

@@ -1,0 +1,43 @@
+"""DivPrune: keep the tokens that are farthest from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from methods.base import Method, Selection, Tokens
+from methods.kernels.cosine import directions
+from methods.kernels.maxmin import maxmin
+
+# The released code divides by the bare norm, the comparison's through `normalize`; 1e-50 is below any float32.
+NORM_FLOOR = {"official": 1e-50, "paper": 1e-12}
+
+
+@dataclass(kw_only=True)
+class DivPrune(Method):
+    """Greedy solution of the max-min diversity problem: no importance, no text. Paper: arXiv 2503.02175.
+
+        d(i, j) = 1 - cos(x_i, x_j)
+        first   = argmax_i min over j != i of d(i, j)
+        pick    = argmax_i min over picked p of d(i, p)
+
+    All images and frames of a sample are one pool.
+
+    Args:
+        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315. Both pick the same tokens unless a
+            row is shorter than 1e-12, which the comparison's code treats as nearly zero.
+
+    Deviation: the original does not exclude what it has picked and keeps fewer than K where tokens repeat; here, as in
+    the comparison, picks are distinct. A zero row divides by zero there and is at distance 1 from every other here.
+    Distances are float64 to 12 decimals, where both have the model's dtype (bfloat16 in the comparison, with many
+    ties), and ties go to the lowest index. Code: vbdi/divprune.
+    """
+
+    name = "divprune"
+
+    variant: Literal["official", "paper"] = "official"
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return Selection.of(maxmin(directions(tokens.features, NORM_FLOOR[self.variant]), k))

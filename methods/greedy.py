@@ -1,0 +1,28 @@
+"""Greedy importance: importance alone, the other end of the trade-off from farthest-point sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from methods.base import Method, Selection, Signal, Tokens
+from methods.numerics import top
+
+
+@dataclass(kw_only=True)
+class Greedy(Method):
+    """Keep the K tokens of highest importance, wherever it comes from. Paper: arXiv 2602.13315 (Fig. 3).
+
+    With the scores of a VisionSelector scorer this is VisionSelector; here it is the strategy that MMR, the hybrid and
+    the DPP are compared with on the same importance.
+
+    Deviation: none; ties go to the lowest index. Source: the paper's section 3.2, no released code.
+    """
+
+    name = "greedy"
+    needs = frozenset({Signal.IMPORTANCE})
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        assert tokens.importance is not None
+        return Selection.of(top(tokens.importance, k))

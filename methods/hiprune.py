@@ -1,0 +1,80 @@
+"""HiPrune: anchors from a middle layer of the vision tower, the tokens around them, and registers from its last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal, Tokens
+from methods.kernels.units import images, shares
+from methods.numerics import top
+
+
+@dataclass(kw_only=True)
+class HiPrune(Method):
+    """Keep what two layers of the vision tower attend to, from details to the whole. Paper: arXiv 2508.00553.
+
+        anchors   = the round(K * alpha / 5) tokens of highest attention in the middle layer
+        buffers   = their neighbours in raster order: one to the left and right, one row up and down
+        registers = of all others, those of highest attention in the last layer, as many as are left of K
+
+    Neighbours are taken by index, as the authors do: they wrap around the edge of a row, cross from one time step to
+    the next, and fall on the first or last token instead of outside.
+
+    Args:
+        alpha: share of K for anchors and buffers, in [0, 1]; default 0.1.
+        variant: "official" (default) takes all images and videos of a sample as one sequence of rows as long as the
+            first image's; "paper", as in the comparison of arXiv 2602.13315, takes each by itself, with its share of K,
+            and at least one anchor if that is 5 or more. Attention is read as either did.
+        row: length of a row, "grid" (default) the image's, or "sqrt", the root of its number of tokens, which the
+            comparison used on LLaVA-OneVision-1.5: no neighbours above and below unless the image is square.
+
+    Deviation: the original bars anchors and buffers from being picked again by subtracting 1 from their attention,
+    which on Qwen2.5-VL is not always enough, so that fewer than K remain; here they are barred. Where anchors and
+    buffers exceed K, those buffers stay that the last layer attends to most, where the original stops and the
+    comparison keeps more than K. Ties go to the lowest index. Code: Danielement321/HiPrune.
+    """
+
+    name = "hiprune"
+    needs = frozenset({Signal.VIT_ATTENTION})
+
+    alpha: float = 0.1
+    variant: Literal["official", "paper"] = "official"
+    row: Literal["grid", "sqrt"] = "grid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+
+    @property
+    def received(self) -> Received:
+        """Attention in both layers: of all queries, or, in the comparison, of CLS where there is one."""
+        kind = PAPER if self.variant == "paper" else replace(OFFICIAL, queries="all")
+        return replace(kind, roles=("last", "middle"))
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        assert tokens.vit_attention is not None
+        middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"]
+        widths = [w for t, h, w in tokens.grids if t * h * w]
+        spans = images(tokens.grids) if self.variant == "paper" else [(0, len(last))]
+        kept = []
+        for (start, size), width, share in zip(spans, widths, shares([size for _, size in spans], k), strict=False):
+            image, width = slice(start, start + size), isqrt(size) if self.row == "sqrt" else width
+            kept.append(start + self._hierarchy(middle[image], last[image], width, share))
+        return Selection(kept=torch.cat(kept))
+
+    def _hierarchy(self, middle: Tensor, last: Tensor, width: int, k: int) -> Tensor:
+        """Return the tokens [k] of one image to keep, ascending."""
+        count = round(k * self.alpha / 5)
+        if self.variant == "paper" and self.alpha > 0 and k >= 5:
+            count = max(count, 1)
+        anchors = top(middle, count)
+        around = torch.tensor([-1, 1, -width, width], device=last.device)
+        buffers = (anchors[:, None] + around).clamp(0, len(last) - 1).flatten()
+        rank = torch.zeros_like(last, dtype=torch.int64).index_fill_(0, buffers, 1).index_fill_(0, anchors, 2)
+        order = top(last, len(last))
+        return order[top(rank[order], k)].sort().values  # by rank, then by attention in the last layer

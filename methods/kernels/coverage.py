@@ -1,0 +1,57 @@
+"""Weighted coverage: greedy picks that are each as similar as can be to what no earlier pick is similar to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.kernels.pairs import Pairs
+
+DECIMALS = 9  # of a gain, above what the last bits of N similarities add up to
+ROWS = 64  # tokens whose coverage is brought up to date at once
+
+
+def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Tensor:
+    """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
+
+        gain_j = sum over i of max(0, cos(i, j) - covered_i)
+        pick   = argmax over unpicked j of gain_j * weight_j  (additive: gain_j + weight_j)
+        covered_i = max(covered_i, cos(i, pick)), from 0
+
+    The gains are not summed anew for each pick. A pick lifts `covered` of some tokens; only the share of these in the
+    gains is replaced, ROWS tokens at a time, and the next pick is made when none is left. A token is lifted about
+    log K times, so all takes O(N^2 log K) similarities instead of O(N^2 K), and memory O(ROWS x N). Similarities are
+    such that their sums are exact (see Pairs): gains carry no trace of the order of updates. They count to 9 decimals.
+
+    The device is waited for a few times in all: the rounds that are left after K, and after the rest, and so on.
+
+    Args:
+        unit: rows of unit length or zero [N, D], float64.
+        weight: [N] float64.
+        k: how many to pick, at most N.
+        additive: whether weight is added to the gain or multiplies it.
+    """
+    n = len(unit)
+    pairs, everyone = Pairs(unit), torch.arange(n, device=unit.device).split(ROWS)
+    gain = torch.cat([pairs.between(part).clamp_(min=0).sum(dim=1) for part in everyone])
+    covered, goal = torch.zeros_like(gain), torch.zeros_like(gain)  # [N] what gain reflects, and what it should
+    picked = torch.zeros_like(gain, dtype=torch.bool)
+    order = torch.empty(k, dtype=torch.int64, device=unit.device)
+    made = torch.zeros(1, dtype=torch.int64, device=unit.device)
+    rounds = k
+    while rounds:
+        for _ in range(rounds):  # at most one pick each, so `made` stays below k inside
+            lifted = (goal - covered).topk(min(n, ROWS)).indices
+            similar, before, after = pairs.between(lifted), covered[lifted, None], goal[lifted, None]
+            gain -= ((similar - before).clamp_(min=0) - (similar - after).clamp_(min=0)).sum(dim=0)
+            covered[lifted] = goal[lifted]
+            ready = (covered == goal).all()
+            score = gain.round(decimals=DECIMALS)
+            score = score + weight if additive else score * weight
+            pick = score.masked_fill(picked, -torch.inf).argmax().view(1)  # the first of equal maxima
+            order.index_copy_(0, made, pick)  # if not ready, a later round writes over it
+            picked[pick] |= ready
+            made += ready
+            goal = torch.where(ready, torch.maximum(goal, pairs.between(pick)[0]), goal)
+        rounds = k - len(picked.nonzero())
+    return order

@@ -1,0 +1,53 @@
+"""Max-min distance: greedy picks that are each as far as can be from the picks before, by cosine distance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.kernels.mmr import DECIMALS
+
+TILE = 256  # rows whose similarities to all others are held at once
+
+
+def maxmin(unit: Tensor, k: int, first: Tensor | None = None) -> Tensor:
+    """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
+
+        pick = argmin over unpicked i of max over picked p of cos(i, p)
+
+    One product of `unit` with each pick, O(K N D) in all. Indices stay on the device; it is waited for once, before
+    the loop. Similarities count to 12 decimals, so that rounding of the products decides no tie.
+
+    Args:
+        unit: rows of unit length or zero [N, D], float64.
+        k: how many to pick, at most N.
+        first: [F] distinct indices, F <= k, that count as picked; by default the token whose nearest neighbour is
+            farthest, which takes the similarities of all pairs, O(N^2 D), in tiles.
+    """
+    rows, row_of, copies = torch.unique(unit, dim=0, return_inverse=True, return_counts=True)
+    if first is None:
+        first = nearest_other(rows, copies)[row_of].argmin().view(1)
+    order = torch.empty(k, dtype=torch.int64, device=unit.device)
+    order[: len(first)] = first
+    nearest = torch.full_like(unit[:, 0], -torch.inf)  # [N] similarity to the closest pick, infinity once picked
+    for done in range(k):
+        pick = order[done : done + 1]
+        if done >= len(first):
+            pick.copy_(nearest.argmin())  # the first of equal minima
+        similarity = (rows @ unit[pick].T)[row_of, 0].round(decimals=DECIMALS)
+        nearest = torch.maximum(nearest, similarity).index_fill_(0, pick, torch.inf)
+    return order
+
+
+def nearest_other(rows: Tensor, copies: Tensor) -> Tensor:
+    """Return the similarity [U] of each of the distinct `rows` [U, D] to the nearest other token.
+
+    A row that `copies` [U] counts twice or more has itself for a neighbour. Memory O(TILE x U).
+    """
+    nearest = torch.empty_like(rows[:, 0])
+    for start in range(0, len(rows), TILE):
+        similarity = rows[start : start + TILE] @ rows.T
+        alone = copies[start : start + TILE] == 1
+        similarity.diagonal(start).masked_fill_(alone, -torch.inf)
+        nearest[start : start + TILE] = similarity.amax(dim=1)
+    return nearest.round(decimals=DECIMALS)

@@ -1,0 +1,88 @@
+"""Images and time steps: how they divide the tokens, share a budget, and split into cells of a lattice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+Grids = Sequence[tuple[int, int, int]]
+
+
+def images(grids: Grids) -> list[tuple[int, int]]:
+    """Return (first token, number of tokens) of each image or whole video that has any."""
+    return _spans([t * h * w for t, h, w in grids])
+
+
+def frames(grids: Grids) -> list[tuple[int, int]]:
+    """Return (first token, number of tokens) of each image or time step of a video that has any."""
+    return _spans([h * w for t, h, w in grids for _ in range(t)])
+
+
+def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    starts = accumulate(sizes, initial=0)
+    return [(start, size) for start, size in zip(starts, sizes, strict=False) if size]
+
+
+def shares(sizes: Sequence[int], k: int, equal: bool = False) -> list[int]:
+    """Share `k` <= sum of `sizes` among parts, in proportion to their positive `sizes` or, if `equal`, evenly.
+
+    Each part's exact share is rounded, halves to the even number, to at least 1 where `k` allows and at most its size.
+    Where the sum is not `k`, parts that rounding took farthest get one more (the first of equals) or less (the last).
+    """
+    exact = [Fraction(k, len(sizes)) if equal else Fraction(k * size, sum(sizes)) for size in sizes]
+    least = 1 if k >= len(sizes) else 0
+    given = [min(max(round(share), least), size) for share, size in zip(exact, sizes, strict=True)]
+    missing = k - sum(given)
+    step = 1 if missing > 0 else -1
+    for _ in range(abs(missing)):
+        free = [i for i, size in enumerate(sizes) if (given[i] < size if missing > 0 else given[i] > least)]
+        given[max(free, key=lambda i: (step * (exact[i] - given[i]), -step * i))] += step
+    return given
+
+
+def cells(grids: Grids, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Divide all tokens into exactly `k` connected cells of nearly equal size.
+
+    The budget is shared among images and time steps. One of h x w tokens and share s has round(sqrt(s h / w)) bands of
+    rows, and each band its even share of the s cells side by side: a lattice of h' x w' where s = h' w'. With fewer
+    cells than images and time steps, runs of whole ones are the cells.
+
+    Returns:
+        The cell [N] of each token, and the token [k] in the middle of each cell, which is ascending.
+    """
+    spans = frames(grids)
+    if k < len(spans):
+        starts = [spans[i * len(spans) // k][0] for i in range(k)]
+        edges = torch.tensor([*starts, sum(spans[-1])], device=device)
+        return torch.repeat_interleave(edges.diff(), output_size=sum(spans[-1])), (edges[:-1] + edges[1:]) // 2
+    sides = [(h, w) for t, h, w in grids for _ in range(t) if h * w]
+    quotas = shares([size for _, size in spans], k)
+    parts = [_lattice(h, w, quota, device) for (h, w), quota in zip(sides, quotas, strict=True)]
+    cell = [first + part[0] for first, part in zip(accumulate(quotas, initial=0), parts, strict=False)]
+    middle = [start + part[1] for (start, _), part in zip(spans, parts, strict=True)]
+    return torch.cat(cell), torch.cat(middle)
+
+
+def _lattice(h: int, w: int, k: int, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Return the cell [h * w] of each token of one image, and the middle token [k] of each cell.
+
+    Where m pieces divide 0..n-1 at floor(i n / m), position x falls into piece ((x + 1) m - 1) // n.
+    """
+    bands = max(min(max(round(math.sqrt(k * h / w)), 1), h, k), math.ceil(k / w))  # no band has more than w cells
+    y, x = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)
+    band = ((y + 1) * bands - 1) // h
+    first, after = band * k // bands, (band + 1) * k // bands
+    cell = first + ((x + 1) * (after - first) - 1) // w
+
+    number = torch.arange(k, device=device)
+    band = ((number + 1) * bands - 1) // k
+    first, after = band * k // bands, (band + 1) * k // bands
+    piece, pieces = number - first, after - first
+    row = (band * h // bands + (band + 1) * h // bands) // 2
+    column = (piece * w // pieces + (piece + 1) * w // pieces) // 2
+    return cell.flatten(), row * w + column

@@ -1,0 +1,79 @@
+"""What a pruning method sees (`Tokens`) and what it returns (`Selection`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from torch import Tensor
+
+HiddenState = Literal["unused", "normed_input", "output", "normed_output"]
+
+
+class Signal(StrEnum):
+    """What a method may ask for beyond the features; each value is the field of `Tokens` that carries it."""
+
+    IMPORTANCE = "importance"
+    VIT_ATTENTION = "vit_attention"
+    VIT_KEYS = "vit_keys"
+    LLM = "llm"
+    TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Received:
+    """Which attention of the vision tower `Tokens.vit_attention` counts: published methods define it differently.
+
+    A token receives the softmaxed attention to its patches within one image or one step of a video, whatever windows
+    the layer itself attends in: the mean over heads, the sum over queries, the sum over the patches merged into it.
+    """
+
+    roles: tuple[str, ...] = ("last",)  # layers to read: "last", "middle"
+    queries: Literal["cls", "all"] = "cls"  # who attends; a tower without a CLS token has "all" alone
+    cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
+    mean_query_from: int | None = None  # patches from which on the mean of all queries stands for them, without CLS
+    numbering: Literal["official", "paper"] = "official"  # whose layer "middle" is
+
+
+# The authors' code, and the comparison in arXiv 2602.13315, which took 6144 patches for too many.
+OFFICIAL = Received()
+PAPER = Received(cls_key=False, mean_query_from=6144, numbering="paper")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerState:
+    """One decoder layer over the whole sequence of S text and visual tokens, positions applied."""
+
+    q: Tensor  # [H, S, d]
+    k: Tensor  # [KV, S, d]
+    hidden: Tensor  # [S, D] as `Method.hidden_state` names it
+    visual_idx: Tensor  # [N] where the visual tokens stand in the sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The visual tokens of one sample; every signal may be None unless the method needs it."""
+
+    features: Tensor  # [N, D] as they would enter the LLM
+    grids: Sequence[tuple[int, int, int]]  # (t, h, w) in tokens per image or video, in sequence order
+    importance: Tensor | None = None  # [N] raw logits of a learned scorer
+    vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.received`
+    vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
+    llm: LayerState | None = None
+    text: Tensor | None = None  # [T, D] embeddings of the question
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What is kept. Methods that merge average every token into the kept row that `owner` names."""
+
+    kept: Tensor  # [K] int64, ascending, distinct
+    order: Tensor | None = None  # [K] the same indices in the order they were picked
+    owner: Tensor | None = None  # [N] int64 row of `kept`
+
+    @classmethod
+    def of(cls, order: Tensor) -> Selection:
+        """Build the selection of indices `order` [K], picked in that order."""
+        return cls(kept=order.sort().values, order=order)

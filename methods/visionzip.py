@@ -1,0 +1,75 @@
+"""VisionZip: keep the tokens that the vision tower attends to, and merge all others into a few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.base import Method, Selection, Signal, Tokens
+from methods.kernels.cosine import directions
+from methods.kernels.pairs import BARE_NORM, Pairs
+from methods.kernels.units import frames, shares
+from methods.numerics import top
+
+
+@dataclass(kw_only=True)
+class VisionZip(Method):
+    """Keep dominant tokens as they are; every other joins the contextual one most like it. Paper: arXiv 2412.04467.
+
+        contextual = max(1, round(K * 10 / 64)),  dominant = K - contextual
+        dominant tokens:   highest attention received in the last layer
+        contextual tokens: the rest in raster order, every step-th,  step = max(1, len(rest) // contextual)
+        each other token:  merged into the contextual token of highest cosine between their head-mean keys
+
+    Each image and each time step of a video is a unit of its own, with its share of K.
+
+    Args:
+        contextual: share of K that is contextual; default 10/64, as in the presets of 54 + 10, 108 + 20 and 162 + 30.
+        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315. They differ in how
+            attention is read, not in what is done with it here.
+
+    Deviation: a merged row is the average of its tokens' embeddings, as in the comparison; the original adds the mean
+    of the others to the contextual token itself, and merges before the projector. It also keeps CLS as one of the
+    dominant tokens; here that place goes to the next patch. With K below the number of units all of them are one,
+    where the comparison keeps more than K. Similarities are float64, ties go to the lowest index.
+    Code: dvlab-research/VisionZip.
+    """
+
+    name = "visionzip"
+    needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
+
+    contextual: float = 10 / 64
+    variant: Literal["official", "paper"] = "official"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("contextual", 0 < self.contextual <= 1, "in (0, 1]")
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        assert tokens.vit_attention is not None
+        assert tokens.vit_keys is not None
+        spans = frames(tokens.grids)
+        spans = spans if k >= len(spans) else [(0, len(tokens.features))]
+        kept, owner, done = [], [], 0
+        for (start, size), share in zip(spans, shares([size for _, size in spans], k), strict=True):
+            unit = slice(start, start + size)
+            rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
+            kept.append(start + rows)
+            owner.append(done + joins)
+            done += share
+        return Selection(kept=torch.cat(kept), owner=torch.cat(owner))
+
+    def _zip(self, scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens [k] of one unit that stay, ascending, and which of these each of its tokens [n] joins."""
+        n, contextual = len(scores), min(k, max(1, round(k * self.contextual)))
+        ranked = top(scores, n)
+        dominant, rest = ranked[: k - contextual], ranked[k - contextual :].sort().values
+        targets = rest[:: max(1, len(rest) // contextual)][:contextual]
+        kept = torch.cat([dominant, targets]).sort().values
+        _, nearest = Pairs(directions(keys, floor=BARE_NORM)).nearest(torch.arange(n, device=keys.device), targets)
+        joins = targets[nearest]
+        joins[kept] = kept
+        return kept, torch.searchsorted(kept, joins)

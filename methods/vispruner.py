@@ -1,0 +1,82 @@
+"""VisPruner: the tokens that the vision tower attends to, and of the rest those that repeat each other least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.base import Method, Selection, Signal, Tokens
+from methods.kernels.cosine import directions
+from methods.kernels.pairs import BARE_NORM, Pairs
+from methods.kernels.units import images, shares
+from methods.numerics import top
+
+AT_ONCE = 8  # tokens dropped between two looks at the similarities, in the authors' code
+
+
+@dataclass(kw_only=True)
+class VisPruner(Method):
+    """Keep important tokens by attention, then drop the most repetitive of the others. Paper: arXiv 2412.01818.
+
+        important = the K * ratio tokens of highest attention in the last layer
+        others    = the rest, of which K * (1 - ratio) stay:
+            a, b = others[0::2], others[1::2]
+            drop the 8 of a whose most similar token in b (by cosine) is most similar, until enough are dropped
+
+    Each image or video has its share of K.
+
+    Args:
+        ratio: share of K that is important, in [0, 1]; default 0.5.
+        variant: "official" (default) truncates K * ratio, begins with the others by descending attention, and puts what
+            is left of a, by descending similarity, before b. "paper", the comparison in arXiv 2602.13315, rounds
+            K * ratio and leaves a token to the others if K > 1; these stand in raster order every time.
+
+    Deviation: features are those at the entry of the LLM, as in the comparison; the original compares before the
+    projector. It stops at an odd number of others, which here puts one more in a than in b. Similarities are float64,
+    where the original has the model's dtype and the comparison float32; zero rows, which divide by zero there, are
+    similar to none; ties go to the first in order. Code: Theia-4869/VisPruner.
+    """
+
+    name = "vispruner"
+    needs = frozenset({Signal.VIT_ATTENTION})
+
+    ratio: float = 0.5
+    variant: Literal["official", "paper"] = "official"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("ratio", 0 <= self.ratio <= 1, "in [0, 1]")
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        assert tokens.vit_attention is not None
+        scores, spans, kept = tokens.vit_attention["last"], images(tokens.grids), []
+        for (start, size), share in zip(spans, shares([size for _, size in spans], k), strict=True):
+            image = slice(start, start + size)
+            kept.append(start + self._prune(scores[image], tokens.features[image], share))
+        return Selection(kept=torch.cat(kept))
+
+    def _prune(self, scores: Tensor, features: Tensor, k: int) -> Tensor:
+        """Return the tokens [k] of one image to keep, ascending."""
+        count = int(k * self.ratio)
+        if self.variant == "paper":
+            count = min(round(k * self.ratio), max(k - 1, 1), k)
+        ranked = top(scores, len(scores))
+        important, others = ranked[:count], ranked[count:]
+        others = self._diverse(others, features, k - count) if k > count else others[:0]
+        return torch.cat([important, others]).sort().values
+
+    def _diverse(self, others: Tensor, features: Tensor, k: int) -> Tensor:
+        """Return `k` >= 1 of the tokens `others`, given by descending attention."""
+        pairs = Pairs(directions(features, floor=BARE_NORM))
+        while True:
+            if self.variant == "paper":
+                others = others.sort().values
+            excess = len(others) - k
+            if not excess:
+                return others
+            a, b = others[0::2], others[1::2]
+            similarity, _ = pairs.nearest(a, b)
+            others = torch.cat([a[top(similarity, len(a))[min(AT_ONCE, excess, len(b)) :]], b])

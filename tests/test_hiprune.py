@@ -1,0 +1,131 @@
+"""HiPrune against a plain transcription of the authors' and the comparison's code, and by its properties."""
+
+from math import isqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from methods.base import Tokens
+from methods.hiprune import HiPrune
+
+
+def best(scores, k):
+    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+
+
+def hierarchy(middle, last, width, k, variant="official", alpha=0.1):
+    """Return the kept tokens of one image as a sorted list."""
+    n, middle, last = len(last), middle.tolist(), last.tolist()
+    a = round(k * alpha / 5)
+    if variant == "paper" and alpha > 0 and a == 0 and k >= 5:
+        a = 1
+    anchors = best(middle, a)
+    near = {i + step for i in anchors for step in (0, -1, 1, -width, width)}
+    near = {min(max(i, 0), n - 1) for i in near}
+    if len(near) > k:  # where the authors' code stops or keeps more: anchors first, then by the last layer
+        buffers = sorted(near - set(anchors), key=lambda i: (-last[i], i))
+        return sorted(anchors + buffers[: k - len(anchors)])
+    for i in near:
+        last[i] = -float("inf")
+    return sorted(near | set(best(last, k - len(near))))
+
+
+def sample(grids, seed, kind="normal"):
+    g = torch.Generator().manual_seed(seed)
+    n = sum(t * h * w for t, h, w in grids)
+    middle, last = torch.rand(2, n, generator=g)
+    if kind == "levels":
+        middle, last = (middle * 3).round(), (last * 3).round()
+    elif kind == "equal":
+        middle, last = torch.ones(n), torch.ones(n)
+    elif kind == "sums":  # as on Qwen2.5-VL, where they average 1 and may exceed it by far
+        middle, last = middle * 2, last.exp() ** 3
+    return Tokens(torch.randn(n, 4, generator=g), grids, vit_attention={"middle": middle, "last": last})
+
+
+def kept(tokens, k, **params):
+    return HiPrune(**params).select(tokens, k).kept.tolist()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    t=st.integers(1, 2),
+    h=st.integers(1, 8),
+    w=st.integers(2, 8),
+    share=st.floats(0, 1, exclude_max=True),
+    alpha=st.sampled_from([0.0, 0.1, 0.1, 0.5, 1.0]),
+    variant=st.sampled_from(["official", "paper"]),
+    row=st.sampled_from(["grid", "sqrt"]),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(["normal", "levels", "equal", "sums"]),
+)
+def test_same_tokens_as_the_authors_algorithm(t, h, w, share, alpha, variant, row, seed, kind):
+    tokens, k = sample([(t, h, w)], seed, kind), max(1, int(share * t * h * w))
+    width = w if row == "grid" else isqrt(t * h * w)
+    expected = hierarchy(tokens.vit_attention["middle"], tokens.vit_attention["last"], width, k, variant, alpha)
+    assert kept(tokens, k, alpha=alpha, variant=variant, row=row) == expected
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+@pytest.mark.parametrize("k", [4, 5, 25, 26, 32, 64, 75, 128, 192])
+def test_same_tokens_on_576(variant, k):
+    tokens = sample([(1, 24, 24)], k)
+    expected = hierarchy(tokens.vit_attention["middle"], tokens.vit_attention["last"], 24, k, variant)
+    assert kept(tokens, k, variant=variant) == expected
+
+
+def test_official_subtracts_one_where_that_is_enough():
+    """The released arithmetic, on attention that no token exceeds another's in by 1."""
+    tokens = sample([(1, 24, 24)], 0)
+    middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"].clone()
+    anchors = middle.topk(round(128 * 0.1 / 5)).indices
+    near = torch.cat([anchors, anchors - 1, anchors + 1, anchors - 24, anchors + 24]).clamp(0, 575).unique()
+    last[near] -= 1
+    rest = last.topk(128 - len(near)).indices
+    assert kept(tokens, 128) == torch.cat([near, rest]).unique().tolist()
+
+
+def test_exactly_k_where_subtracting_one_is_not_enough():
+    tokens = sample([(1, 16, 16)], 1, "sums")
+    tokens.vit_attention["last"][:40] += 50
+    tokens.vit_attention["middle"][:2] += 50
+    assert len(kept(tokens, 64)) == 64
+
+
+def test_official_is_one_sequence_with_the_first_width_and_paper_takes_each_image():
+    tokens = sample([(1, 6, 8), (2, 4, 6), (1, 8, 12)], 3)
+    middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"]
+    for k, shares in [(48, (12, 12, 24)), (96, (24, 24, 48)), (190, (48, 47, 95)), (2, (1, 0, 1))]:
+        assert kept(tokens, k) == hierarchy(middle, last, 8, k)
+        expected = []
+        for start, size, width, share in zip((0, 48, 96), (48, 48, 96), (8, 6, 12), shares, strict=True):
+            image = slice(start, start + size)
+            expected += [start + i for i in hierarchy(middle[image], last[image], width, share, "paper")]
+        assert kept(tokens, k, variant="paper") == expected
+
+
+def test_alpha_0_ranks_by_the_last_layer():
+    tokens = sample([(1, 8, 8)], 5)
+    expected = sorted(best(tokens.vit_attention["last"].tolist(), 16))
+    assert kept(tokens, 16, alpha=0.0) == kept(tokens, 16, alpha=0.0, variant="paper") == expected
+
+
+def test_anchors_bring_their_neighbours():
+    tokens = sample([(1, 10, 10)], 5)
+    tokens.vit_attention["middle"][55] = 9
+    assert {45, 54, 55, 56, 65} <= set(kept(tokens, 30))
+
+
+def test_reads_two_layers_as_either_did():
+    official, paper = HiPrune().received, HiPrune(variant="paper").received
+    assert official.roles == paper.roles == ("last", "middle")
+    assert (official.queries, paper.queries) == ("all", "cls")
+    assert (official.cls_key, paper.cls_key) == (True, False)
+    assert (official.numbering, paper.numbering) == ("official", "paper")
+
+
+def test_a_strange_alpha_is_refused():
+    with pytest.raises(ValueError, match="hiprune: alpha must be in"):
+        HiPrune(alpha=2.0)

@@ -1,0 +1,115 @@
+"""VisionZip against a plain transcription, for what is kept and for what each token is merged into."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from methods.base import Tokens
+from methods.visionzip import VisionZip
+
+
+def zip_unit(scores, keys, k, share=10 / 64):
+    """Return (kept, owner) of one image or time step; similarities to 10 decimals decide no tie by rounding."""
+    n = len(scores)
+    contextual = max(1, round(k * share))
+    order = sorted(range(n), key=lambda i: (-scores[i].item(), i))
+    dominant = set(order[: k - contextual])
+    rest = [i for i in range(n) if i not in dominant]
+    step = max(1, len(rest) // contextual)
+    targets = rest[0::step][:contextual]
+    kept = sorted(dominant | set(targets))
+    unit = [key.double() / max(key.double().norm().item(), 1e-300) for key in keys]
+    owner = []
+    for i in range(n):
+        if i in kept:
+            owner.append(kept.index(i))
+            continue
+        similarity = [round(float((unit[i] * unit[j]).sum()), 10) for j in targets]
+        owner.append(kept.index(targets[similarity.index(max(similarity))]))
+    return kept, owner
+
+
+def sample(grids, d, seed, kind="normal"):
+    g = torch.Generator().manual_seed(seed)
+    n = sum(t * h * w for t, h, w in grids)
+    keys, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
+    if kind == "duplicates":
+        keys = keys[torch.randint(0, max(n // 3, 1), (n,), generator=g)]
+    elif kind == "equal":
+        keys = keys[:1].repeat(n, 1)
+    elif kind == "zero_rows":
+        keys[::3] = 0
+    elif kind == "opposite":
+        keys[1::2] = -keys[: n // 2 * 2 : 2]
+    elif kind == "levels":
+        scores = (scores * 4).round()
+    return Tokens(torch.randn(n, 6, generator=g), grids, vit_attention={"last": scores}, vit_keys=keys)
+
+
+def merged(tokens, k, **params):
+    selection = VisionZip(**params).select(tokens, k)
+    return selection.kept.tolist(), selection.owner.tolist()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 12),
+    share=st.floats(0, 1, exclude_max=True),
+    contextual=st.sampled_from([10 / 64, 10 / 64, 0.01, 0.5, 1.0]),
+    variant=st.sampled_from(["official", "paper"]),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(["normal", "duplicates", "equal", "zero_rows", "opposite", "levels"]),
+)
+def test_same_tokens_and_merges_as_the_authors_algorithm(n, d, share, contextual, variant, seed, kind):
+    tokens, k = sample([(1, 1, n)], d, seed, kind), max(1, int(share * n))
+    expected = zip_unit(tokens.vit_attention["last"], tokens.vit_keys, k, contextual)
+    assert merged(tokens, k, contextual=contextual, variant=variant) == expected
+
+
+@pytest.mark.parametrize(("k", "contextual"), [(64, 10), (128, 20), (192, 30), (32, 5)])
+def test_the_split_of_the_presets(k, contextual):
+    tokens = sample([(1, 24, 24)], 8, k)
+    kept, owner = merged(tokens, k)
+    assert (kept, owner) == zip_unit(tokens.vit_attention["last"], tokens.vit_keys, k)
+    sizes = torch.bincount(torch.tensor(owner), minlength=k)
+    assert (sizes == 1).sum() >= k - contextual
+    assert sizes.sum() == 576
+
+
+def test_images_and_time_steps_are_units_of_their_own():
+    tokens = sample([(1, 4, 4), (3, 2, 4), (1, 8, 8)], 6, 4)
+    sizes = (16, 8, 8, 8, 64)
+    for k, shares in [(26, (4, 2, 2, 2, 16)), (52, (8, 4, 4, 4, 32)), (5, (1,) * 5), (101, (15, 8, 8, 8, 62))]:
+        expected_kept, expected_owner, start = [], [], 0
+        for size, share in zip(sizes, shares, strict=True):
+            unit = slice(start, start + size)
+            kept, owner = zip_unit(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
+            expected_owner += [len(expected_kept) + i for i in owner]
+            expected_kept += [start + i for i in kept]
+            start += size
+        assert merged(tokens, k) == (expected_kept, expected_owner)
+
+
+def test_fewer_tokens_than_units():
+    tokens = sample([(6, 2, 3)], 6, 4)
+    assert merged(tokens, 4) == zip_unit(tokens.vit_attention["last"], tokens.vit_keys, 4)
+
+
+def test_one_token_takes_all():
+    assert merged(sample([(1, 3, 3)], 4, 0), 1) == ([0], [0] * 9)
+
+
+def test_scale_of_keys_and_of_attention_does_not_matter():
+    tokens = sample([(1, 8, 8)], 12, 5)
+    rows = 2.0 ** torch.arange(-32, 32).float()
+    attention = {"last": tokens.vit_attention["last"] * 2.0**30}
+    scaled = Tokens(tokens.features, tokens.grids, vit_attention=attention, vit_keys=tokens.vit_keys * rows[:, None])
+    assert merged(scaled, 20) == merged(tokens, 20)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_a_strange_share_is_refused(share):
+    with pytest.raises(ValueError, match="visionzip: contextual must be in"):
+        VisionZip(contextual=share)
