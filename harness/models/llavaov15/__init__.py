@@ -1,0 +1,30 @@
+"""LLaVA-OneVision-1.5 as a normal transformers model: our own port, written from a description of the released code.
+
+transformers does not have this family, and the code that lies beside its weights runs with old versions only. After
+`register()` the Auto classes load the released tensors and the processor; nothing in a checkpoint is executed.
+Paper: arXiv 2509.23661. Weights: lmms-lab/LLaVA-OneVision-1.5-8B-Instruct.
+"""
+
+MODEL_TYPE = "llavaonevision1_5"
+
+
+def register() -> None:
+    """Make transformers' Auto classes know the family; to be called before one of them reads a checkpoint of it.
+
+    The processor is Qwen2.5-VL's, with the patches (temporal patch 1), pixel limits and template of the checkpoint.
+    """
+    import transformers as tf
+
+    from harness.models.llavaov15 import configuration, modeling, vision
+
+    config, vit = configuration.LlavaOnevision15Config, configuration.RiceVitConfig
+    for part in (config, vit, configuration.LlavaOnevision15TextConfig):
+        tf.AutoConfig.register(part.model_type, part, exist_ok=True)
+    tf.AutoModel.register(config, modeling.LlavaOnevision15Model, exist_ok=True)
+    tf.AutoModel.register(vit, vision.RiceVisionModel, exist_ok=True)
+    for auto in (tf.AutoModelForImageTextToText, tf.AutoModelForCausalLM):
+        auto.register(config, modeling.LlavaOnevision15ForConditionalGeneration, exist_ok=True)
+    tf.AutoProcessor.register(config, tf.Qwen2_5_VLProcessor, exist_ok=True)
+    images: dict[str, type] = {"torchvision": tf.Qwen2VLImageProcessor, "pil": tf.Qwen2VLImageProcessorPil}
+    tf.AutoImageProcessor.register(config, image_processor_classes=images, exist_ok=True)
+    tf.AutoVideoProcessor.register(config, tf.Qwen2VLVideoProcessor, exist_ok=True)
