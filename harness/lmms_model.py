@@ -136,11 +136,14 @@ class PrunedModel(lmms):
             {**name, "response": text, "input_tokens": before, "output_tokens": after}
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
-        kept = [
-            {**name, "n": record.n, "k": record.k, "grids": [list(grid) for grid in record.grids], "kept": record.kept}
-            for name, record in zip(names, records, strict=True)
-        ]
+        kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
         return lines, kept
+
+
+def _numbers(record: Kept) -> dict[str, Any]:
+    """What a line of kept.jsonl says; `per_layer` is what K is worth as computation if the cut is inside the LLM."""
+    grids = [list(grid) for grid in record.grids]
+    return {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
 
 
 def _seed(seed: int, request: Request) -> int:

@@ -150,7 +150,7 @@ class Identity:
         device = device_of(config)
         flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
         settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size")
-        code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/*.py"))
+        code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/**/*.py"))
         return {
             "weights": checkpoint.fingerprint(self.folder, skip="scorer"),
             # In half precision a greedy answer moves with the type of GPU.

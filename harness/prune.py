@@ -32,6 +32,12 @@ class Kept:
     k: int  # visual tokens after
     kept: list[int]  # their indices among the n, ascending
     grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
+    per_layer: float = 0.0  # visual tokens that a decoder layer sees, on average: what `k` is worth as computation
+
+    @property
+    def compute(self) -> float:
+        """`per_layer` as a share of n: the budget of a cut inside the LLM is above k / n."""
+        return self.per_layer / self.n if self.n else 1.0
 
 
 class Pruning:
@@ -60,8 +66,8 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def select(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Selection:
-        """Choose among the visual tokens `features` [N, D] of one sample."""
+    def select(self, features: Tensor, grids: Sequence[tuple[int, int, int]], **signals: Any) -> Selection:
+        """Choose among the visual tokens `features` [N, D] of one sample; `signals` are further fields of `Tokens`."""
         import torch
 
         from methods.base import Signal, Tokens
@@ -74,7 +80,7 @@ class Pruning:
         if Signal.IMPORTANCE in self.method.needs and k < n and self._scorer is not None:
             with torch.no_grad():
                 importance = self._scorer(features.detach())
-        tokens = Tokens(features=features.detach(), grids=list(grids), importance=importance)
+        tokens = Tokens(features=features.detach(), grids=list(grids), importance=importance, **signals)
         return self.method.select(tokens, k, self._generator)
 
 
@@ -91,9 +97,10 @@ def prune(
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
 
-    A key-value cache that was filled in the block stays pruned: use it in this or another block only, since outside
-    of one the model would count positions by its length. Prompts of a batch that keep different numbers of tokens come
-    out of a plain forward padded: on the right if they were padded on the right, else on the left, also if they came
+    Tokens are cut in front of the language model, or behind decoder layer j by a method whose stage is "layer:j". A
+    key-value cache that was filled in the block stays pruned: use it in this or another block only (of the same j),
+    since the model takes its layers for complete. Prompts of a batch that keep different numbers of tokens come out
+    of a plain forward padded: on the right if they were padded on the right, else on the left, also if they came
     without padding. Of its S tokens, padding not counted, sample i then has S - `records[i].n` + `records[i].k` rows.
 
     Args:
@@ -112,7 +119,7 @@ def prune(
     budget = Budget(keep=keep, tokens=tokens)
     chosen = _method(method, params)
     adapter = adapter_for(model)
-    adapter.check_signals(chosen)
+    adapter.check(chosen)
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed)

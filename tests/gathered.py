@@ -36,6 +36,13 @@ def inputs_of(processor, samples, side="left"):
     )
 
 
+def equally_long():
+    """Two prompts with as many tokens and different numbers of visual ones."""
+    (large, *visuals), (small, *_) = SAMPLES["one image"], SAMPLES["small image"]
+    missing = (len(small) + 6) - (len(large) + 20)  # letters, and visual tokens
+    return [("x" * missing + large, *visuals), "small image"]
+
+
 @dataclass
 class Gathered:
     """The reference: one sample, its kept rows gathered by hand, no cache, no hooks."""
@@ -78,6 +85,37 @@ class Gathered:
                 break
             self.append(model, tokens[-1])
         return torch.stack(tokens).tolist()
+
+
+@dataclass
+class GatheredInside(Gathered):
+    """The same for a cut behind decoder layer `layer`: earlier layers run on all rows, layer by layer, by hand."""
+
+    layer: int = 0
+    kept: torch.Tensor | None = None  # rows of the prompt that stay
+
+    @classmethod
+    def behind(cls, model, inputs, kept, layer):
+        config, ids = model.config, inputs["input_ids"]
+        visual = (ids[0] == config.image_token_id) | (ids[0] == config.video_token_id)
+        where = visual.nonzero().squeeze(1)
+        whole = cls.of(model, inputs, list(range(len(where))))
+        whole.layer, stay = layer, ~visual
+        stay[where[kept]] = True
+        whole.kept = stay.nonzero().squeeze(1)
+        return whole
+
+    def logits(self, model):
+        decoder, states, positions = model.model.language_model, self.embeddings, self.positions
+        prompt = int(self.kept.max()) + 1  # the last token is text
+        for number, layer in enumerate(decoder.layers):
+            if number == self.layer + 1:
+                rows = torch.cat([self.kept, torch.arange(prompt, states.shape[1])])
+                states, positions = states[:, rows], positions[:, :, rows]
+            length = states.shape[1]
+            mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min, dtype=states.dtype).triu(1)
+            states = layer(states, attention_mask=mask, position_embeddings=decoder.rotary_emb(states, positions))
+        return model.lm_head(decoder.norm(states))
 
 
 def generate(model, inputs, **kwargs):

@@ -11,15 +11,24 @@ from transformers import StaticCache
 
 import harness
 from harness.models import adapter_for
+from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer
 from methods.base import Method, Selection, Signal
 
 
 @dataclass(kw_only=True)
 class NeedsTheTower(Method):
-    """Asks for a signal that no adapter has yet."""
+    """Asks for a signal that another family may lack."""
 
     needs = frozenset({Signal.VIT_ATTENTION, Signal.IMPORTANCE})
+
+
+@dataclass(kw_only=True)
+class TooEarly(Method):
+    """Asks for what is not there yet where it cuts."""
+
+    needs = frozenset({Signal.LLM})
+    stage = "input"
 
 
 def pruned(model, inputs, first=lambda: None, method="uniform", **kwargs):
@@ -31,7 +40,7 @@ def pruned(model, inputs, first=lambda: None, method="uniform", **kwargs):
 
 class TestNeverSilent:
     def test_a_cut_that_does_not_happen_is_caught(self, model, processor, monkeypatch):
-        def keep_all(self, features, grids):
+        def keep_all(self, features, grids, **signals):
             return Selection(kept=torch.arange(len(features)))
 
         monkeypatch.setattr(harness.Pruning, "select", keep_all)
@@ -195,11 +204,19 @@ class TestRefused:
             ("idpruner", {"lamb": 0.5}, "did you mean 'lam'"),
             ("idpruner", {"scorer": VisionSelectorScorer(32, 8)}, "width 32"),
             (NeedsTheTower(), {"lam": 0.5}, "already an instance"),
-            (NeedsTheTower(), {}, "vit_attention, which family qwen2_5_vl cannot supply yet"),
         ],
     )
     def test_wrong_arguments(self, model, method, kwargs, message):
         self.refuses(model, message, lambda: None, method=method, **kwargs)
+
+    def test_a_signal_that_the_family_lacks(self, model, monkeypatch):
+        monkeypatch.setattr(Qwen25VL, "supplies", frozenset({Signal.IMPORTANCE}))
+        monkeypatch.setattr(Qwen25VL, "lacks", {Signal.VIT_ATTENTION: "it has no eyes"})
+        message = r"vit_attention, which family qwen2_5_vl cannot supply \(it has: importance; it has no eyes\)"
+        self.refuses(model, message, lambda: None, method=NeedsTheTower())
+
+    def test_reading_a_layer_but_cutting_before_it(self, model):
+        self.refuses(model, "reads a decoder layer, so it must cut behind one", lambda: None, method=TooEarly())
 
     def test_unknown_family(self):
         with pytest.raises(ValueError, match=r"no adapter for Linear .* qwen2_5_vl"):

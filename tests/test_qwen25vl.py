@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from gathered import SAMPLES, Gathered, generate, inputs_of
-from tiny import tiny_qwen
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from gathered import SAMPLES, Gathered, equally_long, generate, inputs_of
+from tiny import tiny_attention, tiny_qwen
 
 import harness
 from harness.models.rows import entering
@@ -184,41 +182,6 @@ def test_rows_entering_a_layer_are_counted_under_every_kind_of_mask():
     assert entering(states, valid) == [2, 4]
     assert entering(states, causal) == [2, 4]
     assert entering(states, torch.where(causal, 0.0, torch.finfo(torch.float32).min)) == [2, 4]
-
-
-def equally_long():
-    """Two prompts with as many tokens and different numbers of visual ones."""
-    (large, *visuals), (small, *_) = SAMPLES["one image"], SAMPLES["small image"]
-    missing = (len(small) + 6) - (len(large) + 20)  # letters, and visual tokens
-    return [("x" * missing + large, *visuals), "small image"]
-
-
-def tiny_attention(attn):
-    """The tiny model with a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
-    if attn != "flash_like":
-        return tiny_qwen(attn=attn)
-    ALL_ATTENTION_FUNCTIONS.register("flash_like", _flash_like)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
-    model = tiny_qwen()
-    model.model.language_model.config._attn_implementation = "flash_like"
-    return model
-
-
-def _flash_like(module, query, key, value, attention_mask, scaling, position_ids=None, **kwargs):
-    """Unpad by a mask [B, S], which alone comes; text positions that jump would mean packed sequences."""
-    assert attention_mask is None or attention_mask.ndim == 2
-    if position_ids is not None and len(query) == 1 and query.shape[2] > 1:
-        assert bool((position_ids.diff(dim=-1) == 1).all()), "taken for packed sequences"
-    output = torch.zeros_like(query)
-    groups, steps = query.shape[1] // key.shape[1], query.shape[2]
-    for row in range(len(query)):
-        rows = slice(None) if attention_mask is None else attention_mask[row].bool()
-        new = slice(None) if attention_mask is None else attention_mask[row, -steps:].bool()
-        q, k, v = query[row][:, new], key[row][:, rows], value[row][:, rows]
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).log()
-        output[row][:, new] = (q @ k.transpose(1, 2) * scaling + seen).softmax(-1) @ v
-    return output.transpose(1, 2), None
 
 
 @pytest.fixture

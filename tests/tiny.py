@@ -12,6 +12,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.pocket.vocab import SPECIALS
 
@@ -64,7 +66,7 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
 
 
 def tiny_qwen(
-    dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0
+    dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0, layers: int = 2, **vision: object
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights, large enough that what the model answers depends on what it sees."""
     ids = tiny_tokenizer().convert_tokens_to_ids
@@ -73,7 +75,7 @@ def tiny_qwen(
             "vocab_size": 512,
             "hidden_size": HIDDEN,
             "intermediate_size": 96,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
@@ -83,7 +85,7 @@ def tiny_qwen(
             "pad_token_id": ids("<|endoftext|>"),
             "initializer_range": 0.3,
         },
-        vision_config=VISION,
+        vision_config=VISION | vision,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"),
@@ -96,6 +98,34 @@ def tiny_qwen(
     model.generation_config.eos_token_id = ids("<|im_end|>")
     model.generation_config.pad_token_id = ids("<|endoftext|>")
     return model
+
+
+def tiny_attention(attn, **kwargs):
+    """The tiny model with a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
+    if attn != "flash_like":
+        return tiny_qwen(attn=attn, **kwargs)
+    ALL_ATTENTION_FUNCTIONS.register("flash_like", _flash_like)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
+    model = tiny_qwen(**kwargs)
+    model.model.language_model.config._attn_implementation = "flash_like"
+    return model
+
+
+def _flash_like(module, query, key, value, attention_mask, scaling, position_ids=None, **kwargs):
+    """Unpad by a mask [B, S], which alone comes; text positions that jump would mean packed sequences."""
+    assert attention_mask is None or attention_mask.ndim == 2
+    if position_ids is not None and len(query) == 1 and query.shape[2] > 1:
+        assert bool((position_ids.diff(dim=-1) == 1).all()), "taken for packed sequences"
+    output = torch.zeros_like(query)
+    groups, steps = query.shape[1] // key.shape[1], query.shape[2]
+    for row in range(len(query)):
+        rows = slice(None) if attention_mask is None else attention_mask[row].bool()
+        new = slice(None) if attention_mask is None else attention_mask[row, -steps:].bool()
+        q, k, v = query[row][:, new], key[row][:, rows], value[row][:, rows]
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).log()
+        output[row][:, new] = (q @ k.transpose(1, 2) * scaling + seen).softmax(-1) @ v
+    return output.transpose(1, 2), None
 
 
 def tiny_folder(tmp_path: Path, seed: int = 0) -> Path:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import transformers
 from torch import Tensor, nn
 
+from harness.models.hooking import submodule
+from harness.models.prefill import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
+from harness.models.vision import VisionSignals, VisionTower
 from methods.base import Method, Signal
 
-Grid = tuple[int, int, int]
 
+@dataclass(frozen=True)
+class DecoderParts:
+    """Names of the language model's parts that are read or cut; those without "model" are relative to their layer."""
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the visual tokens of a prefill stand."""
-
-    visual: Tensor  # [B, S] bool
-    grids: list[list[Grid]]  # (t, h, w) in tokens of each image and video, for each of B / copies prompts
-    copies: int = 1  # consecutive rows that beam search or num_return_sequences made of one prompt
-    obstacle: str | None = None  # why no token may be dropped from this pass
+    path: str  # the language model that receives the complete embeddings
+    layers: str
+    norm: str  # the last norm, behind all layers
+    attention: str = "self_attn"
+    projections: tuple[str, str] = ("q_proj", "k_proj")  # of the attention: what comes last before the rotation
+    mlp: str = "mlp"
 
 
 class Adapter(ABC):
@@ -34,9 +35,12 @@ class Adapter(ABC):
 
     family: ClassVar[str]
     supplies: ClassVar[frozenset[Signal]]
+    lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
+    decoder: ClassVar[DecoderParts]
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [B, H, S, d], cos, sin), the library's own
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -51,6 +55,11 @@ class Adapter(ABC):
     def hidden_size(self) -> int:
         """Width D of a visual token at the entry of the language model."""
 
+    @property
+    @abstractmethod
+    def tower(self) -> VisionTower:
+        """How the vision tower is read."""
+
     @abstractmethod
     def has_visuals(self, call: Mapping[str, Any]) -> bool:
         """Tell whether a forward pass with the arguments `call` brings visual tokens in."""
@@ -63,28 +72,55 @@ class Adapter(ABC):
     def positions(self, call: Mapping[str, Any]) -> Tensor:
         """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
 
-    def saw_vision(self, call: Mapping[str, Any], output: Any) -> None:  # noqa: B027 (not every family needs it)
+    @abstractmethod
+    def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
+        """Return per prompt what was read while its images were encoded; `call` are the arguments of "multimodal"."""
+
+    @abstractmethod
+    def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        """Return the rows [T] of a prompt that are the user's words.
+
+        Not the template's; `ids` [S] are the tokens, `kinds` [S] as in `Layout`.
+        """
+
+    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
         """Take note of a pass through "vision", whose arguments may hold what later passes lack."""
+
+    def decoder_qk(
+        self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return q [B, H, S, d] and k [B, KV, S, d] of a decoder layer, positions applied.
+
+        From the arguments of its attention and the outputs of its projections, [B, S, H * d] or [B, S, H, d].
+        """
+        (batch, length), size = call["hidden_states"].shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
+        q, k = (part.view(batch, length, -1, size).transpose(1, 2) for part in projected)
+        return self.rotate(q, k, *call["position_embeddings"])
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the hook targets by role, "root" being the model itself."""
-        found = {"root": self.model}
-        for role, path in self.targets.items():
-            try:
-                found[role] = self.model.get_submodule(path)
-            except AttributeError:
-                where = f"{self.name} (transformers {transformers.__version__})"
-                hint = "pass the plain model, not a wrapper; or this version of transformers named it otherwise"
-                raise RuntimeError(f"hook target '{path}' does not exist in {where}: {hint}") from None
-        return found
+        return {"root": self.model} | {role: submodule(self.model, path) for role, path in self.targets.items()}
 
-    def check_signals(self, method: Method) -> None:
-        """Refuse a method that needs what this family cannot supply."""
-        missing = sorted(signal.value for signal in method.needs - self.supplies)
+    def check(self, method: Method) -> None:
+        """Refuse a method that needs what this family cannot supply, or that cuts where this model has no layer."""
+        missing = sorted(method.needs - self.supplies)
         if missing:
             have = ", ".join(sorted(signal.value for signal in self.supplies)) or "none"
-            what = f"{method.name} needs {', '.join(missing)}"
-            raise ValueError(f"{what}, which family {self.family} cannot supply yet (it has: {have})")
+            why = "".join(f"; {self.lacks[signal]}" for signal in missing if signal in self.lacks)
+            what = f"{method.name} needs {', '.join(signal.value for signal in missing)}"
+            raise ValueError(f"{what}, which family {self.family} cannot supply (it has: {have}{why})")
+        layer = inside_layer(method)
+        if layer is None:
+            if Signal.LLM in method.needs:
+                raise ValueError(f"{method.name} reads a decoder layer, so it must cut behind one, not at its input")
+            return
+        count = len(list(submodule(self.model, self.decoder.layers).children()))
+        if layer >= count - 1:
+            only = f"{self.name} has {count} layers, so {count - 2} is the last with one behind it"
+            raise ValueError(f"{method.name} cuts after decoder layer {layer}: {only}")
+        types = set(getattr(submodule(self.model, self.decoder.path).config, "layer_types", None) or ())
+        if types - {"full_attention"}:
+            raise ValueError(f"{method.name} cuts inside the language model, whose layers are of types {sorted(types)}")
 
     def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> Callable[[Tensor], Tensor] | None:
         """Return what scores tokens [N, D] -> [N] for `method`: the given scorer, or the one beside the weights."""
@@ -106,12 +142,7 @@ class Adapter(ABC):
         return lambda features: loaded.to(features.device)(features)
 
 
-def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a forward pass of `module` by name."""
-    names = inspect.signature(module.forward).parameters if args else ()
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def cached_length(cache: Any) -> int:
-    """Return the number of positions a key-value cache already holds."""
-    return 0 if cache is None else int(cache.get_seq_length())
+def inside_layer(method: Method) -> int | None:
+    """Return the decoder layer behind which `method` cuts, or None if it cuts before the first."""
+    stage, _, layer = method.stage.partition(":")
+    return int(layer) if stage == "layer" else None

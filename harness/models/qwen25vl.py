@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from harness.models.base import Adapter, Grid, Layout, cached_length
+from harness.models.base import Adapter, DecoderParts
+from harness.models.cache import cached_length
+from harness.models.prefill import Grid, Layout
+from harness.models.qwen_text import question
+from harness.models.qwen_vision import Qwen25Tower
+from harness.models.vision import VisionSignals, dealt
 from methods.base import Signal
 
 KINDS = {"image": 1, "video": 2}
@@ -20,27 +27,45 @@ NO_IDS = (
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A pass through the vision tower."""
+
+    output: weakref.ref[Any]
+    grids: Tensor  # [images or videos, 3] in patches
+    signals: VisionSignals | None
+
+
 class Qwen25VL(Adapter):
-    """`Qwen2_5_VLForConditionalGeneration`, cut between the scattering of the visual tokens and decoder layer 0."""
+    """`Qwen2_5_VLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
 
     family = "qwen2_5_vl"
-    supplies: ClassVar[frozenset[Signal]] = frozenset({Signal.IMPORTANCE})
+    supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
     targets: ClassVar[Mapping[str, str]] = {
         "multimodal": "model",
         "vision": "model.visual",
         "decoder": "model.language_model",
         "first_layer": "model.language_model.layers.0",
     }
+    decoder: ClassVar[DecoderParts] = DecoderParts(
+        path="model.language_model", layers="model.language_model.layers", norm="model.language_model.norm"
+    )
+    rotate = staticmethod(apply_rotary_pos_emb)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         # generate() encodes first and then passes the encoder's output on without its grids.
-        self._encoded: list[tuple[weakref.ref[Any], Tensor]] = []
+        self._encoded: list[Encoded] = []
 
     @property
     def hidden_size(self) -> int:
         """Width D of a visual token at the entry of the language model."""
         return int(self._config.get_text_config().hidden_size)
+
+    @property
+    def tower(self) -> Qwen25Tower:
+        """How the vision tower is read."""
+        return Qwen25Tower(self.model)
 
     @property
     def _config(self) -> Any:
@@ -61,10 +86,33 @@ class Qwen25VL(Adapter):
             return False
         return bool(self._kinds(ids).any())
 
-    def saw_vision(self, call: Mapping[str, Any], output: Any) -> None:
-        """Remember the grids of what the vision tower just encoded."""
-        self._encoded = [(ref, grids) for ref, grids in self._encoded if ref() is not None]
-        self._encoded.append((weakref.ref(output), call["grid_thw"]))
+    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+        """Remember the grids of what the vision tower just encoded, and what was read of it."""
+        self._encoded = [one for one in self._encoded if one.output() is not None]
+        self._encoded.append(Encoded(weakref.ref(output), call["grid_thw"], signals))
+
+    def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
+        """Return per prompt what was read, in this pass or when generate() encoded."""
+        given = [kind for kind in KINDS if call.get(PIXELS[kind]) is not None]  # encoded in this pass, in this order
+        known = dict(zip(given, self._encoded[-len(given) :], strict=True)) if given else {}
+        for kind, output in (call.get("mm_encoder_outputs") or {}).items():
+            if output is not None and kind not in known:
+                known[kind] = self._known(kind, output)
+        return dealt(layout.kinds, {KINDS[kind]: one.signals for kind, one in known.items() if one.signals})
+
+    def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        """Return the rows [T] of the words in the turn of the last image or video."""
+        return question(ids, kinds, self._config, self.model.generation_config)
+
+    def _known(self, kind: str, encoded: Any) -> Encoded:
+        """Return what was noted when `encoded` left the vision tower."""
+        for one in self._encoded:
+            if _same(one.output(), encoded):
+                return one
+        raise ValueError(
+            f"{kind}s were encoded outside the prune block, or prefill_chunk_size splits them: "
+            f"pass {kind}_grid_thw along with them, and the prompt in one chunk"
+        )
 
     def layout(self, call: Mapping[str, Any]) -> Layout:
         """Find the placeholders of images and videos and lay the grids over them, in order of appearance."""
@@ -75,7 +123,7 @@ class Qwen25VL(Adapter):
         grids = {kind: self._grids(kind, call) for kind in KINDS}
         copies = _copies(kinds, grids)
         per_prompt = _per_prompt(kinds[::copies].cpu(), grids)
-        return Layout(visual=kinds > 0, grids=per_prompt, copies=copies, obstacle=_obstacle(call))
+        return Layout(kinds > 0, per_prompt, kinds[::copies], copies=copies, obstacle=_obstacle(call))
 
     def positions(self, call: Mapping[str, Any]) -> Tensor:
         """Return the M-RoPE triples [3, B, S] of the full sequence."""
@@ -103,12 +151,7 @@ class Qwen25VL(Adapter):
         given = call.get(f"{kind}_grid_thw")
         encoded = (call.get("mm_encoder_outputs") or {}).get(kind)
         if given is None and encoded is not None:
-            given = next((grids for ref, grids in self._encoded if _same(ref(), encoded)), None)
-            if given is None:
-                raise ValueError(
-                    f"{kind}s were encoded outside the prune block, or prefill_chunk_size splits them: "
-                    f"pass {kind}_grid_thw along with them, and the prompt in one chunk"
-                )
+            given = self._known(kind, encoded).grids
         if given is None:
             return []
         merge = int(self._config.vision_config.spatial_merge_size)

@@ -5,55 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from harness.models.base import Adapter, Layout, arguments, cached_length
-from harness.models.rows import Rows, averaged, entering, remaining
-from harness.prune import Kept
+from harness.models.base import Adapter, inside_layer
+from harness.models.cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache, cached_length
+from harness.models.hooking import Handles, arguments
+from harness.models.inside import InsideCut
+from harness.models.prefill import Layout, Prefill, valid_rows
+from harness.models.rows import Rows, entering, remaining
+from harness.models.vision import VisionReader
+from methods.base import Signal
 
 if TYPE_CHECKING:
     from harness.prune import Pruning
-    from methods.base import Selection
 
-# On the cache itself, so that a copy of it, or another block, knows what this block knew.
-RECORD = "_harness_pruned"
 _active: WeakSet[nn.Module] = WeakSet()
 _active_lock = threading.Lock()
-
-
-@dataclass(eq=False)
-class PrunedCache:
-    """What decoding has to know about a key-value cache that was filled by a pruned prefill."""
-
-    length: int  # L, positions after the prefill
-    mask: Tensor | None  # [B, L] as in `Rows`
-    next_position: Tensor  # [B] behind the largest of the prompt: from there the model counts on by itself
-    last_given: Tensor  # [R, B, 1] position of the last token as it was given: from there generate() counts on
-    check_positions: bool = False  # not while tokens come one by one: it would make a GPU wait in every step
-
-    def mask_up_to(self, total: int) -> Tensor | None:
-        """Return the padding mask [B, total] once the cache holds `total` positions."""
-        if self.mask is None:
-            return None
-        return nn.functional.pad(self.mask, (0, total - self.length), value=True).long()
-
-    def positions(self, past: int, steps: int) -> Tensor:
-        """Return the positions [3, B, steps] of text that follows `past` cached ones."""
-        counted = torch.arange(past - self.length, past - self.length + steps, device=self.next_position.device)
-        return (self.next_position.view(-1, 1) + counted).expand(3, -1, -1)
-
-    def precedes(self, given: Tensor, past: int) -> bool:
-        """Tell whether the positions `given` [R, B, steps] go on from the prompt after `past` cached tokens.
-
-        A new generate() on the cache gives fewer rows, and would count from its length.
-        """
-        start = past - self.length + 1
-        return torch.equal(given, self.last_given + torch.arange(start, start + given.shape[-1], device=given.device))
 
 
 class Session:
@@ -67,9 +38,13 @@ class Session:
         self._verified = 0  # passes whose rows were counted in front of layer 0, or that keep everything
         self._labels = False
         self._layout: Layout | None = None
-        self._positions_given = False
+        self._call: dict[str, Any] = {}  # arguments of the multimodal module
         self._expected: list[int] | None = None  # [B] rows that layer 0 must receive
         self._filling: PrunedCache | None = None
+        method, layer = pruning.method, inside_layer(pruning.method)
+        self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
+        reads = method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and pruning.budget.keep != 1
+        self._reader = VisionReader(adapter.tower, method) if reads else None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -85,24 +60,22 @@ class Session:
             "decoder": self._enter_decoder,
             "first_layer": self._enter_first_layer,
         }
-        after: dict[str, Callable[..., Any]] = {
-            "root": self._leave,
-            "multimodal": self._leave,
-            "vision": self._leave_vision,
-            "decoder": self._leave_decoder,
-        }
-        handles: list[Any] = []
+        handles = Handles()
         try:
+            if self._reader is not None:
+                self._reader.attach(model, handles)
             for role, hook in before.items():
-                handles.append(modules[role].register_forward_pre_hook(hook, with_kwargs=True))
-            for role, hook in after.items():
-                after_errors = hook == self._leave
-                handles.append(modules[role].register_forward_hook(hook, with_kwargs=True, always_call=after_errors))
+                handles.before(modules[role], hook)
+            if self._inside is not None:
+                self._inside.attach(handles, self._verify)
+            for role in ("root", "multimodal"):
+                handles.after(modules[role], self._leave, always=True)
+            handles.after(modules["vision"], self._leave_vision)
+            handles.after(modules["decoder"], self._leave_decoder)
             yield
             self._check_everything_was_pruned(modules)
         finally:
-            for handle in handles:
-                handle.remove()
+            handles.remove()
             _active.discard(model)
 
     # Entering and leaving the whole model: every pass that brings visual tokens owes one verified cut.
@@ -113,8 +86,7 @@ class Session:
         self._owe(module, call)
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = arguments(module, args, kwargs)
-        self._positions_given = call.get("position_ids") is not None
+        self._call = call = arguments(module, args, kwargs)
         self._owe(module, call)
         if module in self._owed:
             self._layout = self.adapter.layout(call)
@@ -127,7 +99,9 @@ class Session:
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Settle the debt of a pass; one that raised, and so has no output, stays unverified."""
         self._layout = self._expected = self._filling = None
-        self._labels = False
+        self._labels, self._call = False, {}
+        if self._inside is not None:
+            self._inside.forget()
         owed = self._owed.pop(module, None)
         if output is not None and owed == self._verified:
             raise RuntimeError(self._silent("a forward pass with visual tokens went through unpruned"))
@@ -145,7 +119,8 @@ class Session:
         return f"{what} in {self.adapter.name}: results of this block are not those of {self.pruning.method.name}"
 
     def _leave_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.adapter.saw_vision(arguments(module, args, kwargs), output)
+        signals = None if self._reader is None else self._reader.take()
+        self.adapter.saw_vision(arguments(module, args, kwargs), output, signals)
 
     # The language model: cut in the prefill, mask in the decoding steps.
 
@@ -155,32 +130,46 @@ class Session:
         call = arguments(module, args, kwargs)
         layout, self._layout = self._layout, None
         cache = call.get("past_key_values")
+        if self._inside is not None:
+            self._inside.forget()
         if hasattr(cache, RECORD) and not cached_length(cache):
             delattr(cache, RECORD)  # it was emptied since
         changed = self._cut(layout, call) if layout is not None else self._continue(call)
         return None if changed is None else ((), call | changed)
 
     def _cut(self, layout: Layout, call: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the arguments that change, or None if every visual token stays."""
+        """Return the arguments that change, or None if every visual token stays or the cut comes later."""
         states, mask, cache = call["inputs_embeds"], call.get("attention_mask"), call.get("past_key_values")
         visual = layout.visual.to(states.device)
         dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
         if not any(dropped) and not hasattr(cache, RECORD):  # then the plain model takes whatever came
-            self._choose(layout, states, visual)
-            self._verified += 1
+            Prefill(layout, visual, visual, states, None, None).choose(self.pruning, states, 1.0)
+            self._verify()
             return None
         self._refuse_what_cannot_be_cut(layout, call)
-        valid = _valid(visual, mask)
-        states, stay = self._choose(layout, states, visual)
-        self._expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
+        valid, positions = valid_rows(visual, mask), self.adapter.positions(call)
+        prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
+        expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
+        if self._inside is not None:
+            self._inside.fill(prefill, expected)
+            return None
+        states, stay = prefill.choose(self.pruning, states, 0.0)
+        self._expected = expected
         rows = remaining(stay & valid, valid)
-        positions = self.adapter.positions(call)
         self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device))
         return {
             "inputs_embeds": rows.gather(states),
             "position_ids": rows.gather_positions(positions),
             "attention_mask": _as_mask(rows, mask),
         }
+
+    def _signals(self, layout: Layout) -> tuple[Any, Any]:
+        """Return, per prompt, what was read of the vision tower and where the question stands, if it is needed."""
+        vision = None if self._reader is None else self.adapter.vision_signals(self._call, layout)
+        if Signal.TEXT not in self.pruning.method.needs:
+            return vision, None
+        prompts = zip(self._call["input_ids"][:: layout.copies], layout.kinds, strict=True)
+        return vision, [self.adapter.question(ids, kinds) for ids, kinds in prompts]
 
     def _refuse_what_cannot_be_cut(self, layout: Layout, call: dict[str, Any]) -> None:
         mask, cache = call.get("attention_mask"), call.get("past_key_values")
@@ -198,32 +187,22 @@ class Session:
         if any(call.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k")):
             raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
 
-    def _choose(self, layout: Layout, states: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the method choose for each sample; return the (merged) embeddings [B, S, D] and who stays [B, S]."""
-        stay, merged, records = ~visual, False, []
-        for sample, grids in enumerate(layout.grids):
-            rows = slice(sample * layout.copies, (sample + 1) * layout.copies)
-            where = visual[rows.start].nonzero().squeeze(1)
-            selection = self.pruning.select(states[rows.start, where], grids)
-            stay[rows, where[selection.kept]] = True
-            if selection.owner is not None:
-                states, merged = (states if merged else states.clone()), True
-                states[rows, where[selection.kept]] = _merge(states[rows.start, where], selection)
-            kept = selection.kept.tolist()
-            records.append(Kept(len(where), len(kept), kept, list(grids)))
-        self.pruning.records.extend(records)
-        return states, stay
-
     def _continue(self, call: dict[str, Any]) -> dict[str, Any] | None:
         """Return the arguments of a decoding step that change, or None if its cache was not pruned."""
         cache, states = call.get("past_key_values"), call.get("inputs_embeds")
         pruned: PrunedCache | None = getattr(cache, RECORD, None)
         if pruned is None or states is None:
             return None
+        if isinstance(pruned, CutInsideLLM):
+            if self._inside is None:
+                raise ValueError(f"this cache was cut after decoder layer {pruned.first - 1}, this block cuts before 0")
+            self._inside.resume(pruned, cache)
+            return None
+        assert isinstance(pruned, CutBeforeLLM)
         past, steps = cached_length(cache), states.shape[1]
         pruned.check_positions |= steps > 1
         changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
-        if not self._positions_given:
+        if self._call.get("position_ids") is None:
             # The model would count from the length of the cache, which lacks what was dropped.
             changed["position_ids"] = pruned.positions(past, steps)
         elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
@@ -244,26 +223,23 @@ class Session:
                 f"decoder layer 0 of {self.adapter.name} received {realised} rows per sample, the budget of "
                 f"{self.pruning.budget.label} asks for {expected}"
             )
+        self._verify()
+
+    def _verify(self) -> None:
         self._verified += 1
 
     def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         filled, self._filling = self._filling, None
-        if filled is None:
-            return
         cache = arguments(module, args, kwargs).get("past_key_values")
         cache = getattr(output, "past_key_values", None) if cache is None else cache
-        if cache is None:
-            return
-        if cached_length(cache) != filled.length:
-            raise RuntimeError(
-                f"the key-value cache holds {cached_length(cache)} positions after a pruned prefill of {filled.length}"
-            )
-        setattr(cache, RECORD, filled)
-
-
-def _merge(features: Tensor, selection: Selection) -> Tensor:
-    assert selection.owner is not None
-    return averaged(features, selection.kept, selection.owner)
+        if self._inside is not None:
+            filled = None if cache is None else self._inside.filled(cache)
+            self._inside.forget()
+        elif filled is not None and cache is not None and cached_length(cache) != filled.length:
+            held = f"the key-value cache holds {cached_length(cache)} positions"
+            raise RuntimeError(f"{held} after a pruned prefill of {filled.length}")
+        if filled is not None and cache is not None:
+            setattr(cache, RECORD, filled)
 
 
 def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
@@ -273,20 +249,10 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
     return rows.mask.to(torch.long if given is None else given.dtype)
 
 
-def _valid(visual: Tensor, mask: Tensor | None) -> Tensor:
-    """Return [B, S], False on padding."""
-    if mask is None:
-        return torch.ones_like(visual)
-    valid = mask.to(visual.device).bool()
-    if bool((visual & ~valid).any()):
-        raise ValueError("the attention mask hides visual tokens, which cannot be pruned: mask padding only")
-    return valid
-
-
-def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor) -> PrunedCache:
+def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor) -> CutBeforeLLM:
     """Describe the cache after a prefill of `rows`; `positions` [3, B, S] are those of all rows, from the `given`."""
     behind = positions.amax(0).masked_fill(~valid, -1).amax(1) + 1
     given = positions if given is None else given.expand(*given.shape[:-2], *valid.shape)
     last = (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(1, keepdim=True)
     last_given = given.gather(-1, last.expand(*given.shape[:-1], 1))
-    return PrunedCache(rows.index.shape[1], rows.mask, behind, last_given)
+    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, last_given)

@@ -1,0 +1,56 @@
+"""The question in a prompt of Qwen's chat format, found by token ids: an adapter has no tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ENDS = ("eos_token_id",)  # <|im_end|>, and <|endoftext|> in some configurations
+PADDING = ("bos_token_id", "pad_token_id")
+VISUAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
+    """Return the rows [T] of the words that stand in the same turn as the last visual token, before or behind it.
+
+    Left out are special tokens, the role at the head of the turn and line breaks between turns. Qwen's tokenizers
+    number special tokens behind all others, and <|im_start|> is the one that no configuration names. A break follows
+    <|im_end|>, and ends the role, too ("user"); where there is none, as in the pocket model's template, a role is one
+    token. Without a template all words count. An instruction that a benchmark adds to the question is part of it.
+
+    Args:
+        ids: tokens [S] of one prompt, with its padding.
+        kinds: [S], 0 on what is not visual.
+        configs: of the model and of generation, which name special tokens.
+    """
+    end, padding, visual = (torch.isin(ids, ids.new_tensor(_named(configs, n))) for n in (ENDS, PADDING, VISUAL))
+    place = torch.arange(len(ids), device=ids.device)
+    special = ids >= min(_named(configs, ENDS + PADDING + VISUAL))
+    start = special & ~(end | padding | visual)
+    last_of_all = place == len(ids) - 1
+    between = ~special & end.roll(1) & (place > 0) & ((special & ~visual).roll(-1) | last_of_all)
+
+    last = place.where(kinds > 0, 0).amax()
+    turn = (place > place.where(end & (place < last), -1).amax()) & (
+        place < place.where(end & (place > last), len(ids)).amin()
+    )
+    words = turn & ~special & ~between
+    opening = int(place.where(turn & start, len(ids)).amin())
+    if opening < len(ids) and not bool(words[:opening].any()):
+        breaks = turn & (place > opening) & torch.isin(ids, ids[between][:1])
+        role = int(place.where(breaks, len(ids)).amin()) if bool(breaks.any()) else opening + 1
+        words &= place > role
+    return words.nonzero().squeeze(1)
+
+
+def _named(configs: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
+    """Return the ids that the configurations, or their parts for text, have under `names`."""
+    found: list[int] = []
+    for config in configs:
+        for part in (config, getattr(config, "text_config", None)):
+            values = [getattr(part, name, None) for name in names]
+            for value in values:
+                found += value if isinstance(value, list) else [] if value is None else [value]
+    return found

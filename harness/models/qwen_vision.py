@@ -1,0 +1,68 @@
+"""Reading the vision tower of Qwen2.5-VL: no CLS, 2-D rotary positions, windows, 2 x 2 patches merged into a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_window_index
+
+from harness.models.hooking import submodule
+from harness.models.vision import VisionTower
+
+# HiPrune's layer of 32, counted from 0: the authors' sixteenth, and what became of it in arXiv 2602.13315. A tower of
+# another depth has its middle at the same share of it.
+MIDDLE = {"official": 15, "paper": 16}
+PUBLISHED_DEPTH = 32
+
+
+class Qwen25Tower(VisionTower):
+    """Rows stand in window order, which stays within an image or step; four rows in sequence become one token."""
+
+    path: ClassVar[str] = "model.visual"
+    has_cls: ClassVar[bool] = False
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(apply_rotary_pos_emb_vision)
+
+    def __init__(self, model: nn.Module) -> None:
+        self._config: Any = getattr(model.config, "vision_config")  # noqa: B009 (unknown to the type checker)
+        submodule(model, self.path)
+
+    def layer(self, role: str, numbering: str) -> int:
+        """The last layer of all (31 of 32 in the released models), or 15 ("official") or 16 ("paper") of 32."""
+        depth = int(self._config.depth)
+        return depth - 1 if role == "last" else MIDDLE[numbering] * depth // PUBLISHED_DEPTH
+
+    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
+        """Return a block's attention, and its projection to q, k and v at once."""
+        attention = f"{self.path}.blocks.{layer}.attn"
+        return attention, (f"{attention}.qkv",)
+
+    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return q and k [H, T, d], turned by the library's own function."""
+        (qkv,) = projected
+        q, k, _ = qkv.view(len(qkv), 3, int(self._config.num_heads), -1).unbind(1)
+        q, k = self.rotate(q, k, *call["position_embeddings"])
+        return q.transpose(0, 1), k.transpose(0, 1)
+
+    def units(self, call: Mapping[str, Any]) -> list[int]:
+        """Return the number of patches of every image and every step of a video."""
+        return [h * w for t, h, w in call["grid_thw"].tolist() for _ in range(t)]
+
+    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Average groups of four and undo the windows."""
+        means = patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
+        return means[self._window_order(call).to(means.device).argsort()]
+
+    def group(self) -> int:
+        """Return the number of patches in a token."""
+        return int(self._config.spatial_merge_size) ** 2
+
+    def _window_order(self, call: Mapping[str, Any]) -> Tensor:
+        """Return which token [N] stands where while the tower runs."""
+        config = self._config
+        sizes = {"spatial_merge_size": config.spatial_merge_size, "patch_size": config.patch_size}
+        order, _ = get_vision_window_index(call["grid_thw"], window_size=config.window_size, kwargs=dict(call), **sizes)
+        return torch.as_tensor(order)

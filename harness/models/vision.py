@@ -1,0 +1,177 @@
+"""Reading the vision tower while it runs: attention received and keys, through hooks on one or two of its layers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.attention import received
+from harness.models.hooking import Handles, arguments, submodule
+from methods.base import Method, Received, Signal
+
+
+@dataclass(frozen=True, eq=False)
+class VisionSignals:
+    """What was read of N visual tokens, in the order in which they enter the LLM."""
+
+    attention: Mapping[str, Tensor]  # {role: [N]}
+    keys: Tensor | None  # [N, d]
+
+    def at(self, index: Tensor) -> VisionSignals:
+        """Take the tokens `index`."""
+        rows = {role: scores[index.to(scores.device)] for role, scores in self.attention.items()}
+        return VisionSignals(rows, None if self.keys is None else self.keys[index.to(self.keys.device)])
+
+    def fields(self, device: torch.device) -> dict[str, Any]:
+        """Return those fields of `Tokens` that this fills."""
+        attention = {role: scores.to(device) for role, scores in self.attention.items()}
+        return {"vit_attention": attention or None, "vit_keys": None if self.keys is None else self.keys.to(device)}
+
+    @classmethod
+    def joined(cls, parts: Sequence[VisionSignals]) -> VisionSignals:
+        """Put the tokens of several passes one behind the other."""
+        attention = {role: torch.cat([part.attention[role] for part in parts]) for role in parts[0].attention}
+        keys = [part.keys for part in parts if part.keys is not None]
+        return cls(attention, torch.cat(keys) if keys else None)
+
+
+class VisionTower(ABC):
+    """What a family has to know of its vision tower so that it can be read.
+
+    The rows of a layer are those of the images (or steps of videos) of a pass, one behind the other, flat.
+    """
+
+    path: ClassVar[str]
+    has_cls: ClassVar[bool]  # the first row of every image is CLS
+
+    @abstractmethod
+    def layer(self, role: str, numbering: str) -> int:
+        """Return the 0-based layer that plays `role` ("last", "middle") in the numbering "official" or "paper"."""
+
+    @abstractmethod
+    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
+        """Return the names of a layer's attention module and of the projections whose outputs hold q and k."""
+
+    @abstractmethod
+    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return q and k [H, T, d], positions applied, from the arguments of the attention and the projections."""
+
+    @abstractmethod
+    def units(self, call: Mapping[str, Any]) -> list[int]:
+        """Return the rows, CLS included, of each image or step of a video; `call` are the arguments of the tower."""
+
+    @abstractmethod
+    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Average `patches` [F, ...], without CLS, into the tokens [N, ...] that leave the tower, in their order."""
+
+    def group(self) -> int:
+        """Return how many patches are merged into one token."""
+        return 1
+
+
+class VisionReader:
+    """The hooks of one block, for what its method needs; `take` gives what the last pass through the tower had."""
+
+    def __init__(self, tower: VisionTower, method: Method) -> None:
+        self._tower = tower
+        self._wanted: Received = method.received
+        self._keys = Signal.VIT_KEYS in method.needs
+        self._roles: dict[int, list[str]] = {}
+        for role in self._wanted.roles if Signal.VIT_ATTENTION in method.needs else ():
+            self._roles.setdefault(tower.layer(role, self._wanted.numbering), []).append(role)
+        self._key_layer = tower.layer("last", self._wanted.numbering)
+        if self._keys:
+            self._roles.setdefault(self._key_layer, [])
+        self._call: Mapping[str, Any] = {}
+        self._open: dict[int, tuple[nn.Module, Mapping[str, Any], list[Tensor]]] = {}
+        self._attention: dict[str, Tensor] = {}
+        self._read: set[int] = set()
+        self._last_keys: Tensor | None = None
+
+    def attach(self, model: nn.Module, handles: Handles) -> None:
+        """Hook the tower and the layers to read."""
+        if not self._roles:
+            return
+        handles.before(submodule(model, self._tower.path), self._enter)
+        for layer in self._roles:
+            attention, projections = self._tower.paths(layer)
+            handles.before(submodule(model, attention), partial(self._enter_attention, layer))
+            for path in projections:
+                handles.after(submodule(model, path), partial(self._project, layer, len(projections)))
+
+    def take(self) -> VisionSignals | None:
+        """Return what the pass that just ended had, or None if nothing is needed."""
+        if not self._roles:
+            return None
+        unread = sorted(set(self._roles) - self._read)
+        if unread:
+            name = f"layer {unread[0]} of '{self._tower.path}'"
+            raise RuntimeError(f"{name} ran without its projections, so that its attention cannot be read")
+        signals = VisionSignals(self._attention, self._last_keys)
+        self._forget()
+        return signals
+
+    def _forget(self) -> None:
+        self._call, self._open, self._attention, self._read, self._last_keys = {}, {}, {}, set(), None
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._forget()
+        self._call = arguments(module, args, kwargs)
+
+    def _enter_attention(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._open[layer] = (module, arguments(module, args, kwargs), [])
+
+    def _project(
+        self, layer: int, count: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        attention, call, projected = self._open[layer]
+        projected.append(output.detach())
+        if len(projected) == count:
+            # Read at once, so that no q and k outlive their layer.
+            del self._open[layer]
+            with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
+                q, k = self._tower.qk(attention, call, projected)
+                self._read_layer(layer, q, k, float(getattr(attention, "scaling", q.shape[-1] ** -0.5)))
+
+    def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        tower, cls = self._tower, int(self._tower.has_cls)
+        units = tower.units(self._call)
+        if self._roles[layer]:
+            parts = zip(q.split(units, dim=1), k.split(units, dim=1), strict=True)
+            patches = torch.cat([received(*part, scale, self._wanted, tower.has_cls) for part in parts])
+            scores = tower.merged(patches, self._call) * tower.group()
+            self._attention |= dict.fromkeys(self._roles[layer], scores)
+        if self._keys and layer == self._key_layer:
+            means = torch.cat([part[cls:] for part in k.float().mean(0).split(units)])
+            self._last_keys = tower.merged(means, self._call)
+        self._read.add(layer)
+
+
+def dealt(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[VisionSignals]:
+    """Deal out what was read, by kind (1 image, 2 video), to the prompts whose placeholders are `kinds` [P, S]."""
+    where = kinds > 0
+    codes, start = kinds[where], 0
+    index = torch.zeros_like(codes, dtype=torch.int64)
+    for code, count in ((code, _length(signals)) for code, signals in read.items()):
+        mine = (codes == code).nonzero().squeeze(1)
+        if len(mine) != count:
+            break
+        index[mine] = torch.arange(start, start + count, device=index.device)
+        start += count
+    if start != len(codes):
+        raise ValueError(
+            f"of {len(codes)} visual tokens {start} were encoded by the vision tower inside the prune block: pass "
+            "pixels, not embeddings, to a method that reads the tower"
+        )
+    together = VisionSignals.joined(list(read.values()))
+    return [together.at(part) for part in index.split(where.sum(1).tolist())]
+
+
+def _length(signals: VisionSignals) -> int:
+    return len(next(iter(signals.attention.values())) if signals.keys is None else signals.keys)
