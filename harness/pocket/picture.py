@@ -19,6 +19,8 @@ FAINT = 0.82  # how far a dropped token fades to white
 
 
 def _line(file: Path, task: str, doc: int) -> dict:
+    if not file.is_file():
+        raise SystemExit(f"error: no {file}: committed runs come without answers, `make results` makes them")
     for text in file.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if line["task"] == task and line["doc_id"] == doc:
