@@ -19,7 +19,7 @@ from transformers.masking_utils import create_causal_mask
 
 from harness.models.cache import CutInsideLLM, cached_length
 from harness.models.hooking import Handles, arguments, submodule
-from harness.models.rows import Rows, entering, remaining
+from harness.models.rows import Rows, remaining, require_rows
 from methods.base import LayerState
 
 if TYPE_CHECKING:
@@ -167,12 +167,8 @@ class InsideCut:
         if expected is None:
             return
         call = arguments(module, args, kwargs)
-        realised = entering(call["hidden_states"], call.get("attention_mask"))
-        if realised != expected:
-            raise RuntimeError(
-                f"decoder layer {self.first} of {self._adapter.name} received {realised} rows per sample, the budget "
-                f"of {self._pruning.budget.label} asks for {expected}"
-            )
+        layer = f"decoder layer {self.first} of {self._adapter.name}"
+        require_rows(expected, call, layer, self._pruning.budget.label)
         self._verified()
 
     def _mask(self, states: Tensor, padding: Tensor | None, view: Any) -> Any:

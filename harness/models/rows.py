@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,3 +68,10 @@ def entering(states: Tensor, mask: object) -> list[int]:
         mask = mask if mask.dtype == torch.bool else mask == 0
     counts = mask.bool().sum(-1).tolist()
     return counts * batch if len(counts) == 1 else counts
+
+
+def require_rows(expected: list[int], call: Mapping[str, Any], layer: str, budget: str) -> None:
+    """Refuse to go on unless the decoder layer called with `call` receives the `expected` rows of each sample."""
+    realised = entering(call["hidden_states"], call.get("attention_mask"))
+    if realised != expected:
+        raise RuntimeError(f"{layer} received {realised} rows per sample, the budget of {budget} asks for {expected}")

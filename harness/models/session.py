@@ -16,7 +16,7 @@ from harness.models.cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache
 from harness.models.hooking import Handles, arguments
 from harness.models.inside import InsideCut
 from harness.models.prefill import Layout, Prefill, valid_rows
-from harness.models.rows import Rows, entering, remaining
+from harness.models.rows import Rows, remaining, require_rows
 from harness.models.vision import VisionReader
 from methods.base import Signal
 
@@ -217,12 +217,7 @@ class Session:
         if expected is None:
             return
         call = arguments(module, args, kwargs)
-        realised = entering(call["hidden_states"], call.get("attention_mask"))
-        if realised != expected:
-            raise RuntimeError(
-                f"decoder layer 0 of {self.adapter.name} received {realised} rows per sample, the budget of "
-                f"{self.pruning.budget.label} asks for {expected}"
-            )
+        require_rows(expected, call, f"decoder layer 0 of {self.adapter.name}", self.pruning.budget.label)
         self._verify()
 
     def _verify(self) -> None:

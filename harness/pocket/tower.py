@@ -40,7 +40,7 @@ def train_vision(pocket: Pocket, steps: int, batch: int = 20) -> None:
 def least_squares(pocket: Pocket, size: int = 800) -> None:
     """Set the last linear map of the tower so that it writes 1 for a word that is there, 0 for one that is not.
 
-    Naming leaves the coordinate of an absent word anywhere below zero: noise, seven times as long as what is named.
+    Naming leaves the coordinate of an absent word anywhere below zero: together, more noise than what is named.
     """
     kinds = [*KINDS, "easyvqa"]
     last, pocket.vision.merger.mlp[2] = pocket.vision.merger.mlp[2], torch.nn.Identity()
