@@ -1,0 +1,156 @@
+"""LLaVA-OneVision-1.5: generation, placeholders that do not fit, and the processor."""
+
+import json
+
+import pytest
+import torch
+from gathered import inputs_of
+from plain_llavaov15 import (
+    answers,
+    released_folder,
+    tiny_llavaov15,
+    with_kernel,
+)
+from tiny import CHAT_TEMPLATE, IMAGE, VIDEO, tiny_tokenizer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from harness.models.llavaov15 import MODEL_TYPE, register
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_llavaov15()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
+    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**patches, **pixels),
+        tokenizer=tiny_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+class TestGeneration:
+    NAMES = ("one image", "video", "text between", "mixed")
+
+    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @torch.no_grad()
+    def test_left_padded_batch_equals_single(self, processor, attn):
+        model = tiny_llavaov15()
+        with_kernel(model, attn)
+        together = inputs_of(processor, self.NAMES)
+        assert not bool(together["attention_mask"].all())
+        logits, batch = model(**together).logits, answers(model, together)
+        for row, name in enumerate(self.NAMES):
+            single = inputs_of(processor, [name])
+            alone = model(**single).logits[0]
+            torch.testing.assert_close(logits[row, -len(alone) :], alone, atol=1e-4, rtol=1e-4)
+            assert [batch[row]] == answers(model, single)
+
+    @torch.no_grad()
+    def test_with_and_without_cache(self, tiny, processor):
+        inputs = inputs_of(processor, self.NAMES)
+        expected = answers(tiny, inputs)
+        for other in ({"use_cache": False}, {"cache_implementation": "static"}):
+            assert answers(tiny, inputs, **other) == expected
+
+    @torch.no_grad()
+    def test_decoding_by_hand(self, tiny, processor):
+        """Positions come from the mask, which holds the cached tokens too."""
+        inputs = inputs_of(processor, self.NAMES)
+        full = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.full((4, 2), 65)], 1)}
+        full["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones(4, 2, dtype=torch.long)], 1)
+        cache = tiny(**inputs, use_cache=True).past_key_values
+        mask = full["attention_mask"]
+        step = tiny(input_ids=full["input_ids"][:, -2:], attention_mask=mask, past_key_values=cache).logits
+        torch.testing.assert_close(step, tiny(**full).logits[:, -2:], atol=1e-4, rtol=1e-4)
+        assert torch.equal(tiny(**full, logits_to_keep=1).logits, tiny(**full).logits[:, -1:])
+
+    @torch.no_grad()
+    def test_beams_and_several_answers(self, tiny, processor):
+        inputs = inputs_of(processor, ["one image"])
+        beams = tiny.generate(**inputs, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+        assert beams.shape[0] == 2
+        assert answers(tiny, inputs) == answers(tiny, inputs, num_beams=1)
+
+    @torch.no_grad()
+    def test_text_alone(self, tiny, processor):
+        inputs = inputs_of(processor, [("only words", [], []), ("fewer", [], [])])
+        single = inputs_of(processor, [("fewer", [], [])])
+        assert answers(tiny, inputs)[1:] == answers(tiny, single)
+
+    def test_loss_trains_every_part(self, processor):
+        model, inputs = tiny_llavaov15(), inputs_of(processor, ["one image"])
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class TestMismatch:
+    def test_counts(self, tiny, processor):
+        inputs = inputs_of(processor, ["one image"])
+        short = {key: inputs[key][:, 10:] for key in ("input_ids", "attention_mask")}
+        with pytest.raises(ValueError, match="16 image placeholders for 20 image tokens"):
+            tiny(**{**inputs, **short})
+        with pytest.raises(ValueError, match="20 image placeholders for 0 image tokens"):
+            tiny(input_ids=inputs["input_ids"])
+        with pytest.raises(ValueError, match="0 video placeholders for 20 video tokens"):
+            tiny(**inputs, pixel_values_videos=inputs["pixel_values"], video_grid_thw=inputs["image_grid_thw"])
+
+    def test_what_is_missing(self, tiny, processor):
+        inputs = inputs_of(processor, ["one image"])
+        embeds = tiny.get_input_embeddings()(inputs["input_ids"])
+        with pytest.raises(ValueError, match="image_grid_thw"):
+            tiny(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+        pixels = {key: inputs[key] for key in ("pixel_values", "image_grid_thw")}
+        with pytest.raises(ValueError, match="need input_ids"):
+            tiny(inputs_embeds=embeds, **pixels)
+        with pytest.raises(ValueError, match="pass input_ids or inputs_embeds"):
+            tiny()
+
+
+class TestProcessor:
+    def older(self, folder, processor):
+        """The files of older releases: no processor_config.json, one file for images and videos."""
+        processor.tokenizer.save_pretrained(folder)
+        pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
+        patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
+        names = {"image_processor_type": "Qwen2VLImageProcessor"}
+        (folder / "preprocessor_config.json").write_text(json.dumps({**pixels, **patches, **names}))
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+
+    @pytest.mark.parametrize("files", ["saved", "older", "older with its class"])
+    @torch.no_grad()
+    def test_found_from_the_checkpoints_own_files(self, tmp_path, processor, files):
+        register()
+        folder, _ = released_folder(tmp_path / MODEL_TYPE)
+        if files == "saved":
+            processor.save_pretrained(folder)
+        else:
+            self.older(folder, processor)
+        if files == "older with its class":
+            file = folder / "preprocessor_config.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "processor_class": "Qwen2_5_VLProcessor"}))
+        found = AutoProcessor.from_pretrained(folder)
+        assert type(found) is Qwen2_5_VLProcessor
+        assert found.image_processor.temporal_patch_size == found.video_processor.temporal_patch_size == 1
+        assert found.image_processor.size["longest_edge"] == 64 * 28 * 28
+        message = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "?"}]}]
+        prompt = found.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        assert IMAGE in prompt
+        assert VIDEO in prompt
+        inputs = inputs_of(found, ["mixed"])
+        assert inputs["pixel_values"].shape[1] == inputs["pixel_values_videos"].shape[1] == 588
+        assert inputs["video_grid_thw"].tolist() == [[4, 4, 6]]
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+        assert model(**inputs).logits.isfinite().all()
