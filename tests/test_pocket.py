@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.difftopk import diff_top_k
-from harness.pocket import TASKS, WEIGHTS
+from harness.pocket import TASKS, WEIGHTS, order
 from harness.pocket.model import build_model
 from harness.pocket.packed import Encoded, image_positions, pack, patchify, use_packed_attention
 from harness.pocket.scenes import KINDS, TOKEN, Mark, Scene, dense_targets, objects, video
@@ -135,6 +135,13 @@ def test_answers_are_balanced_so_that_chance_is_known(name):
     table = pd.read_parquet(TASKS / "data" / f"{name}.parquet", columns=["answer"])
     share = table["answer"].value_counts(normalize=True).to_dict()
     assert share == pytest.approx(TABLES[name])
+
+
+def test_the_first_questions_of_a_sorted_file_are_like_the_rest():
+    answers = pd.read_parquet(TASKS / "data" / "existence.parquet", columns=["answer"])["answer"]
+    assert sorted(order(len(answers))) == list(range(len(answers)))
+    assert (answers.iloc[order(len(answers))[:40]] == "yes").mean() == pytest.approx(0.5, abs=0.2)
+    assert (answers.iloc[:40] == "yes").mean() == 1  # or there would be nothing to shuffle
 
 
 def test_the_suite_has_the_promised_size():

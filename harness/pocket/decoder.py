@@ -12,10 +12,9 @@ from tqdm import tqdm
 
 from harness.difftopk import diff_top_k
 from harness.models.scorer import VisionSelectorScorer
-from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at, spread
+from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
 from harness.pocket.model import SCORER_HIDDEN, WIDTH
-from harness.pocket.packed import IGNORE, Encoded, pack
-from harness.pocket.prime import prime
+from harness.pocket.packed import IGNORE, Encoded
 from harness.pocket.scenes import Question
 from harness.pocket.stage import Stage
 
@@ -31,14 +30,12 @@ def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
     if file.exists():
         rows = torch.load(file, weights_only=True)
         return [Encoded(x, grid, [Question(*q) for q in asked]) for x, grid, asked in rows]
-    kinds = spread(BANK_SHARE)
+    kinds = pocket.spread(BANK_SHARE)
     items: list[Encoded] = []
     for start in tqdm(range(0, size, 32), desc="encode", mininterval=5):
         scenes = [scene_at(kinds[i % len(kinds)], seed, i) for i in range(start, min(start + 32, size))]
         for scene, tokens in zip(scenes, pocket.encode(scenes), strict=True):
-            width, height = scene.frames[0].size
-            grid = (max(1, len(scene.frames) // 2), height // 28, width // 28)
-            items.append(Encoded(tokens.half().cpu().clone(), grid, scene.questions))
+            items.append(Encoded(tokens.half().cpu().clone(), pocket.grid(scene), scene.questions))
     torch.save([(i.features, i.grid, [(q.task, q.text, q.answer) for q in i.questions]) for i in items], file)
     return items
 
@@ -46,7 +43,7 @@ def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
 def forward(pocket: Pocket, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Loss on answer tokens and whether each was right, [answer tokens]."""
     with pocket.autocast:
-        hidden = pocket.model.model.language_model(
+        hidden = pocket.decoder(
             inputs_embeds=batch["inputs_embeds"],
             position_ids=batch["position_ids"],
             attention_mask=batch["attention_mask"],
@@ -79,17 +76,18 @@ def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> No
     """Answers: cross-entropy on the answer tokens, tower frozen."""
     pocket.load("tokens")
     pocket.settle_tokens()
-    prime(pocket.model.model.language_model, pocket.words, pocket.notes)
+    pocket.begin_decoder()
     pocket.vision.requires_grad_(False)
-    embed = pocket.model.get_input_embeddings()
-    embed.requires_grad_(False)  # or the words would drift from the visual tokens that are made of them
-    decoder = torch.nn.ModuleDict({"decoder": pocket.model.model.language_model})
+    pocket.model.get_input_embeddings().requires_grad_(
+        False
+    )  # or the words would drift from the visual tokens that are made of them
+    decoder = torch.nn.ModuleDict({"decoder": pocket.decoder})
     stage = Stage("language", pocket.work, {"decoder": decoder}, steps, 1e-3)
     bank = encode_bank(pocket, TRAIN_SEED + 10, size)
     probe = encode_bank(pocket, PROBE_SEED + 10, 440)
     for step in stage.run():
         rng = np.random.default_rng([11, step])
-        loss, _ = forward(pocket, pack(sample(bank, rng, batch), pocket.tokenizer, embed, TASK_WEIGHT))
+        loss, _ = forward(pocket, pocket.pack(sample(bank, rng, batch), TASK_WEIGHT))
         stage.step(loss)
         if step % 250 == 0 or step + 1 == steps:
             tqdm.write(f"language {step} loss {float(loss):.3f} {probe_language(pocket, probe)}")
@@ -99,10 +97,9 @@ def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> No
 def probe_language(pocket: Pocket, bank: list[Encoded]) -> str:
     """Share of questions whose every answer token is right under teacher forcing, by task."""
     right: dict[str, list[bool]] = {}
-    embed = pocket.model.get_input_embeddings()
     for start in range(0, len(bank), 32):
         rows = [(item, item.questions[:4]) for item in bank[start : start + 32] if item.questions]
-        batch = pack(rows, pocket.tokenizer, embed)
+        batch = pocket.pack(rows)
         _, correct = forward(pocket, batch)
         lengths = [
             (q.task, len(pocket.tokenizer(q.answer)["input_ids"]) + 1) for _, questions in rows for q in questions
@@ -122,7 +119,6 @@ def train_scorer(pocket: Pocket, steps: int, size: int, batch: int = 24) -> None
     pocket.settle_tokens()
     pocket.load("language")
     pocket.model.requires_grad_(False)
-    embed = pocket.model.get_input_embeddings()
     scorer = VisionSelectorScorer(WIDTH, SCORER_HIDDEN).to(pocket.device)
     scorer.requires_grad_(True)
     stage = Stage("scorer", pocket.work, {"scorer": scorer}, steps, 3e-3)
@@ -139,7 +135,7 @@ def train_scorer(pocket: Pocket, steps: int, size: int, batch: int = 24) -> None
             hard[logits.detach().topk(max(1, int(SOFT_SHARE * len(logits)))).indices] = 1
             binary.append(F.binary_cross_entropy(weights.clamp(1e-6, 1 - 1e-6), hard))
             rows.append((replace(item, features=blank + (features - blank) * weights[:, None]), questions))
-        loss, right = forward(pocket, pack(rows, pocket.tokenizer, embed))
+        loss, right = forward(pocket, pocket.pack(rows))
         sharpness = 0.1 + (2.0 - 0.1) * step / steps
         stage.step(loss + sharpness * torch.stack(binary).mean())
         if step % 100 == 0 or step + 1 == steps:

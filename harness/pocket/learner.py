@@ -1,7 +1,8 @@
-"""The model under training, its words, and the scenes it learns from."""
+"""The model under training, its words, and the scenes it learns from: `Pocket` for Qwen2.5-VL's architecture."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.pocket import WEIGHTS
 from harness.pocket.easyvqa import easyvqa_scene, n_train_images
 from harness.pocket.model import WIDTH, build_model
-from harness.pocket.packed import patchify, use_grouped_attention, use_packed_attention
-from harness.pocket.prime import NOTES
-from harness.pocket.scenes import KINDS, Scene
+from harness.pocket.packed import Encoded, pack, patchify, use_grouped_attention, use_packed_attention
+from harness.pocket.prime import NOTES, prime
+from harness.pocket.scenes import KINDS, TOKEN, Question, Scene, dense_targets
 from harness.pocket.vocab import OPTIONS, SHAPES, SPECIALS, build_processor, label_words, token_of
 
 TRAIN_SEED, PROBE_SEED = 1, 2  # the suite itself is drawn from seed 3 (harness.pocket.data)
@@ -29,30 +31,83 @@ def scene_at(kind: str, seed: int, index: int) -> Scene:
     return KINDS[kind](np.random.default_rng([seed, list(KINDS).index(kind), index]))
 
 
-def spread(share: dict[str, int]) -> list[str]:
-    """Each kind as often as its share says."""
-    return [kind for kind, times in share.items() for _ in range(times)]
-
-
 class Pocket:
     """The model under training and what all stages share."""
+
+    weights = WEIGHTS  # where it ships
+    kinds = tuple(KINDS)  # scenes that it can be shown
+    flat = False  # positions are M-RoPE triples
 
     def __init__(self, work: Path, device: str) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.work, self.device = work, torch.device(device)
-        self.processor = build_processor()
+        self.processor, model = self.build()
         self.tokenizer = self.processor.tokenizer
-        model: Any = build_model(self.tokenizer)
         self.model: Any = model.to(self.device)
-        self.vision = self.model.model.visual
-        use_packed_attention(self.vision)
-        use_grouped_attention(self.model.model.language_model)
+        self.decoder = self.model.model.language_model
+        self.vision = self.vision_parts()
+        use_grouped_attention(self.decoder)
         self.labels = {word: i for i, word in enumerate(label_words())}
         rows = [self.tokenizer.convert_tokens_to_ids(token_of(word)) for word in self.labels]
         assert len({*rows, self.tokenizer.unk_token_id}) == len(rows) + 1, "a label word is not one token of its own"
         self.label_rows = torch.tensor(rows, device=self.device)
         self.draw_words()
         self.autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # What depends on the architecture.
+
+    def build(self) -> tuple[Any, Any]:
+        """Processor and randomly initialised model."""
+        processor = build_processor()
+        return processor, build_model(processor.tokenizer)
+
+    def vision_parts(self) -> Any:
+        """What is trained to make visual tokens."""
+        use_packed_attention(self.model.model.visual)
+        return self.model.model.visual
+
+    @property
+    def last_map(self) -> tuple[torch.nn.Module, Any]:
+        """The module that holds the last linear map of the vision parts, and its name there."""
+        return self.vision.merger.mlp, "2"
+
+    def encode(self, scenes: list[Scene], whole: bool = True) -> list[Tensor]:
+        """Visual tokens of each scene, [N_i, D] float32."""
+        patches, grids = zip(*[patchify(s.frames) for s in scenes], strict=True)
+        with self.autocast:
+            tokens = self.vision(
+                torch.cat(patches).to(self.device), grid_thw=torch.tensor(grids, device=self.device)
+            ).pooler_output
+        return list(tokens.float().split([t * h * w // MERGE**2 for t, h, w in grids]))
+
+    def targets(self, scenes: list[Scene], whole: bool = True) -> Tensor:
+        """What lies at each of the tokens that `encode` gives, [sum of N_i, words]."""
+        return torch.from_numpy(np.concatenate([dense_targets(scene, self.labels) for scene in scenes]))
+
+    def grid(self, scene: Scene) -> tuple[int, int, int]:
+        """(t, h, w) in tokens of a scene as the decoder gets it."""
+        width, height = scene.frames[0].size
+        return max(1, len(scene.frames) // 2), height // TOKEN, width // TOKEN
+
+    def whole_picture(self, target: Tensor, scenes: list[Scene], whole: bool) -> Tensor | float:
+        """Loss on what the last pass of `encode` says of the pictures as a whole, if there is such an output."""
+        return 0.0
+
+    def begin_decoder(self) -> None:
+        """Set the decoder to what its training starts from."""
+        prime(self.decoder, self.words, self.notes)
+
+    # What does not.
+
+    def spread(self, share: dict[str, int]) -> list[str]:
+        """Each kind that this model can be shown as often as its share says."""
+        return [kind for kind, times in share.items() for _ in range(times) if kind in (*self.kinds, "easyvqa")]
+
+    def pack(
+        self, rows: list[tuple[Encoded, list[Question]]], weight: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """Batch of pictures, each with its questions, as the decoder takes it."""
+        return pack(rows, self.tokenizer, self.model.get_input_embeddings(), weight, self.flat)
 
     @torch.no_grad()
     def draw_words(self) -> None:
@@ -79,21 +134,13 @@ class Pocket:
         self.words = {word: rows[self.tokenizer.convert_tokens_to_ids(token)] for word, token in tokens.items()}
         self.notes = dict(zip(NOTES, basis[:, len(self.labels) :].T, strict=True))
 
-    def encode(self, scenes: list[Scene]) -> list[Tensor]:
-        """Visual tokens of each scene, [N_i, D] float32."""
-        patches, grids = zip(*[patchify(s.frames) for s in scenes], strict=True)
-        with self.autocast:
-            tokens = self.vision(
-                torch.cat(patches).to(self.device), grid_thw=torch.tensor(grids, device=self.device)
-            ).pooler_output
-        return list(tokens.float().split([t * h * w // MERGE**2 for t, h, w in grids]))
-
     @torch.no_grad()
     def settle_tokens(self) -> None:
         """Fold the scale of words and the placeholder that all share into the last map: what the decoder gets."""
         table = self.model.get_input_embeddings().weight
         words = table[self.label_rows]
-        last = self.vision.merger.mlp[2]
+        holder, name = self.last_map
+        last: Any = getattr(holder, name)
         project = NAMED_GAIN * words.T @ words  # what no word names stays out
         last.weight.copy_(project @ last.weight)
         last.bias.copy_(project @ last.bias + self.words["<|image_pad|>"])
@@ -104,6 +151,4 @@ class Pocket:
         if "vision" in state:
             self.vision.load_state_dict(state["vision"])
         else:
-            self.model.model.language_model.load_state_dict(
-                {k.removeprefix("decoder."): v for k, v in state["decoder"].items()}
-            )
+            self.decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in state["decoder"].items()})

@@ -23,10 +23,15 @@ WINDOW = 64  # patches of a full 112-px window
 IGNORE = -100
 
 
+def normalised(frames: list[Image.Image]) -> Tensor:
+    """Pixels [T, 3, H, W] of frames of one size, normalised as CLIP's are."""
+    pixels = torch.from_numpy(np.stack([np.asarray(f, dtype=np.float32) for f in frames])) / 255
+    return ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+
+
 def patchify(frames: list[Image.Image]) -> tuple[Tensor, tuple[int, int, int]]:
     """Flat patches [t*h*w, 1176] and grid (t, h, w) in patches, as the stock processor makes them from 28-px sides."""
-    pixels = torch.from_numpy(np.stack([np.asarray(f, dtype=np.float32) for f in frames])) / 255
-    pixels = ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)  # [T, 3, H, W]
+    pixels = normalised(frames)
     if len(pixels) == 1:
         pixels = pixels.expand(2, -1, -1, -1)
     t, h, w = len(pixels) // 2, pixels.shape[2] // PATCH, pixels.shape[3] // PATCH
@@ -72,7 +77,7 @@ def _grouped_attention(
     """Plain masked attention [B, H, L, d] with grouped queries; on a CPU, faster than the fused kernel with a mask."""
     b, h, length, d = q.shape
     groups = h // k.shape[1]
-    scores = (q * module.scaling).reshape(b, k.shape[1], groups * length, d) @ k.transpose(-1, -2)
+    scores = (q * kwargs["scaling"]).reshape(b, k.shape[1], groups * length, d) @ k.transpose(-1, -2)
     scores = scores.view(b, k.shape[1], groups, length, length)
     scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
     out = scores.softmax(-1).view(b, k.shape[1], groups * length, length) @ v
@@ -95,9 +100,11 @@ class Encoded:
     interval: int = 1  # M-RoPE temporal step; videos only
 
 
-def image_positions(grid: tuple[int, int, int], start: int, interval: int) -> Tensor:
-    """M-RoPE triples [3, N] of an image or video whose placeholders start at position `start`."""
+def image_positions(grid: tuple[int, int, int], start: int, interval: int, flat: bool = False) -> Tensor:
+    """M-RoPE triples [3, N] of an image or video whose placeholders start at position `start`; if `flat`, all alike."""
     t, h, w = (torch.arange(n) for n in grid)
+    if flat:
+        return torch.arange(start, start + len(t) * len(h) * len(w)).expand(3, -1)
     return torch.stack([x.flatten() for x in torch.meshgrid(t * interval, h, w, indexing="ij")]) + start
 
 
@@ -106,10 +113,11 @@ def pack(
     tokenizer: PreTrainedTokenizerFast,
     embed: torch.nn.Embedding,
     weight: Mapping[str, float] | None = None,
+    flat: bool = False,
 ) -> dict[str, Tensor]:
     """Embeddings, positions, mask, labels and their weights (by task; 1 where none is given) of a batch.
 
-    The questions behind a picture do not see each other.
+    The questions behind a picture do not see each other. Positions are M-RoPE triples [3, B, L] or, if `flat`, [B, L].
     """
     weight = weight or {}
     ids = tokenizer.convert_tokens_to_ids
@@ -119,7 +127,7 @@ def pack(
     rows = []
     for sample, questions in samples:
         start = len(head)
-        visual = image_positions(sample.grid, start, sample.interval)
+        visual = image_positions(sample.grid, start, sample.interval, flat)
         after = int(visual.max()) + 1
         positions = [torch.arange(start).expand(3, -1), visual, torch.full((3, 1), after)]
         tokens, block, labels, weights = [head, torch.full((visual.shape[1],), -1), tail], [], [], []
@@ -152,9 +160,10 @@ def pack(
     embeds = embeds.masked_scatter((token == -1)[..., None], visual_rows)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     see = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
+    position = torch.stack([pad(r[1], 0) for r in rows], dim=1).to(device)
     return {
         "inputs_embeds": embeds,
-        "position_ids": torch.stack([pad(r[1], 0) for r in rows], dim=1).to(device),
+        "position_ids": position[0] if flat else position,
         "attention_mask": (see & causal)[:, None],
         "labels": torch.stack([pad(r[3], IGNORE) for r in rows]).to(device),
         "weights": torch.stack([pad(r[4], 0.0) for r in rows]).to(device),

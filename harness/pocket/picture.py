@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from harness.pocket import TASKS
+from harness.pocket import TASKS, order
 from harness.pocket.scenes import TOKEN, font
 
 CAPTION = 52  # pixels above each panel
@@ -40,7 +40,8 @@ def faded(image: Image.Image, kept: list[int]) -> Image.Image:
 
 def panels(task: str, doc: int, runs: Path, labels: list[str]) -> Image.Image:
     """One panel a run: its name and answer above what it kept. Only one finished run may bear each label."""
-    row = pd.read_parquet(TASKS / "data" / f"{task}.parquet").iloc[doc]
+    rows = pd.read_parquet(TASKS / "data" / f"{task}.parquet")
+    row = rows.iloc[order(len(rows))[doc]]
     image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
     sheet = Image.new("RGB", ((image.width + 12) * len(labels) + 12, image.height + CAPTION + 34), "white")
     draw = ImageDraw.Draw(sheet)

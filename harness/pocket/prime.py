@@ -32,6 +32,7 @@ UNIT = 13.9  # a lone unit vector after RMS normalisation at width 192: sqrt(192
 SEEN, SHOWN, START = 6.1, 10.5, 12.4
 WORD_GAIN, COPY_GAIN = 0.8, 0.15
 SINK = 0.75  # of a full match
+COUNTING = 3  # the head of layer 1 that counts
 
 
 class Head:
@@ -69,19 +70,6 @@ class Head:
         assert self.n_carried <= self.width, "a head carries no more coordinates than it is wide"
         self.attention.v_proj.weight[start : start + len(read)] = COPY_GAIN * read
         self.attention.o_proj.weight[:, start : start + len(read)] = write.T
-
-    def hold(self) -> None:
-        """Keep the head as it is set: no gradient reaches it."""
-        mine = slice(self.first, self.first + self.width)
-        for name in ("q_proj", "k_proj", "v_proj"):
-            for parameter in getattr(self.attention, name).parameters():
-                parameter.register_hook(
-                    lambda grad: grad.index_fill(0, torch.arange(mine.start, mine.stop, device=grad.device), 0.0)
-                )
-        weight = self.attention.o_proj.weight
-        weight.register_hook(
-            lambda grad: grad.index_fill(1, torch.arange(mine.start, mine.stop, device=grad.device), 0.0)
-        )
 
     def at_distance(self, distance: int, pairs: range, weight: float, frequency: Tensor) -> None:
         """Constant preference for what stands `distance` positions back, from rotary pairs of high frequency."""
@@ -166,7 +154,7 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
             reading.ask(first, WORD_GAIN * (word[POSITIONS[0]] + word["▁assistant"]))
             reading.carry(rows([*CHARACTERS, *POSITIONS]), rows([*CHARACTERS, *POSITIONS]))
 
-    count = Head(layers[1], 3)  # as many equal shares of attention as there are things, against one fixed share
+    count = Head(layers[1], COUNTING)  # as many equal shares of attention as there are things, against one fixed share
     for dim, name, one in zip(slow, THINGS, ones, strict=True):
         count.ask(dim, WORD_GAIN * (word[name] + note[f"before {name}"]))
         count.key(dim, 0.5 * one)
@@ -174,14 +162,23 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
     share = 10.8 / START * word["<|vision_start|>"]
     count.key(extra, (hidden + share) / count.scale / 4.0)
     count.carry(torch.stack(ones).sum(0, keepdim=True), rows(["count"], note))
-    count.hold()
     _mark_things(decoder.layers[0].mlp, word, ones)
-    decoder.layers[0].requires_grad_(False)
+    hold(decoder)
 
     for attention in layers[2:4]:  # which option carries what was found: text only
         choice = Head(attention, 4)
         look_up(choice, THINGS, WORD_GAIN, 0.0, -10 * word["<|image_pad|>"] / SHOWN)
         choice.carry(letters, rows([f"▁{letter}" for letter in OPTIONS]))
+
+
+def hold(decoder: Any) -> None:
+    """Keep layer 0 and the head that counts as they are: no gradient reaches them."""
+    decoder.layers[0].requires_grad_(False)
+    attention = decoder.layers[1].self_attn
+    mine = torch.arange(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
+    for name, axis in (("q_proj", 0), ("k_proj", 0), ("v_proj", 0), ("o_proj", 1)):
+        for parameter in getattr(attention, name).parameters():
+            parameter.register_hook(lambda grad, axis=axis: grad.index_fill(axis, mine.to(grad.device), 0.0))
 
 
 def _mark_things(mlp: Any, word: dict[str, Tensor], ones: list[Tensor]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at, spread
-from harness.pocket.scenes import KINDS, dense_targets
+from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
 from harness.pocket.stage import Stage
 
 POLISH_SHARE = {"objects": 5, "counting": 2, "text": 3, "document": 3, "chart": 3, "video": 1, "easyvqa": 2}
+WHOLE_FROM = 0.85  # share of the steps after which padding, where an architecture has it, takes part
 DENSE_SHARE = {"objects": 3, "counting": 1, "text": 5, "document": 4, "chart": 3, "easyvqa": 1}
 LABEL_GROUPS = {"color": slice(0, 8), "shape": slice(8, 16), "key": slice(16, 26), "char": slice(26, 44)}
 LABEL_GROUPS |= {"pos": slice(44, 49), "object": slice(49, 50), "rank": slice(51, 53)}  # of `label_words`
@@ -23,17 +25,19 @@ def train_vision(pocket: Pocket, steps: int, batch: int = 20) -> None:
     bias = torch.nn.ParameterDict({"bias": torch.full((len(pocket.labels),), -4.0, device=pocket.device)})
     table = pocket.model.get_input_embeddings().weight[pocket.label_rows].detach()
     stage = Stage("vision", pocket.work, {"vision": pocket.vision, "bias": bias}, steps, 2e-3)
-    kinds = spread(DENSE_SHARE)
+    kinds = pocket.spread(DENSE_SHARE)
     weight = torch.tensor(4.0, device=pocket.device)
     for step in stage.run():
         rng = np.random.default_rng([7, step])
         scenes = [scene_at(kinds[rng.integers(len(kinds))], TRAIN_SEED, step * batch + i) for i in range(batch)]
-        target = torch.from_numpy(np.concatenate([dense_targets(s, pocket.labels) for s in scenes])).to(pocket.device)
-        logits = 10 * torch.cat(pocket.encode(scenes)) @ table.T + bias["bias"]
+        whole = step >= WHOLE_FROM * steps
+        target = pocket.targets(scenes, whole).to(pocket.device)
+        logits = 10 * torch.cat(pocket.encode(scenes, whole)) @ table.T + bias["bias"]
         loss = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="sum") / len(target)
+        loss = loss + pocket.whole_picture(target, scenes, whole)
         stage.step(loss)
         if step % 200 == 0 or step + 1 == steps:
-            tqdm.write(f"vision {step} loss {float(loss):.3f} {probe_vision(pocket, table, bias['bias'])}")
+            tqdm.write(f"vision {step} loss {float(loss):.3f} {probe_vision(pocket, table, bias['bias'], whole)}")
 
 
 @torch.no_grad()
@@ -42,14 +46,16 @@ def least_squares(pocket: Pocket, size: int = 800) -> None:
 
     Naming leaves the coordinate of an absent word anywhere below zero: together, more noise than what is named.
     """
-    kinds = [*KINDS, "easyvqa"]
-    last, pocket.vision.merger.mlp[2] = pocket.vision.merger.mlp[2], torch.nn.Identity()
+    kinds = [*pocket.kinds, "easyvqa"]
+    holder, name = pocket.last_map
+    last: Any = getattr(holder, name)
+    setattr(holder, name, torch.nn.Identity())
     inner, target = [], []
     for start in range(0, size, 20):
         scenes = [scene_at(kinds[i % len(kinds)], TRAIN_SEED, i) for i in range(start, start + 20)]
         inner += pocket.encode(scenes)
-        target += [torch.from_numpy(dense_targets(scene, pocket.labels)) for scene in scenes]
-    pocket.vision.merger.mlp[2] = last
+        target.append(pocket.targets(scenes))
+    setattr(holder, name, last)
     x = F.pad(torch.cat(inner), (0, 1), value=1.0).double()
     gram = x.T @ x
     ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double, device=gram.device)
@@ -65,12 +71,12 @@ def train_tokens(pocket: Pocket, steps: int, batch: int = 20) -> None:
     least_squares(pocket)
     stage = Stage("tokens", pocket.work, {"vision": pocket.vision}, steps, 5e-4)
     table = pocket.model.get_input_embeddings().weight[pocket.label_rows].detach()
-    kinds = spread(POLISH_SHARE)
+    kinds = pocket.spread(POLISH_SHARE)
     for step in stage.run():
         rng = np.random.default_rng([17, step])
         drawn = [kinds[rng.integers(len(kinds))] for _ in range(batch)]
         scenes = [scene_at(kind, TRAIN_SEED, 10**6 + step * batch + i) for i, kind in enumerate(drawn)]
-        target = torch.from_numpy(np.concatenate([dense_targets(s, pocket.labels) for s in scenes])).to(pocket.device)
+        target = pocket.targets(scenes).to(pocket.device)
         error = torch.cat(pocket.encode(scenes)) @ table.T - target
         loss = ((1 + 2 * target) * error**2).sum() / len(target)
         stage.step(loss)
@@ -81,22 +87,24 @@ def train_tokens(pocket: Pocket, steps: int, batch: int = 20) -> None:
 @torch.no_grad()
 def probe_tokens(pocket: Pocket, table: Tensor) -> str:
     """Mean and deviation of the coordinates of present words, deviation of absent ones, on unseen scenes."""
-    scenes = [scene_at(kind, PROBE_SEED, i) for kind in KINDS for i in range(24)]
-    target = torch.from_numpy(np.concatenate([dense_targets(s, pocket.labels) for s in scenes])).bool()
+    scenes = [scene_at(kind, PROBE_SEED, i) for kind in pocket.kinds for i in range(24)]
+    target = pocket.targets(scenes).bool()
     found = (torch.cat(pocket.encode(scenes)) @ table.T).cpu()
     parts = {name: (found[:, part], target[:, part]) for name, part in LABEL_GROUPS.items()}
     return " ".join(f"{n} {f[t].mean():.2f}±{f[t].std():.2f}/{f[~t].std():.3f}" for n, (f, t) in parts.items())
 
 
 @torch.no_grad()
-def probe_vision(pocket: Pocket, table: Tensor, bias: Tensor) -> str:
+def probe_vision(pocket: Pocket, table: Tensor, bias: Tensor, whole: bool) -> str:
     """Share of label words found (recall at precision of threshold 0), by kind of word, on unseen scenes."""
     groups = LABEL_GROUPS
     hit, all_, false = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
-    for kind in KINDS:
+    for kind in pocket.kinds:
         scenes = [scene_at(kind, PROBE_SEED, i) for i in range(24)]
-        target = torch.from_numpy(np.concatenate([dense_targets(s, pocket.labels) for s in scenes])).bool()
-        found = (10 * torch.cat(pocket.encode(scenes)) @ table.T + bias).cpu() > 1.4  # logit of 0.8: undoes the weight
+        target = pocket.targets(scenes, whole).bool()
+        found = (
+            10 * torch.cat(pocket.encode(scenes, whole)) @ table.T + bias
+        ).cpu() > 1.4  # logit of 0.8: undoes the weight
         for name, part in groups.items():
             hit[name] += float((found & target)[:, part].sum())
             false[name] += float((found & ~target)[:, part].sum())

@@ -1,4 +1,4 @@
-"""Train the pocket model from nothing: `python -m harness.pocket.train [--work DIR] [--stage STAGE]`.
+"""Train a pocket model: `python -m harness.pocket.train [--model pocket_llava] [--work DIR] [--stage STAGE]`.
 
 1. vision: the tower names what lies at each 28-px token. Targets are words, scored against their rows of the language
    model's own (random) embedding table, so that a visual token becomes the sum of the words that describe it.
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.pocket import WEIGHTS
+from harness.pocket.clip import LlavaPocket
 from harness.pocket.decoder import train_language, train_scorer
 from harness.pocket.learner import Pocket
 from harness.pocket.model import SCORER_HIDDEN, WIDTH
@@ -31,18 +31,18 @@ def export(pocket: Pocket) -> None:
     pocket.load("tokens")
     pocket.settle_tokens()
     pocket.load("language")
-    for part in (pocket.vision, pocket.model.model.language_model):
-        part.config._attn_implementation = "sdpa"
-    pocket.model.half().save_pretrained(WEIGHTS)
-    pocket.processor.save_pretrained(WEIGHTS)
+    pocket.model.set_attn_implementation("sdpa")
+    pocket.model.half().save_pretrained(pocket.weights)
+    pocket.processor.save_pretrained(pocket.weights)
     scorer = VisionSelectorScorer(WIDTH, SCORER_HIDDEN)
     scorer.load_state_dict(torch.load(pocket.work / "scorer.pt", weights_only=True)["scorer"])
-    save_scorer(scorer, WEIGHTS / "scorer")
+    save_scorer(scorer, pocket.weights / "scorer")
 
 
 def main() -> None:
     """Run the stages that are left."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
     parser.add_argument("--work", type=Path, default=Path("results/runs/pocket-training"), help="checkpoints go here")
     parser.add_argument("--stage", choices=("vision", "tokens", "language", "scorer", "export"), help="one stage only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--scorer-steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
-    pocket = Pocket(args.work, args.device)
+    pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(args.work, args.device)
     if args.stage in (None, "vision"):
         train_vision(pocket, args.vision_steps)
     if args.stage in (None, "tokens"):

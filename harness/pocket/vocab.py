@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    CLIPImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from harness.pocket.model import PATCH, SIDE
 
 COLORS = {
     "red": (220, 40, 40),
@@ -102,4 +111,22 @@ def build_processor() -> Qwen2_5_VLProcessor:
         tokenizer=build_tokenizer(),
         video_processor=Qwen2VLVideoProcessor(**vision),
         chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_llava_processor() -> LlavaProcessor:
+    """Stock LLaVA processor with the same tokenizer; pictures are laid on a square of 448 pixels, never resized.
+
+    Resized pictures would need far more training: what is drawn lies near the middle of a 28-px patch, here, too.
+    """
+    side = {"height": SIDE, "width": SIDE}
+    layout: dict[str, Any] = {"do_resize": False, "do_center_crop": False, "do_pad": True, "pad_size": side}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(**layout, size=side, crop_size=side),
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<|image_pad|>",
+        num_additional_image_tokens=1,
     )

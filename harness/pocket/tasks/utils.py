@@ -8,7 +8,14 @@ from lmms_eval.api.metrics import anls
 from lmms_eval.tasks.chartqa.utils import relaxed_correctness
 from PIL import Image
 
+from harness.pocket import order
+
 Doc = dict[str, Any]
+
+
+def shuffled(rows: Any) -> Any:
+    """The rows of a split, a `datasets.Dataset`, so that `limit` takes a fair sample."""
+    return rows.select(order(len(rows)))
 
 
 def doc_to_visual(doc: Doc) -> list[Any]:
