@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from harness.models.base import Adapter
 
 # model_type of the configuration -> module:class
-FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL"}
+FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL", "llava": "harness.models.llava:Llava"}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
