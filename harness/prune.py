@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from methods.base import Method, Selection
 
 
+POSITIONS = ("keep", "compact")  # of kept tokens: see `prune`
+
+
 @dataclass(frozen=True)
 class Kept:
     """What was kept of one sample."""

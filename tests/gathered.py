@@ -129,7 +129,7 @@ class GatheredInside(Gathered):
     @classmethod
     def behind(cls, model, inputs, kept, layer):
         config, ids = model.config, inputs["input_ids"]
-        visual = (ids[0] == config.image_token_id) | (ids[0] == config.video_token_id)
+        visual = (ids[0] == config.image_token_id) | (ids[0] == getattr(config, "video_token_id", -1))
         where = visual.nonzero().squeeze(1)
         whole = cls.of(model, inputs, list(range(len(where))))
         whole.layer, stay = layer, ~visual
@@ -143,11 +143,15 @@ class GatheredInside(Gathered):
         for number, layer in enumerate(decoder.layers):
             if number == self.layer + 1:
                 rows = torch.cat([self.kept, torch.arange(prompt, states.shape[1])])
-                states, positions = states[:, rows], positions[:, :, rows]
+                states, positions = states[:, rows], positions[..., rows]
             length = states.shape[1]
             mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min, dtype=states.dtype).triu(1)
             states = layer(states, attention_mask=mask, position_embeddings=decoder.rotary_emb(states, positions))
         return model.lm_head(decoder.norm(states))
+
+
+class GatheredFlatInside(GatheredInside, GatheredFlat):
+    """The same for LLaVA-1.5."""
 
 
 def generate(model, inputs, **kwargs):

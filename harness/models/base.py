@@ -15,9 +15,8 @@ from harness.models.hooking import submodule
 from harness.models.prefill import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
 from harness.models.vision import VisionSignals, VisionTower
+from harness.prune import POSITIONS
 from methods.base import Method, Signal
-
-POSITIONS = ("keep", "compact")
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,10 @@ class Adapter(ABC):
         """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
 
     @abstractmethod
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [R, B, L], or [1, B, L] of text, as "decoder" takes them."""
+
+    @abstractmethod
     def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
         """Return per prompt what was read while its images were encoded; `call` are the arguments of "multimodal"."""
 
@@ -128,16 +131,17 @@ class Adapter(ABC):
         if types - {"full_attention"}:
             raise ValueError(f"{method.name} cuts inside the language model, whose layers are of types {sorted(types)}")
 
-    def check_positions(self, positions: str, method: Method) -> None:
+    @classmethod
+    def check_positions(cls, positions: str, method: Method) -> None:
         """Refuse a setting of `positions` that there is not, or that means nothing here."""
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
         if positions == "keep":
             return
         keep = 'pass positions="keep"'
-        if self.decoder.rotary is None:
+        if cls.decoder.rotary is None:
             several = "a visual token's position is its time, row and column, which no count from 0 replaces"
-            raise ValueError(f"positions={positions} does not fit family {self.family}: {several}; {keep}")
+            raise ValueError(f"positions={positions} does not fit family {cls.family}: {several}; {keep}")
         if inside_layer(method) is not None:
             late = f"{method.name} cuts behind a decoder layer, where its authors' code keeps positions, too"
             raise ValueError(f"positions={positions} renumbers what enters the language model: {late}; {keep}")

@@ -82,6 +82,10 @@ class Llava(PlaceholderAdapter):
             raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
         return ids.expand(batch, length).unsqueeze(0)
 
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [1, B, L] as the decoder takes them, [B, L]."""
+        return positions[0]
+
     def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
         """Return (1, h, w) of every image that the tower encodes."""
         return [(1, *self.tower.patches(call))] * len(call["pixel_values"])

@@ -59,6 +59,10 @@ class Qwen25VL(PlaceholderAdapter):
             ids = ids[1:]
         return ids.expand(3, batch, length)
 
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return triples [3, B, L]; those of text are three times the same."""
+        return positions.expand(3, -1, -1)
+
     def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
         """Return (t, h, w) in merged tokens of what the tower encodes."""
         return self._merged(call["grid_thw"])

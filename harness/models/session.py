@@ -166,7 +166,7 @@ class Session:
             self._turned = kept[0]
         return {
             "inputs_embeds": rows.gather(states),
-            "position_ids": kept if self._turned is None else None,
+            "position_ids": self.adapter.position_ids(kept) if self._turned is None else None,
             "attention_mask": _as_mask(rows, mask),
         }
 
@@ -217,7 +217,7 @@ class Session:
         changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
         if self._call.get("position_ids") is None:
             # The model would count from the length of the cache, which lacks what was dropped.
-            changed["position_ids"] = pruned.positions(past, steps)
+            changed["position_ids"] = self.adapter.position_ids(pruned.positions(past, steps))
         elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
             raise ValueError(
                 "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
@@ -269,4 +269,4 @@ def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tenso
     if compact:
         behind = rows.numbered()[0].amax(1).to(behind.device) + 1
         shift = last_given.view(-1, 1) + 1 - behind.view(-1, 1)
-    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, len(positions), last_given, shift)
+    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, last_given, shift)
