@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, one_line
+from harness.prune import POSITIONS
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,7 +22,10 @@ SHIPPED = "harness://"  # a path inside the installed package
 
 @dataclass
 class ModelConfig:
-    """A checkpoint and how it is loaded; pixel limits are per image or video frame."""
+    """A checkpoint and how it is loaded.
+
+    Pixel limits are per image or video frame; null for a processor that has a resolution of its own.
+    """
 
     name: str = MISSING
     pretrained: str = MISSING
@@ -29,9 +33,9 @@ class ModelConfig:
     scorer: str | None = None
     dtype: str = "bfloat16"
     attn: str = "sdpa"
-    min_pixels: int = 200704
-    max_pixels: int = 1605632
-    max_frames: int = 32
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_frames: int | None = None
     batch_size: int = 1
     device: str = "auto"
 
@@ -55,6 +59,7 @@ class RunConfig:
     keep: float | None = None
     tokens: int | None = None
     seed: int = 0
+    positions: str = "keep"
     limit: int | None = None
     force: bool = False
     runs: str = "results/runs"
@@ -87,6 +92,8 @@ def validate(cfg: DictConfig) -> RunConfig:
         raise UserError("method.name is missing: the configuration of a method needs its name")
     _check_budget(run)
     _check_model(run.model)
+    if run.positions not in POSITIONS:
+        raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {run.positions}")
     if not run.tasks.metrics:
         raise UserError("no task: name at least one, as in tasks=pocket_existence")
     if not 0 <= run.seed < 2**63:
@@ -135,14 +142,13 @@ def _check_model(model: ModelConfig) -> None:
         raise UserError(
             "model.attn=flash_attention_2 needs the flash extra (pip install -e '.[flash]'); try model.attn=sdpa"
         )
-    if not 1 <= model.min_pixels <= model.max_pixels:
-        raise UserError(
-            f"model.min_pixels={model.min_pixels} must lie between 1 and model.max_pixels={model.max_pixels}"
-        )
-    if model.max_frames < 2:
+    low, high = model.min_pixels, model.max_pixels
+    if low is not None and not 1 <= low <= (low if high is None else high):
+        raise UserError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
+    if model.max_frames is not None and model.max_frames < 2:
         raise UserError(f"model.max_frames must be at least 2, got {model.max_frames}")
-    if model.max_pixels < VISUAL_TOKEN:
-        raise UserError(f"model.max_pixels must be at least {VISUAL_TOKEN}, one visual token, got {model.max_pixels}")
+    if high is not None and high < VISUAL_TOKEN:
+        raise UserError(f"model.max_pixels must be at least {VISUAL_TOKEN}, one visual token, got {high}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
         raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
     if model.scorer is not None and not shipped(model.scorer).exists():

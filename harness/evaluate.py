@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,11 @@ class Suite:
             model_name=PROMPTS_OF,
         )
 
-    def check(self) -> None:
-        """Load every task's data and first question, so that what is missing shows before the model runs."""
+    def check(self, media: Collection[str] = ("image", "video")) -> None:
+        """Load every task's data and first question, so that what is missing shows before the model runs.
+
+        `media` is what the model can be shown besides text.
+        """
         from lmms_eval.protocol import ChatMessages
         from lmms_eval.tasks import get_task_dict
 
@@ -96,6 +100,9 @@ class Suite:
             kinds = {part.type for message in first.messages for part in message.content}
             if other := kinds - {"text", "image", "video"}:
                 raise UserError(f"task {name} asks about {', '.join(other)}: the model takes text, images and videos")
+            if unseen := kinds - {"text", *media}:
+                shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
+                raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
             _check_metric(name, metric, task)
 
     def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Chat messages to model inputs for Qwen-style processors; every image and frame is resized exactly once, here."""
+"""Chat messages to model inputs. Every image and frame is resized exactly once.
+
+For processors of Qwen's kind that is done here, by pixel limits; others have a resolution of their own.
+"""
 
 import hashlib
 import json
@@ -13,6 +16,9 @@ import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image, fetch_video
 from qwen_vl_utils.vision_process import smart_resize, to_rgb
+from transformers.image_utils import load_image
+
+from harness.config import ModelConfig
 
 FRAME_TOKENS = 768  # visual tokens of one frame, and
 VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
@@ -25,9 +31,9 @@ Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video"
 class PixelLimits:
     """Pixels per image or frame, and frames per video; frames of files and of lists are capped further, alike."""
 
-    min_pixels: int
-    max_pixels: int
-    max_frames: int
+    min_pixels: int = 256 * 784
+    max_pixels: int = 2048 * 784
+    max_frames: int = 32
 
     def of_frames(self, count: int, patch: int) -> dict[str, Any]:
         """The limits of each of a video's `count` frames, as `fetch_video` takes them."""
@@ -37,8 +43,27 @@ class PixelLimits:
         return {**limits, "total_pixels": VIDEO_TOKENS * pixels}  # without it MODEL_SEQ_LEN of the environment counts
 
 
-def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits) -> Any:
-    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature."""
+def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
+    """What a processor of Qwen's kind resizes by, None for others; ValueError for limits that do not apply or fit."""
+    named = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
+    given = {key: value for key, value in named.items() if value is not None}
+    if not hasattr(processor.image_processor, "merge_size"):
+        if given:
+            listed = ", ".join(f"model.{key}={value}" for key, value in given.items())
+            nulls = " ".join(f"model.{key}=null" for key in given)
+            raise ValueError(f"{listed}: {type(processor).__name__} has a resolution of its own, pass {nulls}")
+        return None
+    limits = PixelLimits(**given)
+    if limits.min_pixels > limits.max_pixels:
+        low, high = limits.min_pixels, limits.max_pixels
+        raise ValueError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
+    return limits
+
+
+def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
+    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`."""
+    if limits is None:
+        return _as_they_are(processor, conversations)
     patch = processor.image_processor.patch_size
     images, videos, metadata = [], [], []
     for kind, media in _media(conversations):
@@ -51,13 +76,8 @@ def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits
             metadata.append(about)
         else:
             raise ValueError(f"the model takes images and videos, got {kind} in a message")
-    texts = processor.apply_chat_template(
-        [[_placeholders(message) for message in messages] for messages in conversations],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
     return processor(
-        text=texts,
+        text=_prompts(processor, conversations),
         images=images or None,
         videos=videos or None,
         padding=True,
@@ -66,6 +86,27 @@ def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits
         images_kwargs={"do_resize": False},
         videos_kwargs={"do_resize": False, "do_sample_frames": False, "video_metadata": metadata or None},
     )
+
+
+def _as_they_are(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
+    """The same from a processor that resizes, crops or pads by itself."""
+    images = []
+    for kind, media in _media(conversations):
+        if kind != "image":
+            name = type(processor).__name__
+            raise ValueError(f"{name} takes images only, got {kind} in a message: try tasks=pocket_image")
+        images.append(to_rgb(media if isinstance(media, Image.Image) else load_image(media)))
+    texts = _prompts(processor, conversations)
+    return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
+
+
+def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    texts: list[str] = processor.apply_chat_template(
+        [[_placeholders(message) for message in messages] for messages in conversations],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return texts
 
 
 def messages_digest(messages: Sequence[Message]) -> str:

@@ -13,7 +13,7 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
-from harness.inputs import Message, PixelLimits, messages_digest, to_inputs
+from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.loading import Loaded, Pruner, from_flat
 from harness.prune import Kept
 from harness.store import Journal, digest
@@ -118,7 +118,7 @@ class PrunedModel(lmms):
     @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         config, processor, model = self.loaded.config, self.loaded.processor, self.loaded.model
-        limits = PixelLimits(config.min_pixels, config.max_pixels, config.max_frames)
+        limits = limits_of(processor, config)
         inputs = to_inputs(processor, [request.messages for request in batch], limits).to(model.device)
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         handle.seed(seeds)

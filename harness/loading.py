@@ -20,6 +20,9 @@ import methods
 from harness import checkpoint
 from harness.config import ModelConfig, RunConfig, shipped, validate
 from harness.errors import UserError, one_line
+from harness.inputs import limits_of
+from harness.models import adapter_class
+from harness.models.base import Adapter
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.store import digest, slug
 from methods.base import Method, Signal
@@ -51,22 +54,32 @@ class Pruner:
     budget: Budget
     scorer: Path | None = None
     seed: int = 0
+    positions: str = "keep"
 
     @property
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
-        return f"{slug(self.name)}-{self.budget.label}"
+        return f"{slug(self.name)}-{self.budget.label}{'' if self.positions == 'keep' else f'-{self.positions}'}"
 
     def attach(self, model: Any) -> AbstractContextManager[Any]:
         """The pruning context on `model`."""
-        keep, tokens = self.budget.keep, self.budget.tokens
-        return harness.prune(model, self.method, keep=keep, tokens=tokens, scorer=self.scorer, seed=self.seed)
+        return harness.prune(
+            model,
+            self.method,
+            keep=self.budget.keep,
+            tokens=self.budget.tokens,
+            scorer=self.scorer,
+            seed=self.seed,
+            positions=self.positions,
+        )
 
 
 def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     """The method with its parameters checked, and its scorer found and read; UserError for what is wrong or missing."""
     try:
         method = methods.load(run.method["name"], **run.params)
+        positions = run.positions if run.pruned else "keep"
+        family_of(folder).check_positions(positions, method)
         scorer = None
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
@@ -75,14 +88,22 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
             check_scorer(scorer, folder)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
-    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0)
+    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, positions)
+
+
+def family_of(folder: Path) -> type[Adapter]:
+    """The adapter of the model in `folder`; of the model only config.json is read."""
+    return adapter_class(_config(folder).model_type, f"the model in {folder}")
+
+
+def _config(folder: Path) -> Any:
+    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+        return transformers.AutoConfig.from_pretrained(folder)
 
 
 def check_scorer(scorer: Path, folder: Path) -> None:
     """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
-    with _in_one_line(f"cannot read {folder / 'config.json'}"):
-        width = transformers.AutoConfig.from_pretrained(folder).get_text_config().hidden_size
-    load_scorer(scorer, width)
+    load_scorer(scorer, _config(folder).get_text_config().hidden_size)
 
 
 def device_of(model: ModelConfig) -> str:
@@ -107,6 +128,7 @@ def load(config: ModelConfig) -> Loaded:
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    check_processor(processor, config, folder)
     with _in_one_line(f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
@@ -124,6 +146,18 @@ def load(config: ModelConfig) -> Loaded:
         what = f"{name} is {list(found)}, expected {list(expected)}"
         raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {what}")
     return Loaded(model, processor, config, folder)
+
+
+def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
+    """UserError for pixel limits that a processor does not resize by, and for one that cannot count visual tokens."""
+    try:
+        limits_of(processor, config)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    counts = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
+    lacking = [name for name in counts if getattr(processor, name, 0) is None]
+    if lacking:
+        raise UserError(f"the processor in {folder} lacks {', '.join(lacking)}: set them in its processor_config.json")
 
 
 @contextmanager
@@ -171,6 +205,7 @@ class Identity:
             "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens},
             "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
             "seed": pruner.seed,
+            "positions": pruner.positions,
         }
 
 

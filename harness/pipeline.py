@@ -16,7 +16,7 @@ from harness.choices import task_files
 from harness.config import RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
-from harness.loading import Identity, Loaded, Pruner, device_of, load, pruner_of
+from harness.loading import Identity, Loaded, Pruner, device_of, family_of, load, pruner_of
 from harness.store import RunFolder, digest, slug
 
 _last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one model in memory
@@ -38,7 +38,7 @@ def run(config: RunConfig) -> tuple[RunFolder, RunFolder]:
     ]
     if todo:
         suite = Suite(config.tasks)
-        suite.check()
+        suite.check(family_of(weights).media)
         loaded = _model(config, identity)
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
@@ -130,7 +130,7 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "name": pruner.name,
         **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
     }
-    resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed)
+    resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {
         "method": slug(pruner.name),
         "model": config.model.name,

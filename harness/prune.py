@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from methods.base import Method, Selection
 
 
+POSITIONS = ("keep", "compact")  # of kept tokens: see `prune`
+
+
 @dataclass(frozen=True)
 class Kept:
     """What was kept of one sample."""
@@ -43,11 +46,19 @@ class Kept:
 class Pruning:
     """Handle of a running `prune` block: what was kept, and the seed of methods that draw at random."""
 
-    def __init__(self, method: Method, budget: Budget, scorer: Callable[[Tensor], Tensor] | None, seed: int) -> None:
+    def __init__(
+        self,
+        method: Method,
+        budget: Budget,
+        scorer: Callable[[Tensor], Tensor] | None,
+        seed: int,
+        positions: str = "keep",
+    ) -> None:
         import torch
 
         self.method = method
         self.budget = budget
+        self.positions = positions
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
         self._scorer = scorer
         self._generator = torch.Generator()
@@ -93,6 +104,7 @@ def prune(
     tokens: int | None = None,
     scorer: str | Path | nn.Module | None = None,
     seed: int = 0,
+    positions: str = "keep",
     **params: Any,
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
@@ -111,6 +123,9 @@ def prune(
         scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
             scorer; by default the one that came with the model's weights.
         seed: of methods that draw at random.
+        positions: "keep" (default): kept tokens have the position ids of the whole prompt. "compact": what enters the
+            language model is numbered 0..L-1 and decoding goes on from L, as in the published codes for LLaVA-1.5,
+            which cut before there are positions; for families with 1-D positions and methods that cut there.
         params: parameters of the method, if it is given by name.
     """
     from harness.models import adapter_for
@@ -120,9 +135,10 @@ def prune(
     chosen = _method(method, params)
     adapter = adapter_for(model)
     adapter.check(chosen)
+    adapter.check_positions(positions, chosen)
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
-    pruning = Pruning(chosen, budget, score, seed)
+    pruning = Pruning(chosen, budget, score, seed, positions)
     with Session(adapter, pruning).attached():
         yield pruning
 

@@ -1,10 +1,14 @@
-"""A tiny random Qwen2.5-VL with tokenizer and processor, built in memory, for tests that need no real weights."""
+"""A tiny random Qwen2.5-VL and a tiny LLaVA-1.5, with tokenizer and processors, built in memory."""
 
 from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -28,6 +32,7 @@ VISION = {
     "fullatt_block_indexes": [1],
     "initializer_range": 0.3,
 }
+LLAVA_SIDE, LLAVA_PATCH = 56, 14  # 16 visual tokens
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 CHAT_TEMPLATE = (
@@ -100,13 +105,78 @@ def tiny_qwen(
     return model
 
 
-def tiny_attention(attn, **kwargs):
-    """The tiny model with a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
+def tiny_llava_processor() -> LlavaProcessor:
+    """A processor whose images become 4 x 4 visual tokens, whatever their size."""
+    side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": LLAVA_SIDE}, crop_size=side),
+        tokenizer=tiny_tokenizer(),
+        patch_size=LLAVA_PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<|image_pad|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_llava(
+    dtype: torch.dtype = torch.float32,
+    attn: str = "sdpa",
+    seed: int = 0,
+    layers: int = 2,
+    depth: int = 3,
+    text: str = "llama",
+    **config: object,
+) -> LlavaForConditionalGeneration:
+    """A LLaVA-1.5 of random weights: a CLIP tower with CLS, whose last layer but one the features are."""
+    ids = tiny_tokenizer().convert_tokens_to_ids
+    special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
+    made = LlavaConfig(
+        text_config={
+            "model_type": text,
+            "vocab_size": 512,
+            "hidden_size": HIDDEN,
+            "intermediate_size": 96,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.3,
+            **special,
+        },
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": depth,
+            "num_attention_heads": 2,
+            "image_size": LLAVA_SIDE,
+            "patch_size": LLAVA_PATCH,
+        },
+        image_token_index=ids("<|image_pad|>"),
+        image_seq_length=(LLAVA_SIDE // LLAVA_PATCH) ** 2,
+        **config,
+    )
+    made._attn_implementation = attn
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(made).eval()
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if "language_model" not in name and parameter.ndim > 1:
+                parameter.normal_(std=0.3)  # CLIP scales its own too small for images to matter
+    model = model.to(dtype)
+    model.generation_config.eos_token_id = special["eos_token_id"]
+    model.generation_config.pad_token_id = special["pad_token_id"]
+    return model
+
+
+def tiny_attention(attn, build=tiny_qwen, **kwargs):
+    """A tiny model with a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
     if attn != "flash_like":
-        return tiny_qwen(attn=attn, **kwargs)
+        return build(attn=attn, **kwargs)
     ALL_ATTENTION_FUNCTIONS.register("flash_like", _flash_like)
     ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
-    model = tiny_qwen(**kwargs)
+    model = build(**kwargs)
     model.model.language_model.config._attn_implementation = "flash_like"
     return model
 

@@ -11,15 +11,20 @@ if TYPE_CHECKING:
     from harness.models.base import Adapter
 
 # model_type of the configuration -> module:class
-FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL"}
+FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL", "llava": "harness.models.llava:Llava"}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
     """Return the adapter of the family that `model` belongs to."""
     family = getattr(getattr(model, "config", None), "model_type", None)
+    return adapter_class(family, type(model).__name__)(model)
+
+
+def adapter_class(family: str | None, what: str = "this model") -> type[Adapter]:
+    """Return the adapter of the family with that model_type; an error says that `what` has none."""
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"no adapter for {type(model).__name__} (model_type {family!r}); supported families: {known}")
+        raise ValueError(f"no adapter for {what} (model_type {family!r}); supported families: {known}")
     module, _, name = FAMILIES[family].partition(":")
-    adapter: Adapter = getattr(import_module(module), name)(model)
+    adapter: type[Adapter] = getattr(import_module(module), name)
     return adapter

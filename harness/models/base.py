@@ -15,6 +15,7 @@ from harness.models.hooking import submodule
 from harness.models.prefill import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
 from harness.models.vision import VisionSignals, VisionTower
+from harness.prune import POSITIONS
 from methods.base import Method, Signal
 
 
@@ -28,6 +29,9 @@ class DecoderParts:
     attention: str = "self_attn"
     projections: tuple[str, str] = ("q_proj", "k_proj")  # of the attention: what comes last before the rotation
     mlp: str = "mlp"
+    # What turns 1-D positions into angles: kept ones are handed over there, since jumps in the ids that the language
+    # model gets mean packed sequences to its masks. None for a family with several coordinates per token.
+    rotary: str | None = None
 
 
 class Adapter(ABC):
@@ -35,6 +39,7 @@ class Adapter(ABC):
 
     family: ClassVar[str]
     supplies: ClassVar[frozenset[Signal]]
+    media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown
     lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
@@ -71,6 +76,10 @@ class Adapter(ABC):
     @abstractmethod
     def positions(self, call: Mapping[str, Any]) -> Tensor:
         """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
+
+    @abstractmethod
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [R, B, L], or [1, B, L] of text, as "decoder" takes them."""
 
     @abstractmethod
     def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
@@ -121,6 +130,21 @@ class Adapter(ABC):
         types = set(getattr(submodule(self.model, self.decoder.path).config, "layer_types", None) or ())
         if types - {"full_attention"}:
             raise ValueError(f"{method.name} cuts inside the language model, whose layers are of types {sorted(types)}")
+
+    @classmethod
+    def check_positions(cls, positions: str, method: Method) -> None:
+        """Refuse a setting of `positions` that there is not, or that means nothing here."""
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        if positions == "keep":
+            return
+        keep = 'pass positions="keep"'
+        if cls.decoder.rotary is None:
+            several = "a visual token's position is its time, row and column, which no count from 0 replaces"
+            raise ValueError(f"positions={positions} does not fit family {cls.family}: {several}; {keep}")
+        if inside_layer(method) is not None:
+            late = f"{method.name} cuts behind a decoder layer, where its authors' code keeps positions, too"
+            raise ValueError(f"positions={positions} renumbers what enters the language model: {late}; {keep}")
 
     def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> Callable[[Tensor], Tensor] | None:
         """Return what scores tokens [N, D] -> [N] for `method`: the given scorer, or the one beside the weights."""

@@ -25,9 +25,9 @@ def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
         kinds: [S], 0 on what is not visual.
         configs: of the model and of generation, which name special tokens.
     """
-    end, padding, visual = (torch.isin(ids, ids.new_tensor(_named(configs, n))) for n in (ENDS, PADDING, VISUAL))
+    end, padding, visual = (torch.isin(ids, ids.new_tensor(named(configs, n))) for n in (ENDS, PADDING, VISUAL))
     place = torch.arange(len(ids), device=ids.device)
-    special = ids >= min(_named(configs, ENDS + PADDING + VISUAL))
+    special = ids >= min(named(configs, ENDS + PADDING + VISUAL))
     start = special & ~(end | padding | visual)
     last_of_all = place == len(ids) - 1
     between = ~special & end.roll(1) & (place > 0) & ((special & ~visual).roll(-1) | last_of_all)
@@ -45,7 +45,7 @@ def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     return words.nonzero().squeeze(1)
 
 
-def _named(configs: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
+def named(configs: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
     """Return the ids that the configurations, or their parts for text, have under `names`."""
     found: list[int] = []
     for config in configs:

@@ -28,6 +28,11 @@ class Rows:
         index = self.index.to(positions.device)
         return positions.gather(2, index.expand(len(positions), -1, -1))
 
+    def numbered(self) -> Tensor:
+        """Return positions [1, B, L] that count each sample's rows from 0, without its padding."""
+        present = torch.ones_like(self.index) if self.mask is None else self.mask.to(self.index)
+        return (present.cumsum(1) - 1).clamp(min=0).unsqueeze(0)
+
 
 def remaining(stay: Tensor, valid: Tensor) -> Rows:
     """Keep the rows `stay` [B, S], aligned on the side on which `valid` [B, S] shows that the batch was.

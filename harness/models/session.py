@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.models.base import Adapter, inside_layer
 from harness.models.cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache, cached_length
-from harness.models.hooking import Handles, arguments
+from harness.models.hooking import Handles, arguments, submodule
 from harness.models.inside import InsideCut
 from harness.models.prefill import Layout, Prefill, valid_rows
 from harness.models.rows import Rows, remaining, require_rows
@@ -41,6 +41,7 @@ class Session:
         self._call: dict[str, Any] = {}  # arguments of the multimodal module
         self._expected: list[int] | None = None  # [B] rows that layer 0 must receive
         self._filling: PrunedCache | None = None
+        self._turned: Tensor | None = None  # [B, L] positions of the rows that layer 0 receives, if they are 1-D
         method, layer = pruning.method, inside_layer(pruning.method)
         self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
         reads = method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and pruning.budget.keep != 1
@@ -66,6 +67,8 @@ class Session:
                 self._reader.attach(model, handles)
             for role, hook in before.items():
                 handles.before(modules[role], hook)
+            if self.adapter.decoder.rotary is not None:
+                handles.before(submodule(model, self.adapter.decoder.rotary), self._enter_rotary)
             if self._inside is not None:
                 self._inside.attach(handles, self._verify)
             for role in ("root", "multimodal"):
@@ -98,7 +101,7 @@ class Session:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Settle the debt of a pass; one that raised, and so has no output, stays unverified."""
-        self._layout = self._expected = self._filling = None
+        self._layout = self._expected = self._filling = self._turned = None
         self._labels, self._call = False, {}
         if self._inside is not None:
             self._inside.forget()
@@ -156,12 +159,22 @@ class Session:
         states, stay = prefill.choose(self.pruning, states, 0.0)
         self._expected = expected
         rows = remaining(stay & valid, valid)
-        self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device))
+        compact = self.pruning.positions == "compact"
+        kept = rows.numbered() if compact else rows.gather_positions(positions)
+        self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device), compact)
+        if self.adapter.decoder.rotary is not None:
+            self._turned = kept[0]
         return {
             "inputs_embeds": rows.gather(states),
-            "position_ids": rows.gather_positions(positions),
+            "position_ids": self.adapter.position_ids(kept) if self._turned is None else None,
             "attention_mask": _as_mask(rows, mask),
         }
+
+    def _enter_rotary(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        positions, self._turned = self._turned, None
+        return None if positions is None else ((), arguments(module, args, kwargs) | {"position_ids": positions})
 
     def _signals(self, layout: Layout) -> tuple[Any, Any]:
         """Return, per prompt, what was read of the vision tower and where the question stands, if it is needed."""
@@ -204,12 +217,14 @@ class Session:
         changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
         if self._call.get("position_ids") is None:
             # The model would count from the length of the cache, which lacks what was dropped.
-            changed["position_ids"] = pruned.positions(past, steps)
+            changed["position_ids"] = self.adapter.position_ids(pruned.positions(past, steps))
         elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
             raise ValueError(
                 "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
                 "pass a further turn as the whole conversation, without past_key_values"
             )
+        elif pruned.shift is not None:
+            changed["position_ids"] = call["position_ids"] - pruned.shift
         return changed
 
     def _enter_first_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -244,10 +259,14 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
     return rows.mask.to(torch.long if given is None else given.dtype)
 
 
-def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor) -> CutBeforeLLM:
-    """Describe the cache after a prefill of `rows`; `positions` [3, B, S] are those of all rows, from the `given`."""
+def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor, compact: bool) -> CutBeforeLLM:
+    """Describe the cache after a prefill of `rows`; `positions` [R, B, S] are those of all rows, from the `given`."""
     behind = positions.amax(0).masked_fill(~valid, -1).amax(1) + 1
     given = positions if given is None else given.expand(*given.shape[:-2], *valid.shape)
     last = (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(1, keepdim=True)
     last_given = given.gather(-1, last.expand(*given.shape[:-1], 1))
-    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, last_given)
+    shift = None
+    if compact:
+        behind = rows.numbered()[0].amax(1).to(behind.device) + 1
+        shift = last_given.view(-1, 1) + 1 - behind.view(-1, 1)
+    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, last_given, shift)

@@ -1,0 +1,95 @@
+"""LLaVA-1.5: images of one size, a token per CLIP patch, 1-D positions, a stock language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from harness.models import qwen_text, vicuna_text
+from harness.models.base import DecoderParts
+from harness.models.llava_vision import ClipTower
+from harness.models.placeholders import PlaceholderAdapter
+from harness.models.prefill import Grid
+from methods.base import Method, Signal
+
+TOWER = "clip_vision_model"
+TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
+
+
+class Llava(PlaceholderAdapter):
+    """`LlavaForConditionalGeneration` with a CLIP tower, cut in front of decoder layer 0 or between two later ones."""
+
+    family = "llava"
+    media: ClassVar[frozenset[str]] = frozenset({"image"})
+    supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
+    targets: ClassVar[Mapping[str, str]] = {
+        "multimodal": "model",
+        "vision": "model.vision_tower",
+        "decoder": "model.language_model",
+        "first_layer": "model.language_model.layers.0",
+    }
+    decoder: ClassVar[DecoderParts] = DecoderParts(
+        path="model.language_model",
+        layers="model.language_model.layers",
+        norm="model.language_model.norm",
+        rotary="model.language_model.rotary_emb",
+    )
+    rotate = staticmethod(apply_rotary_pos_emb)
+    encode_here = "pass pixel_values, inside it"
+
+    @property
+    def tower(self) -> ClipTower:
+        """How the vision tower is read."""
+        return ClipTower(self.model)
+
+    def check(self, method: Method) -> None:
+        """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
+        config = self._config
+        if config.vision_config.model_type != TOWER:
+            raise ValueError(f"{self.name} has a tower of type {config.vision_config.model_type}, supported is {TOWER}")
+        if config.vision_feature_select_strategy != "default":
+            found = config.vision_feature_select_strategy
+            raise ValueError(
+                f"{self.name} keeps CLS as a token (vision_feature_select_strategy={found}): not supported"
+            )
+        layer = config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise ValueError(f"{self.name} joins vision layers (vision_feature_layer={layer}): only one is supported")
+        super().check(method)
+        text = config.text_config.model_type
+        if Signal.LLM in method.needs and text not in TEXT_MODELS:
+            raise ValueError(f"{method.name} reads a decoder layer of type {text}, supported: {', '.join(TEXT_MODELS)}")
+        if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and self.tower.layer("last", "official") < 0:
+            raise ValueError(f"{method.name} reads the layer whose output the features are, but they precede layer 0")
+
+    def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
+        configs = self._config, self.model.generation_config
+        rule = vicuna_text.question if self._config.text_config.model_type == "llama" else qwen_text.question
+        return rule(ids, kinds, *configs)
+
+    def positions(self, call: Mapping[str, Any]) -> Tensor:
+        """Return the 1-D positions [1, B, S] of the full sequence."""
+        states, ids = call["inputs_embeds"], call.get("position_ids")
+        batch, length = states.shape[:2]
+        if ids is None:  # what the language model itself falls back to
+            ids = torch.arange(length, device=states.device).view(1, -1)
+        elif call.get("attention_mask") is None and bool((ids.diff(dim=-1) != 1).any()):
+            raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
+        return ids.expand(batch, length).unsqueeze(0)
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [1, B, L] as the decoder takes them, [B, L]."""
+        return positions[0]
+
+    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+        """Return (1, h, w) of every image that the tower encodes."""
+        return [(1, *self.tower.patches(call))] * len(call["pixel_values"])
+
+    def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
+        """Return (1, h, w) of every image of the batch."""
+        return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None

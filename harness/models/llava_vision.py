@@ -1,0 +1,59 @@
+"""Reading the CLIP tower of LLaVA-1.5: CLS first, learned positions, full attention, one token per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from harness.models.vision import VisionTower
+
+# HiPrune's layer of 24, counted from 0: the authors' ninth, and what became of it in arXiv 2602.13315. A tower of
+# another depth has its middle at the same share of it.
+MIDDLE = {"official": 8, "paper": 9}
+PUBLISHED_DEPTH = 24
+
+
+class ClipTower(VisionTower):
+    """A pass has one row of patches [images, 1 + h * w, C], CLS in front."""
+
+    path: ClassVar[str] = "model.vision_tower"
+    has_cls: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module) -> None:
+        config: Any = model.config
+        self._config: Any = config.vision_config
+        self._feature_layer: int = config.vision_feature_layer
+
+    def layer(self, role: str, numbering: str) -> int:
+        """Return the layer whose output the features are (22 of 24 as released), or 8 ("official") or 9 ("paper")."""
+        depth = int(self._config.num_hidden_layers)
+        if role == "last":
+            return self._feature_layer % (depth + 1) - 1  # hidden_states[0] is what enters layer 0
+        return MIDDLE[numbering] * depth // PUBLISHED_DEPTH
+
+    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
+        """Return a layer's attention, and its projections to q and k."""
+        attention = f"{self.path}.encoder.layers.{layer}.self_attn"
+        return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
+
+    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return q and k [H, T, d], which have no positions of their own."""
+        heads = int(self._config.num_attention_heads)
+        q, k = (part.reshape(-1, heads, part.shape[-1] // heads).transpose(0, 1) for part in projected)
+        return q, k
+
+    def units(self, call: Mapping[str, Any]) -> list[int]:
+        """Return 1 + h * w for every image."""
+        h, w = self.patches(call)
+        return [1 + h * w] * len(call["pixel_values"])
+
+    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Return `patches`: each is a token."""
+        return patches
+
+    def patches(self, call: Mapping[str, Any]) -> tuple[int, int]:
+        """Return (h, w) of the images [images, 3, H, W] in `call`, which are of one size."""
+        height, width = call["pixel_values"].shape[-2:]
+        return height // int(self._config.patch_size), width // int(self._config.patch_size)

@@ -1,0 +1,183 @@
+"""Families that mark visual tokens by placeholder ids, and whose images may be encoded ahead of a pass."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.base import Adapter
+from harness.models.cache import cached_length
+from harness.models.prefill import Grid, Layout
+from harness.models.vision import VisionSignals, dealt
+
+CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+NO_IDS = (
+    "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds; "
+    "for text alone pass mm_token_type_ids of zeros"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A pass through the vision tower."""
+
+    output: weakref.ref[Any]
+    grids: list[Grid]  # in tokens, of each image or video
+    signals: VisionSignals | None
+
+
+class PlaceholderAdapter(Adapter):
+    """A family that puts visual tokens in the place of the ids `image_token_id` and `video_token_id`."""
+
+    encode_here: ClassVar[str]  # what to do about images that were encoded elsewhere
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        # generate() encodes first and then passes the encoder's output on without its grids.
+        self._encoded: list[Encoded] = []
+
+    @abstractmethod
+    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+        """Return (t, h, w) in tokens of what a pass through "vision" encodes; `call` are its arguments."""
+
+    @abstractmethod
+    def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
+        """Return (t, h, w) in tokens of every image or video, if the arguments of "multimodal" say so."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width D of a visual token at the entry of the language model."""
+        return int(self._config.get_text_config().hidden_size)
+
+    @property
+    def _config(self) -> Any:
+        return self.model.config
+
+    def has_visuals(self, call: Mapping[str, Any]) -> bool:
+        """True if images or videos come along, or placeholders in a prompt (a decoded placeholder is just a token)."""
+        encoded = call.get("mm_encoder_outputs") or {}
+        if any(call.get(PIXELS[kind]) is not None or encoded.get(kind) is not None for kind in CODES):
+            return True
+        ids = call.get("input_ids")
+        if cached_length(call.get("past_key_values")):
+            return False
+        if ids is None:
+            types = call.get("mm_token_type_ids")
+            if types is None or bool(types.any()):
+                raise ValueError(NO_IDS)
+            return False
+        return bool(self._kinds(ids).any())
+
+    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+        """Remember the grids of what the vision tower just encoded, and what was read of it."""
+        self._encoded = [one for one in self._encoded if one.output() is not None]
+        self._encoded.append(Encoded(weakref.ref(output), self.encoded_grids(call), signals))
+
+    def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
+        """Return per prompt what was read, in this pass or when generate() encoded."""
+        given = [kind for kind in CODES if call.get(PIXELS[kind]) is not None]  # encoded in this pass, in this order
+        known = dict(zip(given, self._encoded[-len(given) :], strict=True)) if given else {}
+        for kind, output in (call.get("mm_encoder_outputs") or {}).items():
+            if output is not None and kind not in known:
+                known[kind] = self._known(kind, output)
+        return dealt(layout.kinds, {CODES[kind]: one.signals for kind, one in known.items() if one.signals})
+
+    def layout(self, call: Mapping[str, Any]) -> Layout:
+        """Find the placeholders of images and videos and lay the grids over them, in order of appearance."""
+        ids = call.get("input_ids")
+        if ids is None:
+            raise ValueError(NO_IDS)
+        kinds = self._kinds(ids)
+        grids = {kind: self._grids(kind, call) for kind in CODES}
+        copies = _copies(kinds, grids)
+        per_prompt = _per_prompt(kinds[::copies].cpu(), grids)
+        return Layout(kinds > 0, per_prompt, kinds[::copies], copies=copies, obstacle=_obstacle(call))
+
+    def _kinds(self, ids: Tensor) -> Tensor:
+        """Return [B, S]: 1 where a placeholder of an image stands, 2 for a video, else 0."""
+        kinds = torch.zeros_like(ids, dtype=torch.int8)
+        for kind, code in CODES.items():
+            token = getattr(self._config, f"{kind}_token_id", None)
+            if token is not None:
+                kinds += (ids == token).to(torch.int8) * code
+        return kinds
+
+    def _grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid]:
+        given = self.given_grids(kind, call)
+        encoded = (call.get("mm_encoder_outputs") or {}).get(kind)
+        if given is None and encoded is not None:
+            given = self._known(kind, encoded).grids
+        return given or []
+
+    def _known(self, kind: str, encoded: Any) -> Encoded:
+        """Return what was noted when `encoded` left the vision tower."""
+        for one in self._encoded:
+            if _same(one.output(), encoded):
+                return one
+        raise ValueError(
+            f"{kind}s were encoded outside the prune block, or prefill_chunk_size splits them: "
+            f"{self.encode_here.format(kind=kind)}, and pass the prompt in one chunk"
+        )
+
+
+def _same(known: Any, encoded: Any) -> bool:
+    """True for one output of the vision tower and what a chunked prefill makes of it if one chunk has it all."""
+    if known is None or known is encoded:
+        return known is not None
+    known, encoded = (torch.cat(list(output.pooler_output)) for output in (known, encoded))
+    return torch.equal(known, encoded)
+
+
+def _obstacle(call: Mapping[str, Any]) -> str | None:
+    if cached_length(call.get("past_key_values")):
+        remedy = "pass the whole conversation without past_key_values and without prefill_chunk_size"
+        return f"an image after a cached prefix cannot be pruned: {remedy}"
+    if call.get("mm_encoder_outputs") and call.get("use_cache") is False:
+        return "generate(use_cache=False) would prune anew for every token: leave the cache on"
+    return None
+
+
+def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
+    """Return how many consecutive rows of `kinds` [B, S] were made of each prompt for beams or several answers."""
+    found = set()
+    for kind, code in CODES.items():
+        tokens, covered = int((kinds == code).sum()), sum(t * h * w for t, h, w in grids[kind])
+        if tokens == covered == 0:
+            continue
+        if not covered or not tokens or tokens % covered:
+            raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids[kind]} cover {covered}")
+        found.add(tokens // covered)
+    copies = found.pop() if len(found) == 1 else 0
+    if not copies or len(kinds) % copies or not torch.equal(kinds, kinds[::copies].repeat_interleave(copies, dim=0)):
+        raise ValueError("the images and videos do not fit the prompts: their tokens are not covered once by the grids")
+    return copies
+
+
+def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> list[list[Grid]]:
+    """Deal the grids out to the prompts `kinds` [B, S] in the order in which their placeholders appear."""
+    queues = {code: iter(grids[kind]) for kind, code in CODES.items()}
+    names = {code: kind for kind, code in CODES.items()}
+    dealt = []
+    for row in kinds:
+        where = row.nonzero().squeeze(1)
+        codes, mine, start = row[where], [], 0
+        while start < len(where):
+            code = int(codes[start])
+            grid = next(queues[code], None)
+            end = start + (grid[0] * grid[1] * grid[2] if grid else 1)
+            block = where[start:end]
+            if grid is None or end > len(where) or int(block[-1] - block[0]) != end - start - 1:
+                raise ValueError(f"{names[code]} tokens do not form a block of their grid (t, h, w) = {grid}")
+            if not bool((codes[start:end] == code).all()):
+                raise ValueError(f"{names[code]} tokens of grid {grid} are mixed with those of another kind")
+            mine.append(grid)
+            start = end
+        dealt.append(mine)
+    return dealt
