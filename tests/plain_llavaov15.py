@@ -37,19 +37,22 @@ GRIDS = {
 }
 
 
-def tiny_llavaov15(attn="sdpa", seed=0):
+def tiny_llavaov15(attn="sdpa", seed=0, layers=2, depth=2, dtype=torch.float32, **options):
     """Random weights everywhere, also where a fresh model has ones and zeros."""
     ids = tiny_tokenizer().convert_tokens_to_ids
     special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     config = LlavaOnevision15Config(
-        text_config={**TEXT, **special},
-        vision_config=VISION,
+        text_config={**TEXT, **special, "num_hidden_layers": layers},
+        vision_config={**VISION, "depth": depth},
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        **options,
     )
     config._attn_implementation = attn
     torch.manual_seed(seed)
-    model = LlavaOnevision15ForConditionalGeneration(config).eval()
+    model = LlavaOnevision15ForConditionalGeneration(config).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -111,7 +114,8 @@ def expected_shapes(vision, text, depth, layers):
 def released_folder(folder, extra=()):
     """A checkpoint of random tensors under the released names, with a configuration that names code of its own."""
     config = tiny_llavaov15().config.to_dict()
-    config |= {"architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"], "vision_start_token_id": 5}
+    config |= {"architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"]}
+    del config["vision_end_token_id"]
     config["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "stolen.Thing")
     config["vision_config"] |= {"embed_dim": VISION["hidden_size"]}
     del config["vision_config"]["unpack"]

@@ -73,6 +73,10 @@ class Adapter(ABC):
         """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
 
     @abstractmethod
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [R, B, L], or [1, B, L] of text, as "decoder" takes them."""
+
+    @abstractmethod
     def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
         """Return per prompt what was read while its images were encoded; `call` are the arguments of "multimodal"."""
 

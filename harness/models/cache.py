@@ -32,16 +32,16 @@ class CutBeforeLLM(PrunedCache):
     """All layers lack what was dropped, so the model would count positions wrongly."""
 
     next_position: Tensor  # [B] behind the largest of the prompt: from there the model counts on by itself
-    last_given: Tensor  # [R, B, 1] position of the last token as it was given: from there generate() counts on
+    last_given: Tensor  # [..., B, 1] position of the last token as it was given: from there generate() counts on
     check_positions: bool = False  # not while tokens come one by one: it would make a GPU wait in every step
 
     def positions(self, past: int, steps: int) -> Tensor:
-        """Return the positions [3, B, steps] of text that follows `past` cached ones."""
+        """Return the positions [1, B, steps] of text that follows `past` cached ones."""
         counted = torch.arange(past - self.length, past - self.length + steps, device=self.next_position.device)
-        return (self.next_position.view(-1, 1) + counted).expand(3, -1, -1)
+        return (self.next_position.view(-1, 1) + counted).unsqueeze(0)
 
     def precedes(self, given: Tensor, past: int) -> bool:
-        """Tell whether the positions `given` [R, B, steps] go on from the prompt after `past` cached tokens.
+        """Tell whether the positions `given` [..., B, steps] go on from the prompt after `past` cached tokens.
 
         A new generate() on the cache gives fewer rows, and would count from its length.
         """

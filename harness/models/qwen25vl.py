@@ -141,6 +141,10 @@ class Qwen25VL(Adapter):
             ids = ids[1:]
         return ids.expand(3, batch, length)
 
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return triples [3, B, L]; those of text are three times the same."""
+        return positions.expand(3, -1, -1)
+
     def _kinds(self, ids: Tensor) -> Tensor:
         """Return [B, S]: 1 where a placeholder of an image stands, 2 for a video, else 0."""
         image, video = ids == self._config.image_token_id, ids == self._config.video_token_id

@@ -159,7 +159,7 @@ class Session:
         self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device))
         return {
             "inputs_embeds": rows.gather(states),
-            "position_ids": rows.gather_positions(positions),
+            "position_ids": self.adapter.position_ids(rows.gather_positions(positions)),
             "attention_mask": _as_mask(rows, mask),
         }
 
@@ -204,7 +204,7 @@ class Session:
         changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
         if self._call.get("position_ids") is None:
             # The model would count from the length of the cache, which lacks what was dropped.
-            changed["position_ids"] = pruned.positions(past, steps)
+            changed["position_ids"] = self.adapter.position_ids(pruned.positions(past, steps))
         elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
             raise ValueError(
                 "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
@@ -245,7 +245,7 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
 
 
 def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor) -> CutBeforeLLM:
-    """Describe the cache after a prefill of `rows`; `positions` [3, B, S] are those of all rows, from the `given`."""
+    """Describe the cache after a prefill of `rows`; `positions` [R, B, S] are those of all rows, from the `given`."""
     behind = positions.amax(0).masked_fill(~valid, -1).amax(1) + 1
     given = positions if given is None else given.expand(*given.shape[:-2], *valid.shape)
     last = (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(1, keepdim=True)
