@@ -5,8 +5,9 @@ import math
 
 import torch
 from safetensors.torch import save_file
-from tiny import HIDDEN, tiny_tokenizer
+from tiny import CHAT_TEMPLATE, HIDDEN, tiny_tokenizer
 from torch.nn import functional
+from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -27,6 +28,12 @@ TEXT = {
 
 
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "initializer_range": 0.2}
+
+
+PATCHES = {
+    **{"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1},
+    **{"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28},
+}
 
 
 GRIDS = {
@@ -59,6 +66,23 @@ def tiny_llavaov15(attn="sdpa", seed=0, layers=2, depth=2, dtype=torch.float32, 
     for name in ("eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, special[name])
     return model
+
+
+def llavaov15_processor():
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**PATCHES),
+        tokenizer=tiny_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**PATCHES),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_older_files(processor, folder):
+    """The files of older releases: no processor_config.json, one file for images and videos."""
+    processor.tokenizer.save_pretrained(folder)
+    about = {**PATCHES, "image_processor_type": "Qwen2VLImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
 
 
 def pixels_of(grids, seed=0):
