@@ -15,6 +15,7 @@ from harness.prune import POSITIONS
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
+UNPACK = (None, "released", "fixed")
 ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
@@ -24,7 +25,8 @@ SHIPPED = "harness://"  # a path inside the installed package
 class ModelConfig:
     """A checkpoint and how it is loaded.
 
-    Pixel limits are per image or video frame; null for a processor that has a resolution of its own.
+    Pixel limits are per image or video frame; null for a processor that has a resolution of its own. `unpack` is
+    LLaVA-OneVision-1.5's: "released" for what its weights were published with, "fixed" for what was meant.
     """
 
     name: str = MISSING
@@ -38,6 +40,7 @@ class ModelConfig:
     max_frames: int | None = None
     batch_size: int = 1
     device: str = "auto"
+    unpack: str | None = None
 
 
 @dataclass
@@ -138,6 +141,8 @@ def _check_model(model: ModelConfig) -> None:
     for key, value, allowed in (("dtype", model.dtype, DTYPES), ("attn", model.attn, ATTENTION_KERNELS)):
         if value not in allowed:
             raise UserError(f"model.{key} must be one of {', '.join(allowed)}, got {value}")
+    if model.unpack not in UNPACK:
+        raise UserError(f"model.unpack must be released or fixed, got {model.unpack}")
     if model.attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError(
             "model.attn=flash_attention_2 needs the flash extra (pip install -e '.[flash]'); try model.attn=sdpa"

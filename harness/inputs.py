@@ -35,12 +35,13 @@ class PixelLimits:
     max_pixels: int = 2048 * 784
     max_frames: int = 32
 
-    def of_frames(self, count: int, patch: int) -> dict[str, Any]:
-        """The limits of each of a video's `count` frames, as `fetch_video` takes them."""
-        pixels = (2 * patch) ** 2  # of one visual token in one frame; a video token spans two frames
-        cap = max(min(FRAME_TOKENS, 2 * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
+    def of_frames(self, count: int, patch: int, span: int) -> dict[str, Any]:
+        """The limits of each of a video's `count` frames, as `fetch_video` takes them; a token spans `span` frames."""
+        pixels = (2 * patch) ** 2  # of one visual token in one frame
+        cap = max(min(FRAME_TOKENS, span * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
         limits = {"min_pixels": self.min_pixels, "max_pixels": min(self.max_pixels, cap)}
-        return {**limits, "total_pixels": VIDEO_TOKENS * pixels}  # without it MODEL_SEQ_LEN of the environment counts
+        # Without a total, MODEL_SEQ_LEN of the environment counts; qwen_vl_utils takes two frames for a token.
+        return {**limits, "total_pixels": VIDEO_TOKENS * pixels * span // 2}
 
 
 def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
@@ -71,7 +72,7 @@ def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits
             pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
             images.append(fetch_image({"image": media, **pixels}, image_patch_size=patch))
         elif kind == "video":
-            frames, about = _video(media, limits, patch)
+            frames, about = _video(media, limits, patch, processor.video_processor.temporal_patch_size)
             videos.append(frames)
             metadata.append(about)
         else:
@@ -141,20 +142,20 @@ def _placeholders(message: Message) -> Message:
     return {"role": message["role"], "content": content}
 
 
-def _video(media: Any, limits: PixelLimits, patch: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def _video(media: Any, limits: PixelLimits, patch: int, span: int) -> tuple[torch.Tensor, dict[str, Any]]:
     """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
     if isinstance(media, list | tuple):
         images = [to_rgb(image if isinstance(image, Image.Image) else Image.open(image)) for image in media]
         images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
-        images += images[-1:] * (len(images) % 2)  # two frames make one temporal patch
-        return _resized(images, limits, patch), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+        images += images[-1:] * (-len(images) % span)
+        return _resized(images, limits, patch, span), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
     if find_spec("decord") is None:  # it has no wheel for macOS and for ARM
         images, metadata = _decode_all(media, limits.max_frames)
-        return _resized(images, limits, patch), metadata
+        return _resized(images, limits, patch, span), metadata
     import decord
 
     count = _even(len(decord.VideoReader(media)), limits.max_frames)
-    request = {"video": media, "nframes": count, **limits.of_frames(count, patch)}
+    request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
     frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
     return frames, metadata
 
@@ -173,6 +174,7 @@ def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str
 
 
 def _even(total: int, most: int) -> int:
+    """Frames of a file: an even number for every model, as fetch_video takes them in twos."""
     return max(2, min(most, total) // 2 * 2)
 
 
@@ -184,10 +186,10 @@ def _clock(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
     return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
 
 
-def _resized(images: list[Image.Image], limits: PixelLimits, patch: int) -> torch.Tensor:
+def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int) -> torch.Tensor:
     # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
     width, height = images[0].size
-    pixels = limits.of_frames(len(images), patch)
+    pixels = limits.of_frames(len(images), patch, span)
     rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
     frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float()

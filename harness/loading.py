@@ -21,8 +21,9 @@ from harness import checkpoint
 from harness.config import ModelConfig, RunConfig, shipped, validate
 from harness.errors import UserError, one_line
 from harness.inputs import limits_of
-from harness.models import adapter_class
+from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
+from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.store import digest, slug
 from methods.base import Method, Signal
@@ -98,7 +99,8 @@ def family_of(folder: Path) -> type[Adapter]:
 
 def _config(folder: Path) -> Any:
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
-        return transformers.AutoConfig.from_pretrained(folder)
+        make_known(folder)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_scorer(scorer: Path, folder: Path) -> None:
@@ -120,11 +122,15 @@ def load(config: ModelConfig) -> Loaded:
     """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise."""
     folder = checkpoint.fetch(config)
     device = device_of(config)
+    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+        family = make_known(folder)
+    if config.unpack is not None and family != LLAVA_OV15:
+        raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
     with _in_one_line(f"cannot load the processor in {folder}"):
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
@@ -132,10 +138,12 @@ def load(config: ModelConfig) -> Loaded:
     with _in_one_line(f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
+            trust_remote_code=False,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the tensor can be named
+            **({} if config.unpack is None else {"unpack": config.unpack}),
         )
         model = model.eval().to(device)
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
@@ -183,7 +191,7 @@ class Identity:
         config = self.run.model
         device = device_of(config)
         flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
-        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size")
+        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack")
         code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/**/*.py"))
         return {
             "weights": checkpoint.fingerprint(self.folder, skip="scorer"),

@@ -48,8 +48,8 @@ class Gathered:
     """The reference: one sample, its kept rows gathered by hand, no cache, no hooks."""
 
     embeddings: torch.Tensor  # [1, L, D]
-    positions: torch.Tensor  # [3, 1, L]
-    following: torch.Tensor  # [3, 1, 1] position of the next token
+    positions: torch.Tensor  # [3, 1, L], or [1, L] where a model counts tokens
+    following: torch.Tensor  # [3, 1, 1] or [1, 1] position of the next token
 
     @classmethod
     def of(cls, model, inputs, kept):
@@ -63,18 +63,17 @@ class Gathered:
                 where = ids == getattr(model.config, f"{kind}_token_id")
                 embeddings[where] = torch.cat(list(features))
                 visual |= where
-        keys = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-        positions, _ = inner.get_rope_index(ids, **{key: inputs[key] for key in keys if key in inputs})
+        positions = _positions(inner, inputs)
         where = visual[0].nonzero().squeeze(1)
         rows = sorted(set(range(ids.shape[1])) - set(where.tolist()) | set(where[kept].tolist()))
-        return cls(embeddings[:, rows], positions[:, :, rows], positions[:, :, -1:] + 1)
+        return cls(embeddings[:, rows], positions[..., rows], positions[..., -1:] + 1)
 
     def logits(self, model):
         return model.lm_head(model.model.language_model(inputs_embeds=self.embeddings, position_ids=self.positions)[0])
 
     def append(self, model, token):
         self.embeddings = torch.cat([self.embeddings, model.get_input_embeddings()(token.view(1, 1))], dim=1)
-        self.positions = torch.cat([self.positions, self.following], dim=2)
+        self.positions = torch.cat([self.positions, self.following], dim=-1)
         self.following = self.following + 1
 
     def answer(self, model, pick=lambda logits: logits.argmax()):
@@ -85,6 +84,14 @@ class Gathered:
                 break
             self.append(model, tokens[-1])
         return torch.stack(tokens).tolist()
+
+
+def _positions(inner, inputs):
+    ids = inputs["input_ids"]
+    if not hasattr(inner, "get_rope_index"):
+        return torch.arange(ids.shape[1]).unsqueeze(0)
+    keys = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+    return inner.get_rope_index(ids, **{key: inputs[key] for key in keys if key in inputs})[0]
 
 
 @dataclass

@@ -5,8 +5,9 @@ import math
 
 import torch
 from safetensors.torch import save_file
-from tiny import HIDDEN, tiny_tokenizer
+from tiny import CHAT_TEMPLATE, HIDDEN, tiny_tokenizer
 from torch.nn import functional
+from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -29,6 +30,12 @@ TEXT = {
 VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "initializer_range": 0.2}
 
 
+PATCHES = {
+    **{"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1},
+    **{"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28},
+}
+
+
 GRIDS = {
     "one image": [[1, 4, 6]],
     "two images": [[1, 4, 4], [1, 2, 6]],
@@ -37,25 +44,45 @@ GRIDS = {
 }
 
 
-def tiny_llavaov15(attn="sdpa", seed=0):
+def tiny_llavaov15(attn="sdpa", seed=0, layers=2, depth=2, dtype=torch.float32, **options):
     """Random weights everywhere, also where a fresh model has ones and zeros."""
     ids = tiny_tokenizer().convert_tokens_to_ids
     special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     config = LlavaOnevision15Config(
-        text_config={**TEXT, **special},
-        vision_config=VISION,
+        text_config={**TEXT, **special, "num_hidden_layers": layers},
+        vision_config={**VISION, "depth": depth},
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        **options,
     )
     config._attn_implementation = attn
     torch.manual_seed(seed)
-    model = LlavaOnevision15ForConditionalGeneration(config).eval()
+    model = LlavaOnevision15ForConditionalGeneration(config).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     for name in ("eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, special[name])
     return model
+
+
+def llavaov15_processor():
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**PATCHES),
+        tokenizer=tiny_tokenizer(),
+        video_processor=Qwen2VLVideoProcessor(**PATCHES),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_older_files(processor, folder):
+    """The files of older releases: no processor_config.json, one file for images and videos."""
+    processor.tokenizer.save_pretrained(folder)
+    about = {**PATCHES, "image_processor_type": "Qwen2VLImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
 
 
 def pixels_of(grids, seed=0):
@@ -111,7 +138,8 @@ def expected_shapes(vision, text, depth, layers):
 def released_folder(folder, extra=()):
     """A checkpoint of random tensors under the released names, with a configuration that names code of its own."""
     config = tiny_llavaov15().config.to_dict()
-    config |= {"architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"], "vision_start_token_id": 5}
+    config |= {"architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"]}
+    del config["vision_end_token_id"]
     config["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "stolen.Thing")
     config["vision_config"] |= {"embed_dim": VISION["hidden_size"]}
     del config["vision_config"]["unpack"]

@@ -113,9 +113,9 @@ def test_the_cap_does_not_depend_on_the_environment(processor, tmp_path, monkeyp
 
 def test_a_long_video_has_a_cap_on_all_its_tokens():
     limits = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=2000)
-    assert limits.of_frames(2000, 14)["max_pixels"] * 1000 == VIDEO_TOKENS * 784
-    assert limits.of_frames(4, 14)["max_pixels"] == FRAME_TOKENS * 784
-    assert PixelLimits(784, 10 * 784, 4).of_frames(4, 14)["max_pixels"] == 10 * 784
+    assert limits.of_frames(2000, 14, 2)["max_pixels"] * 1000 == VIDEO_TOKENS * 784
+    assert limits.of_frames(4, 14, 2)["max_pixels"] == FRAME_TOKENS * 784
+    assert PixelLimits(784, 10 * 784, 4).of_frames(4, 14, 2)["max_pixels"] == 10 * 784
 
 
 def test_images_and_videos_in_one_batch(processor):

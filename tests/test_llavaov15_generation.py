@@ -7,17 +7,17 @@ import torch
 from gathered import inputs_of
 from plain_llavaov15 import (
     answers,
+    llavaov15_processor,
     released_folder,
+    save_older_files,
     tiny_llavaov15,
     with_kernel,
 )
-from tiny import CHAT_TEMPLATE, IMAGE, VIDEO, tiny_tokenizer
+from tiny import IMAGE, VIDEO
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 
 from harness.models.llavaov15 import MODEL_TYPE, register
@@ -30,14 +30,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def processor():
-    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**patches, **pixels),
-        tokenizer=tiny_tokenizer(),
-        video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
-        chat_template=CHAT_TEMPLATE,
-    )
+    return llavaov15_processor()
 
 
 class TestGeneration:
@@ -120,15 +113,6 @@ class TestMismatch:
 
 
 class TestProcessor:
-    def older(self, folder, processor):
-        """The files of older releases: no processor_config.json, one file for images and videos."""
-        processor.tokenizer.save_pretrained(folder)
-        pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
-        patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
-        names = {"image_processor_type": "Qwen2VLImageProcessor"}
-        (folder / "preprocessor_config.json").write_text(json.dumps({**pixels, **patches, **names}))
-        (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
-
     @pytest.mark.parametrize("files", ["saved", "older", "older with its class"])
     @torch.no_grad()
     def test_found_from_the_checkpoints_own_files(self, tmp_path, processor, files):
@@ -137,7 +121,7 @@ class TestProcessor:
         if files == "saved":
             processor.save_pretrained(folder)
         else:
-            self.older(folder, processor)
+            save_older_files(processor, folder)
         if files == "older with its class":
             file = folder / "preprocessor_config.json"
             file.write_text(json.dumps({**json.loads(file.read_text()), "processor_class": "Qwen2_5_VLProcessor"}))

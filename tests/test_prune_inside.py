@@ -3,37 +3,18 @@
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from gathered import SAMPLES, GatheredInside, equally_long, generate, hooks, inputs_of
+from probes import Keys
 from tiny import IMAGE, tiny_attention, tiny_qwen
 
 import harness
-from methods.base import HiddenState, Method, Selection, Signal, Tokens
+from methods.base import Selection, Signal
 
 LAYERS = 4
-
-
-@dataclass(kw_only=True)
-class Keys(Method):
-    """Keep the tokens with the largest keys of layer `layer`: a choice that only the right state of it gives."""
-
-    needs = frozenset({Signal.LLM})
-
-    layer: int = 1
-    variant: Literal["official", "paper"] = "official"
-    hidden: HiddenState = "normed_input"
-
-    @property
-    def hidden_state(self):
-        return self.hidden
-
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        norms = tokens.llm.k[:, tokens.llm.visual_idx].square().sum((0, 2))
-        return Selection.of(norms.argsort(descending=True, stable=True)[:k])
 
 
 @dataclass(kw_only=True)

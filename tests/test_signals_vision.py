@@ -1,11 +1,9 @@
 """Signals of the vision tower and of the question, against what the model itself computes, read off by other means."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import pytest
 import torch
 from gathered import SAMPLES, generate, hooks, inputs_of
+from probes import Watch
 from tiny import IMAGE, tiny_qwen
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
@@ -13,30 +11,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 import harness
 from harness.models import adapter_for
 from harness.models.qwen25vl import Qwen25VL
-from methods.base import PAPER, Method, Received, Selection, Signal
+from methods.base import PAPER, Method, Received
 
 DEPTH, FULL = 4, (1, 3)
 NEVER = 10**9
 LAST, MIDDLE = 3, {"official": 1, "paper": 2}
-
-
-@dataclass(kw_only=True)
-class Watch(Method):
-    """Keep the first K and remember what came."""
-
-    needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.TEXT})
-
-    variant: Literal["official", "paper"] = "official"
-    wanted: Any = None
-    seen: list[Any] = field(default_factory=list)
-
-    @property
-    def received(self):
-        return self.wanted or Received(roles=("last", "middle"), numbering=self.variant)
-
-    def _select(self, tokens, k, generator):
-        self.seen.append(tokens)
-        return Selection(torch.arange(k))
 
 
 @pytest.fixture(scope="module")

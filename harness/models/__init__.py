@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -11,7 +13,13 @@ if TYPE_CHECKING:
     from harness.models.base import Adapter
 
 # model_type of the configuration -> module:class
-FAMILIES = {"qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL", "llava": "harness.models.llava:Llava"}
+FAMILIES = {
+    "qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL",
+    "llava": "harness.models.llava:Llava",
+    "llavaonevision1_5": "harness.models.llavaov15.adapter:LlavaOnevision15",
+}
+# Families that transformers lacks: model_type -> module:function that makes it know our port of them
+PORTS = {"llavaonevision1_5": "harness.models.llavaov15:register"}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
@@ -25,6 +33,22 @@ def adapter_class(family: str | None, what: str = "this model") -> type[Adapter]
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"no adapter for {what} (model_type {family!r}); supported families: {known}")
-    module, _, name = FAMILIES[family].partition(":")
-    adapter: type[Adapter] = getattr(import_module(module), name)
+    adapter: type[Adapter] = _named(FAMILIES[family])
     return adapter
+
+
+def make_known(folder: Path) -> str | None:
+    """Return the model_type of a checkpoint; where it is one of our ports, transformers' Auto classes can read it then.
+
+    No code that lies in the folder is executed.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family: str | None = config.get("model_type")
+    if family in PORTS:
+        _named(PORTS[family])()
+    return family
+
+
+def _named(address: str) -> Any:
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)

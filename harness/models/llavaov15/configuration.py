@@ -70,6 +70,8 @@ class LlavaOnevision15Config(PreTrainedConfig):
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     image_token_id: int = 151655
     video_token_id: int = 151656
+    vision_start_token_id: int | None = 151652  # beside the placeholders of every image and video; only named here
+    vision_end_token_id: int | None = 151653
     vocab_size: int = 152064
     tie_word_embeddings: bool = False
 

@@ -1,0 +1,72 @@
+"""LLaVA-OneVision-1.5 under `prune`: a CLS row in front of every image and frame, plain 1-D positions, q and k norms.
+
+Placeholders, grids and how generate() hands over what was encoded are those of Qwen2.5-VL, whose processor it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
+
+from harness.models.base import DecoderParts
+from harness.models.llavaov15 import MODEL_TYPE
+from harness.models.qwen25vl import Qwen25VL
+from harness.models.qwen_vision import Qwen25Tower
+
+# HiPrune's layer of 24, counted from 0. Its authors did not run this family: arXiv 2602.13315 took 16, and in the two
+# families that both ran its layer is the one behind the authors'.
+MIDDLE = {"official": 15, "paper": 16}
+PUBLISHED_DEPTH = 24
+
+
+class RiceTower(Qwen25Tower):
+    """Every image and frame is a unit [CLS, patches] that attention fills whole; four patches in sequence make a token.
+
+    A score belongs to a patch by its place in its unit, as in the published comparison. With `unpack="released"` the
+    features of the second and later units stand one row further on for each earlier one, so that a token there has the
+    score of the place that it fills, not of every patch that went into it.
+    """
+
+    has_cls: ClassVar[bool] = True
+
+    def layer(self, role: str, numbering: str) -> int:
+        """The last layer of all (23 of 24 in the released models), or 15 ("official") or 16 ("paper") of 24."""
+        depth = int(self._config.depth)
+        return depth - 1 if role == "last" else MIDDLE[numbering] * depth // PUBLISHED_DEPTH
+
+    def units(self, call: Mapping[str, Any]) -> list[int]:
+        """Return the number of patches of every image and frame, and one for its CLS."""
+        return [patches + 1 for patches in super().units(call)]
+
+    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Average groups of four; there are no windows to undo."""
+        return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
+
+
+class LlavaOnevision15(Qwen25VL):
+    """`LlavaOnevision15ForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
+
+    family = MODEL_TYPE
+    decoder: ClassVar[DecoderParts] = DecoderParts(
+        path="model.language_model",
+        layers="model.language_model.layers",
+        norm="model.language_model.norm",
+        projections=("q_norm", "k_norm"),
+    )
+    rotate = staticmethod(apply_rotary_pos_emb)
+
+    @property
+    def tower(self) -> RiceTower:
+        """How the vision tower is read."""
+        return RiceTower(self.model)
+
+    def positions(self, call: Mapping[str, Any]) -> Tensor:
+        """Return the positions [1, B, S] of the full sequence, which the model always passes on."""
+        return call["position_ids"].expand(call["inputs_embeds"].shape[:2]).unsqueeze(0)
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Return positions [1, B, L] as the decoder takes them, [B, L]."""
+        return positions[0]

@@ -1,0 +1,46 @@
+"""Methods that show what an adapter hands to a method."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from methods.base import HiddenState, Method, Received, Selection, Signal, Tokens
+
+
+@dataclass(kw_only=True)
+class Keys(Method):
+    """Keep the tokens with the largest keys of layer `layer`: a choice that only the right state of it gives."""
+
+    needs = frozenset({Signal.LLM})
+
+    layer: int = 1
+    variant: Literal["official", "paper"] = "official"
+    hidden: HiddenState = "normed_input"
+
+    @property
+    def hidden_state(self):
+        return self.hidden
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        norms = tokens.llm.k[:, tokens.llm.visual_idx].square().sum((0, 2))
+        return Selection.of(norms.argsort(descending=True, stable=True)[:k])
+
+
+@dataclass(kw_only=True)
+class Watch(Method):
+    """Keep the first K and remember what came."""
+
+    needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.TEXT})
+
+    variant: Literal["official", "paper"] = "official"
+    wanted: Any = None
+    seen: list[Any] = field(default_factory=list)
+
+    @property
+    def received(self):
+        return self.wanted or Received(roles=("last", "middle"), numbering=self.variant)
+
+    def _select(self, tokens, k, generator):
+        self.seen.append(tokens)
+        return Selection(torch.arange(k))
