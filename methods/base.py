@@ -22,11 +22,13 @@ class Method:
     """
 
     name: ClassVar[str] = ""
+    fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
     not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+        cls.fidelity = cls.__dict__.get("fidelity", "undeclared")
 
     def __post_init__(self) -> None:
         checks.parameters(self.name, self)

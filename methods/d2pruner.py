@@ -54,6 +54,7 @@ class D2Pruner(InsideLLM):
     """
 
     name = "d2pruner"
+    fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     layers: ClassVar[Mapping[str, int]] = {"official": 1}
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}
     not_public: ClassVar[frozenset[str]] = frozenset({"prior", "sem_norm", "spat_kernel", "pivot_suppress"})

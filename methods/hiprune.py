@@ -40,6 +40,7 @@ class HiPrune(Method):
     """
 
     name = "hiprune"
+    fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     alpha: float = 0.1

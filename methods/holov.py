@@ -40,6 +40,7 @@ class HoloV(Method):
     """
 
     name = "holov"
+    fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     variant: Literal["official", "paper"] = "official"

@@ -25,6 +25,7 @@ class Random(Method):
     """
 
     name = "random"
+    fidelity = "exact"
 
     layout: Literal["free", "stratified"] = "free"
 

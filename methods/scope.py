@@ -38,6 +38,7 @@ class SCOPE(Method):
     """
 
     name = "scope"
+    fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     alpha: float = 1.0

@@ -29,6 +29,7 @@ class Uniform(Method):
     """
 
     name = "uniform"
+    fidelity = "exact"
 
     layout: Literal["grid", "flat"] = "grid"
 

@@ -41,6 +41,7 @@ class VisPruner(Method):
     """
 
     name = "vispruner"
+    fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     ratio: float = 0.5
