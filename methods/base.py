@@ -38,6 +38,9 @@ class Method:
         if not holds:
             raise ValueError(f"{self.name}: {parameter} must be {expected}, not {getattr(self, parameter)!r}")
 
+    def check(self) -> None:
+        """Raise ValueError where a default leaves open what a run has to say: commands ask before they load a model."""
+
     @property
     def stage(self) -> str:
         """Where tokens are cut: "input" (before decoder layer 0) or "layer:j" (layers 0..j see all, later the kept).
