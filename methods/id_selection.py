@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.base import HiddenState, Method, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
-from methods.kernels.rows import Cosine
+from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
 from methods.numerics import min_max
 
@@ -70,7 +70,7 @@ class IDSelection(Method):
         return "unused"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        cosine = Cosine(tokens.features)
+        cosine = Cosine(directions(tokens.features))
         score = min_max(self._importance(tokens), EPSILON)
         picked = torch.zeros_like(score)  # minus infinity where it is
         order = torch.empty(k, dtype=torch.int64, device=score.device)
