@@ -56,7 +56,7 @@ def check_parameters(cfg: DictConfig) -> None:
     """The method refuses what it does not know or cannot work with; this imports torch."""
     config = validate(cfg)
     try:
-        methods.load(config.method["name"], **config.params)
+        methods.load(config.method["name"], **config.params).check()
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
 

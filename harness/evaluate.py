@@ -119,6 +119,8 @@ class Suite:
         from lmms_eval.evaluator import simple_evaluate
         from tenacity import RetryError
 
+        from methods.checks import SelectionError
+
         try:
             results: dict[str, Any] = simple_evaluate(
                 model=model,
@@ -133,6 +135,8 @@ class Suite:
                     output_path=str(scratch), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
                 ),
             )
+        except SelectionError as error:
+            raise UserError(f"task {name}: {one_line(error)}") from error
         except RetryError as error:
             raise RuntimeError(f"task {name}: {_cause(error)}") from error
         except SystemExit as error:  # videomme leaves this way when a video is missing

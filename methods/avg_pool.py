@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.units import cells
+from methods.kernels.grids import cells
 
 
 @dataclass(kw_only=True)
@@ -24,6 +24,7 @@ class AvgPool(Method):
     """
 
     name = "avg_pool"
+    fidelity = "adapted: cells never overlap, so that there are exactly K"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         cell, middle = cells(tokens.grids, k, tokens.features.device)

@@ -22,11 +22,13 @@ class Method:
     """
 
     name: ClassVar[str] = ""
+    fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
     not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+        cls.fidelity = cls.__dict__.get("fidelity", "undeclared")
 
     def __post_init__(self) -> None:
         checks.parameters(self.name, self)
@@ -35,6 +37,9 @@ class Method:
         """Refuse the value of `parameter` in one line unless `holds`."""
         if not holds:
             raise ValueError(f"{self.name}: {parameter} must be {expected}, not {getattr(self, parameter)!r}")
+
+    def check(self) -> None:
+        """Raise ValueError where a default leaves open what a run has to say: commands ask before they load a model."""
 
     @property
     def stage(self) -> str:

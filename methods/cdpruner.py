@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Literal
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import cosines, directions
+from methods.kernels.cosine import Cosine, directions
 from methods.kernels.dpp import greedy_map
+from methods.kernels.shares import largest_remainder
 
 EPSILON = 1e-6  # above 0, so that the least relevant token can be picked at all
 
@@ -46,6 +46,7 @@ class CDPruner(Method):
     """
 
     name = "cdpruner"
+    fidelity = "adapted: the LLM's embeddings of the question instead of CLIP's text tower"
     needs = frozenset({Signal.TEXT})
     not_public: ClassVar[frozenset[str]] = frozenset({"relevance_sign", "text_pool"})
 
@@ -69,7 +70,8 @@ class CDPruner(Method):
             r = ((r - r.max()) * self.theta / (2 * (1 - self.theta))).exp()  # a common factor changes no pick
         if self.scope == "sample":
             return Selection.of(greedy_map(unit, r, k))
-        parts = zip(accumulate(tiles, initial=0), unit.split(tiles), r.split(tiles), shares(tiles, k), strict=False)
+        starts, quotas = accumulate(tiles, initial=0), largest_remainder(k, tiles)
+        parts = zip(starts, unit.split(tiles), r.split(tiles), quotas, strict=False)
         return Selection.of(torch.cat([start + greedy_map(x, q, share) for start, x, q, share in parts]))
 
     def _relevance(self, tokens: Tokens, unit: Tensor) -> Tensor:
@@ -82,23 +84,10 @@ class CDPruner(Method):
             log.warning("cdpruner: the question is empty, so every token counts as equally relevant")
             return unit.new_zeros(len(unit))
         text = text.double().mean(dim=0, keepdim=True) if self.text_pool == "mean_embedding" else text
-        relevance = cosines(unit, directions(text).mean(dim=0))  # the mean of cosines is the product with the mean
+        relevance = Cosine(unit).along(directions(text).mean(dim=0))  # the mean of cosines is the product with the mean
         return -relevance if self.relevance_sign == "negative" else relevance
 
 
 def _scaled(relevance: Tensor) -> Tensor:
     low, high = relevance.aminmax()
     return torch.where(high > low, (relevance - low + EPSILON) / (high - low), 1.0)
-
-
-def shares(sizes: Sequence[int], k: int) -> list[int]:
-    """Share `k` among parts in proportion to `sizes` by largest remainder, at least one each where `k` allows."""
-    total = sum(sizes)
-    quotas = [k * size // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
-    for i in by_remainder[: k - sum(quotas)]:
-        quotas[i] += 1
-    while k >= len(sizes) and 0 in quotas:
-        quotas[quotas.index(max(quotas))] -= 1
-        quotas[quotas.index(0)] += 1
-    return quotas

@@ -26,6 +26,10 @@ REMEDY = {
 }
 
 
+class SelectionError(ValueError):
+    """What a method was given, or what it gave back, breaks the contract; commands show the one line it says."""
+
+
 def parameters(name: str, method: Method) -> None:
     """Compare every parameter of the dataclass `method` with its annotation."""
     for field in fields(method):
@@ -62,11 +66,13 @@ def tokens(name: str, given: Tokens) -> int:
     """Return N after checking that features and grids belong together."""
     features = given.features
     if features.dim() != 2:
-        raise ValueError(f"{name}: features must be [N, D], not {list(features.shape)}")
+        raise SelectionError(f"{name}: features must be [N, D], not {list(features.shape)}")
     n = len(features)
     covered = sum(math.prod(grid) for grid in given.grids)
     if any(len(grid) != 3 for grid in given.grids) or covered != n:
-        raise ValueError(f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows")
+        raise SelectionError(
+            f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows"
+        )
     return n
 
 
@@ -75,15 +81,17 @@ def signals(name: str, needs: Iterable[Signal], given: Tokens, n: int) -> None:
     for signal in sorted(needs):
         if getattr(given, signal.value) is None:
             remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
-            raise ValueError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
+            raise SelectionError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
     for label, tensor, per_token in _tensors(given):
         if per_token and (tensor.dim() == 0 or len(tensor) != n):
-            raise ValueError(f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}")
+            raise SelectionError(
+                f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}"
+            )
         _finite(name, label, tensor)
     if given.importance is not None and given.importance.dim() != 1:
-        raise ValueError(f"{name}: importance must be [N], not {list(given.importance.shape)}")
+        raise SelectionError(f"{name}: importance must be [N], not {list(given.importance.shape)}")
     if given.llm is not None and given.llm.visual_idx.shape != (n,):
-        raise ValueError(f"{name}: llm.visual_idx must be [{n}], not {list(given.llm.visual_idx.shape)}")
+        raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(given.llm.visual_idx.shape)}")
 
 
 def _tensors(given: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
@@ -104,13 +112,13 @@ def _tensors(given: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
 
 def _finite(name: str, label: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
-        raise ValueError(f"{name}: {label} must be floating point, not {tensor.dtype}")
+        raise SelectionError(f"{name}: {label} must be floating point, not {tensor.dtype}")
     if not tensor.numel():
         return
     # One reduction and no temporary as large as the tensor; a comparison with NaN is false.
     if not bool(torch.linalg.vector_norm(tensor.detach(), ord=math.inf) <= LARGEST):
         bad = int((~(tensor.detach().abs() <= LARGEST)).sum())
-        raise ValueError(f"{name}: {label} has {bad} of {tensor.numel()} values that are NaN or beyond float32")
+        raise SelectionError(f"{name}: {label} has {bad} of {tensor.numel()} values that are NaN or beyond float32")
 
 
 def count(name: str, k: Any, n: int) -> int:
@@ -118,9 +126,9 @@ def count(name: str, k: Any, n: int) -> int:
     try:
         number = operator.index(k)
     except TypeError:
-        raise ValueError(f"{name}: k must be an integer, not {k!r}") from None
+        raise SelectionError(f"{name}: k must be an integer, not {k!r}") from None
     if number < min(n, 1):
-        raise ValueError(f"{name}: k must be at least 1, not {number}")
+        raise SelectionError(f"{name}: k must be at least 1, not {number}")
     return number
 
 
@@ -129,14 +137,14 @@ def selection(name: str, made: Any, n: int, k: int) -> None:
     from methods.base import Selection  # which imports this module
 
     if not isinstance(made, Selection):
-        raise ValueError(f"{name} broke its contract: _select must return a Selection, not a {type(made).__name__}")
+        raise SelectionError(f"{name} broke its contract: _select must return a Selection, not a {type(made).__name__}")
     kept = _indices(name, "kept", made.kept, k, n)
     if not bool((kept.diff() > 0).all()):
         distinct = kept.unique().numel()
         fault = "not ascending" if distinct == k else f"only {distinct} distinct ones of {k}"
-        raise ValueError(f"{name} broke its contract: kept indices are {fault}")
+        raise SelectionError(f"{name} broke its contract: kept indices are {fault}")
     if made.order is not None and not torch.equal(_indices(name, "order", made.order, k, n).sort().values, kept):
-        raise ValueError(f"{name} broke its contract: order and kept hold different indices")
+        raise SelectionError(f"{name} broke its contract: order and kept hold different indices")
     if made.owner is not None:
         _indices(name, "owner", made.owner, n, k)
 
@@ -144,7 +152,7 @@ def selection(name: str, made: Any, n: int, k: int) -> None:
 def _indices(name: str, label: str, idx: Any, length: int, limit: int) -> Tensor:
     if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.shape != (length,):
         got = f"{list(idx.shape)} of {idx.dtype}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"
-        raise ValueError(f"{name} broke its contract: {label} must be {length} int64 indices, not {got}")
+        raise SelectionError(f"{name} broke its contract: {label} must be {length} int64 indices, not {got}")
     if not bool(((idx >= 0) & (idx < limit)).all()):
-        raise ValueError(f"{name} broke its contract: {label} holds an index outside 0..{limit - 1}")
+        raise SelectionError(f"{name} broke its contract: {label} holds an index outside 0..{limit - 1}")
     return idx

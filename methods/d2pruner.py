@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,14 +15,18 @@ from methods import d2prior
 from methods.base import HiddenState, Selection, Tokens
 from methods.inside import InsideLLM
 from methods.kernels.attention import attention_row
+from methods.kernels.cosine import Cosine, directions
+from methods.kernels.grids import nearness
 from methods.kernels.independent import independent
-from methods.kernels.mmr import DECIMALS
-from methods.kernels.rows import Cosine
-from methods.kernels.spatial import nearness
+from methods.kernels.ties import DECIMALS
 from methods.numerics import top
 
 TILE = 2**22  # similarities held at once
 NONE = "none"
+REMEDY = (
+    "make one with python -m harness.d2prior model=<model> and pass method.prior=<file>, "
+    "or say method.prior=none for plain attention, which is not the paper's method"
+)
 
 
 @dataclass(kw_only=True)
@@ -34,8 +39,8 @@ class D2Pruner(InsideLLM):
 
     Args:
         prior: file of `methods.d2prior`, made with the model it is used on; or "none", which ranks by plain attention,
-            is not the paper's method, and has to be said in a result. The authors' prior (1000 COCO images, a generic
-            prompt) is not public.
+            is not the paper's method, and has to be said in a result. Default none at all: commands refuse to start,
+            `select` warns and ranks by plain attention. The authors' (1000 COCO images) is not public.
         pivot_ratio: share of K that r alone decides, rounded down, at least one token; default 0.7.
         theta: similarity above which two tokens count as the same; default 0.8.
         alpha: weight of meaning against place; default 1 (understanding), the paper has 0.5 for localization.
@@ -54,11 +59,12 @@ class D2Pruner(InsideLLM):
     """
 
     name = "d2pruner"
+    fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     layers: ClassVar[Mapping[str, int]] = {"official": 1}
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}
     not_public: ClassVar[frozenset[str]] = frozenset({"prior", "sem_norm", "spat_kernel", "pivot_suppress"})
 
-    prior: str = NONE
+    prior: str | None = None
     pivot_ratio: float = 0.7
     theta: float = 0.8
     alpha: float = 1.0
@@ -72,23 +78,31 @@ class D2Pruner(InsideLLM):
         self.require("pivot_ratio", 0 <= self.pivot_ratio <= 1, "in [0, 1]")
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("eps", self.eps > 0, "above 0")
-        self.prior_map: Tensor | None = None  # [H, W]
+        self._prior: Tensor | None = None  # [H, W]
         self.prior_metadata: dict[str, str] = {}
-        if self.prior != NONE:
-            self.prior_map, self.prior_metadata = d2prior.load(self.prior)
+        self.require("prior", self.prior is None or isinstance(self.prior, str), "the name of a file, or none")
+        if self.prior is not None and self.prior != NONE:
+            self._prior, self.prior_metadata = d2prior.load(self.prior)
+
+    def check(self) -> None:
+        """Refuse to start without a prior, unless that was asked for."""
+        if self.prior is None:
+            raise ValueError(f"d2pruner has no debiasing prior: {REMEDY}")
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm
         assert state is not None
+        if self.prior is None:
+            warnings.warn(f"d2pruner ranks by plain attention: {REMEDY}", stacklevel=2)
         attention = attention_row(state.q[:, -1], state.k)[state.visual_idx]
-        order = top(d2prior.debiased(attention, self.prior_map, tokens.grids, self.eps), len(attention))
+        order = top(d2prior.debiased(attention, self._prior, tokens.grids, self.eps), len(attention))
         pivots = max(1, int(Fraction(str(self.pivot_ratio)) * k))
         alike = self._alike(state.hidden[state.visual_idx], tokens.grids)
         return Selection.of(independent(order, pivots, k, alike, self.pivot_suppress))
 
     def _alike(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Callable[[Tensor], Tensor]:
         """Return the function that says of tokens [P] which of all they are too similar to [P, N]."""
-        cosine, near = Cosine(features), nearness(grids, self.spat_kernel, features.device)
+        cosine, near = Cosine(directions(features)), nearness(grids, self.spat_kernel, features.device)
         low: Tensor | float = -1.0 if self.sem_norm == "affine" else 0.0
         span: Tensor | float = 2.0 if self.sem_norm == "affine" else 1.0
         if self.sem_norm == "minmax":

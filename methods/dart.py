@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.base import HiddenState, LayerState, Selection, Tokens
 from methods.inside import InsideLLM
-from methods.kernels.rows import Cosine
+from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
 from methods.numerics import top
 
@@ -48,6 +48,7 @@ class DART(InsideLLM):
     """
 
     name = "dart"
+    fidelity = "adapted: exactly K tokens instead of 4 + 8 t, read in two ports of the authors' code"
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "normed_output", "paper": "normed_input"}
 
     variant: Literal["official", "paper"] = "official"
@@ -59,12 +60,18 @@ class DART(InsideLLM):
         self.require("image_pivots", self.image_pivots >= 1, "at least 1")
         self.require("text_pivots", self.text_pivots >= 0, "at least 0")
 
+    @property
+    def attention_maps(self) -> bool:
+        """False: keys and hidden states are all that the authors' code reads."""
+        return False
+
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm
         assert state is not None
         visual, n = state.visual_idx, len(state.visual_idx)
         image, pivots = self._pivots(state, k)
-        cosine = Cosine(state.hidden[torch.cat([visual, torch.tensor(pivots, device=visual.device)])])
+        rows = state.hidden[torch.cat([visual, torch.tensor(pivots, device=visual.device)])]
+        cosine = Cosine(directions(rows))
         distance = -cosine(torch.arange(n, n + len(pivots), device=visual.device))[:, :n]
         order = image
         for pivot, share in self._shares(k - len(image), len(pivots)):

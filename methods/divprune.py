@@ -36,6 +36,7 @@ class DivPrune(Method):
     """
 
     name = "divprune"
+    fidelity = "exact"
 
     variant: Literal["official", "paper"] = "official"
 

@@ -35,6 +35,7 @@ class DPP(Method):
     """
 
     name = "dpp"
+    fidelity = "adapted: no released code, and the kernel is not published"
     needs = frozenset({Signal.IMPORTANCE})
     not_public: ClassVar[frozenset[str]] = frozenset({"quality", "importance"})
 

@@ -35,6 +35,7 @@ class FastV(InsideLLM):
     """
 
     name = "fastv"
+    fidelity = "exact"
 
     variant: Literal["official", "paper"] = "official"
 

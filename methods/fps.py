@@ -31,6 +31,7 @@ class FPS(Method):
     """
 
     name = "fps"
+    fidelity = "adapted: no released code, and the first pick is not published"
     not_public: ClassVar[frozenset[str]] = frozenset({"start"})
 
     start: Literal["maximin", "max_importance", "random"] = "maximin"

@@ -21,6 +21,7 @@ class Greedy(Method):
     """
 
     name = "greedy"
+    fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal, Tokens
-from methods.kernels.units import images, shares
+from methods.kernels.grids import images
+from methods.kernels.shares import rounded
 from methods.numerics import top
 
 
@@ -40,6 +41,7 @@ class HiPrune(Method):
     """
 
     name = "hiprune"
+    fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     alpha: float = 0.1
@@ -62,7 +64,7 @@ class HiPrune(Method):
         widths = [w for t, h, w in tokens.grids if t * h * w]
         spans = images(tokens.grids) if self.variant == "paper" else [(0, len(last))]
         kept = []
-        for (start, size), width, share in zip(spans, widths, shares([size for _, size in spans], k), strict=False):
+        for (start, size), width, share in zip(spans, widths, rounded(k, [size for _, size in spans]), strict=False):
             image, width = slice(start, start + size), isqrt(size) if self.row == "sqrt" else width
             kept.append(start + self._hierarchy(middle[image], last[image], width, share))
         return Selection(kept=torch.cat(kept))

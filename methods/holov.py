@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.base import OFFICIAL, Method, Received, Selection, Signal, Tokens
 from methods.kernels.cosine import directions
-from methods.kernels.quota import largest_remainder
+from methods.kernels.shares import largest_remainder
 from methods.kernels.ties import snap
 
 TILE = 2**22  # similarities held at once
@@ -40,6 +40,7 @@ class HoloV(Method):
     """
 
     name = "holov"
+    fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     variant: Literal["official", "paper"] = "official"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.base import HiddenState, Method, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
-from methods.kernels.rows import Cosine
+from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
 from methods.numerics import min_max
 
@@ -49,6 +49,7 @@ class IDSelection(Method):
     """
 
     name = "id_selection"
+    fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     needs = READS["vit_attention"]  # of the default; an instance has those of its own `importance`
     not_public: ClassVar[frozenset[str]] = frozenset({"update", "importance", "layer"})
 
@@ -69,7 +70,7 @@ class IDSelection(Method):
         return "unused"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        cosine = Cosine(tokens.features)
+        cosine = Cosine(directions(tokens.features))
         score = min_max(self._importance(tokens), EPSILON)
         picked = torch.zeros_like(score)  # minus infinity where it is
         order = torch.empty(k, dtype=torch.int64, device=score.device)

@@ -32,6 +32,7 @@ class IDPruner(Method):
     """
 
     name = "idpruner"
+    fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 
     lam: float = 0.5

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.units import cells
+from methods.kernels.grids import cells
 
 
 @dataclass(kw_only=True)
@@ -25,6 +25,7 @@ class Random(Method):
     """
 
     name = "random"
+    fidelity = "exact"
 
     layout: Literal["free", "stratified"] = "free"
 

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
+from methods.kernels.cosine import BARE_NORM, directions
 from methods.kernels.coverage import coverage
-from methods.kernels.pairs import BARE_NORM
-from methods.kernels.units import images, shares
+from methods.kernels.grids import images
+from methods.kernels.shares import rounded
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,8 @@ class SCOPE(Method):
 
     Args:
         alpha: exponent of saliency, in [0, 4]; default 1.
-        combined: "multi" (default) as above, "add" for gain_j + saliency_j ** alpha.
+        combined: "multi" (default) as above, "add" for gain_j + saliency_j ** alpha; the original sums saliency over
+            heads, here it is their mean.
         variant: "official" (default) selects in each image or video by itself, K divided evenly among them; "paper",
             the comparison in arXiv 2602.13315, selects from all at once.
 
@@ -38,6 +39,7 @@ class SCOPE(Method):
     """
 
     name = "scope"
+    fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     alpha: float = 1.0
@@ -54,7 +56,7 @@ class SCOPE(Method):
         unit = directions(tokens.features, floor=BARE_NORM)
         spans = images(tokens.grids) if self.variant == "official" else [(0, len(unit))]
         order = []
-        for (start, size), share in zip(spans, shares([size for _, size in spans], k, equal=True), strict=True):
+        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True):
             image = slice(start, start + size)
             order.append(start + coverage(unit[image], weight[image], share, additive=self.combined == "add"))
         return Selection.of(torch.cat(order))

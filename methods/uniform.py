@@ -10,16 +10,17 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
+from methods.kernels.shares import largest_remainder
 
 
 @dataclass(kw_only=True)
 class Uniform(Method):
     """Keep tokens spread evenly over every image and every time step.
 
-    K is shared among the images and time steps in proportion to their tokens by rounding the running total, so
-    that a short budget skips time steps evenly instead of losing the last ones. Inside one of h x w tokens and
-    budget k, a lattice of round(sqrt(k h / w)) rows and as many columns as fit is laid on the centres of equal
-    cells; what the lattice leaves of k is spread evenly over the tokens it did not take.
+    K is shared among the images and time steps in proportion to their tokens, by largest remainder, at least one
+    each. With fewer tokens than that, one comes from each of as many images and steps, spread evenly, instead of losing
+    the last ones. Inside one of h x w tokens and budget k, a lattice of round(sqrt(k h / w)) rows and as many columns
+    as fit is laid on the centres of equal cells; what it leaves of k is spread evenly over the tokens it did not take.
 
     Args:
         layout: "grid" (default) as above, or "flat": the centres of K equal pieces of the flattened sequence, a
@@ -29,6 +30,7 @@ class Uniform(Method):
     """
 
     name = "uniform"
+    fidelity = "exact"
 
     layout: Literal["grid", "flat"] = "grid"
 
@@ -38,13 +40,10 @@ class Uniform(Method):
             kept = centres(n, k)
         else:
             steps = [(h, w) for t, h, w in tokens.grids for _ in range(t) if h * w]
-            ends = list(accumulate(h * w for h, w in steps))
-            quotas = [_share(end, k, n) - _share(end - h * w, k, n) for end, (h, w) in zip(ends, steps, strict=True)]
-            kept = [
-                end - h * w + index
-                for end, (h, w), quota in zip(ends, steps, quotas, strict=True)
-                for index in lattice(h, w, quota)
-            ]
+            sizes, some = [h * w for h, w in steps], set(centres(len(steps), min(k, len(steps))))
+            quotas = largest_remainder(k, sizes) if k > len(steps) else [int(i in some) for i in range(len(steps))]
+            parts = zip(accumulate(sizes, initial=0), steps, quotas, strict=False)
+            kept = [start + index for start, (h, w), quota in parts for index in lattice(h, w, quota)]
         return Selection(kept=torch.tensor(kept, dtype=torch.int64, device=tokens.features.device))
 
 
@@ -62,8 +61,3 @@ def lattice(h: int, w: int, k: int) -> list[int]:
     taken = [row * w + column for row, column in product(centres(h, rows), centres(w, columns))]
     rest = sorted(set(range(h * w)) - set(taken))
     return sorted(taken + [rest[i] for i in centres(len(rest), k - len(taken))])
-
-
-def _share(end: int, k: int, n: int) -> int:
-    """Return how many of `k` fall on the first `end` of `n` tokens, rounded half up."""
-    return (2 * end * k + n) // (2 * n)

@@ -27,6 +27,7 @@ class VisionSelector(Method):
     """
 
     name = "visionselector"
+    fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 
     variant: Literal["official", "paper"] = "official"

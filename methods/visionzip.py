@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
-from methods.kernels.pairs import BARE_NORM, Pairs
-from methods.kernels.units import frames, shares
+from methods.kernels.cosine import BARE_NORM, Cosine, directions
+from methods.kernels.grids import frames
+from methods.kernels.shares import rounded
 from methods.numerics import top
 
 
@@ -39,6 +39,7 @@ class VisionZip(Method):
     """
 
     name = "visionzip"
+    fidelity = "adapted: averages tokens at the LLM's entry, and keeps a patch in the place of CLS"
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
 
     contextual: float = 10 / 64
@@ -54,7 +55,7 @@ class VisionZip(Method):
         spans = frames(tokens.grids)
         spans = spans if k >= len(spans) else [(0, len(tokens.features))]
         kept, owner, done = [], [], 0
-        for (start, size), share in zip(spans, shares([size for _, size in spans], k), strict=True):
+        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans]), strict=True):
             unit = slice(start, start + size)
             rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
             kept.append(start + rows)
@@ -69,7 +70,8 @@ class VisionZip(Method):
         dominant, rest = ranked[: k - contextual], ranked[k - contextual :].sort().values
         targets = rest[:: max(1, len(rest) // contextual)][:contextual]
         kept = torch.cat([dominant, targets]).sort().values
-        _, nearest = Pairs(directions(keys, floor=BARE_NORM)).nearest(torch.arange(n, device=keys.device), targets)
+        cosine = Cosine(directions(keys, floor=BARE_NORM), table=True)
+        _, nearest = cosine.nearest(torch.arange(n, device=keys.device), targets)
         joins = targets[nearest]
         joins[kept] = kept
         return kept, torch.searchsorted(kept, joins)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
-from methods.kernels.pairs import BARE_NORM, Pairs
-from methods.kernels.units import images, shares
+from methods.kernels.cosine import BARE_NORM, Cosine, directions
+from methods.kernels.grids import images
+from methods.kernels.shares import rounded
 from methods.numerics import top
 
 AT_ONCE = 8  # tokens dropped between two looks at the similarities, in the authors' code
@@ -41,6 +41,7 @@ class VisPruner(Method):
     """
 
     name = "vispruner"
+    fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 
     ratio: float = 0.5
@@ -53,7 +54,7 @@ class VisPruner(Method):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
         scores, spans, kept = tokens.vit_attention["last"], images(tokens.grids), []
-        for (start, size), share in zip(spans, shares([size for _, size in spans], k), strict=True):
+        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans]), strict=True):
             image = slice(start, start + size)
             kept.append(start + self._prune(scores[image], tokens.features[image], share))
         return Selection(kept=torch.cat(kept))
@@ -70,7 +71,7 @@ class VisPruner(Method):
 
     def _diverse(self, others: Tensor, features: Tensor, k: int) -> Tensor:
         """Return `k` >= 1 of the tokens `others`, given by descending attention."""
-        pairs = Pairs(directions(features, floor=BARE_NORM))
+        cosine = Cosine(directions(features, floor=BARE_NORM), table=True)
         while True:
             if self.variant == "paper":
                 others = others.sort().values
@@ -78,5 +79,5 @@ class VisPruner(Method):
             if not excess:
                 return others
             a, b = others[0::2], others[1::2]
-            similarity, _ = pairs.nearest(a, b)
+            similarity, _ = cosine.nearest(a, b)
             others = torch.cat([a[top(similarity, len(a))[min(AT_ONCE, excess, len(b)) :]], b])

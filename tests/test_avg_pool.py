@@ -8,7 +8,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from methods.avg_pool import AvgPool
 from methods.base import Tokens
-from methods.kernels.units import cells, frames, images, shares
+from methods.kernels.grids import cells, frames, images
+from methods.kernels.shares import largest_remainder, rounded
 from methods.random import Random
 
 GRIDS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3)
@@ -77,7 +78,7 @@ def test_a_video_with_fewer_cells_than_steps_is_averaged_over_time():
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), share=st.floats(0, 1), equal=st.booleans())
 def test_shares_add_up_and_keep_within_limits(sizes, share, equal):
     k = round(share * sum(sizes))
-    given_ = shares(sizes, k, equal)
+    given_ = rounded(k, sizes, equal)
     assert sum(given_) == k
     assert all(got <= size for got, size in zip(given_, sizes, strict=True))
     if k >= len(sizes):
@@ -99,7 +100,28 @@ def test_shares_add_up_and_keep_within_limits(sizes, share, equal):
     ],
 )
 def test_shares_by_hand(sizes, k, equal, expected):
-    assert shares(sizes, k, equal) == expected
+    assert rounded(k, sizes, equal) == expected
+
+
+@settings(deadline=None, max_examples=100)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), share=st.floats(0, 1))
+def test_shares_by_largest_remainder_are_proportional(sizes, share):
+    n = sum(sizes)
+    k = max(1, round(share * n))
+    quotas = largest_remainder(k, sizes)
+    assert sum(quotas) == k
+    assert all(0 <= quota <= size for quota, size in zip(quotas, sizes, strict=True))
+    if k >= len(sizes):
+        assert min(quotas) >= 1
+    if all(k * size >= n for size in sizes):
+        assert all(abs(quota - k * size / n) < 1 for quota, size in zip(quotas, sizes, strict=True))
+
+
+def test_largest_remainders_by_hand():
+    assert largest_remainder(7, [10, 10, 10]) == [3, 2, 2]
+    assert largest_remainder(7, [50, 30, 20]) == [4, 2, 1]  # 3.5, 2.1, 1.4
+    assert largest_remainder(10, [98, 1, 1]) == [8, 1, 1]
+    assert largest_remainder(2, [5, 5, 5]) == [1, 1, 0]
 
 
 def test_spans_skip_what_is_empty():

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from plain import greedy_map, sample
 
 from methods.base import Tokens
-from methods.cdpruner import CDPruner, shares
+from methods.cdpruner import CDPruner
 from methods.dpp import DPP
+from methods.kernels.shares import largest_remainder
 
 GRIDS = [[(1, 6, 6)], [(1, 3, 4), (1, 4, 6)], [(4, 3, 3)], [(2, 2, 4), (1, 5, 4)]]
 
@@ -64,33 +65,12 @@ def test_per_image_is_every_tile_on_its_own(grids, k, norm):
     tokens, start, expected = sample(36, 40, k, grids=grids), 0, []
     sizes = [h * w for t, h, w in grids for _ in range(t)]
     c = relevance(tokens, 1, "mean_embedding")
-    for size, quota in zip(sizes, shares(sizes, k), strict=True):
+    for size, quota in zip(sizes, largest_remainder(k, sizes), strict=True):
         part = slice(start, start + size)
         r = scaled(c)[part] if norm == "all_tiles" else scaled(c[part])
         expected += [start + i for i in greedy_map(tokens.features[part], r, quota)] if quota else []
         start += size
     assert CDPruner(scope="per_image", norm_scope=norm).select(tokens, k).order.tolist() == expected
-
-
-@settings(deadline=None, max_examples=100)
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), share=st.floats(0, 1))
-def test_shares_are_proportional(sizes, share):
-    n = sum(sizes)
-    k = max(1, round(share * n))
-    quotas = shares(sizes, k)
-    assert sum(quotas) == k
-    assert all(0 <= quota <= size for quota, size in zip(quotas, sizes, strict=True))
-    if k >= len(sizes):
-        assert min(quotas) >= 1
-    if all(k * size >= n for size in sizes):
-        assert all(abs(quota - k * size / n) < 1 for quota, size in zip(quotas, sizes, strict=True))
-
-
-def test_shares_by_largest_remainder():
-    assert shares([10, 10, 10], 7) == [3, 2, 2]
-    assert shares([50, 30, 20], 7) == [4, 2, 1]  # 3.5, 2.1, 1.4
-    assert shares([98, 1, 1], 10) == [8, 1, 1]
-    assert shares([5, 5, 5], 2) == [1, 1, 0]
 
 
 def test_the_first_pick_is_the_most_relevant_and_the_sign_turns_it_round():

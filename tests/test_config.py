@@ -12,6 +12,7 @@ import pytest
 
 import conf
 import methods
+from harness.__main__ import check_parameters
 from harness.choices import check_tasks, register
 from harness.cli import compose
 from harness.config import validate
@@ -176,6 +177,12 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(mistake, empt
     assert message in done.stderr
     assert done.stdout == ""
     assert list(empty.iterdir()) == []
+
+
+def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded():
+    with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
+        check_parameters(compose("config", register(["method=d2pruner"])))
+    check_parameters(compose("config", register(["method=d2pruner", "method.prior=none"])))
 
 
 def test_a_hub_that_does_not_answer_fails_fast(empty):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from methods import d2prior
 from methods.base import LayerState, Tokens
 from methods.d2pruner import D2Pruner
-from methods.kernels.spatial import nearness
+from methods.kernels.grids import nearness
 
 MADE_FROM = {"prompt": "Describe the image.", "model": "pocket", "layer": "1", "images": d2prior.digest(["b", "a"])}
 
@@ -145,12 +146,12 @@ def test_worked_example(tmp_path, suppress, order):
 def test_the_number_of_pivots_is_exact():
     """0.7 * 90 is 62.99.. in floating point."""
     tokens = layer_tokens([(1, 10, 12)])
-    ranked = D2Pruner(theta=2.0).select(tokens, 119).order
+    ranked = D2Pruner(prior="none", theta=2.0).select(tokens, 119).order
     rows = torch.eye(len(tokens.llm.hidden))
     rows[tokens.llm.visual_idx[ranked[63]]] = rows[tokens.llm.visual_idx[ranked[62]]]
     tokens = dataclasses.replace(tokens, llm=dataclasses.replace(tokens.llm, hidden=rows))
-    assert D2Pruner().select(tokens, 90).order.tolist() == ranked[:90].tolist()
-    assert D2Pruner(pivot_ratio=0.69).select(tokens, 90).order.tolist() == [
+    assert D2Pruner(prior="none").select(tokens, 90).order.tolist() == ranked[:90].tolist()
+    assert D2Pruner(prior="none", pivot_ratio=0.69).select(tokens, 90).order.tolist() == [
         *ranked[:63].tolist(),
         *ranked[64:91].tolist(),
     ]
@@ -158,8 +159,9 @@ def test_the_number_of_pivots_is_exact():
 
 def test_fill_goes_on_by_score_where_all_are_alike():
     tokens = layer_tokens([(1, 5, 6)])
+    ranked = D2Pruner(prior="none", theta=2.0).select(tokens, 20).order
     equal = dataclasses.replace(tokens, llm=dataclasses.replace(tokens.llm, hidden=torch.ones_like(tokens.llm.hidden)))
-    assert D2Pruner().select(equal, 20).order.tolist() == D2Pruner(theta=2.0).select(tokens, 20).order.tolist()
+    assert torch.equal(D2Pruner(prior="none").select(equal, 20).order, ranked)
 
 
 def test_without_attention_the_order_is_that_of_the_tokens(file):
@@ -174,7 +176,9 @@ def test_without_attention_the_order_is_that_of_the_tokens(file):
 def test_a_uniform_prior_changes_nothing_in_one_image(tmp_path):
     tokens = layer_tokens([(1, 5, 6)], seed=5)
     uniform = stored(tmp_path, torch.full((24, 24), 0.5))
-    assert torch.equal(D2Pruner(prior=uniform).select(tokens, 12).order, D2Pruner().select(tokens, 12).order)
+    assert torch.equal(
+        D2Pruner(prior=uniform).select(tokens, 12).order, D2Pruner(prior="none").select(tokens, 12).order
+    )
 
 
 def test_scale_of_the_prior_and_of_rows_does_not_matter(tmp_path, file):
@@ -233,7 +237,7 @@ def test_the_average_counts_every_image_alike():
 def test_a_prior_is_stored_with_what_it_was_made_from(tmp_path):
     prior = torch.rand(24, 24)
     method = D2Pruner(prior=stored(tmp_path, prior))
-    assert torch.equal(method.prior_map, prior)
+    assert torch.equal(d2prior.load(method.prior)[0], prior)
     assert method.prior_metadata == MADE_FROM
     assert d2prior.digest(["a", "b"]) == d2prior.digest(["b", "a"]) != d2prior.digest(["ab"])
     with pytest.raises(ValueError, match="missing: layer, images"):
@@ -248,6 +252,22 @@ def test_what_is_no_prior_is_refused(tmp_path):
     for bad in (torch.zeros(2, 2), torch.tensor([[1.0, -1.0]]), torch.tensor([[torch.nan]]), torch.ones(4)):
         with pytest.raises(ValueError, match="the prior must be"):
             d2prior.save(tmp_path / "bad", bad, MADE_FROM)
+
+
+def test_plain_attention_has_to_be_asked_for():
+    """In a run; a program that calls `select` is warned."""
+    tokens = layer_tokens([(1, 5, 6)])
+    with pytest.raises(ValueError, match=r"no debiasing prior: make one with python -m harness\.d2prior .*prior=none"):
+        D2Pruner().check()
+    with pytest.warns(UserWarning, match="d2pruner ranks by plain attention"):
+        unsaid = D2Pruner().select(tokens, 12)
+    asked = D2Pruner(prior="none")
+    asked.check()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(asked.select(tokens, 12).order, unsaid.order)
+    with pytest.raises(ValueError, match="d2pruner: prior must be the name of a file, or none, not 3"):
+        D2Pruner(prior=3)
 
 
 def test_parameters():

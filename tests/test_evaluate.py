@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from tiny_tasks import write_tiny_tasks
 
 from harness.config import TasksConfig
 from harness.errors import UserError
 from harness.evaluate import Suite, check_scoring, numeric, primary, refuse_group, value
+from methods.base import Method, Selection, Tokens
 
 
 @pytest.fixture
@@ -42,14 +44,32 @@ def test_a_task_that_exits_is_one_line(tasks):
         suite(tasks, tiny_stills=None).check()
 
 
+def run(tasks, monkeypatch, instead):
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", instead)
+    loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
+    suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), None, tasks)
+
+
 def test_a_task_that_exits_while_it_runs_is_one_line(tasks, monkeypatch):
     def leave(**_):
         raise SystemExit("video b.mp4 does not exist")
 
-    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
-    loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
     with pytest.raises(UserError, match=r"task tiny_stills stopped: video b\.mp4 does not exist"):
-        suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), None, tasks)
+        run(tasks, monkeypatch, leave)
+
+
+def test_a_method_that_breaks_its_contract_is_one_line_and_a_bug_is_not(tasks, monkeypatch):
+    class Mine(Method):
+        def _select(self, tokens, k, generator):
+            return Selection(torch.zeros(k, dtype=torch.int64))
+
+    def prefill(**_):
+        Mine().select(Tokens(torch.rand(6, 2), [(1, 2, 3)]), 3)
+
+    with pytest.raises(UserError, match=r"task tiny_stills: mine broke its contract: .* only 1 distinct ones of 3"):
+        run(tasks, monkeypatch, prefill)
+    with pytest.raises(ValueError, match="someone else's"):
+        run(tasks, monkeypatch, lambda **_: (_ for _ in ()).throw(ValueError("someone else's")))
 
 
 def test_a_task_about_sound_is_refused(tasks):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from methods import holov
 from methods.base import OFFICIAL, Tokens
 from methods.holov import HoloV
-from methods.kernels.quota import largest_remainder
+from methods.kernels.shares import largest_remainder
 
 
 def by_largest_remainder(k, sizes):

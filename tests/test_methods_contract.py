@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from methods.base import LayerState, Method, Selection, Signal, Tokens
+from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
 PRUNING = [name for name in ALL if name != "none"]
@@ -179,21 +180,40 @@ def test_a_missing_signal_is_named(name):
             method.select(dataclasses.replace(tokens, **{signal.value: None}), 3)
 
 
+class Waits(TorchDispatchMode):
+    """Counts what makes a program wait for the device: reading a number, and results whose size depends on values."""
+
+    aten = torch.ops.aten
+    SIZED = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive)
+
+    def __init__(self):
+        super().__init__()
+        self.reads = self.sized = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = args[1] if func.overloadpacket in (self.aten.index, self.aten.index_put_) else ()
+        self.reads += func.overloadpacket is self.aten._local_scalar_dense
+        self.sized += func.overloadpacket in self.SIZED or any(m is not None and m.dtype == torch.bool for m in masks)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", PRUNING)
-def test_nothing_waits_for_the_device(name):
-    class Reads(TorchDispatchMode):
-        count = 0
+def test_no_pick_waits_for_the_device(name):
+    tokens, method, sized = make_tokens(40), methods.load(name), []
+    for k in (10, 30):
+        with Waits() as waits:
+            method._select(tokens, k, torch.Generator().manual_seed(0))
+        assert waits.reads == 0
+        sized.append(waits.sized)
+    assert sized[1] <= sized[0] + 2, "a wait for each pick"
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            Reads.count += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
 
-    tokens, generator = make_tokens(40), torch.Generator().manual_seed(0)
-    with Reads():
-        methods.load(name)._select(tokens, 13, generator)
-        assert Reads.count == 0
-        bool(tokens.features.sum() > 0)
-        assert Reads.count == 1  # the counter does see a read
+def test_waits_are_seen():
+    x = torch.arange(4.0)
+    with Waits() as waits:
+        bool(x.sum() > 0)
+        x[x > 1], x.nonzero(), x.unique(), x.unique(dim=0), x.masked_select(x > 1)
+    assert (waits.reads, waits.sized) == (1, 5)
 
 
 @pytest.mark.parametrize("name", PRUNING)
@@ -316,12 +336,12 @@ def test_uniform_gives_every_step_its_share(grids, share):
     n = sum(t * h * w for t, h, w in grids)
     k = max(1, int(share * n))
     kept = methods.load("uniform").select(make_tokens(n, grids=grids), k).kept.tolist()
-    start = 0
-    for t, h, w in grids:
-        for _ in range(t):
-            inside = sum(start <= i < start + h * w for i in kept)
-            assert abs(inside - k * h * w / n) <= 1
-            start += h * w
+    sizes = [h * w for t, h, w in grids for _ in range(t)]
+    quotas, start = largest_remainder(k, sizes), 0
+    for size, quota in zip(sizes, quotas, strict=True):
+        inside = sum(start <= i < start + size for i in kept)
+        assert inside == quota if k >= len(sizes) else inside <= 1
+        start += size
 
 
 def test_uniform_covers_both_directions_where_flat_repeats_columns():
@@ -335,3 +355,15 @@ def test_uniform_covers_both_directions_where_flat_repeats_columns():
 def test_uniform_skips_time_steps_evenly():
     kept = methods.load("uniform").select(make_tokens(64, grids=[(16, 2, 2)]), 8).kept
     assert (kept // 4).diff().tolist() == [2] * 7
+
+
+@settings(deadline=None, max_examples=60)
+@given(h=st.integers(1, 12), w=st.integers(1, 12), share=st.floats(0, 1, exclude_max=True))
+def test_uniform_is_its_lattice_and_evenly_spread_rest(h, w, share):
+    k = max(1, int(share * h * w))
+    rows = min(max(round((k * h / w) ** 0.5), 1), h, k)
+    columns = max(1, min(k // rows, w))
+    taken = [int((r + 0.5) * h / rows) * w + int((c + 0.5) * w / columns) for r in range(rows) for c in range(columns)]
+    rest, missing = [i for i in range(h * w) if i not in taken], k - rows * columns
+    taken += [rest[int((i + 0.5) * len(rest) / missing)] for i in range(missing)]
+    assert methods.load("uniform").select(make_tokens(h * w, grids=[(1, h, w)]), k).kept.tolist() == sorted(taken)

@@ -233,3 +233,16 @@ def test_facts_follow_from_needs():
     assert facts == [("input", True, True), ("layer:2", True, False), ("input", True, False)]
     assert Inside().name == "inside"
     assert OnAttention().name == "onattention"
+
+
+@pytest.mark.parametrize("name", methods.BUILT_IN)
+def test_every_method_says_how_near_it_is_to_its_authors_code(name):
+    method = methods.get(name)
+    assert method.fidelity == "exact" or method.fidelity.startswith("adapted: "), method.fidelity
+    assert len(method.fidelity) < 90, "one short clause"
+    assert "Deviation: none" not in method.__doc__ or method.fidelity == "exact"
+
+
+def test_fidelity_is_declared_by_the_class_itself(private):
+    assert methods.get(f"{private}:Tail").fidelity == "undeclared"
+    assert type("Mine", (methods.get("idpruner"),), {}).fidelity == "undeclared", "a subclass may select otherwise"

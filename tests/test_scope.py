@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.base import Tokens
-from methods.kernels import pairs
+from methods.kernels import cosine
 from methods.kernels.coverage import coverage
 from methods.scope import SCOPE
 
@@ -88,7 +88,7 @@ def test_same_order_as_the_authors_algorithm(n, d, share, alpha, combined, varia
 @pytest.mark.parametrize("combined", ["multi", "add"])
 @pytest.mark.parametrize(("n", "k", "table"), [(300, 90, 2048), (300, 90, 0), (200, 199, 0)])
 def test_same_order_where_updates_take_several_rounds(combined, n, k, table, monkeypatch):
-    monkeypatch.setattr(pairs, "TABLE", table)
+    monkeypatch.setattr(cosine, "TABLE", table)
     tokens = image(n, 24, n + k, "positive")
     assert order(tokens, k, combined=combined) == greedy(
         tokens.features, tokens.vit_attention["last"], k, combined=combined
@@ -149,13 +149,13 @@ def test_gains_are_exact_whatever_the_order_of_updates(table, monkeypatch):
     tokens = image(400, 10, 2, "positive")
     unit = torch.nn.functional.normalize(tokens.features.double())
     expected = coverage(unit, scores_of(tokens).double(), 120)
-    monkeypatch.setattr(pairs, "TABLE", table)
+    monkeypatch.setattr(cosine, "TABLE", table)
     monkeypatch.setattr("methods.kernels.coverage.ROWS", 7)
     assert torch.equal(coverage(unit, scores_of(tokens).double(), 120), expected)
 
 
 def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):
-    monkeypatch.setattr(pairs, "TABLE", 0)
+    monkeypatch.setattr(cosine, "TABLE", 0)
 
     class Watch(TorchDispatchMode):
         size = waits = 0

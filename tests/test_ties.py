@@ -5,23 +5,26 @@ import torch
 
 from methods.holov import quotas, spread
 from methods.kernels.attention import attention_row
-from methods.kernels.cosine import directions
-from methods.kernels.rows import Cosine
+from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
 
 
+@pytest.mark.parametrize("table", [False, True])
 @pytest.mark.parametrize("copies", [4, 36, 129])
-def test_equal_rows_have_equal_cosines(copies):
+def test_equal_rows_have_equal_cosines(copies, table):
     for seed in range(20):
         first, others = torch.randn(2, 33, generator=torch.Generator().manual_seed(seed))
-        cosine = Cosine(torch.cat([first[None], others.repeat(copies, 1)]))
+        cosine = Cosine(directions(torch.cat([first[None], others.repeat(copies, 1)])), table)
         for picks in ([0], [1], [0, 1, copies]):
             assert all(row[1:].unique().numel() == 1 for row in cosine(torch.tensor(picks)))
 
 
 def test_cosine_of_zero_huge_and_tiny_rows():
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, -3e38], [-3.0, -4.0], [3e-30, 4e-30]])
-    assert Cosine(rows)(torch.tensor([0, 1])).tolist() == [[1, 0, pytest.approx(-(0.02**0.5)), -1, 0], [0] * 5]
+    assert Cosine(directions(rows))(torch.tensor([0, 1])).tolist() == [
+        [1, 0, pytest.approx(-(0.02**0.5)), -1, 0],
+        [0] * 5,
+    ]
 
 
 @pytest.mark.parametrize("s", [5, 36, 131])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.base import Tokens
-from methods.kernels import pairs
+from methods.kernels import cosine
 from methods.vispruner import VisPruner
 
 KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "levels")
@@ -81,8 +81,8 @@ def test_same_tokens_as_the_authors_algorithm(n, d, share, ratio, variant, seed,
 @pytest.mark.parametrize("variant", ["official", "paper"])
 @pytest.mark.parametrize(("n", "k", "table"), [(144, 32, 2048), (145, 31, 2048), (144, 16, 0), (145, 1, 0)])
 def test_same_tokens_at_the_size_of_an_image(variant, n, k, table, monkeypatch):
-    monkeypatch.setattr(pairs, "TABLE", table)
-    monkeypatch.setattr(pairs, "TILE", 1000)
+    monkeypatch.setattr(cosine, "TABLE", table)
+    monkeypatch.setattr(cosine, "TILE", 1000)
     tokens = sample([(1, 1, n)], 32, n + k)
     assert kept(tokens, k, variant=variant) == prune(tokens.features, tokens.vit_attention["last"], k, variant)
 

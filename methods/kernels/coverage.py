@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kernels.pairs import Pairs
+from methods.kernels.cosine import Cosine
 
+BITS = 38  # of a similarity, 4e-12: above the errors of a product
 DECIMALS = 9  # of a gain, above what the last bits of N similarities add up to
 ROWS = 64  # tokens whose coverage is brought up to date at once
 
@@ -21,7 +22,8 @@ def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Te
     The gains are not summed anew for each pick. A pick lifts `covered` of some tokens; only the share of these in the
     gains is replaced, ROWS tokens at a time, and the next pick is made when none is left. A token is lifted about
     log K times, so all takes O(N^2 log K) similarities instead of O(N^2 K), and memory O(ROWS x N). Similarities are
-    such that their sums are exact (see Pairs): gains carry no trace of the order of updates. They count to 9 decimals.
+    multiples of 2^-38 (of more for N > 2^15), so that every sum of N of them is exact and gains carry no trace of the
+    order of updates. They count to 9 decimals.
 
     The device is waited for a few times in all: the rounds that are left after K, and after the rest, and so on.
 
@@ -32,8 +34,9 @@ def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Te
         additive: whether weight is added to the gain or multiplies it.
     """
     n = len(unit)
-    pairs, everyone = Pairs(unit), torch.arange(n, device=unit.device).split(ROWS)
-    gain = torch.cat([pairs.between(part).clamp_(min=0).sum(dim=1) for part in everyone])
+    cosine = Cosine(unit, table=True, scale=2.0 ** min(BITS, 53 - n.bit_length()))
+    everyone = torch.arange(n, device=unit.device).split(ROWS)
+    gain = torch.cat([cosine(part).clamp_(min=0).sum(dim=1) for part in everyone])
     covered, goal = torch.zeros_like(gain), torch.zeros_like(gain)  # [N] what gain reflects, and what it should
     picked = torch.zeros_like(gain, dtype=torch.bool)
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
@@ -42,7 +45,7 @@ def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Te
     while rounds:
         for _ in range(rounds):  # at most one pick each, so `made` stays below k inside
             lifted = (goal - covered).topk(min(n, ROWS)).indices
-            similar, before, after = pairs.between(lifted), covered[lifted, None], goal[lifted, None]
+            similar, before, after = cosine(lifted), covered[lifted, None], goal[lifted, None]
             gain -= ((similar - before).clamp_(min=0) - (similar - after).clamp_(min=0)).sum(dim=0)
             covered[lifted] = goal[lifted]
             ready = (covered == goal).all()
@@ -52,6 +55,6 @@ def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Te
             order.index_copy_(0, made, pick)  # if not ready, a later round writes over it
             picked[pick] |= ready
             made += ready
-            goal = torch.where(ready, torch.maximum(goal, pairs.between(pick)[0]), goal)
+            goal = torch.where(ready, torch.maximum(goal, cosine(pick)[0]), goal)
         rounds = k - len(picked.nonzero())
     return order

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kernels.mmr import DECIMALS
+from methods.kernels.cosine import Cosine
+from methods.kernels.ties import DECIMALS
 
 TOLERANCE = 1e-6  # of the largest initial gain: below it the kernel is numerically singular
 
@@ -26,7 +27,8 @@ def greedy_map(unit: Tensor, quality: Tensor, k: int) -> Tensor:
         quality: [N] float64, above 0.
         k: how many to pick, at most N.
     """
-    rows, row_of = torch.unique(unit, dim=0, return_inverse=True)
+    cosine = Cosine(unit)
+    rows, row_of = cosine.rows, cosine.row_of
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
     factor = rows.new_zeros(k, len(rows))  # [K, U] e of every pick
     volume = rows.new_ones(len(rows))  # [U] what the picks leave of the unit diagonal

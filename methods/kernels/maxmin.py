@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kernels.mmr import DECIMALS
+from methods.kernels.cosine import Cosine
 
 TILE = 256  # rows whose similarities to all others are held at once
 
@@ -24,9 +24,9 @@ def maxmin(unit: Tensor, k: int, first: Tensor | None = None) -> Tensor:
         first: [F] distinct indices, F <= k, that count as picked; by default the token whose nearest neighbour is
             farthest, which takes the similarities of all pairs, O(N^2 D), in tiles.
     """
-    rows, row_of, copies = torch.unique(unit, dim=0, return_inverse=True, return_counts=True)
+    cosine = Cosine(unit)
     if first is None:
-        first = nearest_other(rows, copies)[row_of].argmin().view(1)
+        first = nearest_other(cosine).argmin().view(1)
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
     order[: len(first)] = first
     nearest = torch.full_like(unit[:, 0], -torch.inf)  # [N] similarity to the closest pick, infinity once picked
@@ -34,20 +34,16 @@ def maxmin(unit: Tensor, k: int, first: Tensor | None = None) -> Tensor:
         pick = order[done : done + 1]
         if done >= len(first):
             pick.copy_(nearest.argmin())  # the first of equal minima
-        similarity = (rows @ unit[pick].T)[row_of, 0].round(decimals=DECIMALS)
-        nearest = torch.maximum(nearest, similarity).index_fill_(0, pick, torch.inf)
+        nearest = torch.maximum(nearest, cosine(pick)[0]).index_fill_(0, pick, torch.inf)
     return order
 
 
-def nearest_other(rows: Tensor, copies: Tensor) -> Tensor:
-    """Return the similarity [U] of each of the distinct `rows` [U, D] to the nearest other token.
-
-    A row that `copies` [U] counts twice or more has itself for a neighbour. Memory O(TILE x U).
-    """
-    nearest = torch.empty_like(rows[:, 0])
-    for start in range(0, len(rows), TILE):
-        similarity = rows[start : start + TILE] @ rows.T
-        alone = copies[start : start + TILE] == 1
-        similarity.diagonal(start).masked_fill_(alone, -torch.inf)
-        nearest[start : start + TILE] = similarity.amax(dim=1)
-    return nearest.round(decimals=DECIMALS)
+def nearest_other(cosine: Cosine) -> Tensor:
+    """Return the similarity [N] of each token to the nearest other one; memory O(TILE x N)."""
+    nearest = torch.empty_like(cosine.rows[:, 0])  # of each distinct row
+    for start in range(0, len(nearest), TILE):
+        tile = slice(start, start + TILE)
+        similarity = cosine.between(cosine.rows[tile], cosine.rows)
+        similarity.diagonal(start).masked_fill_(cosine.copies[tile] == 1, -torch.inf)  # a copy is its own neighbour
+        nearest[tile] = similarity.amax(dim=1)
+    return nearest[cosine.row_of]

@@ -5,19 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Decimals of a similarity. Matrix kernels add up the rows of one product in different orders, so the last bits are
-# theirs: without rounding, a row and its negative would not be equally far from a pick and its negative.
-DECIMALS = 12
+from methods.kernels.cosine import Cosine
 
 
 def mmr(unit: Tensor, importance: Tensor, k: int, lam: float, parallel_k: int = 1) -> Tensor:
     """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
 
     One product of `unit` [N, D] (float64 rows of unit length) with each pick, O(K N D) in all: the N x N similarity is
-    never formed. Indices stay on the device; it is waited for once, before the loop.
-
-    Importance counts exactly, similarity to 12 decimals. Equal rows always have equal similarities. Different rows have
-    them where exact arithmetic says so, but for the rare case that a rounding boundary lies between the two products.
+    never formed. Indices stay on the device; it is waited for once, before the loop. Importance counts exactly,
+    similarity to 12 decimals.
 
     Args:
         unit: normalised features [N, D].
@@ -26,7 +22,7 @@ def mmr(unit: Tensor, importance: Tensor, k: int, lam: float, parallel_k: int = 
         lam: weight of importance; 1 - lam is that of the similarity to the nearest pick.
         parallel_k: picks per round after the first; the similarities are brought up to date once a round.
     """
-    rows, row_of = torch.unique(unit, dim=0, return_inverse=True)  # equal rows share one product
+    cosine = Cosine(unit)
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
     relevance = lam * importance  # [N], minus infinity once picked
     nearest = torch.full_like(relevance, -torch.inf)  # [N] similarity to the most similar pick
@@ -34,8 +30,7 @@ def mmr(unit: Tensor, importance: Tensor, k: int, lam: float, parallel_k: int = 
     picks.copy_(importance.argmax())
     for done in range(1, k, parallel_k):
         relevance.index_fill_(0, picks, -torch.inf)
-        similarity = (rows @ unit[picks].T).amax(dim=1)[row_of].round(decimals=DECIMALS)
-        nearest = torch.maximum(nearest, similarity)
+        nearest = torch.maximum(nearest, cosine(picks).amax(dim=0))
         score = relevance - (1 - lam) * nearest
         picks = order[done : done + parallel_k]
         for pick in picks.split(1):

@@ -1,14 +1,15 @@
-"""Images and time steps: how they divide the tokens, share a budget, and split into cells of a lattice."""
+"""What grids say of tokens: to which image and time step they belong, how near they are, how they split into cells."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from methods.kernels.shares import rounded
 
 Grids = Sequence[tuple[int, int, int]]
 
@@ -28,21 +29,26 @@ def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return [(start, size) for start, size in zip(starts, sizes, strict=False) if size]
 
 
-def shares(sizes: Sequence[int], k: int, equal: bool = False) -> list[int]:
-    """Share `k` <= sum of `sizes` among parts, in proportion to their positive `sizes` or, if `equal`, evenly.
+def nearness(grids: Grids, kernel: str, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
+    """Return a function from tokens [P] to their nearness [P, N] to all, in [0, 1].
 
-    Each part's exact share is rounded, halves to the even number, to at least 1 where `k` allows and at most its size.
-    Where the sum is not `k`, parts that rounding took farthest get one more (the first of equals) or less (the last).
+    Between tokens of one image, or of one step of a video, it falls with their distance in cells: 1 - distance /
+    diagonal for "linear", 1 / (1 + distance) for "inverse". Between others it is 0.
     """
-    exact = [Fraction(k, len(sizes)) if equal else Fraction(k * size, sum(sizes)) for size in sizes]
-    least = 1 if k >= len(sizes) else 0
-    given = [min(max(round(share), least), size) for share, size in zip(exact, sizes, strict=True)]
-    missing = k - sum(given)
-    step = 1 if missing > 0 else -1
-    for _ in range(abs(missing)):
-        free = [i for i, size in enumerate(sizes) if (given[i] < size if missing > 0 else given[i] > least)]
-        given[max(free, key=lambda i: (step * (exact[i] - given[i]), -step * i))] += step
-    return given
+    parts, step = [], 0
+    for t, h, w in grids:
+        number, y, x = torch.meshgrid(*(torch.arange(length, device=device) for length in (t, h, w)), indexing="ij")
+        diagonal = torch.full_like(y, 1, dtype=torch.float64) * max(math.hypot(h - 1, w - 1), 1.0)  # 1: one cell
+        parts.append(torch.stack([number + step, y, x, diagonal]).flatten(1))
+        step += t
+    step_of, y, x, diagonal = torch.cat(parts, dim=1)
+
+    def near(picks: Tensor) -> Tensor:
+        distance = torch.hypot(y[picks, None] - y, x[picks, None] - x)
+        value = 1 - distance / diagonal if kernel == "linear" else 1 / (1 + distance)
+        return value * (step_of[picks, None] == step_of)
+
+    return near
 
 
 def cells(grids: Grids, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -61,7 +67,7 @@ def cells(grids: Grids, k: int, device: torch.device | None = None) -> tuple[Ten
         edges = torch.tensor([*starts, sum(spans[-1])], device=device)
         return torch.repeat_interleave(edges.diff(), output_size=sum(spans[-1])), (edges[:-1] + edges[1:]) // 2
     sides = [(h, w) for t, h, w in grids for _ in range(t) if h * w]
-    quotas = shares([size for _, size in spans], k)
+    quotas = rounded(k, [size for _, size in spans])
     parts = [_lattice(h, w, quota, device) for (h, w), quota in zip(sides, quotas, strict=True)]
     cell = [first + part[0] for first, part in zip(accumulate(quotas, initial=0), parts, strict=False)]
     middle = [start + part[1] for (start, _), part in zip(spans, parts, strict=True)]
