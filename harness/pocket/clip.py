@@ -1,8 +1,9 @@
 """The second pocket model under training: LLaVA's architecture, with a CLIP tower whose CLS token names the picture.
 
-The tower starts as neighbourhoods: positions are waves on a subspace of their own, and some heads are set so that a
-patch attends to the patch beside it, or to its row or column (as convolutions would), before training changes them.
-Patches enter as their principal components. The decoder starts as the trained one of the first pocket model, whose
+The tower starts as neighbourhoods: positions are waves on coordinates of their own, and some heads are set so that a
+patch attends to the patch beside it, or to its row or column, as convolutions would. Where these look stays as it is
+set, what they carry is trained: left free, they are blurred before anything is there to carry. Patches enter as their
+principal components. The decoder starts as the trained one of the first pocket model, whose
 words are the same; it has to learn that positions count rows of text now, not places in the picture.
 """
 
@@ -20,14 +21,14 @@ from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
 from harness.pocket.learner import TRAIN_SEED, Pocket, scene_at
 from harness.pocket.model import PATCH, SIDE, build_llava
 from harness.pocket.packed import normalised, use_grouped_attention
-from harness.pocket.prime import hold
+from harness.pocket.prime import hold, hold_notes
 from harness.pocket.scenes import KINDS, Scene, dense_targets
 from harness.pocket.vocab import build_llava_processor
 
 COLUMNS = SIDE // PATCH
 WAVES = 8  # frequencies an axis, cosine and sine each: as many coordinates as a head is wide
 CLS_WEIGHT = 0.02  # of a picture's loss against the sum over its tokens' mean
-AMPLITUDE, SHARPNESS = 1.4, 2.0
+AMPLITUDE, SHARPNESS = 2.0, 3.0
 BESIDE = ((0, 1), (0, -1), (1, 0), (-1, 0))
 CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 # Which heads attend where at the start, by layer: an offset in (rows, columns), None for the whole of that axis.
@@ -140,7 +141,7 @@ class LlavaPocket(Pocket):
         mine = self.decoder.state_dict()
         assert torch.allclose(decoder["embed_tokens.weight"], mine["embed_tokens.weight"], atol=1e-3), "other words"
         self.decoder.load_state_dict(decoder | {"embed_tokens.weight": mine["embed_tokens.weight"]})
-        hold(self.decoder)
+        hold_notes(self.decoder)
 
 
 def _patches(scene: Scene) -> Tensor:
@@ -163,29 +164,33 @@ def _square() -> Tensor:
 @torch.no_grad()
 def begin_tower(tower: Any, patches: Tensor) -> None:
     """Set patch embedding, positions and some heads as the module says; `patches` [M, 3 * 28 * 28] are examples."""
-    width = tower.config.hidden_size
-    waves = 4 * WAVES
-    content = width - waves
+    content = tower.config.hidden_size - 4 * WAVES  # coordinates before those of positions
     drawn = patches[patches.std(1) > patches.std(1).mean()]  # not the empty ones: content must not drown positions
     variance, axes = torch.linalg.eigh(torch.cov(drawn.T.double()))
     axes, variance = axes.flip(1)[:, :content], variance.flip(0)[:content]
     weight = tower.embeddings.patch_embedding.weight
     weight.zero_()
     weight[:content] = (axes / (variance + variance[content // 2]).sqrt()).T.reshape(content, *weight.shape[1:]).float()
-    table = tower.embeddings.position_embedding.weight
-    table.zero_()
+    table = tower.embeddings.position_embedding.weight.zero_().requires_grad_(False)
     places = torch.arange(COLUMNS**2)
     table[1:, content:] = AMPLITUDE * _waves(places // COLUMNS, places % COLUMNS)
     tower.embeddings.class_embedding.normal_()
+    hold(weight, slice(content, None))
+    for layer in tower.encoder.layers:
+        for written in (layer.self_attn.out_proj, layer.mlp.fc2):
+            for parameter in (written.weight, written.bias):
+                parameter[content:] = 0
+                hold(parameter, slice(content, None))
     for layer, offsets in zip(tower.encoder.layers, PLACES, strict=False):
-        attention = layer.self_attn
-        size = attention.head_dim
-        assert size == waves, "positions fill a head"
+        attention, size = layer.self_attn, layer.self_attn.head_dim
+        assert size == 4 * WAVES, "positions fill a head"
         for head, (down, right) in enumerate(offsets):
             mine = slice(head * size, (head + 1) * size)
-            for projection, turned in ((attention.q_proj, _turn(down, right)), (attention.k_proj, torch.eye(waves))):
-                projection.weight[mine] *= 0.1
-                projection.weight[mine, content:] = SHARPNESS * turned
+            for projection, turned in ((attention.q_proj, _turn(down, right)), (attention.k_proj, torch.eye(size))):
+                projection.weight[mine] = F.pad(SHARPNESS * turned, (content, 0))
+                projection.bias[mine] = 0
+                hold(projection.weight, mine)
+                hold(projection.bias, mine)
 
 
 def _frequencies() -> Tensor:

@@ -163,7 +163,7 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
     count.key(extra, (hidden + share) / count.scale / 4.0)
     count.carry(torch.stack(ones).sum(0, keepdim=True), rows(["count"], note))
     _mark_things(decoder.layers[0].mlp, word, ones)
-    hold(decoder)
+    hold_notes(decoder)
 
     for attention in layers[2:4]:  # which option carries what was found: text only
         choice = Head(attention, 4)
@@ -171,14 +171,25 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
         choice.carry(letters, rows([f"▁{letter}" for letter in OPTIONS]))
 
 
-def hold(decoder: Any) -> None:
-    """Keep layer 0 and the head that counts as they are: no gradient reaches them."""
+def hold(parameter: Tensor, part: slice, axis: int = 0) -> None:
+    """Keep a part of a parameter as it is: no gradient reaches it."""
+
+    def stop(grad: Tensor) -> Tensor:
+        kept = torch.arange(*part.indices(grad.shape[axis]), device=grad.device)
+        return grad.index_fill(axis, kept, 0.0)
+
+    parameter.register_hook(stop)
+
+
+def hold_notes(decoder: Any) -> None:
+    """Keep layer 0 and the head that counts as they are set."""
     decoder.layers[0].requires_grad_(False)
     attention = decoder.layers[1].self_attn
-    mine = torch.arange(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
-    for name, axis in (("q_proj", 0), ("k_proj", 0), ("v_proj", 0), ("o_proj", 1)):
-        for parameter in getattr(attention, name).parameters():
-            parameter.register_hook(lambda grad, axis=axis: grad.index_fill(axis, mine.to(grad.device), 0.0))
+    mine = slice(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        for parameter in projection.parameters():
+            hold(parameter, mine)
+    hold(attention.o_proj.weight, mine, axis=1)
 
 
 def _mark_things(mlp: Any, word: dict[str, Tensor], ones: list[Tensor]) -> None:
