@@ -191,7 +191,7 @@ class TestRefused:
 
     def test_features_that_no_layer_gave(self):
         model = tiny_llava(vision_feature_layer=0)
-        self.refuses("precede layer 0", model, method="visionzip")
+        self.refuses("here they are what enters layer 0", model, method="visionzip")
         with harness.prune(model, "uniform", keep=0.3):
             pass
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_inputs import LIMITS, ask, picture
-from tiny import tiny_llava, tiny_llava_processor, tiny_processor
+from tiny import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor
 from tiny_tasks import write_tiny_tasks
 
 from harness import loading
@@ -19,6 +19,7 @@ from harness.cli import compose
 from harness.config import ModelConfig, validate
 from harness.errors import UserError
 from harness.inputs import PixelLimits, limits_of, to_inputs
+from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pipeline import run
 from harness.tables import Result
 
@@ -64,8 +65,11 @@ class TestInputs:
     def test_files_and_text_alone(self, tmp_path):
         processor = tiny_llava_processor()
         picture(60, 60).save(tmp_path / "image.png")
-        shown = [to_inputs(processor, [ask(media)], None) for media in (str(tmp_path / "image.png"), picture(60, 60))]
-        assert torch.equal(shown[0]["pixel_values"], shown[1]["pixel_values"])
+        from_file = [{"role": "user", "content": [{"type": "image", "url": str(tmp_path / "image.png")}]}]
+        shown = [
+            to_inputs(processor, [messages], None)["pixel_values"] for messages in (from_file, ask(picture(60, 60)))
+        ]
+        assert torch.equal(*shown)
         assert "pixel_values" not in to_inputs(processor, [ask()], None)
 
     def test_videos_are_refused(self):
@@ -99,6 +103,16 @@ class TestLoading:
         file.write_text(json.dumps({**json.loads(file.read_text()), "patch_size": None}))
         with pytest.raises(UserError, match=r"lacks patch_size: set them in its processor_config\.json"):
             loading.load(config_of(folder))
+
+
+def test_a_scorer_beside_the_weights_is_found_and_must_fit(folder):
+    run_of = validate(compose("config", register([f"model.pretrained={folder}", "method=idpruner", *NULLS])))
+    for width in (HIDDEN, HIDDEN + 1):
+        save_scorer(VisionSelectorScorer(width, 8), folder / "scorer")
+        if width == HIDDEN:
+            assert loading.pruner_of(run_of, folder).scorer == folder / "scorer"
+    with pytest.raises(UserError, match=f"width {HIDDEN + 1}"):
+        loading.pruner_of(run_of, folder)
 
 
 class TestRun:

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harness.models import qwen_text, vicuna_text
 from harness.models.base import DecoderParts
-from harness.models.llava_vision import ClipTower
+from harness.models.llava_vision import ClipTower, feature_layer
 from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from methods.base import Method, Signal
@@ -48,23 +48,9 @@ class Llava(PlaceholderAdapter):
 
     def check(self, method: Method) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        config = self._config
-        if config.vision_config.model_type != TOWER:
-            raise ValueError(f"{self.name} has a tower of type {config.vision_config.model_type}, supported is {TOWER}")
-        if config.vision_feature_select_strategy != "default":
-            found = config.vision_feature_select_strategy
-            raise ValueError(
-                f"{self.name} keeps CLS as a token (vision_feature_select_strategy={found}): not supported"
-            )
-        layer = config.vision_feature_layer
-        if not isinstance(layer, int):
-            raise ValueError(f"{self.name} joins vision layers (vision_feature_layer={layer}): only one is supported")
+        if reason := _unsupported(method, self._config):
+            raise ValueError(reason)
         super().check(method)
-        text = config.text_config.model_type
-        if Signal.LLM in method.needs and text not in TEXT_MODELS:
-            raise ValueError(f"{method.name} reads a decoder layer of type {text}, supported: {', '.join(TEXT_MODELS)}")
-        if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and self.tower.layer("last", "official") < 0:
-            raise ValueError(f"{method.name} reads the layer whose output the features are, but they precede layer 0")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
@@ -93,3 +79,20 @@ class Llava(PlaceholderAdapter):
     def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Return (1, h, w) of every image of the batch."""
         return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None
+
+
+def _unsupported(method: Method, config: Any) -> str | None:
+    """Say what `config` has that no code here reads, or return None."""
+    tower, text = config.vision_config.model_type, config.text_config.model_type
+    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+    if tower != TOWER:
+        return f"this LLaVA has a tower of type {tower}: supported is {TOWER}"
+    if strategy != "default":
+        return f"this LLaVA keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
+    if not isinstance(layer, int):
+        return f"this LLaVA joins vision layers (vision_feature_layer={layer}): supported is a single one"
+    if Signal.LLM in method.needs and text not in TEXT_MODELS:
+        return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
+    if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:
+        return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
+    return None

@@ -23,15 +23,13 @@ class ClipTower(VisionTower):
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
-        self._config: Any = config.vision_config
-        self._feature_layer: int = config.vision_feature_layer
+        self._whole, self._config = config, config.vision_config
 
     def layer(self, role: str, numbering: str) -> int:
         """Return the layer whose output the features are (22 of 24 as released), or 8 ("official") or 9 ("paper")."""
-        depth = int(self._config.num_hidden_layers)
         if role == "last":
-            return self._feature_layer % (depth + 1) - 1  # hidden_states[0] is what enters layer 0
-        return MIDDLE[numbering] * depth // PUBLISHED_DEPTH
+            return feature_layer(self._whole)
+        return MIDDLE[numbering] * int(self._config.num_hidden_layers) // PUBLISHED_DEPTH
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
         """Return a layer's attention, and its projections to q and k."""
@@ -57,3 +55,9 @@ class ClipTower(VisionTower):
         """Return (h, w) of the images [images, 3, H, W] in `call`, which are of one size."""
         height, width = call["pixel_values"].shape[-2:]
         return height // int(self._config.patch_size), width // int(self._config.patch_size)
+
+
+def feature_layer(config: Any) -> int:
+    """Return the layer whose output the features are; -1 if they are what enters layer 0."""
+    states = int(config.vision_config.num_hidden_layers) + 1  # the first of them is what enters layer 0
+    return int(config.vision_feature_layer) % states - 1
