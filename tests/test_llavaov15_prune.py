@@ -62,6 +62,18 @@ class TestLikeGatheringByHand:
         assert answer[0] == reference(tiny, inputs, record, method).answer(tiny)
 
     @torch.no_grad()
+    def test_generation_at_compact_positions(self, tiny, processor):
+        inputs = inputs_of(processor, ["mixed"])
+        with harness.prune(tiny, "uniform", tokens=3, positions="compact") as pruning:
+            answer = generate(tiny, inputs)
+        compact = Gathered.of(tiny, inputs, pruning.records[0].kept)
+        assert answer[0] != compact.answer(tiny)
+        compact = Gathered.of(tiny, inputs, pruning.records[0].kept)
+        length = compact.embeddings.shape[1]
+        compact.positions, compact.following = torch.arange(length).view(1, -1), torch.tensor([[length]])
+        assert answer[0] == compact.answer(tiny)
+
+    @torch.no_grad()
     def test_each_layers_cache_is_as_long_as_what_it_saw(self, tiny, processor):
         inputs = inputs_of(processor, ["one image"])
         for method, lengths in (("uniform", [18] * 4), (Keys(), [33, 33, 18, 18])):

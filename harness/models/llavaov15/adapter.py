@@ -55,6 +55,7 @@ class LlavaOnevision15(Qwen25VL):
         layers="model.language_model.layers",
         norm="model.language_model.norm",
         projections=("q_norm", "k_norm"),
+        rotary="model.language_model.rotary_emb",
     )
     rotate = staticmethod(apply_rotary_pos_emb)
 
