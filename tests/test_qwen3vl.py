@@ -179,11 +179,18 @@ class TestCutInsideTheLLM:
 
 
 class TestBatchesAndDecoding:
-    @pytest.mark.parametrize("attn", ["sdpa", "flash_like"])
-    @pytest.mark.parametrize("method", ["divprune", Keys(layer=0), Keys(layer=1, variant="paper"), Keys(layer=3)])
+    @pytest.mark.parametrize(
+        ("method", "attn"),
+        [
+            ("divprune", "flash_like"),
+            (Keys(layer=0), "flash_like"),
+            (Keys(layer=1, variant="paper"), "flash_like"),
+            (Keys(layer=3), "sdpa"),
+        ],
+    )
     @torch.no_grad()
-    def test_batch_of_four_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
-        plain, model, names = model, tiny_attention(attn, tiny_qwen3), ["one image", "mixed", "adjacent", "video"]
+    def test_batch_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
+        plain, model, names = model, tiny_attention(attn, tiny_qwen3), ["one image", "mixed", "video"]
         with harness.prune(model, method, keep=0.3) as pruning:
             answers = generate(model, inputs_of(processor, names))
             records, single = pruning.take(), []
@@ -192,7 +199,7 @@ class TestBatchesAndDecoding:
         assert pruning.records == records
         padding = model.generation_config.pad_token_id
         assert answers == [answer + [padding] * (len(answers[0]) - len(answer)) for answer in single]
-        for name, record, answer in zip(names[1:4:2], records[1:4:2], single[1:4:2], strict=True):
+        for name, record, answer in list(zip(names, records, single, strict=True))[1:]:
             inputs = inputs_of(processor, [name])
             if isinstance(method, str):
                 reference = GatheredDeep.of(plain, inputs, record.kept)

@@ -16,7 +16,6 @@ from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from methods.base import Method, Signal
 
-TOWER = "clip_vision_model"
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
 
 
@@ -40,6 +39,7 @@ class Llava(PlaceholderAdapter):
     )
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass pixel_values, inside it"
+    tower_type: ClassVar[str] = "clip_vision_model"
 
     @property
     def tower(self) -> ClipTower:
@@ -49,8 +49,9 @@ class Llava(PlaceholderAdapter):
     def check(self, method: Method) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
         config = self._config
-        if config.vision_config.model_type != TOWER:
-            raise ValueError(f"{self.name} has a tower of type {config.vision_config.model_type}, supported is {TOWER}")
+        found, tower = config.vision_config.model_type, self.tower_type
+        if found != tower:
+            raise ValueError(f"{self.name} has a tower of type {found}, supported is {tower}")
         if config.vision_feature_select_strategy != "default":
             found = config.vision_feature_select_strategy
             raise ValueError(
