@@ -16,7 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.internvl.modeling_internvl import eager_attention_forward
 
 import harness
-from harness.inputs import to_inputs
+from harness import loading
+from harness.config import ModelConfig
+from harness.inputs import limits_of, to_inputs
 from harness.models import adapter_for
 
 MARK = "<|image_pad|>"
@@ -212,11 +214,15 @@ class TestSignals:
 
 
 @torch.no_grad()
-def test_inputs_of_the_stock_processor(processor, model):
+def test_a_checkpoint_loads_and_answers(processor, model, tmp_path):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    config = ModelConfig(name="tiny", pretrained=str(tmp_path), dtype="float32", device="cpu")
+    loaded = loading.load(config)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 224, 3), dtype=np.uint8))
     ask = [{"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": "what?"}]}]
-    inputs = to_inputs(processor, [ask, ask], None)
-    assert inputs["pixel_values"].shape[0] == 6
-    with harness.prune(model, "divprune", keep=0.25) as pruning:
-        generate(model, inputs)
+    assert limits_of(loaded.processor, config) is None
+    inputs = to_inputs(loaded.processor, [ask, ask], None)
+    with harness.prune(loaded.model, "divprune", keep=0.25) as pruning:
+        assert generate(loaded.model, inputs) != generate(model, inputs)
     assert [(record.n, record.k) for record in pruning.records] == [(48, 12)] * 2

@@ -12,7 +12,9 @@ from tiny import VIDEO, tiny_attention
 from tiny_qwen3 import DEEP, LAYERS, GatheredDeep, GatheredDeepInside, tiny_qwen3, tiny_qwen3_processor, visual_rows
 
 import harness
-from harness.inputs import PixelLimits, to_inputs
+from harness import loading
+from harness.config import ModelConfig
+from harness.inputs import PixelLimits, limits_of, to_inputs
 from methods.base import Method, Selection, Signal
 
 
@@ -342,3 +344,16 @@ class TestInputs:
         with harness.prune(model, "visionselector", keep=0.5, scorer=scorer) as pruning:
             generate(model, inputs)
         assert [record.n for record in pruning.records] == [18, 9]
+
+
+@torch.no_grad()
+def test_a_checkpoint_loads_and_answers(processor, model, tmp_path):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    pixels = {"min_pixels": LIMITS.min_pixels, "max_pixels": LIMITS.max_pixels, "max_frames": LIMITS.max_frames}
+    config = ModelConfig(name="tiny", pretrained=str(tmp_path), dtype="float32", device="cpu", **pixels)
+    loaded = loading.load(config)
+    inputs = to_inputs(loaded.processor, [ask([picture(64, 96)] * 4)], limits_of(loaded.processor, config))
+    with harness.prune(loaded.model, "uniform", keep=0.5) as pruning:
+        assert generate(loaded.model, inputs) != generate(model, inputs)
+    assert [record.n for record in pruning.records] == [12]
