@@ -8,8 +8,7 @@ import pytest
 import torch
 from gathered import Gathered, GatheredFlat, generate, inputs_of
 from PIL import Image
-from test_prune_inside import Keys
-from test_signals_vision import Watch
+from probes import Keys, Watch
 from tiny import tiny_attention
 from tiny_internvl import DEPTH, tiny_internvl, tiny_internvl_processor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
