@@ -4,6 +4,8 @@ import pytest
 import torch
 from gathered import generate, inputs_of
 from tiny import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_internvl import tiny_internvl, tiny_internvl_processor
+from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 import methods
@@ -11,6 +13,8 @@ import methods
 BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(layers=4, depth=4), tiny_processor),
     "llava": (lambda: tiny_llava(layers=4, depth=4), tiny_llava_processor),
+    "qwen3_vl": (tiny_qwen3, tiny_qwen3_processor),
+    "internvl": (tiny_internvl, tiny_internvl_processor),
 }
 
 

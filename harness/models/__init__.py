@@ -17,6 +17,8 @@ FAMILIES = {
     "qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL",
     "llava": "harness.models.llava:Llava",
     "llavaonevision1_5": "harness.models.llavaov15.adapter:LlavaOnevision15",
+    "qwen3_vl": "harness.models.qwen3vl:Qwen3VL",
+    "internvl": "harness.models.internvl:InternVL",
 }
 # Families that transformers lacks: model_type -> module:function that makes it know our port of them
 PORTS = {"llavaonevision1_5": "harness.models.llavaov15:register"}

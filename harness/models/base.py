@@ -95,6 +95,17 @@ class Adapter(ABC):
     def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
         """Take note of a pass through "vision", whose arguments may hold what later passes lack."""
 
+    def added(self, call: Mapping[str, Any]) -> list[Tensor]:
+        """Return what is added [B, S, D] to the rows behind decoder layers 0, 1, ...; in most families nothing.
+
+        `call` are the arguments of "decoder"; rows to which nothing is added have zeros.
+        """
+        return []
+
+    def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
+        """Return the arguments with which "decoder" adds `added`, [B, L, D] a layer, to the rows `visual` [B, L]."""
+        return {}
+
     def decoder_qk(
         self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ own, made by the library's own function on a view of the cache. Positions stay t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,9 @@ class InsideCut:
         self._late: dict[str, Any] | None = None  # arguments that later layers get instead
         self._attention: tuple[nn.Module, Mapping[str, Any]] | None = None  # layer j's, and its arguments
         self._projected: list[Tensor] = []
+        self._added: list[
+            Tensor
+        ] = []  # to the rows behind layers j+1, j+2, ...: [B, S, D], once they are cut [B, L, D]
         self._expected: list[int] | None = None  # [B] rows that layer j+1 must receive
 
     def _share_of_work(self) -> float:
@@ -70,8 +74,9 @@ class InsideCut:
             handles.before(submodule(layer, parts.mlp), self._enter_mlp)
             handles.after(submodule(layer, parts.mlp), self._leave_mlp)
         handles.before(self._layers[self.first], self._enter_first)
-        for late in self._layers[self.first :]:
+        for number, late in enumerate(self._layers[self.first :]):
             handles.before(late, self._enter_late)
+            handles.after(late, partial(self._leave_late, number))
         self._verified = verified
         handles.before(submodule(self._layers[self.first], parts.attention), self._count)
 
@@ -81,10 +86,13 @@ class InsideCut:
         """End a pass, also one that raised."""
         self._begin()
 
-    def fill(self, prefill: Prefill, expected: list[int]) -> None:
-        """Begin a prefill in which sample i shall bring `expected[i]` rows to layer j+1."""
+    def fill(self, prefill: Prefill, expected: list[int], added: list[Tensor]) -> None:
+        """Begin a prefill in which sample i shall bring `expected[i]` rows to layer j+1.
+
+        The model itself would add `added` [B, S, D] to the rows behind layers j+1, j+2, ...: here this is done for it.
+        """
         self._begin()
-        self._prefill, self._expected = prefill, expected
+        self._prefill, self._expected, self._added = prefill, expected, added
 
     def resume(self, record: CutInsideLLM, cache: Any) -> None:
         """Begin a decoding step on a cache that was filled by such a prefill."""
@@ -148,9 +156,11 @@ class InsideCut:
             padding = self._record.mask_up_to(cached_length(self._view) + states.shape[1])
             self._late = {"attention_mask": self._mask(states, padding, self._view)}
             return None
-        states = call["hidden_states"] if self._rows is not None else self._choose(call["hidden_states"])
+        states = call["hidden_states"]
+        if self._rows is None:
+            states, *self._added = self._choose(states).split(states.shape[-1], dim=-1)
         assert self._rows is not None
-        states = self._rows.gather(states)
+        states, *self._added = (self._rows.gather(part) for part in (states, *self._added))
         turns = tuple(self._rows.gather(part.expand(len(states), -1, -1)) for part in call["position_embeddings"])
         # Position ids are there to find packed sequences by their jumps, which dropped rows would be taken for.
         mask = self._mask(states, self._rows.mask, None)
@@ -161,6 +171,11 @@ class InsideCut:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         return None if self._late is None else (args, kwargs | self._late)
+
+    def _leave_late(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        return output + self._added[number].to(output) if number < len(self._added) else None
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         expected, self._expected = self._expected, None
@@ -179,7 +194,10 @@ class InsideCut:
         )
 
     def _choose(self, states: Tensor) -> Tensor:
-        """Let the method choose, with `states` [B, S, D] behind layer j, or empty; return them with merged rows."""
+        """Let the method choose, with `states` [B, S, D] behind layer j, or empty.
+
+        Return them with merged rows and, beside them, what is still to be added: [B, S, (1 + layers) D].
+        """
         prefill, attention = self._prefill, self._attention
         if prefill is None or attention is None or len(self._projected) != len(self._adapter.decoder.projections):
             raise RuntimeError(f"decoder layer {self.layer} of {self._adapter.name} ran without its projections")
@@ -200,7 +218,8 @@ class InsideCut:
             mine = [part.to(present.device) for part in (q[row][:, here], k[row][:, here], rows)]
             return LayerState(mine[0], mine[1], mine[2], visual_idx)
 
-        states, stay = prefill.choose(self._pruning, states, self._full, read)
+        whole = torch.cat([states, *(part.to(states) for part in self._added)], dim=-1) if states.numel() else states
+        whole, stay = prefill.choose(self._pruning, whole, self._full, read)
         self._rows = remaining(stay & prefill.valid, prefill.valid)
         self._attention, self._projected = None, []  # nothing of the layer outlives the choice
-        return states
+        return whole

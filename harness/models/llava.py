@@ -16,7 +16,6 @@ from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from methods.base import Method, Signal
 
-TOWER = "clip_vision_model"
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
 
 
@@ -40,6 +39,7 @@ class Llava(PlaceholderAdapter):
     )
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass pixel_values, inside it"
+    tower_type: ClassVar[str] = "clip_vision_model"
 
     @property
     def tower(self) -> ClipTower:
@@ -48,7 +48,7 @@ class Llava(PlaceholderAdapter):
 
     def check(self, method: Method) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        if reason := _unsupported(method, self._config):
+        if reason := _unsupported(method, self._config, self.tower_type):
             raise ValueError(reason)
         super().check(method)
 
@@ -81,16 +81,16 @@ class Llava(PlaceholderAdapter):
         return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None
 
 
-def _unsupported(method: Method, config: Any) -> str | None:
+def _unsupported(method: Method, config: Any, expected: str) -> str | None:
     """Say what `config` has that no code here reads, or return None."""
     tower, text = config.vision_config.model_type, config.text_config.model_type
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if tower != TOWER:
-        return f"this LLaVA has a tower of type {tower}: supported is {TOWER}"
+    if tower != expected:
+        return f"the model has a tower of type {tower}: supported is {expected}"
     if strategy != "default":
-        return f"this LLaVA keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
+        return f"the model keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
     if not isinstance(layer, int):
-        return f"this LLaVA joins vision layers (vision_feature_layer={layer}): supported is a single one"
+        return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
     if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:

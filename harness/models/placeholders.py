@@ -37,6 +37,7 @@ class PlaceholderAdapter(Adapter):
     """A family that puts visual tokens in the place of the ids `image_token_id` and `video_token_id`."""
 
     encode_here: ClassVar[str]  # what to do about images that were encoded elsewhere
+    steps_apart: ClassVar[bool] = False  # text stands between the steps of a video
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -97,7 +98,7 @@ class PlaceholderAdapter(Adapter):
         kinds = self._kinds(ids)
         grids = {kind: self._grids(kind, call) for kind in CODES}
         copies = _copies(kinds, grids)
-        per_prompt = _per_prompt(kinds[::copies].cpu(), grids)
+        per_prompt = _per_prompt(kinds[::copies].cpu(), grids, self.steps_apart)
         return Layout(kinds > 0, per_prompt, kinds[::copies], copies=copies, obstacle=_obstacle(call))
 
     def _kinds(self, ids: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
     return copies
 
 
-def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> list[list[Grid]]:
+def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]], steps_apart: bool) -> list[list[Grid]]:
     """Deal the grids out to the prompts `kinds` [B, S] in the order in which their placeholders appear."""
     queues = {code: iter(grids[kind]) for kind, code in CODES.items()}
     names = {code: kind for kind, code in CODES.items()}
@@ -172,8 +173,7 @@ def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> list[list[Gri
             code = int(codes[start])
             grid = next(queues[code], None)
             end = start + (grid[0] * grid[1] * grid[2] if grid else 1)
-            block = where[start:end]
-            if grid is None or end > len(where) or int(block[-1] - block[0]) != end - start - 1:
+            if grid is None or end > len(where) or not _in_runs(where[start:end], grid[0] if steps_apart else 1):
                 raise ValueError(f"{names[code]} tokens do not form a block of their grid (t, h, w) = {grid}")
             if not bool((codes[start:end] == code).all()):
                 raise ValueError(f"{names[code]} tokens of grid {grid} are mixed with those of another kind")
@@ -181,3 +181,9 @@ def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> list[list[Gri
             start = end
         dealt.append(mine)
     return dealt
+
+
+def _in_runs(rows: Tensor, count: int) -> bool:
+    """Tell whether `rows`, ascending, are `count` equally long runs without gaps."""
+    runs = rows.view(count, -1)
+    return bool((runs[:, -1] - runs[:, 0] == runs.shape[1] - 1).all())

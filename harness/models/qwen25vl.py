@@ -14,6 +14,7 @@ from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from harness.models.qwen_text import question
 from harness.models.qwen_vision import Qwen25Tower
+from harness.models.vision import VisionTower
 from methods.base import Signal
 
 
@@ -35,7 +36,7 @@ class Qwen25VL(PlaceholderAdapter):
     encode_here = "pass {kind}_grid_thw along with them"
 
     @property
-    def tower(self) -> Qwen25Tower:
+    def tower(self) -> VisionTower:
         """How the vision tower is read."""
         return Qwen25Tower(self.model)
 

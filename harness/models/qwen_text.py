@@ -9,13 +9,15 @@ from torch import Tensor
 
 ENDS = ("eos_token_id",)  # <|im_end|>, and <|endoftext|> in some configurations
 PADDING = ("bos_token_id", "pad_token_id")
-VISUAL = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+BRACKETS = ("vision_start_token_id", "vision_end_token_id")
+VISUAL = ("image_token_id", "video_token_id", *BRACKETS)
 
 
 def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     """Return the rows [T] of the words that stand in the same turn as the last visual token, before or behind it.
 
-    Left out are special tokens, the role at the head of the turn and line breaks between turns. Qwen's tokenizers
+    Left out are special tokens, the role at the head of the turn, line breaks between turns, and what stands between
+    <|vision_start|> and <|vision_end|>: the times of a video's frames, where a processor writes them. Qwen's tokenizers
     number special tokens behind all others, and <|im_start|> is the one that no configuration names. A break follows
     <|im_end|>, and ends the role, too ("user"); where there is none, as in the pocket model's template, a role is one
     token. Without a template all words count. An instruction that a benchmark adds to the question is part of it.
@@ -32,11 +34,14 @@ def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     last_of_all = place == len(ids) - 1
     between = ~special & end.roll(1) & (place > 0) & ((special & ~visual).roll(-1) | last_of_all)
 
+    first, second = (torch.isin(ids, ids.new_tensor(named(configs, (name,)))).long() for name in BRACKETS)
+    inside = first.cumsum(0) - second.cumsum(0) > 0
+
     last = place.where(kinds > 0, 0).amax()
     turn = (place > place.where(end & (place < last), -1).amax()) & (
         place < place.where(end & (place > last), len(ids)).amin()
     )
-    words = turn & ~special & ~between
+    words = turn & ~special & ~between & ~inside
     opening = int(place.where(turn & start, len(ids)).amin())
     if opening < len(ids) and not bool(words[:opening].any()):
         breaks = turn & (place > opening) & torch.isin(ids, ids[between][:1])

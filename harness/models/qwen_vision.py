@@ -1,4 +1,4 @@
-"""Reading the vision tower of Qwen2.5-VL: no CLS, 2-D rotary positions, windows, 2 x 2 patches merged into a token."""
+"""Reading the vision towers of Qwen's models: no CLS, 2-D rotary positions, 2 x 2 patches merged into a token."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MIDDLE = {"official": 15, "paper": 16}
 PUBLISHED_DEPTH = 32
 
 
-class Qwen25Tower(VisionTower):
-    """Rows stand in window order, which stays within an image or step; four rows in sequence become one token."""
+class QwenTower(VisionTower):
+    """Four rows in sequence become one token."""
 
     path: ClassVar[str] = "model.visual"
     has_cls: ClassVar[bool] = False
-    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(apply_rotary_pos_emb_vision)
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [T, H, d], cos, sin), the library's own
 
     def __init__(self, model: nn.Module) -> None:
         self._config: Any = getattr(model.config, "vision_config")  # noqa: B009 (unknown to the type checker)
         submodule(model, self.path)
 
     def layer(self, role: str, numbering: str) -> int:
-        """The last layer of all (31 of 32 in the released models), or 15 ("official") or 16 ("paper") of 32."""
+        """The last layer of all, or 15 ("official") or 16 ("paper") of 32, at the same share of another depth."""
         depth = int(self._config.depth)
         return depth - 1 if role == "last" else MIDDLE[numbering] * depth // PUBLISHED_DEPTH
 
@@ -52,13 +52,23 @@ class Qwen25Tower(VisionTower):
         return [h * w for t, h, w in call["grid_thw"].tolist() for _ in range(t)]
 
     def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
-        """Average groups of four and undo the windows."""
-        means = patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
-        return means[self._window_order(call).to(means.device).argsort()]
+        """Average groups of four."""
+        return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
 
     def group(self) -> int:
         """Return the number of patches in a token."""
         return int(self._config.spatial_merge_size) ** 2
+
+
+class Qwen25Tower(QwenTower):
+    """Qwen2.5-VL's, of 32 layers: rows stand in window order, which stays within an image or step."""
+
+    rotate = staticmethod(apply_rotary_pos_emb_vision)
+
+    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Average groups of four and undo the windows."""
+        means = super().merged(patches, call)
+        return means[self._window_order(call).to(means.device).argsort()]
 
     def _window_order(self, call: Mapping[str, Any]) -> Tensor:
         """Return which token [N] stands where while the tower runs."""

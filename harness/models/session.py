@@ -141,7 +141,7 @@ class Session:
         return None if changed is None else ((), call | changed)
 
     def _cut(self, layout: Layout, call: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the arguments that change, or None if every visual token stays or the cut comes later."""
+        """Return the arguments that change, or None if every visual token stays."""
         states, mask, cache = call["inputs_embeds"], call.get("attention_mask"), call.get("past_key_values")
         visual = layout.visual.to(states.device)
         dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
@@ -153,21 +153,27 @@ class Session:
         valid, positions = valid_rows(visual, mask), self.adapter.positions(call)
         prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
         expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
+        width, added = states.shape[-1], self.adapter.added(call)
         if self._inside is not None:
-            self._inside.fill(prefill, expected)
-            return None
-        states, stay = prefill.choose(self.pruning, states, 0.0)
+            first = self._inside.first
+            self._inside.fill(prefill, expected, added[first:])
+            return self.adapter.adding(added[:first], visual)
+        # What is added later is a part of its row: it is merged and cut along.
+        states, stay = prefill.choose(self.pruning, torch.cat([states, *added], dim=-1) if added else states, 0.0)
         self._expected = expected
         rows = remaining(stay & valid, valid)
+        states, *added = rows.gather(states).split(width, dim=-1)
+        still_visual = rows.gather((visual & stay).unsqueeze(-1)).squeeze(-1)
         compact = self.pruning.positions == "compact"
         kept = rows.numbered() if compact else rows.gather_positions(positions)
         self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device), compact)
         if self.adapter.decoder.rotary is not None:
             self._turned = kept[0]
         return {
-            "inputs_embeds": rows.gather(states),
+            "inputs_embeds": states,
             "position_ids": self.adapter.position_ids(kept) if self._turned is None else None,
             "attention_mask": _as_mask(rows, mask),
+            **self.adapter.adding(added, still_visual),
         }
 
     def _enter_rotary(

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from harness.models.base import DecoderParts
 from harness.models.llavaov15 import MODEL_TYPE
 from harness.models.qwen25vl import Qwen25VL
-from harness.models.qwen_vision import Qwen25Tower
+from harness.models.qwen_vision import QwenTower
 
 # HiPrune's layer of 24, counted from 0. Its authors did not run this family: arXiv 2602.13315 took 16, and in the two
 # families that both ran its layer is the one behind the authors'.
@@ -22,7 +23,7 @@ MIDDLE = {"official": 15, "paper": 16}
 PUBLISHED_DEPTH = 24
 
 
-class RiceTower(Qwen25Tower):
+class RiceTower(QwenTower):
     """Every image and frame is a unit [CLS, patches] that attention fills whole; four patches in sequence make a token.
 
     A score belongs to a patch by its place in its unit, as in the published comparison. With `unpack="released"` the
@@ -31,6 +32,7 @@ class RiceTower(Qwen25Tower):
     """
 
     has_cls: ClassVar[bool] = True
+    rotate = staticmethod(apply_rotary_pos_emb_vision)
 
     def layer(self, role: str, numbering: str) -> int:
         """The last layer of all (23 of 24 in the released models), or 15 ("official") or 16 ("paper") of 24."""
@@ -40,10 +42,6 @@ class RiceTower(Qwen25Tower):
     def units(self, call: Mapping[str, Any]) -> list[int]:
         """Return the number of patches of every image and frame, and one for its CLS."""
         return [patches + 1 for patches in super().units(call)]
-
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
-        """Average groups of four; there are no windows to undo."""
-        return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
 
 
 class LlavaOnevision15(Qwen25VL):

@@ -1,0 +1,61 @@
+"""Qwen3-VL: Qwen2.5-VL's way with tokens of 32 x 32 pixels, DeepStack, and the time before every step of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
+
+from harness.models.base import DecoderParts
+from harness.models.qwen25vl import Qwen25VL
+from harness.models.qwen_vision import QwenTower
+
+
+class Qwen3Tower(QwenTower):
+    """Without windows; of 27 layers in the released 8B model, "middle" being 12 ("official") or 13 ("paper").
+
+    No comparison was published on this family: its roles are those of Qwen2.5-VL, at the same share of the depth.
+    """
+
+    rotate = staticmethod(apply_rotary_pos_emb_vision)
+
+
+class Qwen3VL(Qwen25VL):
+    """`Qwen3VLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones.
+
+    DeepStack (arXiv 2406.04334) adds features of earlier vision layers to the visual rows behind the first decoder
+    layers. They belong to their token: they go where it goes, and are averaged where it is merged. A video is one grid
+    of all its steps, though the time stands in front of each.
+    """
+
+    family = "qwen3_vl"
+    decoder: ClassVar[DecoderParts] = DecoderParts(
+        path="model.language_model",
+        layers="model.language_model.layers",
+        norm="model.language_model.norm",
+        projections=("q_norm", "k_norm"),
+    )
+    rotate = staticmethod(apply_rotary_pos_emb)
+    steps_apart: ClassVar[bool] = True
+
+    @property
+    def tower(self) -> Qwen3Tower:
+        """How the vision tower is read."""
+        return Qwen3Tower(self.model)
+
+    def added(self, call: Mapping[str, Any]) -> list[Tensor]:
+        """Return the DeepStack features [B, S, D] of each of the first layers."""
+        states, where = call["inputs_embeds"], call.get("visual_pos_masks")
+        if where is None:
+            return []
+        where = where.to(states.device).unsqueeze(-1)
+        return [
+            states.new_zeros(states.shape).masked_scatter(where, features.to(states))
+            for features in call.get("deepstack_visual_embeds") or ()
+        ]
+
+    def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
+        """Return the arguments of DeepStack: where the visual rows are, and [N, D] for each of the first layers."""
+        return {"visual_pos_masks": visual, "deepstack_visual_embeds": [rows[visual] for rows in added]}
