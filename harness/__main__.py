@@ -15,13 +15,14 @@ import methods
 from harness import checkpoint
 from harness.choices import check_tasks, register
 from harness.cli import command, parse
-from harness.config import validate
+from harness.config import RunConfig, validate
 from harness.errors import UserError, one_line
 from harness.evaluate import check_scoring, refuse_group
 from harness.store import check_place
 
 if TYPE_CHECKING:
     from harness.tables import Result
+    from methods.base import Method
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -54,11 +55,25 @@ def check(cfg: DictConfig) -> None:
 
 def check_parameters(cfg: DictConfig) -> None:
     """The method refuses what it does not know or cannot work with; this imports torch."""
+    _method(validate(cfg))
+
+
+def check_family(cfg: DictConfig) -> None:
+    """The model's family refuses what it cannot supply, from config.json alone; this imports transformers."""
+    from harness import loading
+
     config = validate(cfg)
+    positions = config.positions if config.pruned else "keep"
+    loading.check_family(_method(config), checkpoint.described(config.model), positions)
+
+
+def _method(config: RunConfig) -> "Method":
     try:
-        methods.load(config.method["name"], **config.params).check()
+        method = methods.load(config.method["name"], **config.params)
+        method.check()
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
+    return method
 
 
 def main(cfg: DictConfig) -> None:
@@ -105,4 +120,4 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, (check, check_parameters), prepare)
+    command("config", main, (check, check_parameters, check_family), prepare)

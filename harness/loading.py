@@ -79,7 +79,7 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     try:
         method = methods.load(run.method["name"], **run.params)
         positions = run.positions if run.pruned else "keep"
-        family_of(folder).check_positions(positions, method)
+        check_family(method, folder, positions)
         scorer = None
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
@@ -99,6 +99,16 @@ def family_of(folder: Path) -> type[Adapter]:
 def _config(folder: Path) -> Any:
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
         return transformers.AutoConfig.from_pretrained(folder)
+
+
+def check_family(method: Method, folder: Path, positions: str = "keep") -> None:
+    """UserError unless the model in `folder` can run `method` so; only config.json is read, nothing is loaded."""
+    try:
+        adapter, config = family_of(folder), _config(folder)
+        adapter.check(method, config)
+        adapter.check_positions(positions, method)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
 
 
 def check_scorer(scorer: Path, folder: Path) -> None:

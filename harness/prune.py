@@ -134,7 +134,7 @@ def prune(
     budget = Budget(keep=keep, tokens=tokens)
     chosen = _method(method, params)
     adapter = adapter_for(model)
-    adapter.check(chosen)
+    adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)

@@ -46,24 +46,23 @@ class Llava(PlaceholderAdapter):
         """How the vision tower is read."""
         return ClipTower(self.model)
 
-    def check(self, method: Method) -> None:
+    @classmethod
+    def check(cls, method: Method, config: Any) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        config = self._config
-        if config.vision_config.model_type != TOWER:
-            raise ValueError(f"{self.name} has a tower of type {config.vision_config.model_type}, supported is {TOWER}")
-        if config.vision_feature_select_strategy != "default":
-            found = config.vision_feature_select_strategy
+        tower, text, layer = config.vision_config, config.text_config.model_type, config.vision_feature_layer
+        if tower.model_type != TOWER:
+            raise ValueError(f"this {cls.family} has a tower of type {tower.model_type}, supported is {TOWER}")
+        if (found := config.vision_feature_select_strategy) != "default":
             raise ValueError(
-                f"{self.name} keeps CLS as a token (vision_feature_select_strategy={found}): not supported"
+                f"this {cls.family} keeps CLS as a token (vision_feature_select_strategy={found}): not supported"
             )
-        layer = config.vision_feature_layer
         if not isinstance(layer, int):
-            raise ValueError(f"{self.name} joins vision layers (vision_feature_layer={layer}): only one is supported")
-        super().check(method)
-        text = config.text_config.model_type
+            raise ValueError(f"this {cls.family} joins layers (vision_feature_layer={layer}): only one is supported")
+        super().check(method, config)
         if Signal.LLM in method.needs and text not in TEXT_MODELS:
             raise ValueError(f"{method.name} reads a decoder layer of type {text}, supported: {', '.join(TEXT_MODELS)}")
-        if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and self.tower.layer("last", "official") < 0:
+        early = layer % (tower.num_hidden_layers + 1) == 0  # hidden_states[0] is what enters layer 0
+        if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and early:
             raise ValueError(f"{method.name} reads the layer whose output the features are, but they precede layer 0")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
