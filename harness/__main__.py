@@ -110,9 +110,15 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
         tokens = result.metrics["visual_tokens"][task]
         lines.append(
             f"{task:<{width}}{result.metrics['questions'][task]:>10}{baseline.score(task):>10.4f}{result.score(task):>10.4f}"
-            f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}"
+            f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}{_missed(tokens)}"
         )
     return "\n".join([*lines, f"{'average':<{width}}{'':>30}{_percent(mean):>10}"])
+
+
+def _missed(tokens: dict[str, float]) -> str:
+    """K where it is not what was kept: the control `resize` comes only near it."""
+    budget = tokens.get("budget", tokens["kept"])
+    return "" if budget == tokens["kept"] else f" (K: {budget:.1f})"
 
 
 def _percent(share: float | None) -> str:

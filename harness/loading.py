@@ -24,6 +24,7 @@ from harness.inputs import limits_of
 from harness.models import adapter_class
 from harness.models.base import Adapter
 from harness.models.scorer import load_scorer, shipped_scorer
+from harness.resize import resizing
 from harness.store import digest, slug
 from methods.base import Method, Signal
 from methods.budget import Budget
@@ -63,6 +64,8 @@ class Pruner:
 
     def attach(self, model: Any) -> AbstractContextManager[Any]:
         """The pruning context on `model`."""
+        if self.method.stage == "pixels":
+            return resizing(model, self.budget)
         return harness.prune(
             model,
             self.method,
@@ -194,7 +197,8 @@ class Identity:
         device = device_of(config)
         flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
         settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size")
-        code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/**/*.py"))
+        ours = ("prune.py", "inputs.py", "resize.py", "lmms_model.py")
+        code = (*(HARNESS / name for name in ours), *HARNESS.glob("models/**/*.py"))
         return {
             "weights": checkpoint.fingerprint(self.folder, skip="scorer"),
             # In half precision a greedy answer moves with the type of GPU.

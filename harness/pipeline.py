@@ -111,14 +111,16 @@ def _model(config: RunConfig, identity: Identity) -> Loaded:
 
 
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean number of visual tokens per question before and after pruning, measured during prefill."""
+    """Mean number of visual tokens per question before and after pruning, measured during prefill, and of K."""
     means = {}
     for task in tasks:
         lines = [line for line in kept if line["task"] == task]
-        means[task] = {
-            "all": round(sum(line["n"] for line in lines) / max(len(lines), 1), 2),
-            "kept": round(sum(line["k"] for line in lines) / max(len(lines), 1), 2),
+        counts = {
+            "all": [line["n"] for line in lines],
+            "kept": [line["k"] for line in lines],
+            "budget": [line.get("budget", line["k"]) for line in lines],
         }
+        means[task] = {name: round(sum(found) / max(len(found), 1), 2) for name, found in counts.items()}
     return means
 
 

@@ -13,7 +13,7 @@ from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
-PRUNING = [name for name in ALL if name != "none"]
+PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
 FEATURES = ("normal", "duplicates", "equal", "zero", "zero_rows", "opposite", "huge", "tiny")
 SCORES = ("normal", "equal", "few_levels", "huge", "outlier")
 LARGEST = torch.finfo(torch.float32).max

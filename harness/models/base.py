@@ -41,6 +41,7 @@ class Adapter(ABC):
     supplies: ClassVar[frozenset[Signal]]
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown
     lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be
+    fixed_size: ClassVar[str] = ""  # why a smaller image has no fewer tokens, where that is so
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
@@ -121,6 +122,8 @@ class Adapter(ABC):
             return f"{what}, which family {cls.family} cannot supply (it has: {have}{why})"
         if Signal.LLM in method.needs and inside_layer(method) is None:
             return f"{method.name} reads a decoder layer, so it must cut behind one, not at its input"
+        if method.stage == "pixels" and cls.fixed_size:
+            return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
         return None
 
     @classmethod

@@ -26,6 +26,7 @@ class Llava(PlaceholderAdapter):
     family = "llava"
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
+    fixed_size: ClassVar[str] = "every image becomes one size, 336 x 336 pixels as released"
     targets: ClassVar[Mapping[str, str]] = {
         "multimodal": "model",
         "vision": "model.vision_tower",
