@@ -87,6 +87,8 @@ def main(cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
+    for note in _overlaps(result):
+        print(note)
     report = {
         "run": str(folder.path),
         "method": result.about["method"],
@@ -113,6 +115,15 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
             f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}{_missed(tokens)}"
         )
     return "\n".join([*lines, f"{'average':<{width}}{'':>30}{_percent(mean):>10}"])
+
+
+def _overlaps(result: "Result") -> list[str]:
+    """What a file that a parameter names was made from should not be what is asked about."""
+    notes = []
+    for name, about in result.about.get("made_from", {}).items():
+        if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
+            notes.append(f"note: {name} was made from images of {', '.join(both)}, which this run asks about")
+    return notes
 
 
 def _missed(tokens: dict[str, float]) -> str:

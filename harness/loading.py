@@ -58,9 +58,15 @@ class Pruner:
     positions: str = "keep"
 
     @property
+    def remark(self) -> str:
+        """What results are labelled with beside the name: the files that parameters name, as "prior 1f0c3a9b"."""
+        return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.made_from.items())
+
+    @property
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
-        return f"{slug(self.name)}-{self.budget.label}{'' if self.positions == 'keep' else f'-{self.positions}'}"
+        renumbered = [] if self.positions == "keep" else [self.positions]
+        return "-".join([slug(self.name), *filter(None, [slug(self.remark)]), self.budget.label, *renumbered])
 
     def attach(self, model: Any) -> AbstractContextManager[Any]:
         """The pruning context on `model`."""
@@ -83,6 +89,7 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
         method = methods.load(run.method["name"], **run.params)
         positions = run.positions if run.pruned else "keep"
         check_family(method, folder, positions)
+        _check_made_for(method, folder)
         scorer = None
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
@@ -92,6 +99,14 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, positions)
+
+
+def _check_made_for(method: Method, folder: Path) -> None:
+    """ValueError if a file that a parameter names was made with another model."""
+    for name, about in method.made_from.items():
+        if "model" in about and about["model"] != checkpoint.fingerprint(folder, skip="scorer"):
+            other = f"{about.get('name', 'another model')} ({about['model']})"
+            raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
 
 
 def family_of(folder: Path) -> type[Adapter]:
@@ -242,10 +257,10 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
 
 
 def _params(method: Method) -> dict[str, Any]:
-    """A method's parameters as JSON gives them back; what it computes from them is in its code."""
+    """A method's parameters as JSON gives them back, files by digest; what it computes from them is in its code."""
     found = {}
     for name in (field.name for field in fields(method) if field.init):
-        value = getattr(method, name)
+        value = method.made_from[name]["digest"] if name in method.made_from else getattr(method, name)
         try:
             found[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:

@@ -134,9 +134,10 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {
-        "method": slug(pruner.name),
+        "method": slug(pruner.name) + (f" ({pruner.remark})" if pruner.remark else ""),
         "model": config.model.name,
         "budget": pruner.budget.label,
+        "made_from": pruner.method.made_from,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
