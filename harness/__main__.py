@@ -15,13 +15,14 @@ import methods
 from harness import checkpoint
 from harness.choices import check_tasks, register
 from harness.cli import command, parse
-from harness.config import validate
+from harness.config import RunConfig, validate
 from harness.errors import UserError, one_line
 from harness.evaluate import check_scoring, refuse_group
 from harness.store import check_place
 
 if TYPE_CHECKING:
     from harness.tables import Result
+    from methods.base import Method
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -54,11 +55,25 @@ def check(cfg: DictConfig) -> None:
 
 def check_parameters(cfg: DictConfig) -> None:
     """The method refuses what it does not know or cannot work with; this imports torch."""
+    _method(validate(cfg))
+
+
+def check_family(cfg: DictConfig) -> None:
+    """The model's family refuses what it cannot supply, from config.json alone; this imports transformers."""
+    from harness import loading
+
     config = validate(cfg)
+    positions = config.positions if config.pruned else "keep"
+    loading.check_family(_method(config), checkpoint.described(config.model), positions)
+
+
+def _method(config: RunConfig) -> "Method":
     try:
-        methods.load(config.method["name"], **config.params).check()
+        method = methods.load(config.method["name"], **config.params)
+        method.check()
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
+    return method
 
 
 def main(cfg: DictConfig) -> None:
@@ -72,6 +87,8 @@ def main(cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
+    for note in _overlaps(result):
+        print(note)
     report = {
         "run": str(folder.path),
         "method": result.about["method"],
@@ -95,9 +112,24 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
         tokens = result.metrics["visual_tokens"][task]
         lines.append(
             f"{task:<{width}}{result.metrics['questions'][task]:>10}{baseline.score(task):>10.4f}{result.score(task):>10.4f}"
-            f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}"
+            f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}{_missed(tokens)}"
         )
     return "\n".join([*lines, f"{'average':<{width}}{'':>30}{_percent(mean):>10}"])
+
+
+def _overlaps(result: "Result") -> list[str]:
+    """What a file that a parameter names was made from should not be what is asked about."""
+    notes = []
+    for name, about in result.about.get("made_from", {}).items():
+        if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
+            notes.append(f"note: {name} was made from images of {', '.join(both)}, which this run asks about")
+    return notes
+
+
+def _missed(tokens: dict[str, float]) -> str:
+    """K where it is not what was kept: the control `resize` comes only near it."""
+    budget = tokens.get("budget", tokens["kept"])
+    return "" if budget == tokens["kept"] else f" (K: {budget:.1f})"
 
 
 def _percent(share: float | None) -> str:
@@ -105,4 +137,4 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, (check, check_parameters), prepare)
+    command("config", main, (check, check_parameters, check_family), prepare)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def fetch(model: ModelConfig) -> Path:
         folder = _download(model.pretrained, model.revision)
         check_folder(folder)
     return folder
+
+
+def described(model: ModelConfig) -> Path:
+    """The folder that holds a model's config.json; of a model that is not here yet, only that file is downloaded."""
+    folder = check(model)
+    return _download_config(model.pretrained, model.revision) if folder is None else folder
 
 
 def check_folder(folder: Path) -> None:
@@ -167,8 +174,21 @@ def _check_hub(repo: str, revision: str | None) -> None:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with _in_one_line(repo):
         return Path(snapshot_download(repo, revision=revision))
+
+
+def _download_config(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _in_one_line(repo):
+        return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
+
+
+@contextmanager
+def _in_one_line(repo: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the client, its transport and the disk have no base class in common
         what = f"{type(error).__name__}: {one_line(error)[:160]}"
         access = "a gated model needs its licence accepted and HF_TOKEN"

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,16 @@ class Suite:
                 shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
                 raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
             _check_metric(name, metric, task)
+
+    def images(self, name: str) -> Iterator[Any]:
+        """The images that a task asks about, in its order."""
+        from lmms_eval.protocol import ChatMessages
+        from lmms_eval.tasks import get_task_dict
+
+        task = get_task_dict([name], self.manager, "chat")[name]
+        for doc in task.task_docs:
+            for message in ChatMessages(messages=task.doc_to_messages(doc)).messages:
+                yield from (part.url for part in message.content if part.type == "image")
 
     def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
         """Answer and score every task; returns what `metrics.json` holds."""

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FRAME_TOKENS = 768  # visual tokens of one frame, and
 VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
 FRAME_LIST_FPS = 2.0  # frames handed over as images carry no clock; two a second is Qwen2.5-VL's own sampling rate
 
+Grid = tuple[int, int, int]
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
 
 
@@ -61,18 +63,25 @@ def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
     return limits
 
 
-def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
-    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`."""
+def to_inputs(
+    processor: Any,
+    conversations: Sequence[Sequence[Message]],
+    limits: PixelLimits | None,
+    grids: Sequence[Grid | None] = (),
+) -> Any:
+    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`.
+
+    Images and videos, in order, take the size of their entry (t, h, w) of `grids`, in tokens, instead of the limits'.
+    """
     if limits is None:
         return _as_they_are(processor, conversations)
     patch = processor.image_processor.patch_size
     images, videos, metadata = [], [], []
-    for kind, media in _media(conversations):
+    for (kind, media), grid in zip_longest(media_of(conversations), grids):
         if kind == "image":
-            pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
-            images.append(fetch_image({"image": media, **pixels}, image_patch_size=patch))
+            images.append(_image(media, limits, patch, grid))
         elif kind == "video":
-            frames, about = _video(media, limits, patch, processor.video_processor.temporal_patch_size)
+            frames, about = _video(media, limits, patch, processor.video_processor.temporal_patch_size, grid)
             videos.append(frames)
             metadata.append(about)
         else:
@@ -92,7 +101,7 @@ def to_inputs(processor: Any, conversations: Sequence[Sequence[Message]], limits
 def _as_they_are(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
     """The same from a processor that resizes, crops or pads by itself."""
     images = []
-    for kind, media in _media(conversations):
+    for kind, media in media_of(conversations):
         if kind != "image":
             name = type(processor).__name__
             raise ValueError(f"{name} takes images only, got {kind} in a message: try tasks=pocket_image")
@@ -132,7 +141,8 @@ def _update(digest: Any, item: Any) -> None:
         digest.update(repr(item).encode())
 
 
-def _media(conversations: Sequence[Sequence[Message]]) -> list[tuple[str, Any]]:
+def media_of(conversations: Sequence[Sequence[Message]]) -> list[tuple[str, Any]]:
+    """The (kind, image or video) of every part that is not text, in order."""
     parts = [part for messages in conversations for message in messages for part in message["content"]]
     return [(part["type"], part["url"]) for part in parts if part["type"] != "text"]
 
@@ -142,22 +152,46 @@ def _placeholders(message: Message) -> Message:
     return {"role": message["role"], "content": content}
 
 
-def _video(media: Any, limits: PixelLimits, patch: int, span: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Image.Image:
+    if grid is None:
+        pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+        return fetch_image({"image": media, **pixels}, image_patch_size=patch)
+    return _opened(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
+
+
+def _opened(image: Any) -> Image.Image:
+    return to_rgb(image if isinstance(image, Image.Image) else Image.open(image))
+
+
+def _video(
+    media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
     if isinstance(media, list | tuple):
-        images = [to_rgb(image if isinstance(image, Image.Image) else Image.open(image)) for image in media]
+        images = [_opened(image) for image in media]
         images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
         images += images[-1:] * (-len(images) % span)
-        return _resized(images, limits, patch, span), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
-    if find_spec("decord") is None:  # it has no wheel for macOS and for ARM
-        images, metadata = _decode_all(media, limits.max_frames)
-        return _resized(images, limits, patch, span), metadata
+        return _resized(images, limits, patch, span, grid), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+    no_decord = find_spec("decord") is None  # it has no wheel for macOS and for ARM
+    if no_decord or grid is not None:  # a size of ours is more than fetch_video takes
+        images, metadata = (_decode_all if no_decord else _decode)(media, limits.max_frames)
+        return _resized(images, limits, patch, span, grid), metadata
     import decord
 
     count = _even(len(decord.VideoReader(media)), limits.max_frames)
     request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
     frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
     return frames, metadata
+
+
+def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Evenly spread frames of a file, as fetch_video reads them."""
+    import decord
+
+    reader = decord.VideoReader(file)
+    chosen = _spread(len(reader), _even(len(reader), max_frames))
+    images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
+    return images, _clock(reader.get_avg_fps(), chosen, len(reader))
 
 
 def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
@@ -186,10 +220,12 @@ def _clock(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
     return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
 
 
-def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int) -> torch.Tensor:
+def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int, grid: Grid | None) -> torch.Tensor:
     # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
     width, height = images[0].size
     pixels = limits.of_frames(len(images), patch, span)
     rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
+    if grid is not None:
+        rows, columns = (2 * patch * side for side in grid[1:])
     frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float()

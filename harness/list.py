@@ -1,41 +1,194 @@
-"""What can be chosen: python -m harness.list prints every method with its stage, needs and parameters."""
+"""What can be chosen: python -m harness.list prints every method, python -m harness.list method=idpruner its page."""
 
+import inspect
 import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig
 
 import methods
 from harness.cli import command
+from harness.errors import UserError, one_line
+from harness.models import FAMILIES, adapter_class
+from methods import checks
+from methods.base import Method
+
+WIDTH = 100  # columns of a terminal
+HEAD = ("method", "stage", "needs", "fidelity", "flash", "serve", "variants")
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a method is with its defaults: stage, needs, parameters, and which of these its authors did not publish."""
+    """What a method is with its defaults; ValueError or TypeError if there is none, or if it does not load."""
     method = methods.load(name)
+    params = {field.name: getattr(method, field.name) for field in fields(method) if field.init}
+    options = {key: list(values) for key in params if (values := _choices(type(method), key))}
     return {
         "name": name,
         "stage": method.stage,
-        "needs": sorted(signal.value for signal in method.needs),
+        "needs": _needs(method),
+        "with": dict(_otherwise(name, method, options)),
+        "variants": options.get("variant", []),
+        "fidelity": method.fidelity,
         "servable": method.servable,
         "flash": method.flash_compatible,
         "attention_maps": method.attention_maps,
-        "params": {field.name: getattr(method, field.name) for field in fields(method) if field.init},
+        "families": {family: adapter_class(family).refusal(method) for family in FAMILIES},
+        "params": params,
+        "options": options,
         "not_public": sorted(method.not_public),
+        "doc": inspect.cleandoc(type(method).__doc__ or "no docstring"),
     }
 
 
+def described(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Every method that loads; of a package's that does not, what is wrong."""
+    found = []
+    for name in names:
+        try:
+            found.append(describe(name))
+        except (ValueError, TypeError) as error:
+            found.append({"name": name, "error": one_line(error)})
+    return found
+
+
+def _needs(method: Method) -> list[str]:
+    return sorted(signal.value for signal in method.needs)
+
+
+def _choices(method: type[Method], field: str) -> tuple[Any, ...]:
+    hint = checks.hint(method, field)
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _otherwise(name: str, method: Method, options: Mapping[str, list[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "parameter=value" and its stage and needs, where one choice changes them."""
+    for key, values in options.items():
+        for value in values:
+            other = methods.load(name, **{key: value})
+            if (other.stage, other.needs) != (method.stage, method.needs):
+                yield f"{key}={value}", {"stage": other.stage, "needs": _needs(other)}
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """One row a method, its parameters and deviation below, and a legend."""
+    rows = {method["name"]: _row(method) for method in found if "error" not in method}
+    widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows.values(), strict=True)]
+    lines = [_spaced(HEAD, widths) + "families"]
+    for method in found:
+        if "error" in method:
+            lines += _indented(f"{method['name']} does not load: {method['error']}", "")
+            continue
+        refused = method["families"].values()
+        numbers = " ".join("-" if why else str(number) for number, why in enumerate(refused, 1))
+        lines.append(_spaced(rows[method["name"]], widths) + numbers)
+        if method["params"]:
+            lines += _indented(" ".join(_parameters(method)))
+        if method["fidelity"].startswith("adapted"):
+            lines += _indented(method["fidelity"])
+    numbered = ", ".join(f"{number} {family}" for number, family in enumerate(FAMILIES, 1))
+    legend = [
+        f"families: {numbered}; - where one cannot supply what the method needs.",
+        "fidelity: whether it returns the very indices of its authors' code. flash: runs under FlashAttention.",
+        "serve: a serving engine could run it: it reads what leaves the vision tower, and nothing inside.",
+        "* not public: our choice where the authors give no value.",
+        "python -m harness.list method=NAME says more of one: idea, paper, formula, parameters.",
+    ]
+    return "\n".join([*lines, "", *(line for text in legend for line in _indented(text, ""))])
+
+
+def _row(method: Mapping[str, Any]) -> list[str]:
+    needs = ", ".join(method["needs"]) or "-"
+    flags = ["yes" if method[flag] else "no" for flag in ("flash", "servable")]
+    fidelity = method["fidelity"].partition(":")[0]
+    return [method["name"], method["stage"], needs, fidelity, *flags, ", ".join(map(str, method["variants"])) or "-"]
+
+
+def _parameters(method: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in method["params"].items()]
+
+
+def page(method: Mapping[str, Any]) -> str:
+    """All that is known of one method, its docstring first."""
+    refused = {family: why for family, why in method["families"].items() if why}
+    params = [
+        text + (f"   one of {', '.join(map(str, method['options'][key]))}" if key in method["options"] else "")
+        for key, text in zip(method["params"], _parameters(method), strict=True)
+    ]
+    facts = {
+        "stage": [method["stage"]],
+        "needs": [", ".join(method["needs"]) or "the features alone"]
+        + [f"with {key}: {', '.join(it['needs']) or 'none'} ({it['stage']})" for key, it in method["with"].items()],
+        "variants": method["variants"],
+        "fidelity": [method["fidelity"]],
+        "flash": ["runs under FlashAttention" if method["flash"] else "does not run under FlashAttention"]
+        + ["its authors' code reads attention maps and does not"] * bool(method["attention_maps"]),
+        "servable": ["a serving engine could run it" if method["servable"] else "reads what a serving engine hides"],
+        "families": [family for family in method["families"] if family not in refused]
+        + [f"not {family}: {why}" for family, why in refused.items()],
+        "parameters": params
+        + ["* not public: our choice where the authors give no value"] * bool(method["not_public"]),
+    }
+    lines = [method["name"], ""]
+    for line in _joined(method["doc"]):
+        lines += _indented(line.strip(), " " * _indent(line))
+    lines.append("")
+    for label, texts in facts.items():
+        for number, text in enumerate(texts or ["-"]):
+            block = _indented(str(text), " " * 12)
+            lines += [label.ljust(12) + block[0][12:], *block[1:]] if number == 0 else block
+    return "\n".join(lines)
+
+
+def _spaced(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def _joined(doc: str) -> list[str]:
+    """The lines of a docstring with those of one paragraph, or of one argument, made one; formulas stay as they are."""
+    lines: list[str] = []
+    arguments = False
+    for line in doc.splitlines():
+        arguments = line == "Args:" or (arguments and bool(line))
+        continues = _indent(line) > 4 if arguments else _indent(line) == 0
+        if line and lines and lines[-1] and continues and line != "Args:":
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return lines
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _indented(text: str, indent: str = "    ") -> list[str]:
+    """The text in lines no wider than the terminal; an empty one stays one line."""
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    wrap.break_long_words = False
+    return wrap.wrap(text) or [""]
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """`method` is a group of conf/ to Hydra; here its value is a plain name, of which no file is needed."""
+    return ["show" + text.removeprefix("method") if text.startswith("method=") else text for text in overrides]
+
+
 def main(cfg: DictConfig) -> None:
-    """Print the table for people and the same as one JSON line."""
-    described = [describe(name) for name in methods.names()]
-    print(f"{'method':<18}{'stage':<10}{'needs':<36}parameters")
-    for method in described:
-        hidden = method["not_public"]
-        params = " ".join(f"{k}={v}{'*' if k in hidden else ''}" for k, v in method["params"].items())
-        print(f"{method['name']:<18}{method['stage']:<10}{', '.join(method['needs']) or '-':<36}{params or '-'}")
-    print("* not public: our choice where the authors give no value")
-    print(json.dumps({"methods": described}))
+    """Print the table or one method's page for people, and the same as one JSON line."""
+    if cfg.show is None:
+        found = described(methods.names())
+        print(table(found))
+    else:
+        try:
+            found = [describe(str(cfg.show))]
+        except (ValueError, TypeError) as error:
+            raise UserError(one_line(error)) from error
+        print(page(found[0]))
+    print(json.dumps({"families": list(FAMILIES), "methods": found}, default=str))
 
 
 if __name__ == "__main__":
-    command("list", main)
+    command("list", main, prepare=prepare)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.loading import Loaded, Pruner, from_flat
 from harness.prune import Kept
+from harness.resize import Resizing, Shown
 from harness.store import Journal, digest
 
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
@@ -119,7 +120,8 @@ class PrunedModel(lmms):
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         config, processor, model = self.loaded.config, self.loaded.processor, self.loaded.model
         limits = limits_of(processor, config)
-        inputs = to_inputs(processor, [request.messages for request in batch], limits).to(model.device)
+        make = handle.inputs if isinstance(handle, Resizing) else to_inputs
+        inputs = make(processor, [request.messages for request in batch], limits).to(model.device)
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         handle.seed(seeds)
         torch.manual_seed(seeds[0])
@@ -141,9 +143,15 @@ class PrunedModel(lmms):
 
 
 def _numbers(record: Kept) -> dict[str, Any]:
-    """What a line of kept.jsonl says; `per_layer` is what K is worth as computation if the cut is inside the LLM."""
+    """What a line of kept.jsonl says; `per_layer` is what K is worth as computation if the cut is inside the LLM.
+
+    `budget` is there where `k` may differ from it: where images were made smaller, into the grids `shown`.
+    """
     grids = [list(grid) for grid in record.grids]
-    return {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
+    numbers = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
+    if isinstance(record, Shown):
+        numbers |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
+    return numbers
 
 
 def _seed(seed: int, request: Request) -> int:

@@ -25,6 +25,7 @@ from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
+from harness.resize import resizing
 from harness.store import digest, slug
 from methods.base import Method, Signal
 from methods.budget import Budget
@@ -58,12 +59,20 @@ class Pruner:
     positions: str = "keep"
 
     @property
+    def remark(self) -> str:
+        """What results are labelled with beside the name: the files that parameters name, as "prior 1f0c3a9b"."""
+        return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.made_from.items())
+
+    @property
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
-        return f"{slug(self.name)}-{self.budget.label}{'' if self.positions == 'keep' else f'-{self.positions}'}"
+        renumbered = [] if self.positions == "keep" else [self.positions]
+        return "-".join([slug(self.name), *filter(None, [slug(self.remark)]), self.budget.label, *renumbered])
 
     def attach(self, model: Any) -> AbstractContextManager[Any]:
         """The pruning context on `model`."""
+        if self.method.stage == "pixels":
+            return resizing(model, self.budget)
         return harness.prune(
             model,
             self.method,
@@ -80,7 +89,8 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     try:
         method = methods.load(run.method["name"], **run.params)
         positions = run.positions if run.pruned else "keep"
-        family_of(folder).check_positions(positions, method)
+        check_family(method, folder, positions)
+        _check_made_for(method, folder)
         scorer = None
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
@@ -92,6 +102,14 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, positions)
 
 
+def _check_made_for(method: Method, folder: Path) -> None:
+    """ValueError if a file that a parameter names was made with another model."""
+    for name, about in method.made_from.items():
+        if "model" in about and about["model"] != checkpoint.fingerprint(folder, skip="scorer"):
+            other = f"{about.get('name', 'another model')} ({about['model']})"
+            raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
+
+
 def family_of(folder: Path) -> type[Adapter]:
     """The adapter of the model in `folder`; of the model only config.json is read."""
     return adapter_class(_config(folder).model_type, f"the model in {folder}")
@@ -101,6 +119,16 @@ def _config(folder: Path) -> Any:
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
         make_known(folder)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def check_family(method: Method, folder: Path, positions: str = "keep") -> None:
+    """UserError unless the model in `folder` can run `method` so; only config.json is read, nothing is loaded."""
+    try:
+        adapter, config = family_of(folder), _config(folder)
+        adapter.check(method, config)
+        adapter.check_positions(positions, method)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
 
 
 def check_scorer(scorer: Path, folder: Path) -> None:
@@ -192,7 +220,8 @@ class Identity:
         device = device_of(config)
         flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
         settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack")
-        code = (HARNESS / "prune.py", HARNESS / "inputs.py", HARNESS / "lmms_model.py", *HARNESS.glob("models/**/*.py"))
+        ours = ("prune.py", "inputs.py", "resize.py", "lmms_model.py")
+        code = (*(HARNESS / name for name in ours), *HARNESS.glob("models/**/*.py"))
         return {
             "weights": checkpoint.fingerprint(self.folder, skip="scorer"),
             # In half precision a greedy answer moves with the type of GPU.
@@ -236,10 +265,10 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
 
 
 def _params(method: Method) -> dict[str, Any]:
-    """A method's parameters as JSON gives them back; what it computes from them is in its code."""
+    """A method's parameters as JSON gives them back, files by digest; what it computes from them is in its code."""
     found = {}
     for name in (field.name for field in fields(method) if field.init):
-        value = getattr(method, name)
+        value = method.made_from[name]["digest"] if name in method.made_from else getattr(method, name)
         try:
             found[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:

@@ -111,14 +111,16 @@ def _model(config: RunConfig, identity: Identity) -> Loaded:
 
 
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean number of visual tokens per question before and after pruning, measured during prefill."""
+    """Mean number of visual tokens per question before and after pruning, measured during prefill, and of K."""
     means = {}
     for task in tasks:
         lines = [line for line in kept if line["task"] == task]
-        means[task] = {
-            "all": round(sum(line["n"] for line in lines) / max(len(lines), 1), 2),
-            "kept": round(sum(line["k"] for line in lines) / max(len(lines), 1), 2),
+        counts = {
+            "all": [line["n"] for line in lines],
+            "kept": [line["k"] for line in lines],
+            "budget": [line.get("budget", line["k"]) for line in lines],
         }
+        means[task] = {name: round(sum(found) / max(len(found), 1), 2) for name, found in counts.items()}
     return means
 
 
@@ -132,9 +134,10 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {
-        "method": slug(pruner.name),
+        "method": slug(pruner.name) + (f" ({pruner.remark})" if pruner.remark else ""),
         "model": config.model.name,
         "budget": pruner.budget.label,
+        "made_from": pruner.method.made_from,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),

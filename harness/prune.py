@@ -134,8 +134,11 @@ def prune(
     budget = Budget(keep=keep, tokens=tokens)
     chosen = _method(method, params)
     adapter = adapter_for(model)
-    adapter.check(chosen)
+    adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)
+    if chosen.stage == "pixels":
+        instead = f"run python -m harness method={chosen.name}, or resize the images yourself"
+        raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {instead}")
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed, positions)

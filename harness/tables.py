@@ -48,6 +48,13 @@ class Result:
         """What tells this run from every other (parameters, limit, seed, versions); also in its folder's name."""
         return digest(self.about["identity"])[:8]
 
+    def tokens(self, which: str) -> float | None:
+        """Mean number of visual tokens a question: "all", "kept", or "budget", which `resize` alone does not meet."""
+        questions, counts = self.metrics["questions"], self.metrics.get("visual_tokens", {})
+        means = {task: count.get(which, count["kept"]) for task, count in counts.items()}
+        asked = sum(questions[task] for task in means)
+        return round(sum(questions[task] * mean for task, mean in means.items()) / asked, 1) if asked else None
+
     def score(self, task: str, metric: str | None = None) -> float:
         """The task's primary metric, or another."""
         return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])
@@ -99,6 +106,8 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
                 "lambda": config["method"].get("lam"),
                 "questions": sum(result.metrics["questions"].values()),
                 "hash": result.hash,
+                "K": result.tokens("budget"),
+                "kept": result.tokens("kept"),
                 **{task: round(result.score(task), 4) for task in result.metrics["scores"]},
                 "avg": average(relative(result, baseline)) if baseline else None,
             }

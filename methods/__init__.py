@@ -28,6 +28,7 @@ BUILT_IN = {
     "random": "methods.random:Random",
     "uniform": "methods.uniform:Uniform",
     "avg_pool": "methods.avg_pool:AvgPool",
+    "resize": "methods.resize:Resize",
     # importance
     "greedy": "methods.greedy:Greedy",
     "visionselector": "methods.visionselector:VisionSelector",

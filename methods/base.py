@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -70,6 +71,14 @@ class Method:
         """
         early = self.hidden_state in ("unused", "normed_input")  # what leaves the layer is not there yet
         return early and getattr(self, "variant", "official") == "paper"
+
+    @property
+    def made_from(self) -> Mapping[str, Mapping[str, str]]:
+        """What the files hold that parameters name: parameter -> metadata.
+
+        Results are labelled and known by its `digest`, or "none"; with a `model`, they are refused for any other.
+        """
+        return {}
 
     @property
     def flash_compatible(self) -> bool:

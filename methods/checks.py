@@ -35,18 +35,18 @@ def parameters(name: str, method: Method) -> None:
     for field in fields(method):
         if not field.init:
             continue  # set later, by the method itself
-        value, hint = getattr(method, field.name), _hint(type(method), field.name)
-        if get_origin(hint) is Literal:
-            expected, fits = "one of " + ", ".join(map(str, get_args(hint))), value in get_args(hint)
-        elif hint in PLAIN_TYPES:
-            expected, fits = PLAIN_TYPES[hint], _is_plain(value, hint)
+        value, kind = getattr(method, field.name), hint(type(method), field.name)
+        if get_origin(kind) is Literal:
+            expected, fits = "one of " + ", ".join(map(str, get_args(kind))), value in get_args(kind)
+        elif kind in PLAIN_TYPES:
+            expected, fits = PLAIN_TYPES[kind], _is_plain(value, kind)
         else:
             continue
         if not fits:
             raise ValueError(f"{name}: {field.name} must be {expected}, not {value!r}")
 
 
-def _hint(method: type[Method], field: str) -> Any:
+def hint(method: type[Method], field: str) -> Any:
     """Return the annotation of one field; None where only a type checker can read it (`if TYPE_CHECKING: import`)."""
     owner = next(cls for cls in method.__mro__ if field in inspect.get_annotations(cls))
     alone = SimpleNamespace(__annotations__={field: inspect.get_annotations(owner)[field]})

@@ -72,15 +72,21 @@ def save(path: str | Path, prior: Tensor, metadata: Mapping[str, str]) -> None:
     save_file({"prior": tensor}, Path(path), metadata={key: str(value) for key, value in metadata.items()})
 
 
-def load(path: str | Path) -> tuple[Tensor, dict[str, str]]:
-    """Return the prior [H, W] of a file and its metadata."""
+def load(path: str | Path, stage: str | None = None) -> tuple[Tensor, dict[str, str]]:
+    """Return the prior [H, W] of a file and its metadata, with the `digest` of the file added.
+
+    ValueError if it was made at another decoder layer than that of `stage`, "layer:j".
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(Path(path).expanduser(), framework="pt") as file:
             prior, metadata = file.get_tensor("prior"), file.metadata() or {}
+        metadata["digest"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
     except (OSError, SafetensorError) as error:
         raise ValueError(f"prior '{path}' cannot be read: {' '.join(str(error).split())}") from error
+    if stage is not None and stage != f"layer:{metadata.get('layer')}":
+        raise ValueError(f"prior '{path}' was made at decoder layer {metadata.get('layer')}, the method is at {stage}")
     return _checked(prior, f"prior '{path}'"), metadata
 
 

@@ -22,7 +22,6 @@ from methods.kernels.ties import DECIMALS
 from methods.numerics import top
 
 TILE = 2**22  # similarities held at once
-NONE = "none"
 REMEDY = (
     "make one with python -m harness.d2prior model=<model> and pass method.prior=<file>, "
     "or say method.prior=none for plain attention, which is not the paper's method"
@@ -78,11 +77,14 @@ class D2Pruner(InsideLLM):
         self.require("pivot_ratio", 0 <= self.pivot_ratio <= 1, "in [0, 1]")
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("eps", self.eps > 0, "above 0")
-        self._prior: Tensor | None = None  # [H, W]
-        self.prior_metadata: dict[str, str] = {}
         self.require("prior", self.prior is None or isinstance(self.prior, str), "the name of a file, or none")
-        if self.prior is not None and self.prior != NONE:
-            self._prior, self.prior_metadata = d2prior.load(self.prior)
+        no: tuple[Tensor | None, dict[str, str]] = (None, {})
+        self._prior, self.prior_metadata = no if self.prior in (None, "none") else d2prior.load(self.prior, self.stage)
+
+    @property
+    def made_from(self) -> Mapping[str, Mapping[str, str]]:
+        """What the prior holds."""
+        return {"prior": self.prior_metadata or {"digest": "none"}}
 
     def check(self) -> None:
         """Refuse to start without a prior, unless that was asked for."""
@@ -106,8 +108,8 @@ class D2Pruner(InsideLLM):
         low: Tensor | float = -1.0 if self.sem_norm == "affine" else 0.0
         span: Tensor | float = 2.0 if self.sem_norm == "affine" else 1.0
         if self.sem_norm == "minmax":
-            every = torch.arange(len(features), device=features.device)
-            ends = torch.stack([torch.stack(cosine(part).aminmax()) for part in every.split(TILE // len(every) + 1)])
+            parts = torch.arange(len(features), device=features.device).split(TILE // len(features) + 1)
+            ends = torch.stack([torch.stack(cosine(part).aminmax()) for part in parts])
             low = ends[:, 0].min()
             span = (ends[:, 1].max() - low).clamp_min(1e-8)
 

@@ -90,3 +90,14 @@ def test_the_hubs_own_timeout_is_respected(setting, expected, uncached, monkeypa
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, timeout, **kwargs: asked.append(timeout))
     assert checkpoint.check(REPO) is None
     assert asked == [expected]
+
+
+def test_of_a_model_that_is_not_here_only_the_configuration_is_downloaded(uncached, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("the whole model"))
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda repo, file, **kwargs: asked.append((repo, file)) or tmp_path / file
+    )
+    assert checkpoint.described(REPO) == tmp_path
+    assert asked == [("some/repository", "config.json")]

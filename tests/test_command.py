@@ -107,6 +107,14 @@ def test_damaged_weights_are_named_before_anything_heavy_is_imported(empty):
     assert not imported & set(HEAVY)
 
 
+def test_a_cut_where_the_model_has_no_layer_is_refused_before_anything_is_loaded(empty):
+    done, stderr, imported = run("-m", "method=fastv", "method.layer=0,40", cwd=empty)
+    assert (done.returncode, len(stderr)) == (2, 1)
+    assert "fastv cuts after decoder layer 40: this qwen2_5_vl has" in stderr[0]
+    assert not imported & {"lmms_eval", "datasets", "harness.pipeline"}
+    assert list(empty.iterdir()) == []
+
+
 def test_slurm_without_srun_is_refused(empty):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done, stderr, _ = run("-m", "hydra/launcher=slurm", cwd=empty, PATH="")

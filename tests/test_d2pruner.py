@@ -1,6 +1,7 @@
 """D2Pruner and its prior against a plain transcription of their definition."""
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from fractions import Fraction
@@ -238,7 +239,11 @@ def test_a_prior_is_stored_with_what_it_was_made_from(tmp_path):
     prior = torch.rand(24, 24)
     method = D2Pruner(prior=stored(tmp_path, prior))
     assert torch.equal(d2prior.load(method.prior)[0], prior)
-    assert method.prior_metadata == MADE_FROM
+    digest = hashlib.sha256((tmp_path / "prior.safetensors").read_bytes()).hexdigest()
+    assert method.made_from == {"prior": MADE_FROM | {"digest": digest}}
+    assert D2Pruner(prior="none").made_from == {"prior": {"digest": "none"}}
+    with pytest.raises(ValueError, match="was made at decoder layer 1, the method is at layer:2"):
+        D2Pruner(prior=method.prior, layer=2)
     assert d2prior.digest(["a", "b"]) == d2prior.digest(["b", "a"]) != d2prior.digest(["ab"])
     with pytest.raises(ValueError, match="missing: layer, images"):
         d2prior.save(tmp_path / "x", prior, {"prompt": "p", "model": "m"})

@@ -8,12 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, tiny_folder
 
+import methods
 from harness import loading
 from harness.choices import register
 from harness.cli import compose
 from harness.config import ModelConfig, RunConfig, validate
 from harness.errors import UserError
+from harness.models import FAMILIES
+from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from methods.base import Signal
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,21 @@ def test_the_order_of_checks_from_flat_arguments(folder, monkeypatch):
     write_scorer(folder, HIDDEN + 1)
     arguments = {"pretrained": str(folder), "method": "idpruner", "keep": 0.5, "device": "cpu"}
     assert "width" in refused(loading.from_flat, arguments)
+
+
+def test_a_method_that_the_family_cannot_run_is_refused_from_config_json_alone(folder, monkeypatch):
+    monkeypatch.setattr(Qwen25VL, "supplies", frozenset({Signal.IMPORTANCE}))
+    monkeypatch.setattr(Qwen25VL, "lacks", {Signal.VIT_KEYS: "it has no eyes"})
+    (folder / "model.safetensors").unlink()  # whoever loads it fails
+    said = refused(loading.pruner_of, run_of(folder, "method=visionzip"), folder)
+    assert said.startswith("visionzip needs vit_attention, vit_keys, which family qwen2_5_vl cannot supply")
+    assert said.endswith("(it has: importance; it has no eyes)")
+    loading.check_family(methods.load("divprune"), folder)
+
+
+def test_a_family_without_an_adapter_is_refused_from_config_json_alone(folder):
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    said = refused(loading.check_family, methods.load("none"), folder)
+    assert said == f"no adapter for the model in {folder} (model_type 'qwen2_vl'); supported families: " + ", ".join(
+        FAMILIES
+    )

@@ -6,69 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
+from harness.contract import CHECKS, FEATURES, SCORES, Waits, check_contract, make_tokens
 from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
-PRUNING = [name for name in ALL if name != "none"]
-FEATURES = ("normal", "duplicates", "equal", "zero", "zero_rows", "opposite", "huge", "tiny")
-SCORES = ("normal", "equal", "few_levels", "huge", "outlier")
-LARGEST = torch.finfo(torch.float32).max
-
-
-def make_features(kind, n, d, generator):
-    x = torch.randn(n, d, generator=generator)
-    if kind == "duplicates":
-        x = x[torch.randint(0, max(n // 3, 1), (n,), generator=generator)]
-    elif kind == "equal":
-        x = x[:1].expand(n, d).clone()
-    elif kind == "zero":
-        x = torch.zeros(n, d)
-    elif kind == "zero_rows":
-        x[::2] = 0
-    elif kind == "opposite":
-        x[1::2] = -x[: n // 2 * 2 : 2]
-    elif kind == "huge":
-        x = (x * 1e38).clamp(-LARGEST, LARGEST)
-    elif kind == "tiny":
-        x = x * 1e-38
-    return x
-
-
-def make_scores(kind, n, generator):
-    w = torch.randn(n, generator=generator)
-    if kind == "equal":
-        w = torch.full((n,), 0.3)
-    elif kind == "few_levels":
-        w = w.round()
-    elif kind == "huge":
-        w = torch.where(w > 0, LARGEST, -LARGEST)
-    elif kind == "outlier":
-        w[n // 2] = 1e30
-    return w
-
-
-def make_tokens(n, d=8, seed=0, features="normal", scores="normal", dtype=torch.float32, grids=None):
-    """One sample with every signal there is, so that methods of later stages are held to the same contract."""
-    generator = torch.Generator().manual_seed(seed)
-    sequence = n + 5
-    return Tokens(
-        features=make_features(features, n, d, generator).to(dtype),
-        grids=grids or [(1, 1, n)],
-        importance=make_scores(scores, n, generator),
-        vit_attention={role: make_scores(scores, n, generator).abs() for role in ("last", "middle")},
-        vit_keys=make_features(features, n, d, generator),
-        llm=LayerState(
-            q=torch.randn(4, sequence, 8, generator=generator),
-            k=torch.randn(2, sequence, 8, generator=generator),
-            hidden=torch.randn(sequence, d, generator=generator),
-            visual_idx=torch.arange(2, 2 + n),
-        ),
-        text=torch.randn(3, d, generator=generator),
-    )
+PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
 
 
 def assert_contract(selection, n, k):
@@ -107,14 +52,6 @@ def test_exactly_k_on_any_finite_input(name, grids, d, share, seed, features, sc
     assert torch.equal(first.kept, methods.load(name).select(tokens, k).kept)  # deterministic
 
 
-@pytest.mark.parametrize("name", PRUNING)
-@pytest.mark.parametrize("n", [2, 5, 577])
-def test_edges_of_the_budget(name, n):
-    tokens = make_tokens(n)
-    for k in (1, n - 1):
-        assert_contract(methods.load(name).select(tokens, k), n, k)
-
-
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("n", [0, 1, 6])
 def test_a_budget_of_n_or_more_is_the_identity(name, n):
@@ -126,15 +63,6 @@ def test_a_budget_of_n_or_more_is_the_identity(name, n):
 def test_none_refuses_a_smaller_budget():
     with pytest.raises(ValueError, match="keeps all 6 tokens, not 3"):
         methods.load("none").select(make_tokens(6), 3)
-
-
-@pytest.mark.parametrize("name", PRUNING)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_equals_its_float32_copy(name, dtype):
-    half = make_tokens(64, 32, dtype=dtype)
-    full = dataclasses.replace(half, features=half.features.float())
-    a, b = (methods.load(name).select(tokens, 16) for tokens in (half, full))
-    assert torch.equal(a.kept, b.kept)
 
 
 def test_autocast_around_the_model_does_not_reach_the_method():
@@ -180,32 +108,58 @@ def test_a_missing_signal_is_named(name):
             method.select(dataclasses.replace(tokens, **{signal.value: None}), 3)
 
 
-class Waits(TorchDispatchMode):
-    """Counts what makes a program wait for the device: reading a number, and results whose size depends on values."""
-
-    aten = torch.ops.aten
-    SIZED = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive)
-
-    def __init__(self):
-        super().__init__()
-        self.reads = self.sized = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masks = args[1] if func.overloadpacket in (self.aten.index, self.aten.index_put_) else ()
-        self.reads += func.overloadpacket is self.aten._local_scalar_dense
-        self.sized += func.overloadpacket in self.SIZED or any(m is not None and m.dtype == torch.bool for m in masks)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", PRUNING)
-def test_no_pick_waits_for_the_device(name):
-    tokens, method, sized = make_tokens(40), methods.load(name), []
-    for k in (10, 30):
-        with Waits() as waits:
-            method._select(tokens, k, torch.Generator().manual_seed(0))
-        assert waits.reads == 0
-        sized.append(waits.sized)
-    assert sized[1] <= sized[0] + 2, "a wait for each pick"
+@pytest.mark.parametrize("check", CHECKS[1:], ids=lambda check: check.__name__)  # the first is drawn at random, above
+def test_what_authors_of_other_methods_can_check(name, check):
+    check(methods.load(name))
+
+
+def first(k):
+    return Selection(torch.arange(k))
+
+
+def reads(tokens, k):
+    return Selection((tokens.features[:, 0] * float(tokens.features.abs().max())).argsort()[:k].sort().values)
+
+
+def writes(tokens, k):
+    tokens.importance.zero_()
+    return first(k)
+
+
+def draws(tokens, k):
+    return Selection(torch.randperm(len(tokens.features))[:k].sort().values)
+
+
+def rounds(tokens, k):
+    scores = tokens.features.sum(1) if tokens.features.dtype == torch.float32 else tokens.features.sum(1) * -1
+    return Selection(scores.argsort(stable=True)[:k].sort().values)
+
+
+def masks(tokens, k):
+    for _ in range(k):
+        tokens.features[tokens.features[:, 0] > 0]
+    return first(k)
+
+
+@pytest.mark.parametrize(
+    ("select", "says"),
+    [
+        (reads, "reads a number from the device"),
+        (writes, "writes into its input"),
+        (draws, "two selections of normal features and normal scores differ"),
+        (rounds, "select other tokens than their float32 copy"),
+        (masks, "waits for the device at each pick"),
+        (lambda tokens, k: first(k - 1), "kept must be"),
+    ],
+)
+def test_their_authors_are_told_what_is_wrong(select, says):
+    class Theirs(Method):
+        def _select(self, tokens, k, generator):
+            return select(tokens, k)
+
+    with pytest.raises((AssertionError, ValueError), match=f"theirs broke its contract: .*{says}"):
+        check_contract(Theirs())
 
 
 def test_waits_are_seen():
@@ -214,14 +168,6 @@ def test_waits_are_seen():
         bool(x.sum() > 0)
         x[x > 1], x.nonzero(), x.unique(), x.unique(dim=0), x.masked_select(x > 1)
     assert (waits.reads, waits.sized) == (1, 5)
-
-
-@pytest.mark.parametrize("name", PRUNING)
-def test_inputs_are_left_alone(name):
-    tokens, fresh = make_tokens(20, seed=3), make_tokens(20, seed=3)
-    methods.load(name).select(tokens, 7)
-    assert torch.equal(tokens.features, fresh.features)
-    assert torch.equal(tokens.importance, fresh.importance)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, None, "3"])

@@ -17,6 +17,7 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.evaluate import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from harness.tables import collect
 
 QUESTIONS = 120
 BATCH = 2
@@ -213,7 +214,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
 def test_the_table_of_all_runs(place, swept):
     out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
     rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
-    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash"]
+    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept"]
     assert rows[0] == [*fixed, "tiny_stills", "tiny_clips", "avg"]
     assert {(row[0], row[5]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
     assert all(list(place.root.glob(f"runs/*/*/*-{row[6]}")) for row in rows[1:])
@@ -222,6 +223,22 @@ def test_the_table_of_all_runs(place, swept):
     assert rows[2][4] == "0.5"
     assert json.loads(out.splitlines()[-1])["runs"] == 3
     (place.root / "out").unlink()
+
+
+def test_smaller_images_are_recorded_beside_their_budget(place):
+    out, _ = place.run("harness", *place.overrides("method=resize", "keep=0.5", "limit=4", runs="out"))
+    kept = jsonl(folder_of(place, "resize", "out") / "kept.jsonl")
+    stills = [(line["grids"], line["shown"], line["budget"], line["k"]) for line in kept[:4]]
+    assert stills == [
+        ([[1, 2, 2]], [[1, 1, 1]], 2, 1),  # no shape of two tokens is as square
+        ([[1, 3, 3]], [[1, 2, 2]], 4, 4),
+        ([[1, 2, 4]], [[1, 1, 3]], 4, 3),
+        ([[1, 3, 2]], [[1, 2, 1]], 3, 2),
+    ]
+    assert "2.5 of 6.8 (K: 3.2)" in out
+    (table,) = collect(place.root / "out")[1:]
+    assert (table.tokens("budget"), table.tokens("kept")) == (3.6, 2.2)
+    shutil.rmtree(place.root / "out")
 
 
 def test_lmms_evals_own_command_line_gives_the_same_scores(place, swept):

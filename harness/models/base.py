@@ -41,6 +41,7 @@ class Adapter(ABC):
     supplies: ClassVar[frozenset[Signal]]
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown
     lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be
+    fixed_size: ClassVar[str] = ""  # why a smaller image has no fewer tokens, where that is so
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
@@ -121,24 +122,37 @@ class Adapter(ABC):
         """Return the hook targets by role, "root" being the model itself."""
         return {"root": self.model} | {role: submodule(self.model, path) for role, path in self.targets.items()}
 
-    def check(self, method: Method) -> None:
-        """Refuse a method that needs what this family cannot supply, or that cuts where this model has no layer."""
-        missing = sorted(method.needs - self.supplies)
+    @classmethod
+    def refusal(cls, method: Method) -> str | None:
+        """Say in one line why no model of this family can run `method`, or return None: nothing has to be loaded."""
+        missing = sorted(method.needs - cls.supplies)
         if missing:
-            have = ", ".join(sorted(signal.value for signal in self.supplies)) or "none"
-            why = "".join(f"; {self.lacks[signal]}" for signal in missing if signal in self.lacks)
+            have = ", ".join(sorted(signal.value for signal in cls.supplies)) or "none"
+            why = "".join(f"; {cls.lacks[signal]}" for signal in missing if signal in cls.lacks)
             what = f"{method.name} needs {', '.join(signal.value for signal in missing)}"
-            raise ValueError(f"{what}, which family {self.family} cannot supply (it has: {have}{why})")
-        layer = inside_layer(method)
+            return f"{what}, which family {cls.family} cannot supply (it has: {have}{why})"
+        if Signal.LLM in method.needs and inside_layer(method) is None:
+            return f"{method.name} reads a decoder layer, so it must cut behind one, not at its input"
+        if method.stage == "pixels" and cls.fixed_size:
+            return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
+        return None
+
+    @classmethod
+    def check(cls, method: Method, config: Any) -> None:
+        """Refuse a method that needs what this family cannot supply, or that cuts where a model has no layer.
+
+        `config` is the model's, or what its config.json says: the answer is there before the model is.
+        """
+        if reason := cls.refusal(method):
+            raise ValueError(reason)
+        layer, text = inside_layer(method), config.get_text_config()
         if layer is None:
-            if Signal.LLM in method.needs:
-                raise ValueError(f"{method.name} reads a decoder layer, so it must cut behind one, not at its input")
             return
-        count = len(list(submodule(self.model, self.decoder.layers).children()))
+        count = int(text.num_hidden_layers)
         if layer >= count - 1:
-            only = f"{self.name} has {count} layers, so {count - 2} is the last with one behind it"
+            only = f"this {cls.family} has {count} layers, so {count - 2} is the last with one behind it"
             raise ValueError(f"{method.name} cuts after decoder layer {layer}: {only}")
-        types = set(getattr(submodule(self.model, self.decoder.path).config, "layer_types", None) or ())
+        types = set(getattr(text, "layer_types", None) or ())
         if types - {"full_attention"}:
             raise ValueError(f"{method.name} cuts inside the language model, whose layers are of types {sorted(types)}")
 

@@ -25,6 +25,7 @@ class Llava(PlaceholderAdapter):
     family = "llava"
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
+    fixed_size: ClassVar[str] = "every image becomes one size, 336 x 336 pixels as released"
     targets: ClassVar[Mapping[str, str]] = {
         "multimodal": "model",
         "vision": "model.vision_tower",
@@ -46,11 +47,12 @@ class Llava(PlaceholderAdapter):
         """How the vision tower is read."""
         return ClipTower(self.model)
 
-    def check(self, method: Method) -> None:
+    @classmethod
+    def check(cls, method: Method, config: Any) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        if reason := _unsupported(method, self._config, self.tower_type):
+        if reason := _unsupported(method, config, cls.tower_type):
             raise ValueError(reason)
-        super().check(method)
+        super().check(method, config)
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""

@@ -1,0 +1,130 @@
+"""D2Pruner's debiasing prior of a model: python -m harness.d2prior model=pocket tasks=pocket.
+
+Where in an image the last token of a neutral prompt looks, whatever the image shows: the mean over many images of the
+attention that visual tokens receive at one decoder layer, on a grid. It should come from other images than those that
+are evaluated. The file says what it was made from; a run takes it as method=d2pruner method.prior=FILE.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+import harness
+import methods
+from harness import __main__ as run
+from harness import checkpoint
+from harness.cli import command
+from harness.config import TasksConfig, validate
+from harness.errors import UserError, one_line
+from harness.evaluate import Suite
+from harness.inputs import Grid, Message, limits_of, messages_digest, to_inputs
+from harness.loading import Loaded, load
+from harness.store import check_place, slug
+from methods import d2prior
+from methods.base import Selection, Tokens
+from methods.inside import InsideLLM
+from methods.kernels.attention import attention_row
+
+PLACE = Path("results/priors")
+
+
+@dataclass(kw_only=True)
+class Probe(InsideLLM):
+    """Note what the prompt's last token attends to; which tokens stay does not matter.
+
+    Deviation: none. Source: ours.
+    """
+
+    seen: list[tuple[Tensor, Grid]] = field(default_factory=list, init=False)  # attention [N] and grid of each image
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        state = tokens.llm
+        assert state is not None
+        self.seen.append((attention_row(state.q[:, -1], state.k)[state.visual_idx], tokens.grids[0]))
+        return Selection.of(torch.arange(k, device=tokens.features.device))
+
+
+def prompts(tasks: TasksConfig, prompt: str) -> Iterator[list[Message]]:
+    """The prompt about every image of the tasks, once, taking turns among them; videos are left out."""
+    suite = Suite(tasks)
+    suite.check()
+    known = set()
+    for turn in zip_longest(*map(suite.images, tasks.metrics)):
+        for image in (image for image in turn if image is not None):
+            messages = [
+                {"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": prompt}]}
+            ]
+            if (name := messages_digest(messages)) not in known:
+                known.add(name)
+                yield messages
+
+
+def attention(loaded: Loaded, asked: Iterable[list[Message]], layer: int) -> Iterator[tuple[Tensor, Grid]]:
+    """Per image, what its tokens receive [h * w] from the last token of the prompt at decoder layer `layer`."""
+    probe, limits = Probe(layer=layer), limits_of(loaded.processor, loaded.config)
+    with harness.prune(loaded.model, probe, tokens=1):
+        for messages in asked:
+            with torch.inference_mode():
+                loaded.model(**to_inputs(loaded.processor, [messages], limits).to(loaded.model.device))
+            yield from probe.seen  # nothing of an image that is one token
+            probe.seen.clear()
+
+
+def main(cfg: DictConfig) -> None:
+    """Make the prior, store it, and say where."""
+    config = validate(_run(cfg))
+    layer = int(methods.load("d2pruner", **config.params).stage.partition(":")[2])
+    loaded = load(config.model)
+    asked = list(islice(prompts(config.tasks, cfg.prompt), cfg.limit))
+    try:
+        prior = d2prior.average(attention(loaded, tqdm(asked, desc="images"), layer))
+    except ValueError as error:
+        raise UserError(f"tasks={config.tasks.name}: {one_line(error)} of two tokens or more") from error
+    images = d2prior.digest(map(messages_digest, asked))
+    about = {
+        "prompt": cfg.prompt,
+        "name": config.model.name,
+        "model": checkpoint.fingerprint(loaded.folder, skip="scorer"),
+        "layer": layer,
+        "tasks": ",".join(config.tasks.metrics),
+        "images": images,
+        "count": len(asked),
+        "grid": "x".join(map(str, prior.shape)),
+    }
+    name = f"{slug(config.model.name)}-layer{layer}-{images[:8]}.safetensors"
+    file = PLACE / name if cfg.out is None else Path(str(cfg.out))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    d2prior.save(file, prior, about)
+    digest = d2prior.load(file)[1]["digest"]
+    print(f"{about['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(asked)} images: {file}")
+    print(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
+    print(json.dumps({"prior": str(file), "digest": digest, **about}))
+
+
+def _run(cfg: DictConfig) -> DictConfig:
+    """The run that would use the prior, which is checked like any other."""
+    method = {"name": "d2pruner", "layer": cfg.layer, "prior": "none"}
+    return OmegaConf.create({"method": method, "model": cfg.model, "tasks": cfg.tasks, "keep": 0.5})
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that can be found wrong before the model is loaded."""
+    run.check(_run(cfg))
+    if not (isinstance(cfg.limit, int) and cfg.limit >= 1):
+        raise UserError(f"limit must be a number of images, at least 1, got {cfg.limit}")
+    if not str(cfg.prompt or "").strip():
+        raise UserError("prompt is empty: pass what the model is asked about every image")
+    check_place((PLACE / "prior" if cfg.out is None else Path(str(cfg.out))).parent)
+    run.check_parameters(_run(cfg))
+    run.check_family(_run(cfg))
+
+
+if __name__ == "__main__":
+    command("d2prior", main, (check,), run.prepare)

@@ -1,0 +1,98 @@
+"""`harness.list` says of every method what there is to know, on a terminal of 100 columns and as JSON."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import methods
+from harness import list as listing
+from harness.models.qwen25vl import Qwen25VL
+from methods.base import Signal
+
+PRIVATE = '''
+from dataclasses import dataclass
+from typing import Literal
+from methods.base import Method, Selection, Signal
+
+
+@dataclass(kw_only=True)
+class Mine(Method):
+    """Keep what a scorer likes.
+
+    Args:
+        side: of two that are alike, "left" or "right" stays, and this sentence goes on until it has left the first
+            line behind.
+    """
+
+    not_public = frozenset({"side"})
+    side: Literal["left", "right"] = "left"
+
+    def _select(self, tokens, k, generator): ...
+'''
+
+
+@pytest.fixture(scope="module")
+def found():
+    return listing.described(methods.names())
+
+
+def test_every_method_is_there_with_all_that_the_command_promises(found):
+    assert [method["name"] for method in found] == methods.names()
+    for method in found:
+        assert method.keys() >= {"stage", "needs", "variants", "fidelity", "flash", "servable", "params", "families"}
+        assert json.loads(json.dumps(method)) == method
+    facts = {method["name"]: method for method in found}
+    assert facts["fastv"]["variants"] == ["official", "paper"]
+    assert (facts["fastv"]["stage"], facts["fastv"]["servable"]) == ("layer:1", False)
+    assert facts["id_selection"]["with"]["importance=visionselector"] == {"stage": "input", "needs": ["importance"]}
+    assert facts["hybrid"]["not_public"] == ["mapping"]
+
+
+def test_the_table_and_every_page_fit_a_terminal(found):
+    for text in (listing.table(found), *map(listing.page, found)):
+        assert max(map(len, text.splitlines())) <= 100
+    lines = listing.table(found).splitlines()
+    for method in found:
+        assert sum(line.startswith(f"{method['name']} ") for line in lines) == 1
+
+
+def test_a_family_that_lacks_a_signal_says_why(monkeypatch):
+    monkeypatch.setattr(Qwen25VL, "supplies", frozenset({Signal.IMPORTANCE}))
+    monkeypatch.setattr(Qwen25VL, "lacks", {Signal.VIT_KEYS: "it has no eyes"})
+    method = listing.describe("visionzip")
+    assert method["families"]["qwen2_5_vl"].endswith("(it has: importance; it has no eyes)")
+    assert listing.describe("divprune")["families"]["qwen2_5_vl"] is None
+    (row,) = [line for line in listing.table([method]).splitlines() if line.startswith("visionzip")]
+    assert "-" in row.split("official, paper")[1]
+    assert "not qwen2_5_vl: visionzip needs vit_attention, vit_keys" in listing.page(method)
+
+
+def test_a_private_methods_page(tmp_path):
+    (tmp_path / "mine.py").write_text(PRIVATE)
+    page = listing.page(listing.describe(f"{tmp_path / 'mine.py'}:Mine"))
+    assert "Keep what a scorer likes." in page
+    assert "fidelity    undeclared" in page
+    assert "parameters  side=left*   one of left, right" in page
+    assert '    side: of two that are alike, "left" or "right" stays, and this sentence goes on until it has\n' in page
+
+
+def test_a_packages_method_that_does_not_load_hides_no_other(monkeypatch):
+    monkeypatch.setitem(methods.BUILT_IN, "broken", "no_such_module:Method")
+    found = listing.described(["broken", "uniform"])
+    assert "no_such_module" in found[0]["error"]
+    assert "broken does not load: method module 'no_such_module' cannot be imported" in listing.table(found)
+
+
+@pytest.mark.parametrize(("args", "code"), [(["method=fastv"], 0), (["method=fastvv"], 2)])
+def test_the_command(args, code, tmp_path):
+    call = [sys.executable, "-m", "harness.list", *args]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1 if code else 0)
+    if code:
+        assert "did you mean 'fastv'?" in done.stderr
+    else:
+        assert [method["name"] for method in json.loads(done.stdout.splitlines()[-1])["methods"]] == ["fastv"]
+        assert "softmax_i(q . k_i / sqrt(d))" in done.stdout
+    assert list(tmp_path.iterdir()) == []
