@@ -183,7 +183,7 @@ class TestRefused:
         ("config", "message"),
         [
             ({"vision_feature_select_strategy": "full"}, "keeps CLS as a token"),
-            ({"vision_feature_layer": [-2, -1]}, "joins layers"),
+            ({"vision_feature_layer": [-2, -1]}, "joins vision layers"),
         ],
     )
     def test_other_features(self, config, message):
