@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,11 @@ def check_tasks(tasks: TasksConfig) -> None:
     local = task_files(shipped(tasks.include)) if tasks.include else {}
     for name in tasks.metrics:
         if name not in local and name not in lmms_eval_tasks():
-            raise UserError(f"unknown task {name}: {did_you_mean(name, {*local, *lmms_eval_tasks()})}")
+            raise UserError(f"unknown task {name}: {_task_hint(name, local)}")
+
+
+def _task_hint(name: str, ours: Iterable[str]) -> str:
+    return did_you_mean(name, ours, lmms_eval_tasks(), "python -m lmms_eval --tasks list")
 
 
 @cache
@@ -128,8 +133,8 @@ def _tasks(value: Any, given: dict[str, Any]) -> str:
     except UserError as error:
         if include is not None or len(names) > 1:
             raise
-        known = {*_options("tasks"), *pocket, *lmms_eval_tasks()}
-        raise UserError(f"unknown tasks {names[0]}: {did_you_mean(names[0], known)}") from error
+        known = [*_options("tasks"), *pocket]
+        raise UserError(f"unknown tasks {names[0]}: {_task_hint(names[0], known)}") from error
     option = "-".join(names)
     metrics = _published_metrics()
     node = {"name": "+".join(names), "include": include, "metrics": {name: metrics.get(name) for name in names}}

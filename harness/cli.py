@@ -78,13 +78,18 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The nearest of `names` as a question, or all of them when none is near."""
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:
+    """The nearest of `names` and `more` as a question; when none is near, all `names` and how to list the others."""
+    names, more = sorted(names), set(more)
+    near = difflib.get_close_matches(name, sorted({*names, *more}), n=5, cutoff=0.5)
+    near = [other for other in near if _likeness(name, other) > _likeness(name, near[0]) - 0.1]
     if near:
-        return f"did you mean {near[0]}?"
-    return f"known: {', '.join(names)}" if len(names) <= 40 else f"none of the {len(names)} known names is near"
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(names)}" + (f", and {len(more)} that {listed_by} lists" if more else "")
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, name).ratio()
 
 
 def register_resolvers() -> None:

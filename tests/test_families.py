@@ -3,12 +3,17 @@
 import pytest
 import torch
 from gathered import generate, inputs_of
+from PIL import Image
 from tiny import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 import methods
+from harness.inputs import PixelLimits
+from harness.models import adapter_class
+from harness.resize import resizing
+from methods.budget import Budget
 
 BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(layers=4, depth=4), tiny_processor),
@@ -24,7 +29,7 @@ def family(request):
     return build(), process()
 
 
-@pytest.mark.parametrize("name", sorted(set(methods.BUILT_IN) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(methods.BUILT_IN) - {"none", "resize"}))
 @torch.no_grad()
 def test_every_method_keeps_exactly_k(family, scorer, name):
     model, processor = family
@@ -34,3 +39,22 @@ def test_every_method_keeps_exactly_k(family, scorer, name):
         generate(model, inputs, max_new_tokens=2)
     assert [(record.k, len(set(record.kept))) for record in pruning.records] == [(6, 6), (6, 6)]
     assert all(0 <= min(record.kept) <= max(record.kept) < record.n for record in pruning.records)
+
+
+@torch.no_grad()
+def test_smaller_images_where_the_resolution_is_dynamic(family):
+    model, processor = family
+    resize, adapter = methods.load("resize"), adapter_class(model.config.model_type)
+    if adapter.fixed_size:
+        with pytest.raises(ValueError, match=f"saves no tokens in family {adapter.family}: "):
+            adapter.check(resize, model.config)
+        return
+    side = 2 * processor.image_processor.patch_size  # pixels of a token
+    image, frames = Image.new("RGB", (4 * side, 2 * side)), [Image.new("RGB", (2 * side, 2 * side))] * 4
+    parts = [{"type": "image", "url": image}, {"type": "video", "url": frames}, {"type": "text", "text": "?"}]
+    limits = PixelLimits(side**2, 64 * side**2, 4)
+    with resizing(model, Budget(keep=0.25)) as block:
+        model(**block.inputs(processor, [[{"role": "user", "content": parts}]], limits))
+        (record,) = block.take()
+    assert (record.grids, record.shown) == ([(1, 2, 4), (2, 2, 2)], [(1, 1, 2), (2, 1, 1)])
+    assert (record.n, record.budget, record.k) == (16, 4, 4)
