@@ -15,14 +15,13 @@ import methods
 from harness import checkpoint
 from harness.choices import check_tasks, register
 from harness.cli import command, parse
-from harness.config import RunConfig, validate
+from harness.config import validate
 from harness.errors import UserError, one_line
 from harness.evaluate import check_scoring, refuse_group
 from harness.store import check_place
 
 if TYPE_CHECKING:
     from harness.tables import Result
-    from methods.base import Method
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -55,25 +54,25 @@ def check(cfg: DictConfig) -> None:
 
 def check_parameters(cfg: DictConfig) -> None:
     """The method refuses what it does not know or cannot work with; this imports torch."""
-    _method(validate(cfg))
+    config = validate(cfg)
+    try:
+        methods.load(config.method["name"], **config.params)
+    except (ValueError, TypeError) as error:
+        raise UserError(one_line(error)) from error
 
 
 def check_family(cfg: DictConfig) -> None:
-    """The model's family refuses what it cannot supply, from config.json alone; this imports transformers."""
+    """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
     from harness import loading
 
     config = validate(cfg)
     positions = config.positions if config.pruned else "keep"
-    loading.check_family(_method(config), checkpoint.described(config.model), positions)
-
-
-def _method(config: RunConfig) -> "Method":
+    folder = checkpoint.described(config.model)
     try:
-        method = methods.load(config.method["name"], **config.params)
-        method.check()
+        method = loading.method_of(config, folder)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
-    return method
+    loading.check_family(method, folder, positions)
 
 
 def main(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ ELSEWHERE = "point to a local folder: model.pretrained=/path"
 WHOLE_HASH = 64 << 20  # larger files are identified by their size and by blocks spread over them
 BLOCKS, BLOCK = 64, 256 << 10
 LONGEST_HEADER = 100_000_000  # bytes; the safetensors format allows no more
+BESIDE = ("scorer", "d2prior.safetensors")  # what methods keep in a model's folder
 _IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
 
 
@@ -42,6 +43,11 @@ def fetch(model: ModelConfig) -> Path:
     return folder
 
 
+def weights_fingerprint(folder: Path) -> str:
+    """Digest of a model alone: what methods keep beside its weights is none of it."""
+    return fingerprint(folder, BESIDE)
+
+
 def described(model: ModelConfig) -> Path:
     """The folder that holds a model's config.json; of a model that is not here yet, only that file is downloaded."""
     folder = check(model)
@@ -62,13 +68,13 @@ def check_folder(folder: Path) -> None:
         _check_safetensors(shard)
 
 
-def fingerprint(path: Path, skip: str = "") -> str:
-    """Digest of a model's (or scorer's) files by content, not by place; sub-folder `skip` is left out."""
+def fingerprint(path: Path, skip: Collection[str] = ()) -> str:
+    """Digest of a model's (or scorer's) files by content, not by place, without files and sub-folders named `skip`."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         relative = file.relative_to(path) if file != path else Path(file.name)
-        if file.suffix in _IDENTIFYING and relative.parts[0] != (skip or None):
+        if file.suffix in _IDENTIFYING and relative.parts[0] not in skip:
             digest.update(f"{relative}\0{file.stat().st_size}\0{content_digest(file)}\0".encode())
     return digest.hexdigest()[:16]
 

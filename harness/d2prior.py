@@ -91,7 +91,7 @@ def main(cfg: DictConfig) -> None:
     about = {
         "prompt": cfg.prompt,
         "name": config.model.name,
-        "model": checkpoint.fingerprint(loaded.folder, skip="scorer"),
+        "model": checkpoint.weights_fingerprint(loaded.folder),
         "layer": layer,
         "tasks": ",".join(config.tasks.metrics),
         "images": images,

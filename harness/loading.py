@@ -87,7 +87,7 @@ class Pruner:
 def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     """The method with its parameters checked, and its scorer found and read; UserError for what is wrong or missing."""
     try:
-        method = methods.load(run.method["name"], **run.params)
+        method = method_of(run, folder)
         positions = run.positions if run.pruned else "keep"
         check_family(method, folder, positions)
         _check_made_for(method, folder)
@@ -102,10 +102,21 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, positions)
 
 
+def method_of(run: RunConfig, folder: Path) -> Method:
+    """The method with its parameters; a file that one names, and the run does not, may lie beside the weights."""
+    name, params = run.method["name"], dict(run.params)
+    for parameter, file in methods.get(name).beside.items():
+        if params.get(parameter) is None and (folder / file).is_file():
+            params[parameter] = str(folder / file)
+    method = methods.load(name, **params)
+    method.check()
+    return method
+
+
 def _check_made_for(method: Method, folder: Path) -> None:
     """ValueError if a file that a parameter names was made with another model."""
     for name, about in method.made_from.items():
-        if "model" in about and about["model"] != checkpoint.fingerprint(folder, skip="scorer"):
+        if "model" in about and about["model"] != checkpoint.weights_fingerprint(folder):
             other = f"{about.get('name', 'another model')} ({about['model']})"
             raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
 
@@ -223,7 +234,7 @@ class Identity:
         ours = ("prune.py", "inputs.py", "resize.py", "lmms_model.py")
         code = (*(HARNESS / name for name in ours), *HARNESS.glob("models/**/*.py"))
         return {
-            "weights": checkpoint.fingerprint(self.folder, skip="scorer"),
+            "weights": checkpoint.weights_fingerprint(self.folder),
             # In half precision a greedy answer moves with the type of GPU.
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
             **{key: getattr(config, key) for key in settings},

@@ -26,6 +26,7 @@ class Method:
     fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
     not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
+    beside: ClassVar[Mapping[str, str]] = {}  # parameter -> file beside a model's weights that a run takes by default
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()

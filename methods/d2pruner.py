@@ -38,7 +38,7 @@ class D2Pruner(InsideLLM):
 
     Args:
         prior: file of `methods.d2prior`, made with the model it is used on; or "none", which ranks by plain attention,
-            is not the paper's method, and has to be said in a result. Default none at all: commands refuse to start,
+            is not the paper's method. Default: commands take d2prior.safetensors beside the weights or refuse to start,
             `select` warns and ranks by plain attention. The authors' (1000 COCO images) is not public.
         pivot_ratio: share of K that r alone decides, rounded down, at least one token; default 0.7.
         theta: similarity above which two tokens count as the same; default 0.8.
@@ -61,6 +61,7 @@ class D2Pruner(InsideLLM):
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     layers: ClassVar[Mapping[str, int]] = {"official": 1}
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}
+    beside: ClassVar[Mapping[str, str]] = {"prior": "d2prior.safetensors"}
     not_public: ClassVar[frozenset[str]] = frozenset({"prior", "sem_norm", "spat_kernel", "pivot_suppress"})
 
     prior: str | None = None

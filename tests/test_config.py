@@ -12,11 +12,12 @@ import pytest
 
 import conf
 import methods
-from harness.__main__ import check_parameters
 from harness.choices import check_tasks, register
 from harness.cli import compose
 from harness.config import validate
 from harness.errors import UserError
+from harness.loading import method_of
+from harness.pocket import WEIGHTS
 
 CONF = Path(conf.__file__).parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -183,10 +184,20 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(mistake, empt
     assert list(empty.iterdir()) == []
 
 
-def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded():
-    with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
-        check_parameters(compose("config", register(["method=d2pruner"])))
-    check_parameters(compose("config", register(["method=d2pruner", "method.prior=none"])))
+def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_bytes((WEIGHTS / "config.json").read_bytes())
+    run = validate(compose("config", register(["method=d2pruner"])))
+    with pytest.raises(ValueError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
+        method_of(run, tmp_path)
+    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    assert method_of(said, tmp_path).made_from["prior"]["digest"] == "none"
+
+
+def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
+    run = validate(compose("config", register(["method=d2pruner"])))
+    assert method_of(run, WEIGHTS).made_from["prior"]["tasks"] == "pocket_scenes"
+    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    assert method_of(said, WEIGHTS).made_from["prior"]["digest"] == "none"
 
 
 def test_a_hub_that_does_not_answer_fails_fast(empty):

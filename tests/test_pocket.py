@@ -147,6 +147,7 @@ def test_the_first_questions_of_a_sorted_file_are_like_the_rest():
 def test_the_suite_has_the_promised_size():
     counts = {path.stem: len(pd.read_parquet(path, columns=["id"])) for path in (TASKS / "data").glob("*.parquet")}
     assert counts.pop("easyvqa") >= 500
+    assert counts.pop("scenes") == 120  # no part of the suite
     assert len(counts) == 8
     assert min(counts.values()) >= 200
     assert sum(path.stat().st_size for path in (TASKS / "data").glob("*.parquet")) < 30e6

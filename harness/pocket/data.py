@@ -19,7 +19,7 @@ from harness.pocket import TASKS, easyvqa
 from harness.pocket.scenes import KINDS, Question, Scene, bars
 from harness.pocket.vocab import COLORS
 
-SUITE_SEED = 3  # harness.pocket.train draws from 1 (training) and 2 (probes)
+SUITE_SEED, OTHER_SEED = 3, 4  # harness.pocket.train draws from 1 (training) and 2 (probes)
 ROWS = 240
 EASY_VQA_ROWS = 500
 
@@ -30,10 +30,10 @@ def _png(image: Pillow.Image) -> dict[str, bytes | None]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _scenes(kind: str) -> Iterator[Scene]:
+def _scenes(kind: str, seed: int = SUITE_SEED) -> Iterator[Scene]:
     index = 0
     while True:
-        yield KINDS[kind](np.random.default_rng([SUITE_SEED, list(KINDS).index(kind), index]))
+        yield KINDS[kind](np.random.default_rng([seed, list(KINDS).index(kind), index]))
         index += 1
 
 
@@ -145,6 +145,13 @@ def vega() -> list[tuple[Scene, Question]]:
     return taken
 
 
+def others() -> list[tuple[Scene, Question]]:
+    """Pictures for what a method has to learn from images that are not evaluated: no part of the suite."""
+    kinds = ("objects", "counting", "text", "document", "chart")
+    drawn = [scene for kind in kinds for _, scene in zip(range(24), _scenes(kind, OTHER_SEED), strict=False)]
+    return [(scene, scene.questions[0]) for scene in drawn]
+
+
 SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
     "existence": existence,
     "attributes": attributes,
@@ -155,6 +162,7 @@ SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
     "video": video,
     "easyvqa": easy_vqa,
     "vega": vega,
+    "scenes": others,
 }
 
 
