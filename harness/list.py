@@ -90,8 +90,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             lines += _indented(method["fidelity"])
     numbered = ", ".join(f"{number} {family}" for number, family in enumerate(FAMILIES, 1))
     legend = [
-        f"families: {numbered}; - where one cannot supply what the method needs.",
-        "fidelity: whether it returns the very indices of its authors' code. flash: runs under FlashAttention.",
+        f"families (- cannot run it): {numbered}",
+        "fidelity: are its indices those of its authors' code. flash: it runs under FlashAttention.",
         "serve: a serving engine could run it: it reads what leaves the vision tower, and nothing inside.",
         "* not public: our choice where the authors give no value.",
         "python -m harness.list method=NAME says more of one: idea, paper, formula, parameters.",
