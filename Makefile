@@ -19,12 +19,21 @@ test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
 RUNS := results/pocket/runs
+TABLES := $(BIN)/python -m harness.tables
+METHODS := random,uniform,avg_pool,greedy,visionselector,fastv,hiprune,fps,divprune,dart,idpruner,hybrid,dpp
+METHODS := $(METHODS),visionzip,vispruner,scope,cdpruner,d2pruner,id_selection,holov
+LLAVA := model=pocket_llava tasks=pocket_image
 results: .venv/.installed
 	[ -e $(RUNS).old ] || [ ! -e $(RUNS) ] || mv $(RUNS) $(RUNS).old
 	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(RUNS)
-	$(BIN)/python -m harness -m method=random,uniform,visionselector,idpruner keep=0.5,0.25,0.1 runs=$(RUNS)
-	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
-	$(BIN)/python -m harness.tables runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
+	$(BIN)/python -m harness -m method=$(METHODS),resize keep=0.25,0.1 runs=$(RUNS)
+	$(BIN)/python -m harness method=none model=pocket_llava tasks=pocket_image_blank runs=$(RUNS)
+	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(RUNS)
+	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(RUNS)
+	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
+	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
+	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
+	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
 	rm -rf $(RUNS).old
 
 .venv/bin/python:

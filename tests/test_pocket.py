@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.difftopk import diff_top_k
-from harness.pocket import TASKS, WEIGHTS, order
+from harness.pocket import LLAVA_WEIGHTS, TASKS, WEIGHTS, order
 from harness.pocket.model import build_model
 from harness.pocket.packed import Encoded, image_positions, pack, patchify, use_packed_attention
 from harness.pocket.scenes import KINDS, TOKEN, Mark, Scene, dense_targets, objects, video
@@ -153,11 +153,12 @@ def test_the_suite_has_the_promised_size():
     assert sum(path.stat().st_size for path in (TASKS / "data").glob("*.parquet")) < 30e6
 
 
-def test_the_weights_are_plain_tensors_within_25_megabytes():
-    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("folder", [WEIGHTS, LLAVA_WEIGHTS], ids=lambda folder: folder.name)
+def test_the_weights_are_plain_tensors_within_25_megabytes(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja"}
-    assert {path.name for path in WEIGHTS.rglob("*.safetensors")} == {"model.safetensors"}
-    assert (WEIGHTS / "scorer" / "model.safetensors").is_file()
+    assert {path.name for path in folder.rglob("*.safetensors")} == {"model.safetensors", "d2prior.safetensors"}
+    assert (folder / "scorer" / "model.safetensors").is_file()
     assert sum(path.stat().st_size for path in files) < 25e6
 
 

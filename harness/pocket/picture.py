@@ -51,6 +51,8 @@ def panels(task: str, doc: int, runs: Path, labels: list[str]) -> Image.Image:
         if len(folders) != 1:
             raise SystemExit(f"error: {len(folders)} finished runs named {label}-* below {runs}: one is needed")
         kept = _line(folders[0] / "kept.jsonl", f"pocket_{task}", doc)
+        if kept["k"] and not kept["kept"]:
+            raise SystemExit(f"error: {label} shows the model another picture, of which it keeps everything")
         answer = _line(folders[0] / "responses.jsonl", f"pocket_{task}", doc)["response"].strip()
         x = 12 + i * (image.width + 12)
         draw.text((x, 38), f"{label}: {answer}   {kept['k']} of {kept['n']}", font=font(15), fill="black")

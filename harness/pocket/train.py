@@ -43,7 +43,7 @@ def main() -> None:
     """Run the stages that are left."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
-    parser.add_argument("--work", type=Path, default=Path("results/runs/pocket-training"), help="checkpoints go here")
+    parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
     parser.add_argument("--stage", choices=("vision", "tokens", "language", "scorer", "export"), help="one stage only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vision-steps", type=int, default=3000)
@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--scorer-steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
-    pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(args.work, args.device)
+    pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(
+        args.work or Path(f"results/runs/{args.model}-training"), args.device
+    )
     if args.stage in (None, "vision"):
         train_vision(pocket, args.vision_steps)
     if args.stage in (None, "tokens"):
