@@ -126,9 +126,10 @@ def _overlaps(result: "Result") -> list[str]:
 
 
 def _missed(tokens: dict[str, float]) -> str:
-    """K where it is not what was kept: the control `resize` comes only near it."""
-    budget = tokens.get("budget", tokens["kept"])
-    return "" if budget == tokens["kept"] else f" (K: {budget:.1f})"
+    """K where it is not what was kept (`resize`), and what it is worth where early decoder layers see everything."""
+    kept = tokens["kept"]
+    budget, worth = tokens.get("budget", kept), tokens.get("per_layer", kept)
+    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" (a layer sees {worth:.1f})" * (worth > kept)])
 
 
 def _percent(share: float | None) -> str:

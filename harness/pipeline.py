@@ -111,13 +111,17 @@ def _model(config: RunConfig, identity: Identity) -> Loaded:
 
 
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean number of visual tokens per question before and after pruning, measured during prefill, and of K."""
+    """Mean number of visual tokens per question before and after pruning, as the prefill had them, and of K.
+
+    "per_layer" is what a decoder layer sees on average: what is kept is worth that much computation.
+    """
     means = {}
     for task in tasks:
         lines = [line for line in kept if line["task"] == task]
         counts = {
             "all": [line["n"] for line in lines],
             "kept": [line["k"] for line in lines],
+            "per_layer": [line["per_layer"] for line in lines],
             "budget": [line.get("budget", line["k"]) for line in lines],
         }
         means[task] = {name: round(sum(found) / max(len(found), 1), 2) for name, found in counts.items()}

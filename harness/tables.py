@@ -49,7 +49,11 @@ class Result:
         return digest(self.about["identity"])[:8]
 
     def tokens(self, which: str) -> float | None:
-        """Mean number of visual tokens a question: "all", "kept", or "budget", which `resize` alone does not meet."""
+        """Mean number of visual tokens a question.
+
+        "all", "kept", "budget", which `resize` alone does not meet, or "per_layer": what a decoder layer sees, more
+        than is kept if the cut is inside the language model.
+        """
         questions, counts = self.metrics["questions"], self.metrics.get("visual_tokens", {})
         means = {task: count.get(which, count["kept"]) for task, count in counts.items()}
         asked = sum(questions[task] for task in means)
@@ -108,6 +112,7 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
                 "hash": result.hash,
                 "K": result.tokens("budget"),
                 "kept": result.tokens("kept"),
+                "per_layer": result.tokens("per_layer"),
                 **{task: round(result.score(task), 4) for task in result.metrics["scores"]},
                 "avg": average(relative(result, baseline)) if baseline else None,
             }

@@ -134,7 +134,7 @@ class TestRun:
         assert folder.path.name.startswith("uniform-5tok-compact-")
         assert baseline.path.name.startswith("none-1.0-")
         assert (result.about["budget"], result.about["config"]["positions"]) == ("5tok", "compact")
-        assert result.metrics["visual_tokens"] == {"tiny_stills": {"all": 16, "kept": 5}}
+        assert result.metrics["visual_tokens"] == {"tiny_stills": {"all": 16, "kept": 5, "per_layer": 5, "budget": 5}}
         assert base.about["identity"]["positions"] == "keep"
         other, same = started("method=uniform", "tokens=5")
         assert same.path == baseline.path
@@ -149,6 +149,6 @@ class TestRun:
     def test_positions_that_a_method_cannot_have_are_refused_before_anything_is_loaded(self, started, monkeypatch):
         monkeypatch.setattr(loading, "load", None)
         with pytest.raises(UserError, match="fastv cuts behind a decoder layer"):
-            started("method=fastv", "keep=0.5", "positions=compact")
+            started("method=fastv", "method.variant=paper", "keep=0.5", "positions=compact")
         with pytest.raises(UserError, match="positions must be one of keep, compact, got packed"):
             started("method=uniform", "positions=packed")

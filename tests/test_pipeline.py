@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.__main__ import _missed
 from harness.cli import compose
 from harness.config import ModelConfig, RunConfig, TasksConfig, validate
 from harness.errors import UserError
 from harness.lmms_model import PrunedModel, Request
-from harness.pipeline import _files_digest, _folder
+from harness.pipeline import _files_digest, _folder, _visual_tokens
 from harness.store import RunFolder, write_atomic
 
 
@@ -50,6 +51,14 @@ def test_which_metric_is_shown_does_not_change_the_folder():
 
     assert folder(metrics={"pope": None}) == folder(metrics={"pope": "pope_f1_score,none"})
     assert folder(metrics={"pope": None}) != folder(metrics={"ai2d": None})
+
+
+def test_what_a_cut_inside_the_language_model_is_worth_stands_beside_k():
+    lines = [{"task": "t", "n": 8, "k": 2, "per_layer": worth} for worth in (4.0, 5.0)]
+    tokens = _visual_tokens(["t"], lines)["t"]
+    assert tokens == {"all": 8, "kept": 2, "per_layer": 4.5, "budget": 2}
+    assert _missed(tokens) == " (a layer sees 4.5)"
+    assert _missed({"all": 8, "kept": 2, "per_layer": 2, "budget": 3}) == " (K: 3.0)"
 
 
 class Talkative(PrunedModel):

@@ -214,7 +214,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
 def test_the_table_of_all_runs(place, swept):
     out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
     rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
-    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept"]
+    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept", "per_layer"]
     assert rows[0] == [*fixed, "tiny_stills", "tiny_clips", "avg"]
     assert {(row[0], row[5]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
     assert all(list(place.root.glob(f"runs/*/*/*-{row[6]}")) for row in rows[1:])

@@ -10,7 +10,7 @@ from harness.errors import UserError
 from harness.store import RunFolder, digest, to_json
 from harness.tables import collect, frame, relative
 
-COLUMNS = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept", "t", "avg"]
+COLUMNS = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept", "per_layer", "t", "avg"]
 
 
 def finished(root, method="none", score=0.5, limit=None, primary="a,none", **more):
