@@ -40,5 +40,5 @@ def soft_top_k(logits: Tensor, k: float) -> Tensor:
         middle = low / 2 + high / 2  # the sum of two huge ends would overflow
         too_many = torch.sigmoid(logits + middle).sum() > k
         low, high = torch.where(too_many, low, middle), torch.where(too_many, middle, high)
-    # Vector and remainder loops round differently; through float64 equal logits get equal weights.
-    return torch.sigmoid((logits + (low / 2 + high / 2)).double()).float()
+    # Steps of float32, for its ties; exp() through float64, since vector and remainder loops round it differently.
+    return 1 / (1 + (-(logits + (low / 2 + high / 2)).double()).exp().float())

@@ -80,4 +80,5 @@ class VisPruner(Method):
                 return others
             a, b = others[0::2], others[1::2]
             similarity, _ = cosine.nearest(a, b)
-            others = torch.cat([a[top(similarity, len(a))[min(AT_ONCE, excess, len(b)) :]], b])
+            most = min(AT_ONCE, excess) if self.variant == "official" else min(AT_ONCE, excess, len(b))
+            others = torch.cat([a[top(similarity, len(a))[most:]], b])

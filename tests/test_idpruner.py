@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from methods.base import Tokens
-from methods.numerics import min_max, soft_top_k, unit_rows
+from methods.numerics import min_max, soft_top_k, top, unit_rows
 
 
 def algorithm_1(features, logits, k, lam, parallel_k=1, epsilon=1e-6):
@@ -232,6 +232,18 @@ def test_min_max_of_the_widest_span_is_finite():
     largest = torch.finfo(torch.float32).max
     assert min_max(torch.tensor([-largest, 0.0, largest]), 1e-6).tolist() == [0.0, 0.5, 1.0]
     assert min_max(torch.full((3,), 7.0), 1e-6).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_soft_top_k_ties_as_float32_does():
+    """1 + exp(-x) moves in steps of 2^-23 near 1: logits some 16 above the threshold tie before the weight is 1."""
+    for seed in range(60):
+        logits = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 40
+        low, high = -logits.max() - 10, -logits.min() + 10
+        for _ in range(64):
+            middle = (low + high) / 2
+            low, high = (low, middle) if torch.sigmoid(logits + middle).sum() > 4.0 else (middle, high)
+        published = torch.sigmoid(logits + (low + high) / 2)
+        assert top(soft_top_k(logits, 4.0), 40).tolist() == top(published, 40).tolist()
 
 
 def test_unit_rows():

@@ -29,7 +29,9 @@ def prune(x, scores, k, variant="official", ratio=0.5):
         if variant == "paper":
             rest.sort()
         a, b = rest[0::2], rest[1::2]
-        drop = min(8, len(rest) // 2, len(rest) - target)
+        drop = min(8, len(rest) - target)
+        if variant == "paper":
+            drop = min(drop, len(rest) // 2)
         a.sort(key=lambda i: -max(cos[i][j] for j in b))  # stable
         rest = a[drop:] + b
     return sorted(kept + (rest if target else []))
@@ -60,6 +62,13 @@ def sample(grids, d, seed, kind="normal"):
 
 def kept(tokens, k, **params):
     return VisPruner(**params).select(tokens, k).kept.tolist()
+
+
+def test_the_last_few_others_may_lose_all_of_one_half():
+    """An odd number of others, more to drop than half of them: the official code takes all from its half a."""
+    x = torch.tensor([[0.1, 0.2, 0.7], [0, 0.5, 0.1], [2, -2.1, 1.1], [0, -0.3, 0.6], [0.5, 1.5, 1]])
+    tokens = Tokens(x, [(1, 1, 5)], vit_attention={"last": torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1])})
+    assert kept(tokens, 1) == [3]
 
 
 @settings(deadline=None, max_examples=80)
