@@ -199,6 +199,12 @@ class TestRefused:
         model = tiny_llava(text="qwen3", layers=4)
         self.refuses("reads a decoder layer of type qwen3", model, method="fastv")
 
+    def test_a_question_in_a_template_that_is_not_known(self):
+        model, message = tiny_llava(text="mistral"), "the question, .* prompts of mistral: supported are llama, qwen2"
+        self.refuses(message, model, method="cdpruner")
+        with harness.prune(model, "divprune", keep=0.3):
+            pass
+
     def test_what_was_encoded_elsewhere(self, model, processor):
         inputs = inputs_of(processor, ["one image"])
         outside = model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)

@@ -41,6 +41,7 @@ class Llava(PlaceholderAdapter):
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass pixel_values, inside it"
     tower_type: ClassVar[str] = "clip_vision_model"
+    asked_in: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models in whose templates `question` finds one
 
     @property
     def tower(self) -> ClipTower:
@@ -50,7 +51,7 @@ class Llava(PlaceholderAdapter):
     @classmethod
     def check(cls, method: Method, config: Any) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        if reason := _unsupported(method, config, cls.tower_type):
+        if reason := _unsupported(method, config, cls):
             raise ValueError(reason)
         super().check(method, config)
 
@@ -83,18 +84,21 @@ class Llava(PlaceholderAdapter):
         return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None
 
 
-def _unsupported(method: Method, config: Any, expected: str) -> str | None:
+def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None:
     """Say what `config` has that no code here reads, or return None."""
     tower, text = config.vision_config.model_type, config.text_config.model_type
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if tower != expected:
-        return f"the model has a tower of type {tower}: supported is {expected}"
+    if tower != family.tower_type:
+        return f"the model has a tower of type {tower}: supported is {family.tower_type}"
     if strategy != "default":
         return f"the model keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
     if not isinstance(layer, int):
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
+    if Signal.TEXT in method.needs and text not in family.asked_in:
+        known = ", ".join(family.asked_in)
+        return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {known}"
     if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:
         return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
     return None
