@@ -1,5 +1,7 @@
 """LLaVA-1.5 under `prune`: a pass is the same as gathering by hand, at original positions and at compact ones."""
 
+from functools import partial
+
 import pytest
 import torch
 from gathered import SAMPLES, GatheredFlat, generate, hooks, inputs_of
@@ -188,6 +190,23 @@ class TestRefused:
     )
     def test_other_features(self, config, message):
         self.refuses(message, tiny_llava(**config))
+
+    @pytest.mark.parametrize(
+        ("how", "change"),
+        [
+            ("forward", {"vision_feature_layer": -1}),
+            ("forward", {"vision_feature_select_strategy": "full"}),
+            ("generate", {"vision_feature_layer": -1}),  # which encodes before the model is called
+        ],
+    )
+    @torch.no_grad()
+    def test_other_features_in_a_call(self, model, processor, how, change):
+        ((name, value),) = change.items()
+        run = partial(model.generate, max_new_tokens=2) if how == "generate" else model
+        call = partial(run, **inputs_of(processor, ["one image"]))
+        self.refuses(f"{name}={value} is not what the .* tower is read for", model, call=lambda: call(**change))
+        with harness.prune(model, "uniform", keep=0.3):
+            call(**{name: getattr(model.config, name)})
 
     def test_features_that_no_layer_gave(self):
         model = tiny_llava(vision_feature_layer=0)

@@ -13,7 +13,8 @@ from harness.models import qwen_text, vicuna_text
 from harness.models.base import DecoderParts
 from harness.models.llava_vision import ClipTower, feature_layer
 from harness.models.placeholders import PlaceholderAdapter
-from harness.models.prefill import Grid
+from harness.models.prefill import Grid, Layout
+from harness.models.vision import VisionSignals
 from methods.base import Method, Signal
 
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
@@ -54,6 +55,24 @@ class Llava(PlaceholderAdapter):
         if reason := _unsupported(method, config, cls):
             raise ValueError(reason)
         super().check(method, config)
+
+    def layout(self, call: Mapping[str, Any]) -> Layout:
+        """Find the visual tokens; ValueError for other features than the configuration names."""
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            self._refuse_other(name, call.get(name))
+        return super().layout(call)
+
+    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+        """Remember what the tower encoded; generate() tells the layer to nobody else, as the states that it wants."""
+        states = call.get("output_hidden_states")
+        self._refuse_other("vision_feature_layer", None if isinstance(states, bool) else states)
+        super().saw_vision(call, output, signals)
+
+    def _refuse_other(self, name: str, given: Any) -> None:
+        configured = getattr(self._config, name)
+        if given is not None and given != configured:
+            remedy = "leave it out, or set it in the model's configuration"
+            raise ValueError(f"{name}={given} is not what the vision tower is read for, {configured}: {remedy}")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
