@@ -42,12 +42,13 @@ class Probe(InsideLLM):
     Deviation: none. Source: ours.
     """
 
-    seen: list[tuple[Tensor, Grid]] = field(default_factory=list, init=False)  # attention [N] and grid of each image
+    seen: list[tuple[Tensor, Grid]] = field(default_factory=list, init=False)  # attention [h * w] and grid of each tile
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm
         assert state is not None
-        self.seen.append((attention_row(state.q[:, -1], state.k)[state.visual_idx], tokens.grids[0]))
+        paid = attention_row(state.q[:, -1], state.k)[state.visual_idx]
+        self.seen += zip(paid.split([t * h * w for t, h, w in tokens.grids]), tokens.grids, strict=True)
         return Selection.of(torch.arange(k, device=tokens.features.device))
 
 
@@ -67,7 +68,7 @@ def prompts(tasks: TasksConfig, prompt: str) -> Iterator[list[Message]]:
 
 
 def attention(loaded: Loaded, asked: Iterable[list[Message]], layer: int) -> Iterator[tuple[Tensor, Grid]]:
-    """Per image, what its tokens receive [h * w] from the last token of the prompt at decoder layer `layer`."""
+    """Per image or tile, what its tokens receive [h * w] from the last token of the prompt at decoder layer `layer`."""
     probe, limits = Probe(layer=layer), limits_of(loaded.processor, loaded.config)
     with harness.prune(loaded.model, probe, tokens=1):
         for messages in asked:

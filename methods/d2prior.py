@@ -86,7 +86,9 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Tensor, dict[str, 
     except (OSError, SafetensorError) as error:
         raise ValueError(f"prior '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if stage is not None and stage != f"layer:{metadata.get('layer')}":
-        raise ValueError(f"prior '{path}' was made at decoder layer {metadata.get('layer')}, the method is at {stage}")
+        made, layer = metadata.get("layer"), stage.partition(":")[2]
+        remedy = f"make one with python -m harness.d2prior model=<model> layer={layer}, or say method.prior=none"
+        raise ValueError(f"prior '{path}' was made at decoder layer {made}, the method is at {stage}: {remedy}")
     return _checked(prior, f"prior '{path}'"), metadata
 
 

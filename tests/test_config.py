@@ -200,6 +200,13 @@ def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
     assert method_of(said, WEIGHTS).made_from["prior"]["digest"] == "none"
 
 
+def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():
+    run = validate(compose("config", register(["method=d2pruner", "method.layer=0"])))
+    remedy = "the method is at layer:0: make one with python -m harness.d2prior .* layer=0, or say method.prior=none"
+    with pytest.raises(ValueError, match=remedy):
+        method_of(run, WEIGHTS)
+
+
 def test_a_hub_that_does_not_answer_fails_fast(empty):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}

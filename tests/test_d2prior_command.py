@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from test_inputs import ask, picture
 from tiny import tiny_folder, tiny_qwen
+from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_tasks import write_tiny_tasks
 
 from harness import cli, d2prior, loading, pipeline
 from harness.__main__ import main, prepare
-from harness.config import validate
+from harness.config import ModelConfig, validate
 from harness.errors import UserError
 from harness.inputs import PixelLimits, to_inputs
 from methods.d2prior import average
@@ -62,6 +65,22 @@ def test_it_is_the_mean_of_the_plain_models_attention(place, made):
     assert (about["layer"], about["count"], about["grid"]) == ("1", "3", "24x24")
     assert about["tasks"] == "tiny_stills,tiny_clips"
     assert about["prompt"] == "Describe this image."
+
+
+@torch.no_grad()
+def test_each_tile_of_an_image_is_a_map():
+    model, processor = tiny_internvl(attn="eager", layers=3), tiny_internvl_processor()
+    loaded = SimpleNamespace(model=model, processor=processor, config=ModelConfig(name="tiny", pretrained="tiny"))
+    asked = [ask(picture(112, 224)), ask(picture(112, 112))]  # two tiles and a thumbnail, and a single one
+    maps = list(d2prior.attention(loaded, asked, layer=1))
+    assert [grid for _, grid in maps] == [(1, 4, 4)] * 4
+    expected = []
+    for one in asked:
+        inputs = to_inputs(processor, [one], None)
+        received = model(**inputs, output_attentions=True).attentions[1][0].mean(0)[-1]
+        expected.append(received[inputs["input_ids"][0] == model.config.image_token_id].view(-1, 16))
+    found = torch.stack([part for part, _ in maps]).float()
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=1e-4)
 
 
 def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypatch):

@@ -15,10 +15,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.internvl.modeling_internvl import eager_attention_forward
 
 import harness
+import methods
 from harness import loading
 from harness.config import ModelConfig
 from harness.inputs import limits_of, to_inputs
 from harness.models import adapter_for
+from harness.models.internvl import InternVL
 
 MARK = "<|image_pad|>"
 # Sizes in pixels: a tile is 112 x 112, and a picture of several has a thumbnail, too.
@@ -210,6 +212,16 @@ class TestSignals:
             model(**of(processor, (text, [(112, 112)], [])))
         ids = processor.tokenizer("What\nis it?", return_tensors="pt")["input_ids"]
         assert torch.equal(watch.seen[0].text, model.get_input_embeddings()(ids)[0])
+
+    @pytest.mark.parametrize(("text", "known"), [("qwen2", True), ("qwen3", True), ("llama", False)])
+    def test_the_question_is_found_in_qwens_format_alone(self, model, text, known):
+        config = copy.deepcopy(model.config)
+        config.text_config.model_type = text
+        if known:
+            InternVL.check(methods.load("cdpruner"), config)
+        else:
+            with pytest.raises(ValueError, match="prompts of llama: supported are qwen2, qwen3"):
+                InternVL.check(methods.load("cdpruner"), config)
 
 
 @torch.no_grad()

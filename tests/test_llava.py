@@ -1,5 +1,7 @@
 """LLaVA-1.5 under `prune`: a pass is the same as gathering by hand, at original positions and at compact ones."""
 
+from functools import partial
+
 import pytest
 import torch
 from gathered import SAMPLES, GatheredFlat, generate, hooks, inputs_of
@@ -189,6 +191,23 @@ class TestRefused:
     def test_other_features(self, config, message):
         self.refuses(message, tiny_llava(**config))
 
+    @pytest.mark.parametrize(
+        ("how", "change"),
+        [
+            ("forward", {"vision_feature_layer": -1}),
+            ("forward", {"vision_feature_select_strategy": "full"}),
+            ("generate", {"vision_feature_layer": -1}),  # which encodes before the model is called
+        ],
+    )
+    @torch.no_grad()
+    def test_other_features_in_a_call(self, model, processor, how, change):
+        ((name, value),) = change.items()
+        run = partial(model.generate, max_new_tokens=2) if how == "generate" else model
+        call = partial(run, **inputs_of(processor, ["one image"]))
+        self.refuses(f"{name}={value} is not what the .* tower is read for", model, call=lambda: call(**change))
+        with harness.prune(model, "uniform", keep=0.3):
+            call(**{name: getattr(model.config, name)})
+
     def test_features_that_no_layer_gave(self):
         model = tiny_llava(vision_feature_layer=0)
         self.refuses("here they are what enters layer 0", model, method="visionzip")
@@ -198,6 +217,12 @@ class TestRefused:
     def test_a_language_model_whose_queries_are_normed(self):
         model = tiny_llava(text="qwen3", layers=4)
         self.refuses("reads a decoder layer of type qwen3", model, method="fastv")
+
+    def test_a_question_in_a_template_that_is_not_known(self):
+        model, message = tiny_llava(text="mistral"), "the question, .* prompts of mistral: supported are llama, qwen2"
+        self.refuses(message, model, method="cdpruner")
+        with harness.prune(model, "divprune", keep=0.3):
+            pass
 
     def test_what_was_encoded_elsewhere(self, model, processor):
         inputs = inputs_of(processor, ["one image"])

@@ -12,6 +12,7 @@ from test_inputs import LIMITS, ask, clip, picture
 import harness
 import methods
 from harness.inputs import to_inputs
+from harness.models.llavaov15.adapter import LlavaOnevision15
 from harness.models.qwen25vl import Qwen25VL
 from harness.resize import resizing
 from methods.base import Tokens
@@ -141,3 +142,9 @@ def test_a_family_of_one_resolution_refuses_it(monkeypatch):
         "resize makes images smaller, which saves no tokens in family qwen2_5_vl: every image becomes 336 x 336 pixels"
     )
     assert Qwen25VL.refusal(methods.load("random")) is None
+
+
+def test_there_is_nothing_to_renumber():
+    LlavaOnevision15.check_positions("keep", methods.load("resize"))
+    with pytest.raises(ValueError, match=r'positions=compact renumbers .* every token stays; pass positions="keep"'):
+        LlavaOnevision15.check_positions("compact", methods.load("resize"))

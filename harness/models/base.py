@@ -167,6 +167,9 @@ class Adapter(ABC):
         if cls.decoder.rotary is None:
             several = "a visual token's position is its time, row and column, which no count from 0 replaces"
             raise ValueError(f"positions={positions} does not fit family {cls.family}: {several}; {keep}")
+        if method.stage == "pixels":
+            whole = f"{method.name} makes images smaller, of which every token stays"
+            raise ValueError(f"positions={positions} renumbers what is left after a cut: {whole}; {keep}")
         if inside_layer(method) is not None:
             late = f"{method.name} cuts behind a decoder layer, where its authors' code keeps positions, too"
             raise ValueError(f"positions={positions} renumbers what enters the language model: {late}; {keep}")

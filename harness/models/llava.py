@@ -13,7 +13,8 @@ from harness.models import qwen_text, vicuna_text
 from harness.models.base import DecoderParts
 from harness.models.llava_vision import ClipTower, feature_layer
 from harness.models.placeholders import PlaceholderAdapter
-from harness.models.prefill import Grid
+from harness.models.prefill import Grid, Layout
+from harness.models.vision import VisionSignals
 from methods.base import Method, Signal
 
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
@@ -41,6 +42,7 @@ class Llava(PlaceholderAdapter):
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass pixel_values, inside it"
     tower_type: ClassVar[str] = "clip_vision_model"
+    asked_in: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models in whose templates `question` finds one
 
     @property
     def tower(self) -> ClipTower:
@@ -50,9 +52,27 @@ class Llava(PlaceholderAdapter):
     @classmethod
     def check(cls, method: Method, config: Any) -> None:
         """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
-        if reason := _unsupported(method, config, cls.tower_type):
+        if reason := _unsupported(method, config, cls):
             raise ValueError(reason)
         super().check(method, config)
+
+    def layout(self, call: Mapping[str, Any]) -> Layout:
+        """Find the visual tokens; ValueError for other features than the configuration names."""
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            self._refuse_other(name, call.get(name))
+        return super().layout(call)
+
+    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+        """Remember what the tower encoded; generate() tells the layer to nobody else, as the states that it wants."""
+        states = call.get("output_hidden_states")
+        self._refuse_other("vision_feature_layer", None if isinstance(states, bool) else states)
+        super().saw_vision(call, output, signals)
+
+    def _refuse_other(self, name: str, given: Any) -> None:
+        configured = getattr(self._config, name)
+        if given is not None and given != configured:
+            remedy = "leave it out, or set it in the model's configuration"
+            raise ValueError(f"{name}={given} is not what the vision tower is read for, {configured}: {remedy}")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
@@ -83,18 +103,21 @@ class Llava(PlaceholderAdapter):
         return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None
 
 
-def _unsupported(method: Method, config: Any, expected: str) -> str | None:
+def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None:
     """Say what `config` has that no code here reads, or return None."""
     tower, text = config.vision_config.model_type, config.text_config.model_type
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if tower != expected:
-        return f"the model has a tower of type {tower}: supported is {expected}"
+    if tower != family.tower_type:
+        return f"the model has a tower of type {tower}: supported is {family.tower_type}"
     if strategy != "default":
         return f"the model keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
     if not isinstance(layer, int):
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
+    if Signal.TEXT in method.needs and text not in family.asked_in:
+        known = ", ".join(family.asked_in)
+        return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {known}"
     if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:
         return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
     return None
