@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.base import LayerState, Method, Selection, Tokens
@@ -66,14 +67,15 @@ def randomness_comes_from_the_generator_alone(method: Method) -> None:
 
 
 def no_pick_waits_for_the_device(method: Method) -> None:
-    """No number is read back, and no result's size depends on values pick by pick: on a GPU each would be a wait."""
-    tokens, sized = make_tokens(40), []
+    """No number is read back, and nothing else waits for a GPU pick by pick: copies, sizes that depend on values."""
+    tokens, total = make_tokens(40), []
     for k in (10, 30):
-        with Waits() as waits:
+        with Copies() as copies, Waits() as waits:
             method._select(tokens, k, torch.Generator().manual_seed(0))
-        _owes(method, not waits.reads, "it reads a number from the device (item, tolist, bool, int of a tensor)")
-        sized.append(waits.sized)
-    _owes(method, sized[1] <= sized[0] + 2, "it waits for the device at each pick (nonzero, boolean masks, unique)")
+        _owes(method, not waits.reads, "it reads a number from the device (item, bool, int, float of a tensor)")
+        total.append(waits.sized + copies.count)
+    kinds = "tolist, numpy, cpu, nonzero, boolean masks, unique"
+    _owes(method, total[1] <= total[0] + 2, f"it waits for the device at each pick ({kinds})")
 
 
 def inputs_are_left_alone(method: Method) -> None:
@@ -137,6 +139,21 @@ class Waits(TorchDispatchMode):
         masks = args[1] if func.overloadpacket in (self.aten.index, self.aten.index_put_) else ()
         self.reads += func.overloadpacket is self.aten._local_scalar_dense
         self.sized += func.overloadpacket in self.SIZED or any(m is not None and m.dtype == torch.bool for m in masks)
+        return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchFunctionMode):
+    """Counts what takes whole tensors off the device, which on the CPU is no operation that `Waits` could see."""
+
+    NAMES = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one call and pass it on."""
+        self.count += func in self.NAMES
         return func(*args, **(kwargs or {}))
 
 

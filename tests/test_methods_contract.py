@@ -2,13 +2,14 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods
-from harness.contract import CHECKS, FEATURES, SCORES, Waits, check_contract, make_tokens
+from harness.contract import CHECKS, FEATURES, SCORES, Copies, Waits, check_contract, make_tokens
 from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.kernels.shares import largest_remainder
 
@@ -142,6 +143,16 @@ def masks(tokens, k):
     return first(k)
 
 
+def picks(read):
+    def select(tokens, k):
+        scores = tokens.features[:, 0].float()
+        for _ in range(k):
+            read(scores)
+        return first(k)
+
+    return select
+
+
 @pytest.mark.parametrize(
     ("select", "says"),
     [
@@ -150,6 +161,12 @@ def masks(tokens, k):
         (draws, "two selections of normal features and normal scores differ"),
         (rounds, "select other tokens than their float32 copy"),
         (masks, "waits for the device at each pick"),
+        (picks(lambda scores: scores.tolist()), "waits for the device at each pick"),
+        (picks(lambda scores: scores.numpy()), "waits for the device at each pick"),
+        (picks(np.asarray), "waits for the device at each pick"),
+        (picks(lambda scores: scores.cpu()), "waits for the device at each pick"),
+        (picks(lambda scores: scores.argmax().item()), "reads a number from the device"),
+        (picks(lambda scores: range(scores.argmax())), "reads a number from the device"),
         (lambda tokens, k: first(k - 1), "kept must be"),
     ],
 )
@@ -164,10 +181,11 @@ def test_their_authors_are_told_what_is_wrong(select, says):
 
 def test_waits_are_seen():
     x = torch.arange(4.0)
-    with Waits() as waits:
-        bool(x.sum() > 0)
+    with Copies() as copies, Waits() as waits:
+        bool(x.sum() > 0), int(x[0]), float(x[0]), x[0].item(), range(x.long()[0])
         x[x > 1], x.nonzero(), x.unique(), x.unique(dim=0), x.masked_select(x > 1)
-    assert (waits.reads, waits.sized) == (1, 5)
+        x.tolist(), x.numpy(), np.asarray(x), x.cpu()
+    assert (waits.reads, waits.sized, copies.count) == (5, 5, 4)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, None, "3"])
