@@ -47,7 +47,7 @@ class Method:
     def stage(self) -> str:
         """Where tokens are cut: "input" (before decoder layer 0) or "layer:j" (layers 0..j see all, later the kept).
 
-        A method inside the LLM reads layer j and has a field `layer`.
+        A method inside the LLM reads layer j and has a field `layer`. "pixels": none is cut, the images are smaller.
         """
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from gathered import Gathered, GatheredFlat, generate, inputs_of
+from gathered import Gathered, GatheredFlat, GatheredInside, generate, inputs_of
 from PIL import Image
 from probes import Keys, Watch
 from tiny import tiny_attention
@@ -71,30 +71,8 @@ class GatheredTiles(GatheredFlat):
         return cls(embeddings[:, rows], positions, torch.tensor([[len(rows) if compact else ids.shape[1]]]))
 
 
-@dataclass
-class GatheredTilesInside(GatheredTiles):
-    layer: int = 0
-    stay: list[int] | None = None  # rows of the prompt
-
-    @classmethod
-    def behind(cls, model, inputs, kept, layer):
-        ids = inputs["input_ids"]
-        visual = (ids[0] == model.config.image_token_id).nonzero().squeeze(1)
-        whole = cls.of(model, inputs, range(len(visual)))
-        whole.layer = layer
-        whole.stay = sorted(set(range(ids.shape[1])) - set(visual.tolist()) | set(visual[kept].tolist()))
-        return whole
-
-    def logits(self, model):
-        decoder, states, positions = model.model.language_model, self.embeddings, self.positions
-        rows = [*self.stay, *range(max(self.stay) + 1, states.shape[1])]
-        for number, layer in enumerate(decoder.layers):
-            if number == self.layer + 1:
-                states, positions = states[:, rows], positions[:, rows]
-            mask = torch.full((states.shape[1],) * 2, torch.finfo(states.dtype).min).triu(1)[None, None]
-            turned = decoder.rotary_emb(states, positions)
-            states = layer(states, attention_mask=mask, position_embeddings=turned)
-        return model.lm_head(decoder.norm(states))
+class GatheredTilesInside(GatheredInside, GatheredTiles):
+    """Cut behind a decoder layer."""
 
 
 def reference(model, inputs, method, kept) -> Gathered:
