@@ -135,6 +135,8 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
     resolved["method"] = {
         "name": pruner.name,
         **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
+        # A file beside the weights by name: its place is of this machine, what it holds stands in `made_from`.
+        **{k: file for k, file in pruner.method.beside.items() if config.params.get(k) is None},
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {

@@ -17,6 +17,7 @@ from harness.__main__ import main, prepare
 from harness.config import ModelConfig, validate
 from harness.errors import UserError
 from harness.inputs import PixelLimits, to_inputs
+from harness.pocket import WEIGHTS
 from methods.d2prior import average
 
 LIMITS = PixelLimits(3136, 200704, 16)
@@ -97,6 +98,13 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
     assert about["made_from"]["prior"]["model"] == about["identity"]["model"]["weights"]
     assert about["identity"]["method"]["params"]["prior"] == made["digest"]
     assert about["config"]["method"]["prior"] == made["prior"]
+
+
+def test_a_prior_beside_the_weights_is_recorded_by_name():
+    run = validate(cli.compose("config", prepare(["method=d2pruner"])))
+    about = pipeline._about(run, loading.pruner_of(run, WEIGHTS))
+    assert about["config"]["method"]["prior"] == "d2prior.safetensors"
+    assert about["made_from"]["prior"]["tasks"] == "pocket_scenes"
 
 
 def test_plain_attention_is_a_label_too(place):
