@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,14 +116,15 @@ class Suite:
             for message in ChatMessages(messages=task.doc_to_messages(doc)).messages:
                 yield from (part.url for part in message.content if part.type == "image")
 
-    def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
-        """Answer and score every task; returns what `metrics.json` holds."""
-        scores, counts = {}, {}
+    def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Answer and score every task; returns what `metrics.json` holds, and `scores.json`."""
+        scores, counts, each = {}, {}, {}
         for name in self.tasks.metrics:
             results = self._task(model, name, limit, scratch)
             scores[name] = numeric(results["results"][name])
             counts[name] = results["n-samples"][name]["effective"]
-        return {"scores": scores, "primary": primary(scores, self.tasks.metrics), "questions": counts}
+            each[name] = per_question(results["samples"][name], list(results["results"][name]))
+        return {"scores": scores, "primary": primary(scores, self.tasks.metrics), "questions": counts}, each
 
     def _task(self, model: "PrunedModel", name: str, limit: int | None, scratch: Path) -> dict[str, Any]:
         """One task per call: lmms-eval keeps a fresh Task object, and nothing of one task leaks into the next."""
@@ -138,7 +140,7 @@ class Suite:
                 limit=limit,
                 task_manager=self.manager,
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=True,
                 batch_size=model.loaded.config.batch_size,
                 process_docs_parallel=1,
                 cli_args=Namespace(
@@ -171,6 +173,39 @@ def numeric(results: dict[str, Any]) -> dict[str, Any]:
         if "_stderr" not in key and None not in numbers:
             kept[key] = numbers if several else numbers[0]
     return kept
+
+
+def per_question(samples: list[dict[str, Any]], columns: list[str]) -> dict[str, list[Any]]:
+    """What lmms-eval aggregates: `doc_id` and, for each metric of `columns` ("accuracy,none"), a value per question.
+
+    A value is what the task's own `process_results` gave: mostly a number, for some tasks a record (MME's category and
+    score). A document stands once per filter among lmms-eval's samples, in the order of the filters.
+    """
+    pairs = [column.rpartition(",")[::2] for column in columns if "," in column]
+    filters = list(dict.fromkeys(kind for _, kind in pairs))
+    seen: Counter[int] = Counter()
+    rows: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        doc_id = int(sample["doc_id"])
+        of = filters[seen[doc_id]]
+        seen[doc_id] += 1
+        found = {f"{key},{kind}": _plain(sample[key]) for key, kind in pairs if kind == of and key in sample}
+        rows.setdefault(doc_id, {}).update(found)
+    ids = sorted(rows)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return {"doc_id": ids} | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
+
+
+def _plain(found: Any) -> Any:
+    """A value as JSON has it: NumPy's numbers as numbers, NaN as null, what JSON cannot hold as text."""
+    if isinstance(found, dict):
+        return {str(key): _plain(item) for key, item in found.items()}
+    if isinstance(found, list | tuple | set):
+        return [_plain(item) for item in found]
+    if found is None or isinstance(found, str | bool | int):
+        return found
+    number = _number(found)
+    return str(found) if number is None and not isinstance(found, float) else number
 
 
 def _number(found: Any) -> float | None:

@@ -69,10 +69,11 @@ def _complete(
             return  # another process of the sweep was faster
         journal = folder.open(_about(config, pruner), force)
         model = PrunedModel(loaded, pruner, identity.answers(pruner), journal)
-        metrics = suite.run(model, config.limit, folder.path / "submissions")
+        metrics, scores = suite.run(model, config.limit, folder.path / "submissions")
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), list(journal.kept.values()))
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-        folder.finish(metrics, {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds})
+        finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+        folder.finish(metrics, scores, finished)
 
 
 def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:

@@ -15,6 +15,7 @@ from harness.errors import UserError
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
+SCORES = "scores.json"
 
 
 def digest(value: Any) -> str:
@@ -55,7 +56,7 @@ def to_json(value: Any) -> str:
 
 
 class RunFolder:
-    """One run on disk: `run.json`, `responses.jsonl`, `kept.jsonl`, `metrics.json` and, written last, `DONE`."""
+    """One run on disk: `run.json`, `responses.jsonl`, `kept.jsonl`, `scores.json`, `metrics.json`; last, `DONE`."""
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
@@ -71,14 +72,16 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._check_owner()
         if force:
-            for name in ("DONE", "metrics.json", RESPONSES, KEPT):  # the marker first
+            for name in ("DONE", "metrics.json", SCORES, RESPONSES, KEPT):  # the marker first
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / "run.json").is_file():
             write_atomic(self.path / "run.json", to_json({"identity": self.identity, **about}))
         return Journal(self.path)
 
-    def finish(self, metrics: dict[str, Any], about: dict[str, Any]) -> None:
-        """Write the metrics and then the marker."""
+    def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
+        """Write the score of every question by task, the metrics, and then the marker."""
+        lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
+        write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
         write_atomic(self.path / "metrics.json", to_json(metrics))
         write_atomic(self.path / "DONE", to_json(about))
 

@@ -1,14 +1,16 @@
 """What lmms-eval cannot load, show or score is refused before the model runs, and its results are read with care."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_tasks import write_tiny_tasks
 
 from harness.config import TasksConfig
 from harness.errors import UserError
-from harness.evaluate import Suite, check_scoring, numeric, primary, refuse_group, value
+from harness.evaluate import Suite, check_scoring, numeric, per_question, primary, refuse_group, value
 from methods.base import Method, Selection, Tokens
 
 
@@ -152,3 +154,20 @@ def test_the_first_metric_is_shown_unless_another_is_asked_for():
     assert primary(scores, {"t": "b,none"}) == {"t": "b,none"}
     with pytest.raises(UserError, match="no metric 'c,none'"):
         primary(scores, {"t": "c,none"})
+
+
+def test_the_score_of_every_question_is_kept_in_the_order_of_the_questions_whatever_the_filter():
+    columns = ["alias", "exact,strict", "exact_stderr,strict", "exact,flexible", "record,flexible"]
+    strict = [{"doc_id": 1, "exact": np.float32(0.5)}, {"doc_id": 0, "exact": True}]
+    flexible = [
+        {"doc_id": 1, "exact": math.nan, "record": {"score": np.int64(3), "of": {1}}},
+        {"doc_id": 0, "exact": 1},
+    ]
+    found = per_question(strict + flexible, columns)
+    assert found == {
+        "doc_id": [0, 1],
+        "exact,strict": [True, 0.5],
+        "exact,flexible": [1, None],
+        "record,flexible": [None, {"score": 3.0, "of": [1]}],
+    }
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -73,6 +73,15 @@ def jsonl(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def test_every_question_has_its_score_and_their_mean_is_the_metric(place, swept):
+    folder = folder_of(place, "random")
+    each, metrics = (json.loads((folder / name).read_text()) for name in ("scores.json", "metrics.json"))
+    assert {task: len(found["doc_id"]) for task, found in each.items()} == metrics["questions"]
+    for task, scores in metrics["scores"].items():
+        for metric, score in scores.items():
+            assert sum(each[task][metric]) / len(each[task][metric]) == pytest.approx(score, abs=1e-12)
+
+
 def test_the_last_line_is_the_report(swept):
     out, _, reports = swept
     report = json.loads(out.splitlines()[-1])
@@ -98,10 +107,10 @@ def test_the_baseline_is_run_once_for_both_methods(place, swept):
     assert err.count("none-1.0 tiny_stills:   0%|") == 1  # the first line of a bar; the last may be drawn twice
 
 
-def test_a_run_folder_holds_what_the_design_lists(place, swept):
+def test_a_run_folder_holds_its_files_and_no_other(place, swept):
     for method in ("none", "random", "idpruner"):
         names = {path.name for path in folder_of(place, method).iterdir()}
-        assert names == {"run.json", "responses.jsonl", "kept.jsonl", "metrics.json", "DONE"}
+        assert names == {"run.json", "responses.jsonl", "kept.jsonl", "scores.json", "metrics.json", "DONE"}
 
 
 def test_every_question_is_answered_and_its_kept_tokens_recorded(place, swept):

@@ -101,14 +101,14 @@ def test_done_is_written_last(folder, monkeypatch):
     folder.open({})
     written = []
     monkeypatch.setattr("harness.store.write_atomic", lambda path, text: written.append(path.name))
-    folder.finish({"scores": {}}, {})
-    assert written == ["metrics.json", "DONE"]
+    folder.finish({"scores": {}}, {}, {})
+    assert written == ["scores.json", "metrics.json", "DONE"]
     assert not folder.done
 
 
 def test_force_starts_over(folder):
     folder.open({}).add(*lines("a"))
-    folder.finish({"scores": {}}, {})
+    folder.finish({"scores": {}}, {}, {})
     assert folder.done
     assert folder.open({}, force=True).responses == {}
     assert not folder.done

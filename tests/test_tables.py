@@ -26,7 +26,7 @@ def finished(root, method="none", score=0.5, limit=None, primary="a,none", **mor
     folder = RunFolder(root / f"{method}-{digest(identity)[:8]}", identity)
     folder.open(about)
     scores = {"t": {"a,none": score, "b,none": 10 * score}}
-    folder.finish({"scores": scores, "primary": {"t": primary}, "questions": {"t": limit or 100}}, {})
+    folder.finish({"scores": scores, "primary": {"t": primary}, "questions": {"t": limit or 100}}, {}, {})
     return folder
 
 
