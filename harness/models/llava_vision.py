@@ -9,27 +9,28 @@ from torch import Tensor, nn
 
 from harness.models.vision import VisionTower
 
-# HiPrune's layer of 24, counted from 0: the authors' ninth, and what became of it in arXiv 2602.13315. A tower of
-# another depth has its middle at the same share of it.
-MIDDLE = {"official": 8, "paper": 9}
-PUBLISHED_DEPTH = 24
-
 
 class ClipTower(VisionTower):
     """A pass has one row of patches [images, 1 + h * w, C], CLS in front."""
 
     path: ClassVar[str] = "model.vision_tower"
     has_cls: ClassVar[bool] = True
+    middle: ClassVar[Mapping[str, int]] = {"official": 8, "paper": 9}
+    middle_of: ClassVar[int] = 24
 
     def __init__(self, model: nn.Module) -> None:
         config: Any = model.config
         self._whole, self._config = config, config.vision_config
 
-    def layer(self, role: str, numbering: str) -> int:
-        """Return the layer whose output the features are (22 of 24 as released), or 8 ("official") or 9 ("paper")."""
-        if role == "last":
-            return feature_layer(self._whole)
-        return MIDDLE[numbering] * int(self._config.num_hidden_layers) // PUBLISHED_DEPTH
+    @property
+    def depth(self) -> int:
+        """The number of layers, with those behind the features."""
+        return int(self._config.num_hidden_layers)
+
+    @property
+    def last(self) -> int:
+        """The layer whose output the features are: 22 of 24 as released."""
+        return feature_layer(self._whole)
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
         """Return a layer's attention, and its projections to q and k."""

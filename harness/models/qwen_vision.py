@@ -13,27 +13,24 @@ from transformers.vision_utils import get_vision_window_index
 from harness.models.hooking import submodule
 from harness.models.vision import VisionTower
 
-# HiPrune's layer of 32, counted from 0: the authors' sixteenth, and what became of it in arXiv 2602.13315. A tower of
-# another depth has its middle at the same share of it.
-MIDDLE = {"official": 15, "paper": 16}
-PUBLISHED_DEPTH = 32
-
 
 class QwenTower(VisionTower):
     """Four rows in sequence become one token."""
 
     path: ClassVar[str] = "model.visual"
     has_cls: ClassVar[bool] = False
+    middle: ClassVar[Mapping[str, int]] = {"official": 15, "paper": 16}
+    middle_of: ClassVar[int] = 32
     rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [T, H, d], cos, sin), the library's own
 
     def __init__(self, model: nn.Module) -> None:
         self._config: Any = getattr(model.config, "vision_config")  # noqa: B009 (unknown to the type checker)
         submodule(model, self.path)
 
-    def layer(self, role: str, numbering: str) -> int:
-        """The last layer of all, or 15 ("official") or 16 ("paper") of 32, at the same share of another depth."""
-        depth = int(self._config.depth)
-        return depth - 1 if role == "last" else MIDDLE[numbering] * depth // PUBLISHED_DEPTH
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return int(self._config.depth)
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
         """Return a block's attention, and its projection to q, k and v at once."""

@@ -49,10 +49,23 @@ class VisionTower(ABC):
 
     path: ClassVar[str]
     has_cls: ClassVar[bool]  # the first row of every image is CLS
+    # HiPrune's layer, counted from 0: its authors' ("official"), and what became of it in arXiv 2602.13315 ("paper").
+    middle: ClassVar[Mapping[str, int]]
+    middle_of: ClassVar[int]  # the depth of the tower that these are of; another has its middle at the same share
 
+    @property
     @abstractmethod
+    def depth(self) -> int:
+        """The number of layers."""
+
+    @property
+    def last(self) -> int:
+        """The layer whose output the features are, 0-based."""
+        return self.depth - 1
+
     def layer(self, role: str, numbering: str) -> int:
         """Return the 0-based layer that plays `role` ("last", "middle") in the numbering "official" or "paper"."""
+        return self.last if role == "last" else self.middle[numbering] * self.depth // self.middle_of
 
     @abstractmethod
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:

@@ -17,11 +17,6 @@ from harness.models.llavaov15 import MODEL_TYPE
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.qwen_vision import QwenTower
 
-# HiPrune's layer of 24, counted from 0. Its authors did not run this family: arXiv 2602.13315 took 16, and in the two
-# families that both ran its layer is the one behind the authors'.
-MIDDLE = {"official": 15, "paper": 16}
-PUBLISHED_DEPTH = 24
-
 
 class RiceTower(QwenTower):
     """Every image and frame is a unit [CLS, patches] that attention fills whole; four patches in sequence make a token.
@@ -29,15 +24,14 @@ class RiceTower(QwenTower):
     A score belongs to a patch by its place in its unit, as in the published comparison. With `unpack="released"` the
     features of the second and later units stand one row further on for each earlier one, so that a token there has the
     score of the place that it fills, not of every patch that went into it.
+
+    HiPrune's authors did not run this family: arXiv 2602.13315 took layer 16 of 24, and in the two families that both
+    ran its layer is the one behind the authors', as is 15 here.
     """
 
     has_cls: ClassVar[bool] = True
+    middle_of: ClassVar[int] = 24
     rotate = staticmethod(apply_rotary_pos_emb_vision)
-
-    def layer(self, role: str, numbering: str) -> int:
-        """The last layer of all (23 of 24 in the released models), or 15 ("official") or 16 ("paper") of 24."""
-        depth = int(self._config.depth)
-        return depth - 1 if role == "last" else MIDDLE[numbering] * depth // PUBLISHED_DEPTH
 
     def units(self, call: Mapping[str, Any]) -> list[int]:
         """Return the number of patches of every image and frame, and one for its CLS."""
