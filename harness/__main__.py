@@ -21,7 +21,7 @@ from harness.evaluate import check_scoring, refuse_group
 from harness.store import check_place
 
 if TYPE_CHECKING:
-    from harness.tables import Result
+    from harness.results import Result
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -78,7 +78,7 @@ def check_family(cfg: DictConfig) -> None:
 def main(cfg: DictConfig) -> None:
     """Run one configuration and report it."""
     from harness.pipeline import run
-    from harness.tables import Result, average, relative
+    from harness.results import Result, average, relative
 
     config = validate(cfg)
     folder, base = run(config)

@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.inputs import PixelLimits, limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pipeline import run
-from harness.tables import Result
+from harness.results import Result
 
 NULLS = [f"model.{key}=null" for key in ("min_pixels", "max_pixels", "max_frames")]
 # Names of the released checkpoint, by those that the model has.

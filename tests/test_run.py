@@ -17,7 +17,7 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.evaluate import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.tables import collect
+from harness.results import collect
 
 QUESTIONS = 120
 BATCH = 2

@@ -1,0 +1,145 @@
+"""Scores as data: finished runs and published tables as one long frame, and the score of every question, paired."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.errors import UserError, one_line
+from harness.groups import group_of
+from harness.results import Result, average, collect, relative
+from harness.store import RESPONSES
+from harness.units import number, terms
+
+__all__ = ["Result", "answers", "average", "budget_key", "collect", "questions", "raw", "read_scores", "relative"]
+
+KEYS = ["source", "model", "tasks", "budget", "group", "method", "lambda"]
+COLUMNS = [*KEYS, "benchmark", "metric", "score", "questions", "label", "setting", "run", "hash"]
+
+
+def raw(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per run and task: the primary metric as lmms-eval has it, and where it is from (see COLUMNS)."""
+    rows = []
+    for result in results:
+        config = result.about["config"]
+        row = {
+            "source": "runs",
+            "model": config["model"]["name"],
+            "tasks": config["tasks"]["name"],
+            "budget": result.budget,
+            "group": group_of(result.method),
+            "method": result.method,
+            "lambda": config["method"].get("lam"),
+            "label": result.label,
+            "setting": result.setting[:8],
+            "run": str(result.folder),
+            "hash": result.hash,
+        }
+        for task, metric in result.metrics["primary"].items():
+            count = result.metrics["questions"][task]
+            rows.append(row | {"benchmark": task, "metric": metric, "score": result.score(task), "questions": count})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def read_scores(file: Path) -> pd.DataFrame:
+    """Raw scores of a CSV in the form of results/paper/published_scores.csv, as `raw` gives them.
+
+    Needed columns: method, benchmark, score; the unpruned model's method is "baseline". A column `table` becomes
+    `tasks`. UserError for what is missing, no number, or said twice.
+    """
+    try:
+        found = pd.read_csv(file, dtype={"budget": str, "lambda": float, "table": str, "tasks": str}, comment=None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read scores={file}: {one_line(error)}") from error
+    if lacking := sorted({"method", "benchmark", "score"} - set(found)):
+        raise UserError(f"{file} lacks the columns {', '.join(lacking)}: method, benchmark and score are needed")
+    found["score"] = pd.to_numeric(found["score"], errors="coerce")
+    if len(bad := found[found["score"].isna()]):
+        raise UserError(f"{file}: line {int(bad.index[0]) + 2} has no number as score; leave the line out instead")
+    if "table" in found and "tasks" not in found:
+        found["tasks"] = "table " + found["table"]
+    for column in ("model", "tasks", "budget"):
+        found[column] = found[column].fillna("") if column in found else ""
+    found["group"] = found["group"].fillna("") if "group" in found else found["method"].map(group_of)
+    found["source"], found["label"], found["setting"] = str(file), found["method"], ""
+    found = found.reindex(columns=COLUMNS).astype({"lambda": float})
+    if len(twice := found[found.duplicated([*KEYS, "benchmark"])]):
+        first = twice.iloc[0]
+        raise UserError(f"{file} has {first['method']} {first['budget']} {first['benchmark']} twice: leave one out")
+    return found
+
+
+def budget_key(budget: str) -> tuple[str, float]:
+    """What a budget means: "keep=0.10" and "keep=0.1" are one; the baseline's is ("", inf)."""
+    kind, _, number = budget.partition("=")
+    try:
+        return (kind, float(number)) if budget else ("", math.inf)
+    except ValueError as error:
+        raise UserError(f"budget {budget!r} is neither keep=SHARE nor tokens=COUNT") from error
+
+
+def questions(results: Sequence[Result]) -> pd.DataFrame:
+    """The primary metric question by question: rows (task, doc_id), a column per run, named by `Result.hash`.
+
+    A cell is what the question adds (1 or 0 where answers are right or wrong), NaN where the task keeps no number.
+    UserError unless all runs answer the same questions of the same data.
+    """
+    same_questions(results)
+    columns = {result.hash: _numbers(result) for result in results}
+    frame = pd.DataFrame(columns)
+    frame.index.names = ["task", "doc_id"]
+    return frame
+
+
+def same_questions(results: Sequence[Result]) -> None:
+    """UserError unless the runs can be paired question by question."""
+    first = results[0]
+    for other in results[1:]:
+        pair = f"{first.folder} and {other.folder}"
+        mine, theirs = first.metrics["primary"], other.metrics["primary"]
+        if mine != theirs:
+            names = sorted({*mine.items()} ^ {*theirs.items()}, key=str)
+            raise UserError(f"{pair} differ in tasks or metrics ({', '.join(sorted({n for n, _ in names}))})")
+        if first.about["identity"]["tasks"]["files"] != other.about["identity"]["tasks"]["files"]:
+            raise UserError(f"{pair} answer other data: the files of their tasks differ; run one of them again")
+        for task in mine:
+            a, b = first.per_question[task]["doc_id"], other.per_question[task]["doc_id"]
+            if a != b:
+                raise UserError(
+                    f"{pair} answer different questions of {task} ({len(a)} and {len(b)}): same limit= needed"
+                )
+
+
+def answers(results: Sequence[Result]) -> pd.DataFrame:
+    """What the model said, question by question: rows (task, doc_id), a column per run, named by `Result.hash`.
+
+    UserError where a run's responses are gone; committed results are kept without them.
+    """
+    columns = {}
+    for result in results:
+        file = result.folder / RESPONSES
+        try:
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise UserError(f"{result.folder} has no {RESPONSES}: run it again with force=true") from error
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {one_line(error)}") from error
+        columns[result.hash] = pd.Series({(line["task"], line["doc_id"]): line["response"] for line in lines})
+    frame = pd.DataFrame(columns)
+    frame.index.names = ["task", "doc_id"]
+    return frame
+
+
+def _numbers(result: Result) -> pd.Series:
+    found = {}
+    for task, metric in result.metrics["primary"].items():
+        each = result.per_question[task]
+        names = terms(metric)
+        for place, doc_id in enumerate(each["doc_id"]):
+            parts = [number(each[name][place]) for name in names if name in each and each[name][place] is not None]
+            found[task, doc_id] = (
+                math.nan if not parts or None in parts else math.fsum(p for p in parts if p is not None)
+            )
+    return pd.Series(found, dtype=float)

@@ -1,0 +1,178 @@
+"""Paired statistics: every method answers the same questions, so chance in the questions is shared and cancels.
+
+An interval comes from drawing the questions of each benchmark anew, for all runs at once. Whether two runs differ on a
+benchmark is McNemar's exact test where answers are right or wrong, else the paired bootstrap. Holm's correction is over
+all pairs of a block, since its best was picked by the same questions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from harness.scores import Result, same_questions
+from harness.units import Strata, strata, terms
+
+AVERAGE = "avg"
+LEVEL = 0.95
+RESAMPLES = 2000
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Scores on resampled questions, the same for all runs."""
+
+    tasks: list[str]
+    runs: list[str]  # Result.hash
+    scores: Array  # [T, R, B] as lmms-eval counts
+    relative: Array  # [T + 1, R, B] percent of the baseline's, the average last; NaN where it is undefined
+    unknown: dict[str, str] = field(default_factory=dict)  # task -> why nothing can be drawn
+
+    def of(self, benchmark: str, run: str) -> Array:
+        """Relative scores [B] of one run on a benchmark, or on all of them (`AVERAGE`)."""
+        row = len(self.tasks) if benchmark == AVERAGE else self.tasks.index(benchmark)
+        found: Array = self.relative[row, self.runs.index(run)]
+        return found
+
+
+def task_strata(results: Sequence[Result], task: str) -> list[Strata]:
+    """A task's primary metric as weighted means of units, for each run; ValueError with the reason if it is none."""
+    metric = results[0].metrics["primary"][task]
+    found: list[Strata] = [[] for _ in results]
+    names = terms(metric)
+    if not names:
+        raise ValueError(f"{metric} is one of several numbers that are counted together")
+    for name in names:
+        each = [result.per_question[task].get(name, []) for result in results]
+        values = [[value for value in column if value is not None] for column in each]
+        scores = [result.score(task, name) for result in results]
+        for whole, part in zip(found, strata(values, scores), strict=True):
+            whole += part
+    return found
+
+
+def draw(results: Sequence[Result], baseline: Result, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
+    """Draw the questions of every benchmark with replacement, for all runs together."""
+    runs = list(results) if baseline in results else [baseline, *results]
+    same_questions(runs)
+    tasks = list(baseline.metrics["primary"])
+    parts: list[tuple[int, float, Array]] = []  # task, weight, values [R, n]
+    unknown: dict[str, str] = {}
+    for place, task in enumerate(tasks):
+        try:
+            found = task_strata(runs, task)
+        except ValueError as error:
+            unknown[task] = str(error)
+            continue
+        for same in zip(*found, strict=True):
+            parts.append((place, same[0][0], np.stack([values for _, values in same])))
+    base = runs.index(baseline)
+    scores = _resampled(parts, len(tasks), len(runs), resamples, seed)
+    scores[[tasks.index(task) for task in unknown]] = np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = 100 * scores / scores[:, base : base + 1]
+    share = np.concatenate([share, share.mean(axis=0, keepdims=True)])
+    return Draws(tasks, [run.hash for run in runs], scores, share, unknown)
+
+
+def _resampled(parts: list[tuple[int, float, Array]], tasks: int, runs: int, resamples: int, seed: int) -> Array:
+    """Scores [T, R, B]: scipy draws the places of units in every stratum, which all runs share."""
+    if not parts:
+        return np.full((tasks, runs, resamples), np.nan)
+
+    def score(*drawn: NDArray[np.int64], axis: int = -1) -> Array:
+        """Scores [T, R, B] of drawn places [B, n] per stratum."""
+        total = np.zeros((tasks, runs, len(drawn[0])))
+        for (task, weight, values), places in zip(parts, drawn, strict=True):
+            draws, n = places.shape
+            flat = (places + n * np.arange(draws)[:, None]).ravel()
+            counts = np.bincount(flat, minlength=draws * n).reshape(draws, n)
+            total[task] += weight / n * (values @ counts.T)
+        return total
+
+    units = [np.arange(values.shape[1]) for _, _, values in parts]
+    units = [np.tile(each, 2) if len(each) == 1 else each for each in units]  # a category of one unit; scipy wants two
+    parts = [(t, w, np.repeat(v, 2, axis=1) if v.shape[1] == 1 else v) for t, w, v in parts]
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap(
+        units,
+        score,
+        n_resamples=resamples,
+        batch=500,
+        vectorized=True,
+        method="percentile",
+        rng=rng,
+    )
+    drawn: Array = found.bootstrap_distribution
+    return drawn
+
+
+def interval(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws [B]; (NaN, NaN) where the baseline may score nothing."""
+    if not np.isfinite(drawn).all():
+        return math.nan, math.nan
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_p(drawn: Array, observed: float) -> float:
+    """Two-sided p of a difference, its error being that of its bootstrap draws [B] and normal."""
+    error = float(drawn.std(ddof=1))
+    if not math.isfinite(error) or not math.isfinite(observed):
+        return math.nan
+    if error < 1e-9:
+        return 1.0 if abs(observed) < 1e-9 else 0.0
+    return float(2 * stats.norm.sf(abs(observed) / error))
+
+
+def is_binary(*columns: pd.Series) -> bool:
+    """True if every question is right or wrong."""
+    return all(column.isin([0.0, 1.0]).all() for column in columns)
+
+
+def mcnemar_p(a: pd.Series, b: pd.Series) -> float:
+    """McNemar's exact p that two runs are right equally often, from their right (1) or wrong (0) answers."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    table = [[int(((a == i) & (b == j)).sum()) for j in (1, 0)] for i in (1, 0)]
+    return min(1.0, float(mcnemar(table, exact=True).pvalue))
+
+
+def difference_p(each: pd.DataFrame, draws: Draws, benchmark: str, a: str, b: str, observed: float) -> float:
+    """p that runs `a` and `b` are equally good on a benchmark or on average; NaN if nothing can be said.
+
+    `each` is what `questions` gives, `observed` the difference of their relative scores.
+    """
+    if benchmark != AVERAGE:
+        mine, theirs = each.loc[benchmark][a], each.loc[benchmark][b]
+        if is_binary(mine, theirs):
+            return mcnemar_p(mine, theirs)
+    return bootstrap_p(draws.of(benchmark, a) - draws.of(benchmark, b), observed)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction of the p that are numbers."""
+    from statsmodels.stats.multitest import multipletests
+
+    known = [place for place, each in enumerate(p) if not math.isnan(each)]
+    found = [math.nan] * len(p)
+    if known:
+        for place, each in zip(known, multipletests([p[i] for i in known], method="holm")[1], strict=True):
+            found[place] = float(each)
+    return found
+
+
+def flips(a: pd.Series, b: pd.Series) -> tuple[int, int]:
+    """Questions on which `a` scores less than `b` (right in `b`, wrong in `a`), and more."""
+    return int((a < b).sum()), int((a > b).sum())
+
+
+def agreement(a: pd.Series, b: pd.Series) -> float:
+    """Percent of questions with the same answer, but for blanks around it and case."""
+    same = a.str.strip().str.casefold() == b.str.strip().str.casefold()
+    return 100 * float(same.mean())
