@@ -6,6 +6,7 @@ queued or running is not submitted again.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf, open_dict
 
 from harness.config import RunConfig, validate
-from harness.errors import UserError, one_line
+from harness.errors import UserError
 from harness.evaluate import primary
 from harness.store import RunFolder
 from harness.sweep import LIVE, Planned, Run, key_of, survey, write_plan
@@ -100,8 +101,9 @@ class Launcher(SlurmLauncher):
             executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in params.items()})
             submitted = executor.map_array(Job(), *zip(*((config, plan.key) for config, plan in jobs), strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
-            (folder / "plan.json").unlink()
-            raise UserError(f"sbatch refused the array: {one_line(error)}") from error
+            shutil.rmtree(folder)
+            *_, said = str(error).splitlines()
+            raise UserError(f"sbatch refused the array: {said.removeprefix('sbatch: error: ')}") from error
         return str(submitted[0].job_id.partition("_")[0])
 
 
