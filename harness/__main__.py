@@ -137,4 +137,4 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, (check, check_parameters, check_family), prepare)
+    command("config", main, (check, check_parameters, check_family), prepare, cluster=True)

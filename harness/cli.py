@@ -30,11 +30,13 @@ def command(
     task: Callable[[DictConfig], None],
     checks: Sequence[Callable[[DictConfig], Any]] = (),
     prepare: Callable[[list[str]], list[str]] | None = None,
+    cluster: bool = False,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
-    command-line overrides (to register choices that have no file in conf/).
+    command-line overrides (to register choices that have no file in conf/). With `cluster`, `hydra/launcher=slurm`
+    submits the jobs.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
@@ -46,6 +48,7 @@ def command(
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
             shown_only = args.help or args.cfg or args.info
+            _check_launcher(parse(overrides), args.multirun, cluster)
             _check_jobs(args.config_name or config_name, overrides, args.multirun, () if shown_only else checks)
         failures: list[UserError] = []
         job = _one_job(task, failures)
@@ -58,14 +61,11 @@ def command(
 
 def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> Callable[[DictConfig], None]:
     """`task`, which says what went wrong in one line and lets the other jobs of a sweep go on."""
-    here = os.getpid()
 
     def job(cfg: DictConfig) -> None:
         try:
             task(cfg)
         except UserError as error:
-            if os.getpid() != here:
-                raise  # on a cluster the job itself has to fail
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
             failures.append(error)
 
@@ -135,7 +135,6 @@ def _check_jobs(
     parsed = parse(overrides)
     jobs = [[override.input_line or "" for override in parsed]]
     if multirun:
-        _check_launcher(parsed)
         jobs = BasicSweeper.split_arguments(parsed, None)[0]
     composed = [compose(config_name, job) for job in jobs]
     for check in checks:
@@ -143,10 +142,25 @@ def _check_jobs(
             check(cfg)
 
 
-def _check_launcher(overrides: list[Override]) -> None:
-    launchers = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
-    if launchers & {"slurm", "submitit_slurm"} and shutil.which("srun") is None:
-        raise UserError("hydra/launcher=slurm needs srun, which is not on this machine: start it on a login node")
+def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) -> None:
+    """UserError unless this command can be launched so; lets Hydra find the launcher of the cluster."""
+    named = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
+    if other := named - {"basic", "slurm"}:
+        raise UserError(f"unknown hydra/launcher={other.pop()}: slurm submits to a cluster, basic runs here")
+    if "slurm" not in named:
+        return
+    if not cluster:
+        raise UserError("hydra/launcher=slurm is for python -m harness: start this command in a job of its own")
+    if not multirun:
+        raise UserError("hydra/launcher=slurm submits a sweep: add -m, also for a single run")
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise UserError(f"hydra/launcher=slurm needs {program}, which is not on this machine: use a login node")
+    try:
+        from harness import slurm
+    except ModuleNotFoundError as error:
+        raise UserError("hydra/launcher=slurm needs the slurm extra: pip install -e '.[slurm]'") from error
+    slurm.register()
 
 
 def _first_paragraph(error: BaseException) -> str:

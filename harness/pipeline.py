@@ -22,30 +22,33 @@ from harness.store import RunFolder, digest, slug
 _last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one model in memory
 
 
-def run(config: RunConfig) -> tuple[RunFolder, RunFolder]:
-    """Complete the configured run and its baseline; returns both folders, the run first."""
+def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
+    """The baseline and the configured run, in this order and with their folders; nothing is loaded yet."""
     device_of(config.model)  # refuses a GPU that is not there, before anything is fetched
     weights = checkpoint.fetch(config.model)
     identity = Identity(config, weights)
     pruner = pruner_of(config, weights)
     baseline = pruner_of(replace(config, method={"name": "none"}), weights)
-    wanted = [baseline, pruner] if config.pruned else [baseline]
-    folders = [_folder(config, identity, p) for p in wanted]
-    todo = [
-        (p, folder)
-        for p, folder in zip(wanted, folders, strict=True)
-        if not folder.done or (config.force and p is wanted[-1])
-    ]
+    pruners = [baseline, pruner] if config.pruned else [baseline]
+    return identity, [(p, _folder(config, identity, p)) for p in pruners]
+
+
+def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]:
+    """Complete the run and, unless that is another job's, its baseline; returns both folders, the run first."""
+    identity, wanted = planned(config)
+    if not baseline:
+        wanted = wanted[-1:]
+    todo = [(p, folder) for p, folder in wanted if not folder.done or (config.force and p is wanted[-1][0])]
     if todo:
         suite = Suite(config.tasks)
-        suite.check(family_of(weights).media)
+        suite.check(family_of(identity.folder).media)
         loaded = _model(config, identity)
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
             _complete(config, p, folder, suite, loaded, identity)
-    for folder in folders:
+    for _, folder in wanted:
         folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
-    return folders[-1], folders[0]
+    return wanted[-1][1], wanted[0][1]
 
 
 def _try_on(pruner: Pruner, loaded: Loaded) -> None:

@@ -115,11 +115,11 @@ def test_a_cut_where_the_model_has_no_layer_is_refused_before_anything_is_loaded
     assert list(empty.iterdir()) == []
 
 
-def test_slurm_without_srun_is_refused(empty):
+def test_slurm_without_its_programs_is_refused(empty):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done, stderr, _ = run("-m", "hydra/launcher=slurm", cwd=empty, PATH="")
     assert (done.returncode, len(stderr)) == (2, 1)
-    assert "needs srun" in stderr[0]
+    assert "needs sbatch" in stderr[0]
 
 
 def test_a_check_sees_every_job_before_the_next_check_starts(monkeypatch):

@@ -1,0 +1,137 @@
+"""Sends a sweep to a cluster as one job array, through submitit, and does not wait: hydra/launcher=slurm.
+
+Each job computes one run and nothing else. Baselines are runs of their own, first in the array, so that no job holds a
+GPU while another computes the baseline it would wait for; tables bring them together afterwards. What is finished,
+queued or running is not submitted again.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, filter_overrides
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import OmegaConf, open_dict
+
+from harness.config import RunConfig, validate
+from harness.errors import UserError
+from harness.evaluate import primary
+from harness.store import RunFolder
+from harness.sweep import LIVE, Planned, Run, key_of, survey, write_plan
+
+
+class Job:
+    """One run on a compute node; submitit queues it again when it is preempted or out of time, and it goes on."""
+
+    def __call__(self, config: RunConfig, key: str) -> None:
+        """Complete the run and print its scores as one JSON line."""
+        from harness.pipeline import planned, run
+
+        _, wanted = planned(config)
+        if key_of(wanted[-1][1].identity) != key:
+            raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
+        folder, _ = run(config, baseline=False)
+        print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
+
+    def checkpoint(self, config: RunConfig, key: str) -> Any:
+        """The same again: the run folder knows what has been answered."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, config, key)
+
+
+class Launcher(SlurmLauncher):
+    """Hydra's submitit launcher, which submits what is missing and returns."""
+
+    __module__ = "hydra_plugins.harness"  # Hydra takes launchers from this package alone
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit one array and end with one JSON line; no job's end is waited for."""
+        if self.params["nodes"] * self.params["tasks_per_node"] > 1:
+            raise UserError("hydra.launcher.nodes and tasks_per_node must be 1: a run is one process so far")
+        points = [filter_overrides(list(overrides)) for overrides in job_overrides]
+        common = set.intersection(*map(set, points))
+        configs = [self._config(overrides) for overrides in job_overrides]
+        own = [[text for text in point if text not in common] for point in points]
+        wanted = _wanted(zip(configs, own, strict=True))
+        runs = Path(configs[0].runs)
+        found = {run.key: run for run in survey(runs)}
+        done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
+        for config, finished in done:
+            folder = RunFolder(runs / finished.run, {})
+            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
+        left = [(config, plan) for config, plan in wanted if not _is(found, plan, "done", *LIVE)]
+        counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
+        number = self._submit(left, sorted(common), runs) if left else None
+        print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+        print(f"python -m harness.status runs={runs}")
+        print(json.dumps({"job": number, "runs": str(runs), **counts}), flush=True)
+        return []
+
+    def _config(self, overrides: Sequence[str]) -> RunConfig:
+        """The configuration of one job, checked."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        config = validate(composed)
+        if config.force:
+            raise UserError("force=true would start a requeued job over: move the run folders away instead")
+        if config.runs != self.config.runs:
+            raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
+        return config
+
+    def _submit(self, jobs: Sequence[tuple[RunConfig, Planned]], common: list[str], runs: Path) -> str:
+        """Write the plan, submit the array, return its number; UserError with what sbatch says."""
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        params = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
+        general = set(OmegaConf.structured(BaseQueueConf))
+        folder = write_plan(runs, [plan for _, plan in jobs], common)
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
+        try:
+            executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in params.items()})
+            submitted = executor.map_array(Job(), *zip(*((config, plan.key) for config, plan in jobs), strict=True))
+        except (FailedJobError, FailedSubmissionError) as error:
+            shutil.rmtree(folder)
+            *_, said = str(error).splitlines()
+            raise UserError(f"sbatch refused the array: {said.removeprefix('sbatch: error: ')}") from error
+        return str(submitted[0].job_id.partition("_")[0])
+
+
+def register() -> None:
+    """Let Hydra find the launcher under the name that conf/ has for it."""
+    sys.modules[Launcher.__module__] = sys.modules[__name__]
+    Plugins.instance().register(Launcher)
+
+
+def _wanted(sweep: Iterable[tuple[RunConfig, list[str]]]) -> list[tuple[RunConfig, Planned]]:
+    """The runs of a sweep and their baselines, every one once, baselines first."""
+    from harness.pipeline import planned  # imports torch: nothing that is quickly found wrong waits for it
+
+    baselines: dict[str, tuple[RunConfig, Planned]] = {}
+    runs: dict[str, tuple[RunConfig, Planned]] = {}
+    for config, overrides in sweep:
+        here = replace(config, model=replace(config.model, device="cpu"))  # a login node has no GPU
+        *before, own = [_plan(folder, config.runs) for _, folder in planned(here)[1]]
+        unpruned = replace(config, method={"name": "none"}, keep=None, tokens=None)
+        baselines.update({plan.key: (unpruned, plan) for plan in before})
+        runs.setdefault(own.key, (config, replace(own, overrides=overrides)))
+    return list({**baselines, **runs}.values())  # a baseline that the sweep names, too, keeps its place
+
+
+def _plan(folder: RunFolder, runs: str) -> Planned:
+    where = folder.path.relative_to(runs)
+    return Planned(key_of(folder.identity), str(where.parent / where.name.rpartition("-")[0]))
+
+
+def _is(found: Mapping[str, Run], plan: Planned, *states: str) -> bool:
+    return plan.key in found and found[plan.key].state in states

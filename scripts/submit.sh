@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# A sweep as one job array, and a step behind it that gathers what came out. On the login node, in the environment of the
+# project:      PARTITION=gpu ACCOUNT=lab scripts/submit.sh experiment=table1
+# The same again after a failure submits what is missing.
+set -euo pipefail
+
+PARTITION=${PARTITION:-}   # empty: the cluster's default
+ACCOUNT=${ACCOUNT:-}       # empty: your default
+GPUS=${GPUS:-1}            # of one run; 0 for none
+CPUS=${CPUS:-8}
+MEMORY_GB=${MEMORY_GB:-64}
+MINUTES=${MINUTES:-720}    # a run that takes longer is queued again, up to three times, and goes on where it stopped
+RUNS=${RUNS:-results/runs} # seen by all nodes
+
+launcher=("cpus_per_task=$CPUS" "mem_gb=$MEMORY_GB" "timeout_min=$MINUTES" "gpus_per_node=${GPUS/#0/null}")
+gather=(--parsable --job-name=gather "--output=$RUNS/.sweeps/gather-%j.log")
+if [ -n "$PARTITION" ]; then
+    launcher+=("partition=$PARTITION") gather+=("--partition=$PARTITION")
+fi
+if [ -n "$ACCOUNT" ]; then
+    launcher+=("account=$ACCOUNT") gather+=("--account=$ACCOUNT")
+fi
+
+report=$(python -m harness -m hydra/launcher=slurm "${launcher[@]/#/hydra.launcher.}" "runs=$RUNS" "$@" | tee /dev/stderr)
+job=$(python -c 'import json, sys; print(json.loads(sys.argv[1])["job"] or "")' "${report##*$'\n'}")
+if [ -n "$job" ]; then
+    gather+=("--dependency=afterany:$job")
+fi
+gathered=$(sbatch "${gather[@]}" "$(dirname "$0")/gather.sbatch" "$RUNS")
+echo "job ${gathered%%;*} gathers the results in $RUNS/.sweeps/gather-${gathered%%;*}.log and $RUNS/table.csv"

@@ -1,0 +1,169 @@
+"""A sweep on a real Slurm: jobs that are preempted, cancelled or fail, and at last the bytes of a sweep without it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import missing, slurm, wait_for
+from tiny import tiny_folder
+from tiny_tasks import write_tiny_tasks
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+QUESTIONS = 60
+METHODS = ("probe.py:Held", "probe.py:Broken", "random", "uniform", "fps", "divprune")
+PROBE = """
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from methods.random import Random
+
+GATE = Path(os.environ["GATE"])
+asked = []
+
+
+@dataclass(kw_only=True)
+class Held(Random):
+    def _select(self, tokens, k, generator):
+        asked.append(1)
+        while len(asked) > 20 and (GATE / "shut").exists():
+            time.sleep(0.05)
+        return super()._select(tokens, k, generator)
+
+
+@dataclass(kw_only=True)
+class Broken(Random):
+    def _select(self, tokens, k, generator):
+        if (GATE / "broken").exists():
+            raise RuntimeError("broken on purpose")
+        return super()._select(tokens, k, generator)
+"""
+
+
+class Cluster:
+    """What a user of the test cluster sees: a folder with a model, tasks and a method, and the commands."""
+
+    def __init__(self, root: Path, env: dict[str, str]):
+        self.root = root
+        path = f"{Path(sys.executable).parent}:{env['PATH']}"
+        quiet = {"HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GATE": str(root)}
+        job = {"GPUS": "0", "CPUS": "1", "MEMORY_GB": "4", "MINUTES": "30", "PARTITION": "tiny", "RUNS": "runs"}
+        self.env = {**env, **quiet, **job, "PATH": path}
+        model = tiny_folder(root)
+        tasks = write_tiny_tasks(root / "tasks", QUESTIONS)
+        (root / "probe.py").write_text(PROBE)
+        self.sweep = [f"model.pretrained={model}", "tasks=[tiny_stills,tiny_clips]", f"tasks.include={tasks}"]
+        self.sweep += ["keep=0.5", f"method={','.join(METHODS)}"]
+
+    def run(self, *call: str | Path, code: int = 0) -> tuple[str, str]:
+        done = subprocess.run(
+            call, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout, done.stderr
+
+    def harness(self, *args: str, code: int = 0) -> tuple[str, str]:
+        return self.run(sys.executable, "-m", "harness", *args, code=code)
+
+    def submit(self) -> dict:
+        """What scripts/submit.sh reports of the array."""
+        _, err = self.run(SCRIPTS / "submit.sh", *self.sweep)
+        return json.loads(err.splitlines()[-1])
+
+    def status(self) -> dict:
+        out, _ = self.run(sys.executable, "-m", "harness.status", "runs=runs")
+        report = json.loads(out.splitlines()[-1])
+        report["by"] = {Path(job["run"]).name.rpartition("-0.5")[0] or "none": job for job in report["jobs"]}
+        return report
+
+    def folder(self, name: str, runs: str = "runs") -> Path | None:
+        return next(iter(self.root.glob(f"{runs}/*/*/{name}-*")), None)
+
+    def answers(self, name: str) -> int:
+        folder = self.folder(name)
+        file = folder / "responses.jsonl" if folder else self.root / "none"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    def done(self, *names: str) -> bool:
+        return all((folder := self.folder(name)) and (folder / "DONE").exists() for name in names)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if why := missing():
+        pytest.skip(f"SLURM IS NOT TESTED: {why}")
+    root = tmp_path_factory.mktemp("user")
+    with slurm(tmp_path_factory.mktemp("slurm")) as env:
+        yield Cluster(root, env)
+
+
+def test_what_sbatch_refuses_is_one_line_and_leaves_no_plan(cluster):
+    _, err = cluster.harness("-m", "hydra/launcher=slurm", *cluster.sweep, "runs=refused", code=2)
+    assert err.splitlines()[-1] == "error: sbatch refused the array: Invalid generic resource (gres) specification"
+    assert list((cluster.root / "refused" / ".sweeps").iterdir()) == []
+    shutil.rmtree(cluster.root / "refused")
+
+
+def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_local_one(cluster):
+    for name in ("shut", "broken"):
+        (cluster.root / name).touch()
+    first = cluster.submit()
+    assert (first["finished"], first["queued"], first["submitted"]) == (0, 0, 7)
+
+    wait_for("twenty answers", lambda: cluster.answers("probe.py-Held") == 20)
+    status = cluster.status()
+    held = status["by"]["probe.py-Held"]
+    assert (held["state"], held["answers"], held["job"]) == ("running", 20, f"{first['job']}_1")
+    assert status["by"]["divprune"]["state"] == "queued"
+    assert status["remain"] == 0
+
+    cluster.run("scancel", "--signal=USR2", held["job"])  # as before the time limit and before preemption
+    wait_for("forty answers of the requeued job", lambda: cluster.answers("probe.py-Held") == 40)
+    assert cluster.done("none", "random", "uniform", "fps", "divprune")
+
+    cluster.run("scancel", held["job"])
+    wait_for("end of the job", lambda: held["job"] not in cluster.run("squeue", "--array", "--format=%i")[0])
+    status = cluster.status()
+    assert status["counts"] == {"done": 5, "stopped": 1, "failed": 1}
+    assert status["remain"] == 2
+    held, broken = status["by"]["probe.py-Held"], status["by"]["probe.py-Broken"]
+    assert (held["state"], held["answers"]) == ("stopped", 40)
+    assert "CANCELLED" in held["why"]
+    assert (broken["state"], broken["answers"]) == ("failed", 0)
+    assert broken["why"] == "RuntimeError: broken on purpose"
+    assert broken["overrides"] == [f"method={broken['overrides'][0].partition('=')[2]}"]
+    assert broken["why"] in (cluster.root / broken["log"]).read_text()
+
+    for name in ("shut", "broken"):
+        (cluster.root / name).unlink()
+    second = cluster.submit()
+    assert (second["finished"], second["queued"], second["submitted"]) == (5, 0, 2)
+    launcher = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=tiny"]
+    third, _ = cluster.harness(*launcher, *cluster.sweep, "runs=runs")
+    assert json.loads(third.splitlines()[-1])["submitted"] == 0
+
+    cluster.harness("-m", *cluster.sweep, "runs=local")
+    wait_for("the rest", lambda: cluster.done("probe.py-Held", "probe.py-Broken"))
+    local = sorted(path.parent for path in cluster.root.glob("local/*/*/*/DONE"))
+    assert len(local) == 7
+    for folder in local:
+        there = cluster.root / "runs" / folder.relative_to(cluster.root / "local")
+        for name in ("responses.jsonl", "kept.jsonl", "scores.json", "metrics.json"):
+            assert (there / name).read_bytes() == (folder / name).read_bytes()
+
+    status = cluster.status()
+    assert (status["counts"], status["remain"]) == ({"done": 7}, 0)
+    table = cluster.root / "runs" / "table.csv"
+    wait_for("the table of the gathering job", lambda: table.exists() and table.read_text().count("\n") == 8)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_scripts_are_clean():
+    done = subprocess.run(["shellcheck", *SCRIPTS.iterdir()], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert all(os.access(script, os.X_OK) for script in SCRIPTS.iterdir())
