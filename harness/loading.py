@@ -123,10 +123,11 @@ def _check_made_for(method: Method, folder: Path) -> None:
 
 def family_of(folder: Path) -> type[Adapter]:
     """The adapter of the model in `folder`; of the model only config.json is read."""
-    return adapter_class(_config(folder).model_type, f"the model in {folder}")
+    return adapter_class(config_in(folder).model_type, f"the model in {folder}")
 
 
-def _config(folder: Path) -> Any:
+def config_in(folder: Path) -> Any:
+    """The model's configuration in `folder`, of which only config.json is read."""
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
         make_known(folder)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -135,7 +136,7 @@ def _config(folder: Path) -> Any:
 def check_family(method: Method, folder: Path, positions: str = "keep") -> None:
     """UserError unless the model in `folder` can run `method` so; only config.json is read, nothing is loaded."""
     try:
-        adapter, config = family_of(folder), _config(folder)
+        adapter, config = family_of(folder), config_in(folder)
         adapter.check(method, config)
         adapter.check_positions(positions, method)
     except ValueError as error:
@@ -144,7 +145,7 @@ def check_family(method: Method, folder: Path, positions: str = "keep") -> None:
 
 def check_scorer(scorer: Path, folder: Path) -> None:
     """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
-    load_scorer(scorer, _config(folder).get_text_config().hidden_size)
+    load_scorer(scorer, config_in(folder).get_text_config().hidden_size)
 
 
 def device_of(model: ModelConfig) -> str:

@@ -1,0 +1,101 @@
+"""The measurement of latency: every method at every budget, size and batch, beside the unpruned model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from harness.bench.settings import Settings, settings
+from harness.cli import command
+from harness.errors import UserError
+from harness.store import check_place
+
+_written: set[Path] = set()  # by the jobs of a sweep
+
+
+def main() -> None:
+    """`python -m harness.bench`."""
+    command("bench", bench, checks=[settings])
+
+
+def bench(cfg: DictConfig) -> None:
+    """Measure, print tables for people and one JSON line, and write what was asked for."""
+    chosen = settings(cfg)
+    _check_places(chosen)
+    from harness.bench import output, plots, screen
+
+    rows, about = measured(chosen, _tell)
+    print(screen.tables(rows))
+    for line in screen.pays(rows):
+        print(line)
+    if chosen.out is not None:
+        print(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
+    if chosen.plots is not None:
+        print(f"wrote {', '.join(map(str, plots.draw(rows, chosen.plots)))}")
+    print(json.dumps({**about, "rows": rows}, allow_nan=False))
+
+
+def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a row for everyone at every size and batch, and on what they were measured.
+
+    Files are whole after every size and batch, so that what a long run has found survives it.
+    """
+    from harness.bench import output
+    from harness.bench.clock import clock_of
+    from harness.bench.machine import machine
+    from harness.bench.measure import Runner, rounds
+    from harness.bench.preparing import prepared
+    from harness.bench.subjects import subject
+    from harness.models import adapter_for
+
+    it = subject(chosen, tell)
+    model: Any = it.model
+    clock = clock_of(model.device)
+    runner = Runner(adapter_for(model), clock, chosen.new_tokens)
+    about = output.about(chosen, machine(model.device))
+    rows: list[dict[str, Any]] = []
+    for workload in it.workloads:
+        for batch in chosen.batch:
+            where = f"{workload.name}, batch {batch}"
+            tell(f"{where}: preprocessing")
+            inputs = {
+                contestant: prepared(contestant, workload, batch, model.device, clock, chosen.repeats)
+                for contestant in it.contestants
+                if contestant.resizes or contestant is it.contestants[0]
+            }
+            of = {contestant: inputs.get(contestant, inputs[it.contestants[0]]) for contestant in it.contestants}
+            found = rounds(
+                it.contestants,
+                lambda contestant, of=of: runner.footprint(contestant, of[contestant].tensors),  # type: ignore[misc]
+                lambda contestant, of=of: runner.time(contestant, of[contestant].tensors),  # type: ignore[misc]
+                chosen.warmup,
+                chosen.repeats,
+                lambda text, where=where: tell(f"{where}: {text}"),  # type: ignore[misc]
+            )
+            rows += output.rows(chosen, model.config, it.contestants, of, found, about, batch)
+            if chosen.out is not None:
+                output.write(chosen.out, rows, about)
+    return rows, about
+
+
+def _check_places(chosen: Settings) -> None:
+    for key, place in (("out", chosen.out), ("plots", chosen.plots)):
+        if place is None:
+            continue
+        try:
+            check_place(place.parent if key == "out" else place)
+        except UserError as error:
+            raise UserError(str(error).replace("runs=", f"{key}=", 1)) from error
+        if key == "out":
+            if place.absolute() in _written:
+                raise UserError(f"out={place} was written by an earlier job of this sweep: name it after what differs")
+            _written.add(place.absolute())
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

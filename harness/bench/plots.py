@@ -1,0 +1,93 @@
+"""Pictures of a measurement: where the time of an answer goes, and what is saved at which size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen
+from matplotlib import pyplot as plt
+
+from harness.bench.screen import label
+from harness.store import slug
+
+Row = dict[str, Any]
+# The parts of an answer in the order in which they happen; those of the choice stand out.
+PARTS = {
+    "preprocess": "#d9d9d9",
+    "vit": "#9ecae1",
+    "projector": "#6baed6",
+    "signals": "#fdae6b",
+    "selection": "#e6550d",
+    "cut": "#fdd0a2",
+    "llm_prefill": "#3182bd",
+    "other": "#bdbdbd",
+    "decode": "#c7e9c0",
+}
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw the stages of every size and batch, and the savings of every batch over sizes; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    timed, files = [row for row in rows if row["e2e_ms"] is not None], []
+    for (model, workload, batch), some in groupby(timed, key=lambda row: (row["model"], row["workload"], row["batch"])):
+        file = folder / f"stages-{slug(model)}-{slug(workload)}-batch{batch}.png"
+        files.append(_saved(_stages(list(some)), file))
+    batches = {row["batch"] for row in timed}
+    for batch in sorted(batches):
+        mine = [row for row in timed if row["batch"] == batch]
+        if len({row["visual_tokens"] for row in mine}) > 1:
+            files.append(_saved(_savings(mine), folder / f"savings-{slug(mine[0]['model'])}-batch{batch}.png"))
+    return files
+
+
+def _stages(rows: Sequence[Row]) -> Any:
+    """Draw one bar a contestant, cut into stages."""
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
+    names, left = [label(row) for row in rows], [0.0] * len(rows)
+    for part, colour in PARTS.items():
+        width = [_part(row, part) for row in rows]
+        axes.barh(names, width, left=left, color=colour, label=part.replace("_", " "))
+        left = [a + b for a, b in zip(left, width, strict=True)]
+    first = rows[0]
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds, medians of the stages")
+    axes.set_title(
+        f"{first['model']}, {first['visual_tokens']} visual tokens, batch {first['batch']}, {first['device']}"
+    )
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
+def _part(row: Row, part: str) -> float:
+    if part == "decode":
+        return float(row["tpot_ms"] * (row["new_tokens"] - 1))
+    return max(0.0, float(row[f"{part}_ms"]))
+
+
+def _savings(rows: Sequence[Row]) -> Any:
+    """Draw what every method saves end to end, with its interquartile range, over visual tokens."""
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
+        mine = sorted((row for row in rows if label(row) == name), key=lambda row: row["visual_tokens"])
+        mine = [row for row in mine if row["e2e_saving_ms"] is not None]
+        if mine:
+            saved, spread = [row["e2e_saving_ms"] for row in mine], [row["e2e_saving_iqr_ms"] / 2 for row in mine]
+            axes.errorbar([row["visual_tokens"] for row in mine], saved, spread, marker="o", capsize=2, label=name)
+    first = rows[0]
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("visual tokens before pruning")
+    axes.set_ylabel("milliseconds saved end to end")
+    axes.set_title(f"{first['model']}, batch {first['batch']}, {first['device']}: above the line a method pays")
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
+def _saved(figure: Any, file: Path) -> Path:
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return file

@@ -1,0 +1,111 @@
+"""Tables for people, and where a method pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from harness.bench.statistics import verdict
+
+Row = dict[str, Any]
+# Heading, column, digits behind the point, and what the number is divided by.
+TIMES = (
+    ("kept", "kept_tokens", 0, 1),
+    ("prep", "preprocess_ms", 1, 1),
+    ("ViT", "vit_ms", 1, 1),
+    ("proj", "projector_ms", 1, 1),
+    ("signal", "signals_ms", 1, 1),
+    ("select", "selection_ms", 1, 1),
+    ("cut", "cut_ms", 1, 1),
+    ("LLM", "llm_prefill_ms", 1, 1),
+    ("prefill", "prefill_ms", 1, 1),
+    ("+-", "prefill_iqr_ms", 1, 1),
+    ("TTFT", "ttft_ms", 1, 1),
+    ("TPOT", "tpot_ms", 2, 1),
+    ("all", "e2e_ms", 1, 1),
+    ("+-", "e2e_iqr_ms", 1, 1),
+    ("saved", "e2e_saving_ms", 1, 1),
+)
+OPERATIONS = (
+    ("kept", "kept_tokens", 0, 1),
+    ("ViT", "vit_tflops", 3, 1),
+    ("proj", "projector_tflops", 3, 1),
+    ("signal", "signals_tflops", 3, 1),
+    ("select", "selection_tflops", 3, 1),
+    ("LLM", "prefill_tflops", 3, 1),
+    ("decode", "decode_tflops", 3, 1),
+    ("total", "total_tflops", 3, 1),
+    ("paper's LLM", "paper_prefill_tflops", 3, 1),
+)
+MEMORY = (
+    ("a layer", "tokens_per_layer", 0, 1),
+    ("KV MiB", "kv_cache_bytes", 1, 2**20),
+    ("peak MiB", "peak_allocated_bytes", 0, 2**20),
+    ("reserved", "peak_reserved_bytes", 0, 2**20),
+)
+PUBLISHED = (
+    ("prefill", "prefill_ms", 1, 1),
+    ("IDPruner's", "idpruner_prefill_ms", 1, 1),
+    ("its e2e", "idpruner_e2e_ms", 1, 1),
+    ("VisionSelector's", "visionselector_prefill_ms", 1, 1),
+    ("its e2e", "visionselector_e2e_ms", 1, 1),
+    ("prefill x", "prefill_speedup", 2, 1),
+    ("e2e x", "e2e_speedup", 2, 1),
+)
+TITLES = {
+    TIMES: "milliseconds, medians, with the interquartile range behind +-",
+    OPERATIONS: "10^12 operations; the last column is the prefill as peers quote it",
+    MEMORY: "visual tokens a decoder layer, and memory",
+    PUBLISHED: "as published: means, by the host's clock without waiting, and by device events; x: unpruned over this",
+}
+
+
+def tables(rows: Sequence[Row], shown: Sequence[Any] = (TIMES, OPERATIONS, MEMORY, PUBLISHED)) -> str:
+    """Return a block for every size and batch: one line a contestant, in several tables."""
+    blocks = []
+    for (model, workload, batch), some in groupby(rows, key=lambda row: (row["model"], row["workload"], row["batch"])):
+        group = list(some)
+        first = group[0]
+        about = f"{first['visual_tokens']} visual and {first['text_tokens']} text tokens ({workload}), batch {batch}"
+        blocks.append(f"{model}: {about}")
+        blocks += [f"{TITLES[columns]}\n{table(group, columns)}" for columns in shown]
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(rows: Sequence[Row], columns: Sequence[tuple[str, str, int, int]]) -> str:
+    """Return the heading and one line a row."""
+    cells = [["method", *(name for name, *_ in columns)]]
+    cells += [[label(row), *(_number(row[key], digits, by) for _, key, digits, by in columns)] for row in rows]
+    for line, row in zip(cells[1:], rows, strict=True):
+        line[-1] += f"   {row['error']}" if row.get("error") else ""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in cells
+    )
+
+
+def label(row: Row) -> str:
+    """Return `idpruner 0.25`, or `unpruned`."""
+    if row["method"] == "none":
+        return "unpruned"
+    return " ".join(filter(None, [row["method"], row["params"], row["budget"]]))
+
+
+def pays(rows: Sequence[Row]) -> list[str]:
+    """Say of every method, budget and batch from how many visual tokens on it saves time end to end."""
+    lines = []
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
+            mine = [row for row in rows if row["batch"] == batch and label(row) == name]
+            points = [(row["visual_tokens"], row["e2e_saving_ms"]) for row in mine if row["e2e_saving_ms"] is not None]
+            if points:
+                lines.append(f"{name}, batch {batch}, pays {verdict(*zip(*points, strict=True))}")
+    return lines
+
+
+def _number(value: float | None, digits: int, by: int) -> str:
+    return "-" if value is None else f"{value / by:.{digits}f}"

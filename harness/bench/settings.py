@@ -1,0 +1,105 @@
+"""What to measure, checked before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import methods
+from harness.config import ModelConfig, RunConfig, validate
+from harness.errors import UserError
+
+WEIGHTS = ("real", "random", "tiny")
+DEFAULT_KEEP = 0.25
+LEAST_TEXT = 8  # tokens around an image, its marks among them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A composed conf/bench.yaml."""
+
+    model: ModelConfig
+    runs: list[RunConfig]  # a method at a budget each, without the unpruned model
+    all_methods: bool  # methods that the family cannot run are left out instead of refused
+    weights: str
+    sizes: list[int | str]
+    images: list[str]
+    question: str
+    text_tokens: int
+    batch: list[int]
+    new_tokens: int
+    warmup: int
+    repeats: int
+    seed: int
+    out: Path | None
+    plots: Path | None
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """Check a composed configuration and return it typed; UserError says in one line what to change."""
+    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    if tree["weights"] not in WEIGHTS:
+        raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {tree['weights']}")
+    images, sizes, batch = (_listed(tree[key]) for key in ("images", "sizes", "batch"))
+    for key, value, least in (
+        *(("batch", size, 1) for size in batch),
+        *(
+            (key, tree[key], least)
+            for key, least in (("new_tokens", 1), ("repeats", 1), ("warmup", 0), ("text_tokens", LEAST_TEXT))
+        ),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key} must be a number of at least {least}, got {value}")
+    if not batch or not (images or sizes):
+        raise UserError("nothing to measure: name at least one of sizes or images, and one batch")
+    for file in images:
+        if not Path(file).is_file():
+            raise UserError(f"no image at {file}: images takes files that exist")
+    if images and tree["weights"] != "real":
+        raise UserError("images need a processor, which comes with real weights: leave them out, or weights")
+    runs = _runs(tree)
+    return Settings(
+        model=runs[0].model,
+        runs=[run for run in runs if run.pruned],
+        all_methods=tree["methods"] == "all",
+        sizes=[] if images else sizes,
+        images=images,
+        batch=batch,
+        out=_path(tree["out"]),
+        plots=_path(tree["plots"]),
+        **{key: tree[key] for key in ("weights", "question", "text_tokens", "new_tokens", "warmup", "repeats", "seed")},
+    )
+
+
+def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
+    """Return the unpruned model and every method at every budget, each checked as `python -m harness` would."""
+    chosen = methods.names() if tree["methods"] == "all" else _listed(tree["methods"])
+    named = [{"name": method} if isinstance(method, str) else method for method in chosen]
+    for method in named:
+        if not isinstance(method, dict) or not isinstance(method.get("name"), str):
+            raise UserError(f"methods takes names, or {{name:fastv,variant:paper}}: not {method}")
+    keeps, tokens = _listed(tree["keep"]), _listed(tree["tokens"])
+    if not keeps and not tokens:
+        keeps = [DEFAULT_KEEP]
+    budgets = [{"keep": keep, "tokens": None} for keep in keeps] + [{"keep": None, "tokens": count} for count in tokens]
+    shared = {key: tree[key] for key in ("model", "seed", "positions")}
+    shared["tasks"] = {"name": "bench", "metrics": {"none": None}}
+    wanted: list[dict[str, Any]] = [{"method": {"name": "none"}, **shared}]
+    wanted += [
+        {"method": method, **budget, **shared} for method in named if method["name"] != "none" for budget in budgets
+    ]
+    return [validate(OmegaConf.create(run)) for run in wanted]
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(str(value)).expanduser()

@@ -1,0 +1,70 @@
+"""Medians and spread of timed answers, comparison with the unpruned model, and where a method begins to pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+import numpy as np
+
+from harness.bench.measure import Times
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and interquartile range."""
+
+    median: float
+    iqr: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        low, median, high = np.percentile(values, [25, 50, 75])
+        return cls(float(median), float(high - low))
+
+
+def column(times: Sequence[Times], name: str) -> list[float]:
+    """Return one number of every answer."""
+    return [time[name] for time in times]
+
+
+def mean(times: Sequence[Times], name: str) -> float:
+    """Return the plain mean, as published codes report it."""
+    return fmean(column(times, name))
+
+
+def savings(unpruned: Sequence[Times], pruned: Sequence[Times], name: str) -> list[float]:
+    """Return what was saved in every round, where the two answered one after the other."""
+    return [a - b for a, b in zip(column(unpruned, name), column(pruned, name), strict=True)]
+
+
+def break_even(sizes: Sequence[float], saved: Sequence[float]) -> float | None:
+    """Return from how many visual tokens on a method saves time, None if it does not at the largest of `sizes`.
+
+    Between the last size at which it does not and the next, the saving counts as a straight line. If it saves at all
+    sizes the smallest is returned: where below it begins is not known.
+    """
+    points = sorted(zip(sizes, saved, strict=True))
+    if not points or points[-1][1] <= 0:
+        return None
+    for (low, loss), (high, gain) in reversed(list(pairwise(points))):
+        if loss <= 0:
+            return low + (high - low) * -loss / (gain - loss)
+    return points[0][0]
+
+
+def verdict(sizes: Sequence[float], saved: Sequence[float]) -> str:
+    """Say in words where a method pays."""
+    found = break_even(sizes, saved)
+    smallest, largest = min(sizes), max(sizes)
+    if found is None:
+        paying = [f"{size:.0f}" for size, gain in sorted(zip(sizes, saved, strict=True)) if gain > 0]
+        if paying:
+            return f"not at {largest:.0f} visual tokens, the largest size, though at {', '.join(paying)}"
+        return f"never in this range, {smallest:.0f} to {largest:.0f} visual tokens"
+    if found <= smallest:
+        return f"at all sizes, from {smallest:.0f} visual tokens on"
+    return f"from about {found:.0f} visual tokens on"

@@ -1,0 +1,109 @@
+"""The model under the clock, and who competes on it: from settings to things in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import methods
+from harness import checkpoint
+from harness.bench import architectures, workloads
+from harness.bench.contestants import Contestant
+from harness.bench.settings import Settings
+from harness.bench.workloads import Workload
+from harness.config import RunConfig
+from harness.errors import UserError, one_line
+from harness.inputs import limits_of
+from harness.loading import config_in, device_of, load, pruner_of
+from harness.models import adapter_class
+from harness.models.scorer import load_scorer
+from methods.base import Method, Signal
+
+NO_FILE = "none"  # the value of a parameter that names a file which random weights do not have
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in memory with its prompts and contestants, the unpruned one first."""
+
+    model: nn.Module
+    workloads: list[Workload]
+    contestants: list[Contestant]
+
+
+def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
+    """Build or load the model; `tell` hears of methods that are left out."""
+    device = device_of(chosen.model)
+    if chosen.weights == "real":
+        folder = checkpoint.fetch(chosen.model)
+        config = config_in(folder)
+        allowed = allowed_in(chosen, config, folder, tell)
+        loaded = load(chosen.model)
+        model, processor = loaded.model, loaded.processor
+        scorers = {str(file): load_scorer(file, _width(config)).to(device) for _, _, file in allowed if file}
+    else:
+        config, processor = architectures.config_of(chosen.model.name, chosen.weights == "tiny"), None
+        allowed = allowed_in(chosen, config, None, tell)
+        model = architectures.build(chosen.model, chosen.weights == "tiny", device, chosen.seed)
+        hidden = architectures.scorer_hidden(chosen.model.name) if chosen.weights == "random" else _width(config) // 2
+        scorers = {"None": architectures.random_scorer(_width(config), hidden, device)}
+    contestants = [Contestant("none")]
+    for run, method, file in allowed:
+        scorer = scorers[str(file)] if Signal.IMPORTANCE in method.needs else None
+        contestants.append(contestant_of(run, method, scorer))
+    return Subject(model, _prompts(chosen, config, processor), contestants)
+
+
+def contestant_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Contestant:
+    """Return a method at its budget as one who competes."""
+    params = " ".join(f"{key}={value}" for key, value in run.params.items())
+    return Contestant(run.method["name"], params, method, run.budget, scorer, run.positions, run.seed)
+
+
+def _prompts(chosen: Settings, config: Any, processor: Any) -> list[Workload]:
+    if chosen.images:
+        limits = limits_of(processor, chosen.model)
+        return [workloads.of_file(file, chosen.question, processor, limits, config) for file in chosen.images]
+    made = [workloads.synthetic(config, size, chosen.text_tokens, processor) for size in chosen.sizes]
+    return list({workload.name: workload for workload in made}.values())  # two sizes may come to the same images
+
+
+def allowed_in(
+    chosen: Settings, config: Any, folder: Path | None, tell: Callable[[str], None]
+) -> list[tuple[RunConfig, Method, Path | None]]:
+    """Return the methods that the family can run, each with the file of its scorer; UserError for others.
+
+    Scorers and other files are looked for in `folder`; without one, methods do without.
+    """
+    family, found = adapter_class(config.model_type), []
+    for run in chosen.runs:
+        try:
+            if folder is not None:
+                pruner = pruner_of(run, folder)
+                method, scorer = pruner.method, pruner.scorer
+            else:
+                method, scorer = random_method(run), None
+                family.check(method, config)
+                family.check_positions(run.positions, method)
+        except (ValueError, TypeError, UserError) as error:
+            if not chosen.all_methods:
+                raise UserError(one_line(error)) from error
+            tell(f"left out: {one_line(error)}")
+            continue
+        found.append((run, method, scorer))
+    return found
+
+
+def random_method(run: RunConfig) -> Method:
+    """Return the method of a run without weights, beside which a file might lie that it asks for."""
+    name, params = run.method["name"], dict(run.params)
+    params |= {parameter: NO_FILE for parameter in methods.get(name).beside if params.get(parameter) is None}
+    return methods.load(name, **params)
+
+
+def _width(config: Any) -> int:
+    return int(config.get_text_config().hidden_size)

@@ -1,0 +1,163 @@
+"""What the model is asked: images or clips of given sizes with random pixels and words, or given files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+from harness.errors import UserError
+from harness.inputs import Message, PixelLimits, to_inputs
+from methods.budget import Budget
+from methods.resize import Grid, smaller
+
+ASPECT = 16 / 9  # of an image of a wanted number of tokens: 2691 of them are 39 x 69, a 1080p screen
+BEFORE = 4  # one in so many words stands in front of the image
+FIRST_WORD = 3  # smaller ids are special in Llama's vocabulary
+SPECIAL = ("bos", "eos", "pad", "image", "video", "vision_start", "vision_end")  # no random word is one of them
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """One prompt, which a batch repeats."""
+
+    name: str
+    grids: list[Grid]  # (t, h, w) in tokens of its images and videos
+    make: Callable[[Sequence[Grid], int], Any]  # grids and batch -> what generate() takes, on the CPU
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of one prompt."""
+        return sum(t * h * w for t, h, w in self.grids)
+
+    def prepare(self, batch: int) -> Any:
+        """Preprocess: pixels to patches, for files also reading, resizing and the tokenizer."""
+        return self.make(self.grids, batch)
+
+    def shrunk(self, budget: Budget) -> Workload:
+        """Return the same with images small enough for `budget`."""
+        return replace(self, grids=smaller(self.grids, budget.count(self.tokens)))
+
+
+def grid_of(size: int | str) -> Grid:
+    """Read a number of visual tokens, or "39x69", or "16x20x36" for a clip of 16 steps; UserError for anything else."""
+    sides = str(size).split("x")
+    if not all(side.isdecimal() and int(side) for side in sides) or len(sides) > 3:
+        raise UserError(
+            f"sizes takes numbers of visual tokens, as 2691, or their grids, as 39x69 or 16x20x36: not {size}"
+        )
+    if len(sides) > 1:
+        t, h, w = ([1, 1, 1] + [int(side) for side in sides])[-3:]
+        return t, h, w
+    h = max(1, round(math.sqrt(int(size) / ASPECT)))
+    return 1, h, max(1, round(int(size) / h))
+
+
+def synthetic(config: Any, size: int | str, text: int, processor: Any = None) -> Workload:
+    """Return a prompt of random pixels and `text` random words for a model of that configuration.
+
+    Models whose images have one size get as many of them as come nearest to `size`. `processor` is the model's own;
+    without one, its family's class stands in, with the patches of `config`.
+    """
+    family, grid = config.model_type, grid_of(size)
+    if family == "llava":
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        images = max(1, round(math.prod(grid) / side**2))
+        return Workload(f"{side}x{side}*{images}", [(1, side, side)] * images, _llava(config, text, processor))
+    if family not in ("qwen2_5_vl", "llavaonevision1_5"):
+        raise UserError(
+            f"sizes are for the families qwen2_5_vl, llava and llavaonevision1_5, not {family}: pass images=[file]"
+        )
+    name = "x".join(str(length) for length in grid[grid[0] == 1 :])
+    return Workload(name, [grid], _qwen(config, text, processor))
+
+
+def of_file(file: str, question: str, processor: Any, limits: PixelLimits | None, config: Any) -> Workload:
+    """Return the prompt that asks `question` about an image file."""
+    conversation: list[Message] = [
+        {"role": "user", "content": [{"type": "image", "url": file}, {"type": "text", "text": question}]}
+    ]
+
+    def make(grids: Sequence[Grid], batch: int) -> Any:
+        own = list(grids) * batch if list(grids) != whole else []
+        return to_inputs(processor, [conversation] * batch, limits, own)
+
+    whole: list[Grid] = []
+    whole += _grids(make([], 1), config)
+    return Workload(file.rpartition("/")[2], whole, make)
+
+
+def _grids(inputs: Any, config: Any) -> list[Grid]:
+    if "image_grid_thw" in inputs:
+        merge = config.vision_config.spatial_merge_size
+        return [(t, h // merge, w // merge) for t, h, w in inputs["image_grid_thw"].tolist()]
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return [(1, side, side)] * len(inputs["pixel_values"])
+
+
+def _qwen(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], int], Any]:
+    vision = config.vision_config
+    sizes = {"patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    sizes |= {"merge_size": vision.spatial_merge_size}
+    as_images = processor.image_processor if processor else Qwen2VLImageProcessor(**sizes)
+    as_videos = processor.video_processor if processor else Qwen2VLVideoProcessor(**sizes)
+    side, span = vision.patch_size * vision.spatial_merge_size, vision.temporal_patch_size
+
+    def make(grids: Sequence[Grid], batch: int) -> dict[str, torch.Tensor]:
+        (grid,) = grids
+        t, h, w = grid
+        kind = "image" if t == 1 else "video"
+        pixels = [_pixels(t * span if t > 1 else 1, h * side, w * side)] * batch
+        if kind == "image":
+            found = dict(as_images(images=[frames[0] for frames in pixels], do_resize=False, return_tensors="pt"))
+        else:
+            found = dict(as_videos(videos=pixels, do_resize=False, do_sample_frames=False, return_tensors="pt"))
+        marks = [getattr(config, f"vision_{edge}_token_id", None) for edge in ("start", "end")]
+        edges = [[] if mark is None else [mark] for mark in marks]
+        token = getattr(config, f"{kind}_token_id")
+        visual = edges[0] + [token] * (t * h * w) + edges[1]
+        words = text - len(visual) + t * h * w  # the marks around an image are text, too
+        return {**found, **_prompt(config, visual, token, words, batch, kind)}
+
+    return make
+
+
+def _llava(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], int], Any]:
+    vision = config.vision_config
+    size, side = vision.image_size, vision.image_size // vision.patch_size
+    square = {"height": size, "width": size}
+    encode = (
+        processor.image_processor if processor else CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square)
+    )
+
+    def make(grids: Sequence[Grid], batch: int) -> dict[str, torch.Tensor]:
+        images = [_pixels(1, size, size)[0]] * (len(grids) * batch)
+        visual = [config.image_token_id] * (side * side * len(grids))
+        found = dict(encode(images=images, return_tensors="pt"))
+        prompt = _prompt(config, visual, config.image_token_id, text, batch, "image")
+        del prompt["mm_token_type_ids"]
+        return {**found, **prompt}
+
+    return make
+
+
+def _pixels(frames: int, height: int, width: int) -> torch.Tensor:
+    """Return noise [frames, 3, height, width] of 8 bits: the same every time."""
+    seeded = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=seeded)
+
+
+def _prompt(config: Any, visual: list[int], token: int, text: int, batch: int, kind: str) -> dict[str, torch.Tensor]:
+    """Return ids [batch, S] of `text` random words around the visual tokens, and what goes along with them."""
+    named = [getattr(part, f"{name}_token_id", None) for part in (config, config.get_text_config()) for name in SPECIAL]
+    special = [i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None]
+    end = min([i for i in special if i > FIRST_WORD], default=config.get_text_config().vocab_size)
+    words = torch.randint(FIRST_WORD, end, (text,), generator=torch.Generator().manual_seed(0)).tolist()
+    front = text // BEFORE
+    ids = torch.tensor([words[:front] + visual + words[front:]]).repeat(batch, 1)
+    kinds = (ids == token).int() * (1 if kind == "image" else 2)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds}

@@ -1,0 +1,88 @@
+"""The language model: grouped-query attention and a gated MLP of three matrices, in prefill and in decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where visual tokens leave: decoder layers below `first` see all, the others the kept ones."""
+
+    first: int = 0
+    before_mlp: bool = False  # the MLP of layer `first` - 1 runs on the kept ones alone
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder as Llama, Qwen2 and Qwen3 have it."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any) -> DecoderShape:
+        """Read them from the configuration of the language model, or of a model that has one."""
+        text = config.get_text_config()
+        heads = int(text.num_attention_heads)
+        return cls(
+            layers=int(text.num_hidden_layers),
+            hidden=int(text.hidden_size),
+            heads=heads,
+            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+            mlp=int(text.intermediate_size),
+            vocabulary=int(text.vocab_size),
+        )
+
+    @property
+    def cache_values(self) -> int:
+        """Numbers that one token leaves in the key-value cache of one layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+    def prefill(self, before: int, after: int, cut: Cut = Cut()) -> int:
+        """Count a prompt of `before` tokens of which `after` are left by the `cut`; one row goes to the vocabulary."""
+        attention = cut.first * self._attention(before, before) + (self.layers - cut.first) * self._attention(
+            after, after
+        )
+        wide = cut.first - cut.before_mlp  # layers whose MLP sees all
+        return attention + wide * self._mlp(before) + (self.layers - wide) * self._mlp(after) + self.head
+
+    def decode(self, before: int, after: int, steps: int, cut: Cut = Cut()) -> int:
+        """Count `steps` tokens, one by one, behind such a prompt."""
+        late, total = self.layers - cut.first, 0
+        for past in range(1, steps + 1):  # a token attends to itself, too
+            total += cut.first * self._attention(1, before + past) + late * self._attention(1, after + past)
+        return total + steps * (self.layers * self._mlp(1) + self.head)
+
+    @property
+    def head(self) -> int:
+        """Operations from one state to the scores of all tokens of the vocabulary."""
+        return 2 * self.hidden * self.vocabulary
+
+    def _attention(self, rows: int, keys: int) -> int:
+        """Projections of `rows` tokens, and their products with `keys` keys and values."""
+        projections = 2 * rows * self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return projections + 4 * rows * keys * self.heads * self.head_dim
+
+    def _mlp(self, rows: int) -> int:
+        return 3 * 2 * rows * self.hidden * self.mlp
+
+
+def paper_style(shape: DecoderShape, before: int, after: int, cut: Cut = Cut()) -> int:
+    """The prefill as peers quote it: 4 n d^2 + 2 n^2 d + 2 n d m a layer (FastV, arXiv 2403.06764, section 4).
+
+    It takes every head for one of keys, too, an MLP of two matrices, and leaves out the vocabulary; a multiplication
+    and its addition are one operation.
+    """
+
+    def layer(n: int) -> int:
+        return 4 * n * shape.hidden**2 + 2 * n**2 * shape.hidden + 2 * n * shape.hidden * shape.mlp
+
+    return cut.first * layer(before) + (shape.layers - cut.first) * layer(after)

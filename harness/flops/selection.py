@@ -1,0 +1,113 @@
+"""What choosing costs, by the definition of each method: products of features, each similarity once.
+
+A kernel may do less, where bounds spare it similarities, or more, where it works one out again instead of keeping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from methods.base import Method, Signal
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample: `n` tokens of `width` numbers, of which `k` stay, in a prompt of `length` tokens."""
+
+    method: Any
+    n: int
+    k: int
+    width: int
+    length: int
+    heads_width: int  # of a query over all heads of a decoder layer
+    keys: int  # width of the head-mean keys of the vision tower
+    grids: Sequence[tuple[int, int, int]]
+
+    @property
+    def rows(self) -> int:
+        """Similarities of every pick to all tokens."""
+        return 2 * self.k * self.n * self.width
+
+    @property
+    def row_of_attention(self) -> int:
+        """Scores of one query for the whole prompt."""
+        return 2 * self.length * self.heads_width
+
+    def pairs(self, n: int) -> int:
+        """Similarities of all pairs of `n` tokens."""
+        return 2 * n * n * self.width
+
+
+def _fps(case: Case) -> int:
+    return case.pairs(case.n) if getattr(case.method, "start", "maximin") == "maximin" else case.rows
+
+
+def _hybrid(case: Case) -> int:
+    method = case.method
+    return case.rows if method.mapping == "quota" else case.pairs(method.pool_size(case.n, case.k))
+
+
+def _determinant(case: Case) -> int:
+    return case.rows + case.k**2 * case.n  # the rows of a Cholesky factor, one longer with every pick
+
+
+def _visionzip(case: Case) -> int:
+    return 2 * case.n * max(1, round(case.k * case.method.contextual)) * case.keys
+
+
+def _vispruner(case: Case) -> int:
+    return case.pairs(case.n - int(case.k * case.method.ratio))
+
+
+def _dart(case: Case) -> int:
+    return 2 * (case.method.image_pivots + case.method.text_pivots) * case.n * case.width
+
+
+def _holov(case: Case) -> int:
+    if case.method.variant == "official":
+        return 0
+    crops = case.method.crops or max(1, int((1024 / 576) * case.n / case.k))
+    return sum(t * crops * case.pairs(-(-h * w // crops)) for t, h, w in case.grids)
+
+
+def _d2pruner(case: Case) -> int:
+    compared = case.k - int(case.method.pivot_ratio * case.k)
+    return case.row_of_attention + 2 * compared * case.n * case.width
+
+
+def _id_selection(case: Case) -> int:
+    return case.rows + (case.row_of_attention if Signal.LLM in case.method.needs else 0)
+
+
+FORMULAS: Mapping[str, Callable[[Case], int]] = {
+    **dict.fromkeys(
+        ("none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "hiprune"), lambda case: 0
+    ),
+    "idpruner": lambda case: case.rows,
+    "fps": _fps,
+    "divprune": _fps,
+    "hybrid": _hybrid,
+    "dpp": _determinant,
+    "cdpruner": lambda case: _determinant(case) + 2 * case.n * case.width,
+    "visionzip": _visionzip,
+    "vispruner": _vispruner,
+    "scope": lambda case: case.pairs(case.n),
+    "fastv": lambda case: case.row_of_attention,
+    "dart": _dart,
+    "holov": _holov,
+    "d2pruner": _d2pruner,
+    "id_selection": _id_selection,
+}
+
+
+def selection(case: Case) -> int | None:
+    """Count the choice; None for a method of which no formula is known."""
+    formula = FORMULAS.get(case.method.name)
+    return None if formula is None or case.k >= case.n else formula(case)
+
+
+def scorer(method: Method, n: int, width: int, hidden: int) -> int:
+    """Count the learned scorer of `hidden` units, where the method asks for it: one product with [N, D], two small."""
+    return 2 * n * width + 4 * width * hidden if Signal.IMPORTANCE in method.needs else 0
