@@ -10,11 +10,10 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from harness.data import fingerprint
 from harness.errors import UserError
 from harness.store import digest
 
-# Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
-DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
 
@@ -74,9 +73,13 @@ def _drop_submission(config: dict[str, Any]) -> None:
 
 def _point_to(config: dict[str, Any], folder: Path) -> None:
     """Read the data set, and the videos that its rows name, from a copy of its repository."""
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
     kwargs = dict(config.get("dataset_kwargs") or {})
     config["dataset_path"] = str(folder)
     config["dataset_kwargs"] = {key: value for key, value in kwargs.items() if key not in _LOCAL}
+    # What `datasets` caches of a local repository it finds again by folder name and card, whatever the rows say now.
+    config["dataset_kwargs"]["cache_dir"] = str(Path(_resolve_hf_datasets_cache_dir(), "local", fingerprint(folder)))
     if kwargs.get("video"):
         # A task's code looks for videos below base_cache_dir / cache_name: an absolute second part voids the first.
         modules = [function.__globals__ for function in _functions(config) if "cache_name" in function.__globals__]

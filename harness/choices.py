@@ -14,11 +14,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import QuotedString
 
 import methods
-from harness.benchmarks import DERIVED
 from harness.cli import did_you_mean, parse
 from harness.config import TasksConfig, conf, shipped
 from harness.errors import UserError, one_line
 
+# Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
+DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 POCKET_TASKS = "harness://pocket/tasks"
 _TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 

@@ -49,13 +49,9 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
     return folders
 
 
-def fingerprints(folders: Mapping[str, Path]) -> dict[str, str]:
-    """Digest of each task's copy by content, wherever it lies."""
-    return {name: _fingerprint(folder.resolve()) for name, folder in folders.items()}
-
-
 @cache  # the runs of a sweep share their data
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
+    """Digest of a copy by content, wherever it lies."""
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

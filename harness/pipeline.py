@@ -87,7 +87,7 @@ def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
             "limit": config.limit,
             "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
             "prompts": family_of(identity.folder).prompts,
-            "data": data.fingerprints(data.local(tasks, config.data_root)),
+            "data": {name: data.fingerprint(copy) for name, copy in data.local(tasks, config.data_root).items()},
             "scoring": benchmarks.code(tasks.metrics),
         },
     }
