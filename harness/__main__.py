@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import methods
-from harness import checkpoint
+from harness import checkpoint, data
 from harness.choices import check_tasks, register
 from harness.cli import command, parse
 from harness.config import validate
@@ -48,6 +48,7 @@ def check(cfg: DictConfig) -> None:
     config = validate(cfg)
     check_tasks(config.tasks)
     check_scoring(config.tasks, config.limit)
+    data.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
     checkpoint.check(config.model)
 

@@ -15,9 +15,11 @@ from hydra.core.override_parser.types import QuotedString
 
 import methods
 from harness.cli import did_you_mean, parse
-from harness.config import TasksConfig, shipped
+from harness.config import TasksConfig, conf, shipped
 from harness.errors import UserError, one_line
 
+# Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
+DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 POCKET_TASKS = "harness://pocket/tasks"
 _TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
@@ -49,6 +51,12 @@ def check_tasks(tasks: TasksConfig) -> None:
             raise UserError(f"unknown task {name}: {_task_hint(name, local)}")
 
 
+def task_file(name: str, include: str | None) -> Path:
+    """The file of a known task."""
+    local = task_files(shipped(include)) if include else {}
+    return {**lmms_eval_tasks(), **local}[name]
+
+
 def _task_hint(name: str, ours: Iterable[str]) -> str:
     return did_you_mean(name, ours, lmms_eval_tasks(), "python -m lmms_eval --tasks list")
 
@@ -68,11 +76,12 @@ def task_files(folder: Path) -> dict[str, Path]:
 
 
 def lmms_eval_tasks() -> dict[str, Path]:
-    """The tasks that come with lmms-eval."""
+    """The tasks that come with lmms-eval, and those of ours that are one of them but for the scorer."""
     spec = find_spec("lmms_eval")
     if spec is None or spec.origin is None:
         raise UserError("lmms-eval is not installed: pip install -e .")
-    return task_files(Path(spec.origin).parent / "tasks")
+    found = task_files(Path(spec.origin).parent / "tasks")
+    return {**{name: found[base] for name, base in DERIVED.items() if base in found}, **found}
 
 
 def _text(path: Path) -> str:
@@ -82,15 +91,8 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read the task file {path}: {one_line(error)}") from error
 
 
-def _conf(*parts: str) -> Path:
-    spec = find_spec("conf")
-    if spec is None or spec.origin is None:
-        raise UserError("the configuration package conf is not installed: pip install -e .")
-    return Path(spec.origin).parent.joinpath(*parts)
-
-
 def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in _conf(group).glob("*.yaml"))
+    return sorted(path.stem for path in conf(group).glob("*.yaml"))
 
 
 def _model(value: Any, given: dict[str, Any]) -> str:
@@ -120,10 +122,18 @@ def _method(value: Any, given: dict[str, Any]) -> str:
     return option
 
 
+def _suite(name: str) -> list[str]:
+    """The tasks of a suite in conf/tasks; any other name stands for itself."""
+    if name not in _options("tasks"):
+        return [name]
+    return list(yaml.safe_load(conf("tasks", f"{name}.yaml").read_text(encoding="utf-8"))["metrics"])
+
+
 def _tasks(value: Any, given: dict[str, Any]) -> str:
     if isinstance(value, str) and value in _options("tasks"):
         return value
-    names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    listed = [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    names = [task for name in listed for task in _suite(name)]
     include = given.get("tasks.include")
     pocket = task_files(shipped(POCKET_TASKS))
     if include is None and any(name in pocket for name in names):
@@ -135,13 +145,7 @@ def _tasks(value: Any, given: dict[str, Any]) -> str:
             raise
         known = [*_options("tasks"), *pocket]
         raise UserError(f"unknown tasks {names[0]}: {_task_hint(names[0], known)}") from error
-    option = "-".join(names)
-    metrics = _published_metrics()
-    node = {"name": "+".join(names), "include": include, "metrics": {name: metrics.get(name) for name in names}}
+    option = "-".join(listed)
+    node = {"name": "+".join(listed), "include": include, "metrics": dict.fromkeys(names)}
     ConfigStore.instance().store(group="tasks", name=option, node=node)
     return option
-
-
-def _published_metrics() -> dict[str, str]:
-    pocket = yaml.safe_load(_conf("tasks", "pocket.yaml").read_text())["metrics"]
-    return {**yaml.safe_load(_conf("metrics.yaml").read_text()), **pocket}

@@ -4,9 +4,11 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -45,7 +47,10 @@ class ModelConfig:
 
 @dataclass
 class TasksConfig:
-    """lmms-eval tasks, each with the metric that the tables show (None: the first that lmms-eval reports)."""
+    """lmms-eval tasks, each with the metric that the tables show.
+
+    None stands for the one in conf/metrics.yaml, or, for tasks without one there, the first that lmms-eval reports.
+    """
 
     name: str = MISSING
     include: str | None = None
@@ -63,6 +68,7 @@ class RunConfig:
     tokens: int | None = None
     seed: int = 0
     positions: str = "keep"
+    data_root: Any = None
     limit: int | None = None
     force: bool = False
     runs: str = "results/runs"
@@ -90,6 +96,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     assert isinstance(run, RunConfig)
+    run.tasks.metrics = {name: metric or _published().get(name) for name, metric in run.tasks.metrics.items()}
     _check_processes()
     if not isinstance(run.method.get("name"), str):
         raise UserError("method.name is missing: the configuration of a method needs its name")
@@ -99,6 +106,8 @@ def validate(cfg: DictConfig) -> RunConfig:
         raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {run.positions}")
     if not run.tasks.metrics:
         raise UserError("no task: name at least one, as in tasks=pocket_existence")
+    if not _is_data_root(run.data_root):
+        raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {run.data_root}")
     if not 0 <= run.seed < 2**63:
         raise UserError(f"seed must lie between 0 and 2^63 - 1, got {run.seed}")
     for key, value in {"limit": run.limit, "model.batch_size": run.model.batch_size}.items():
@@ -112,6 +121,28 @@ def shipped(path: str) -> Path:
     if path.startswith(SHIPPED):
         return Path(__file__).parent / path.removeprefix(SHIPPED)
     return Path(path).expanduser()
+
+
+def conf(*parts: str) -> Path:
+    """A file of the configuration package."""
+    spec = importlib.util.find_spec("conf")
+    if spec is None or spec.origin is None:
+        raise UserError("the configuration package conf is not installed: pip install -e .")
+    return Path(spec.origin).parent.joinpath(*parts)
+
+
+@cache
+def _published() -> dict[str, str]:
+    """Task -> the metric that tables show, of lmms-eval's tasks and of the shipped suite."""
+    files = [conf("metrics.yaml"), conf("tasks", "pocket.yaml")]
+    published, pocket = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    return {**published, **pocket["metrics"]}
+
+
+def _is_data_root(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(item, str) for pair in value.items() for item in pair)
+    return value is None or isinstance(value, str)
 
 
 def _check_processes() -> None:

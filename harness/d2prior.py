@@ -22,6 +22,7 @@ from harness import __main__ as run
 from harness import checkpoint
 from harness.cli import command
 from harness.config import TasksConfig, validate
+from harness.data import DataRoot
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.inputs import Grid, Message, limits_of, messages_digest, to_inputs
@@ -52,9 +53,9 @@ class Probe(InsideLLM):
         return Selection.of(torch.arange(k, device=tokens.features.device))
 
 
-def prompts(tasks: TasksConfig, prompt: str) -> Iterator[list[Message]]:
+def prompts(tasks: TasksConfig, prompt: str, data_root: DataRoot = None) -> Iterator[list[Message]]:
     """The prompt about every image of the tasks, once, taking turns among them; videos are left out."""
-    suite = Suite(tasks)
+    suite = Suite(tasks, data_root=data_root)
     suite.check()
     known = set()
     for turn in zip_longest(*map(suite.images, tasks.metrics)):
@@ -83,7 +84,7 @@ def main(cfg: DictConfig) -> None:
     config = validate(_run(cfg))
     layer = int(methods.load("d2pruner", **config.params).stage.partition(":")[2])
     loaded = load(config.model)
-    asked = list(islice(prompts(config.tasks, cfg.prompt), cfg.limit))
+    asked = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
     try:
         prior = d2prior.average(attention(loaded, tqdm(asked, desc="images"), layer))
     except ValueError as error:
@@ -112,7 +113,8 @@ def main(cfg: DictConfig) -> None:
 def _run(cfg: DictConfig) -> DictConfig:
     """The run that would use the prior, which is checked like any other."""
     method = {"name": "d2pruner", "layer": cfg.layer, "prior": "none"}
-    return OmegaConf.create({"method": method, "model": cfg.model, "tasks": cfg.tasks, "keep": 0.5})
+    shared = {"model": cfg.model, "tasks": cfg.tasks, "data_root": cfg.data_root}
+    return OmegaConf.create({"method": method, "keep": 0.5, **shared})
 
 
 def check(cfg: DictConfig) -> None:

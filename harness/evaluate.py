@@ -6,13 +6,17 @@ import re
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from harness.choices import lmms_eval_tasks, task_files
+from harness import benchmarks, data
+from harness.choices import lmms_eval_tasks, task_file, task_files
 from harness.config import TasksConfig, shipped
 from harness.errors import UserError, one_line
 
@@ -20,20 +24,20 @@ if TYPE_CHECKING:
     from harness.inputs import Message
     from harness.lmms_model import PrunedModel
 
-MODEL_ID = "harness_qwen2_5_vl"
-PROMPTS_OF = "qwen2_5_vl"  # tasks may carry prompts for a model id: ours are those of the model underneath
-
+MODEL_ID = "harness"
+ALIASES = ("harness_qwen2_5_vl",)  # what it was called when there was one family
+CHECKED = 16  # questions of a task whose rows bring pictures of their own, which take time to decode
 
 _JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
 _JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
-_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")
+_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?(?:\s*\*\s*(\d+(?:\.\d+)?))?\s*")
 
 
 def manifests() -> list[Any]:
     """What lmms-eval's entry-point group `lmms_eval.models` reads."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return [ModelManifest(model_id=MODEL_ID, chat_class_path="harness.lmms_model.PrunedModel")]
+    return [ModelManifest(model_id=MODEL_ID, aliases=ALIASES, chat_class_path="harness.lmms_model.PrunedModel")]
 
 
 def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
@@ -47,7 +51,7 @@ def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
         if name == "vinoground" and limit:
             raise UserError(f"task vinoground scores all its questions together: leave limit={limit} out")
         if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
-            static = "; mmbench_en_dev_static needs none" if name == "mmbench_en_dev" else ""
+            static = f"; {name}_static needs none" if f"{name}_static" in lmms_eval_tasks() else ""
             raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
 
 
@@ -66,51 +70,45 @@ def refuse_group(name: str) -> None:
 
 
 class Suite:
-    """The tasks of a configuration, loaded through lmms-eval's own task manager."""
+    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the data in `data_root`.
 
-    def __init__(self, tasks: TasksConfig):
-        from lmms_eval.tasks import TaskManager
+    Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
+    """
 
+    def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: data.DataRoot = None):
         _quiet_logger()
         self.tasks = tasks
-        include = shipped(tasks.include) if tasks.include else None
-        local = task_files(include) if include else {}
-        self.manager = TaskManager(
-            include_path=str(include) if include else None,
-            include_defaults=not set(tasks.metrics) <= set(local),  # indexing lmms-eval's own takes seconds
-            model_name=PROMPTS_OF,
-        )
+        self.prompts = prompts
+        self.folders = data.local(tasks, data_root)
 
-    def check(self, media: Collection[str] = ("image", "video")) -> None:
-        """Load every task's data and first question, so that what is missing shows before the model runs.
+    def load(self, name: str) -> Any:
+        """A fresh Task object: what one run leaves in a task's code, no other one sees."""
+        file = task_file(name, self.tasks.include)
+        return benchmarks.load(name, file, self.prompts, self.folders.get(name))
 
-        `media` is what the model can be shown besides text.
+    def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
+        """Load every task's data and look at its questions, so that what is missing shows before the model runs.
+
+        All questions where that takes no decoding, so that a missing video shows; `CHECKED` of them, spread over all,
+        where the rows bring pictures. `media` is what the model can be shown besides text.
         """
-        from lmms_eval.protocol import ChatMessages
-
         for name, metric in self.tasks.metrics.items():
             try:
                 task = self.load(name)
                 if task.OUTPUT_TYPE != "generate_until":
                     raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
-                first = ChatMessages(messages=task.doc_to_messages(task.task_docs[0]))
+                kinds = {kind for doc_id in _to_check(task, limit) for kind in _kinds(task, doc_id)}
             except UserError:
                 raise
             except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
                 raise UserError(f"cannot load task {name}: {_cause(error)}") from error
-            kinds = {part.type for message in first.messages for part in message.content}
             if other := kinds - {"text", "image", "video"}:
                 raise UserError(f"task {name} asks about {', '.join(other)}: the model takes text, images and videos")
             if unseen := kinds - {"text", *media}:
                 shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
                 raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
             _check_metric(name, metric, task)
-
-    def load(self, name: str) -> Any:
-        """A task with its documents."""
-        from lmms_eval.tasks import get_task_dict
-
-        return get_task_dict([name], self.manager, "chat")[name]
+            benchmarks.check_limit(name, task, limit)
 
     def messages(self, task: Any, doc: Any) -> "list[Message]":
         """What a model is asked about a document of a loaded task."""
@@ -128,35 +126,49 @@ class Suite:
 
     def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Answer and score every task; returns what `metrics.json` holds, and `scores.json`."""
-        scores, counts, each = {}, {}, {}
+        scores, counts, each, versions = {}, {}, {}, {}
         for name in self.tasks.metrics:
-            results = self._task(model, name, limit, scratch)
+            task = self.load(name)
+            versions[name] = benchmarks.version_of(task)
+            results = self._score(task, name, model, limit, scratch)
             scores[name] = numeric(results["results"][name])
             counts[name] = results["n-samples"][name]["effective"]
             each[name] = per_question(results["samples"][name], list(results["results"][name]))
-        return {"scores": scores, "primary": primary(scores, self.tasks.metrics), "questions": counts}, each
+        metrics = {
+            "scores": scores,
+            "primary": primary(scores, self.tasks.metrics),
+            "questions": counts,
+            "scored_by": {"lmms-eval": version("lmms-eval"), "tasks": versions},
+        }
+        return metrics, each
 
-    def _task(self, model: "PrunedModel", name: str, limit: int | None, scratch: Path) -> dict[str, Any]:
-        """One task per call: lmms-eval keeps a fresh Task object, and nothing of one task leaks into the next."""
+    @staticmethod
+    def _score(task: Any, name: str, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
+        """One task per call, so that its limit is its own and its answers are on disk before the next begins."""
         from lmms_eval.evaluator import simple_evaluate
+        from lmms_eval.tasks import TaskManager
         from tenacity import RetryError
 
         from methods.checks import SelectionError
 
         try:
-            results: dict[str, Any] = simple_evaluate(
-                model=model,
-                tasks=[name],
-                limit=limit,
-                task_manager=self.manager,
-                bootstrap_iters=0,
-                log_samples=True,
-                batch_size=model.loaded.config.batch_size,
-                process_docs_parallel=1,
-                cli_args=Namespace(
-                    output_path=str(scratch), process_with_media=False, reasoning_tags=None, agentic_trace_mode="basic"
-                ),
-            )
+            with redirect_stdout(sys.stderr):  # some tasks print tables
+                results: dict[str, Any] = simple_evaluate(
+                    model=model,
+                    tasks=[task],
+                    limit=limit,
+                    task_manager=TaskManager(include_defaults=False),  # to index lmms-eval's own takes seconds
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    batch_size=model.loaded.config.batch_size,
+                    process_docs_parallel=1,
+                    cli_args=Namespace(
+                        output_path=str(scratch),
+                        process_with_media=False,
+                        reasoning_tags=None,
+                        agentic_trace_mode="basic",
+                    ),
+                )
         except SelectionError as error:
             raise UserError(f"task {name}: {one_line(error)}") from error
         except RetryError as error:
@@ -228,17 +240,35 @@ def _number(found: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+@dataclass(frozen=True)
+class Term:
+    """One part of a metric expression: a metric, which of its numbers if it has several, and what to multiply by."""
+
+    key: str
+    index: int | None
+    factor: float
+
+
+def terms(metric: str | None) -> list[Term]:
+    """The parts of an expression such as `a,none + b,none`, `c,none[2]` or `d,none * 100`, which are added."""
+    matches = [_TERM.fullmatch(part) for part in (metric or "").split("+")]
+    if None in matches:
+        raise UserError(f"cannot read the metric {metric!r}: write name,filter, name,filter * 100 or a sum of them")
+    return [Term(m[1], int(m[2]) if m[2] else None, float(m[3] or 1)) for m in matches if m]
+
+
 def value(scores: dict[str, Any], metric: str | None) -> float:
-    """The number that a metric expression such as `a,none + b,none` or `c,none[2]` names among a task's scores."""
+    """The number that a metric expression makes of a task's scores."""
     total = 0.0
-    for term in (metric or "").split("+"):
-        match = _TERM.fullmatch(term)
-        found = scores.get(match[1]) if match else None
-        if match and match[2] and isinstance(found, list) and int(match[2]) < len(found):
-            found = found[int(match[2])]
+    for term in terms(metric) if metric else [Term("", None, 1.0)]:
+        found = scores.get(term.key)
+        if term.index is not None:
+            found = found[term.index] if isinstance(found, list) and term.index < len(found) else None
         if not isinstance(found, float):
-            raise UserError(f"no metric {term.strip()!r} among {', '.join(scores) or 'no numbers'}: set tasks.metrics")
-        total += found
+            known = ", ".join(scores) or "no numbers"
+            which = "" if term.index is None else f"[{term.index}]"
+            raise UserError(f"no metric {term.key + which!r} among {known}: set tasks.metrics")
+        total += found * term.factor
     return total
 
 
@@ -246,10 +276,25 @@ def _check_metric(name: str, metric: str | None, task: Any) -> None:
     known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
     if all(key.startswith("submission,") for key in known):
         raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
-    for term in metric.split("+") if metric else ():
-        match = _TERM.fullmatch(term)
-        if not match or match[1] not in known:
-            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
+    for term in terms(metric) if metric else ():
+        if term.key not in known:
+            raise UserError(f"tasks.metrics.{name}: no metric {term.key!r} among {', '.join(known)}")
+
+
+def _to_check(task: Any, limit: int | None) -> Iterable[int]:
+    from datasets.features.features import require_decoding
+
+    count = min(len(task.task_docs), limit or len(task.task_docs))
+    decoded = any(map(require_decoding, task.task_docs.features.values()))
+    return range(0, count, max(1, count // CHECKED) if decoded else 1)
+
+
+def _kinds(task: Any, doc_id: int) -> set[str]:
+    """What a question consists of: text, image, video, audio."""
+    from lmms_eval.protocol import ChatMessages
+
+    messages = ChatMessages(messages=task.doc_to_messages(task.task_docs[doc_id])).messages
+    return {part.type for message in messages for part in message.content}
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from harness import checkpoint
+from harness import benchmarks, checkpoint, data
 from harness.choices import task_files
 from harness.config import RunConfig, shipped
 from harness.errors import UserError, one_line
@@ -40,8 +40,9 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
         wanted = wanted[-1:]
     todo = [(p, folder) for p, folder in wanted if not folder.done or (config.force and p is wanted[-1][0])]
     if todo:
-        suite = Suite(config.tasks)
-        suite.check(family_of(identity.folder).media)
+        family = family_of(identity.folder)
+        suite = Suite(config.tasks, family.prompts, config.data_root)
+        suite.check(family.media, config.limit)
         loaded = _model(config, identity)
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
@@ -88,6 +89,9 @@ def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
             "names": list(tasks.metrics),  # which metric the tables show changes no answer
             "limit": config.limit,
             "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
+            "prompts": family_of(identity.folder).prompts,
+            "data": {name: data.fingerprint(copy) for name, copy in data.local(tasks, config.data_root).items()},
+            "scoring": benchmarks.code(tasks.metrics),
         },
     }
     name = f"{pruner.label}-{digest(whole)[:8]}"

@@ -97,7 +97,20 @@ def test_the_unpruned_model_has_no_budget():
 
 
 def test_a_single_task_of_lmms_eval_takes_the_published_metric():
-    assert composed("tasks=pope").tasks.metrics == {"pope": "pope_accuracy,none"}
+    assert composed("tasks=pope").tasks.metrics == {"pope": "pope_accuracy,none * 100"}
+    assert composed("tasks=gqa").tasks.metrics == {"gqa": None}
+    given = composed("tasks=pope", "tasks.metrics.pope='pope_f1_score,none'")
+    assert given.tasks.metrics == {"pope": "pope_f1_score,none"}
+
+
+def test_the_papers_suites_are_its_benchmarks():
+    image, video = composed("tasks=paper_image").tasks, composed("tasks=paper_video").tasks
+    assert (len(image.metrics), len(video.metrics)) == (11, 3)
+    assert all(image.metrics.values())
+    assert all(video.metrics.values())
+    both = composed("tasks=[paper_image,paper_video]").tasks
+    assert both.name == "paper_image+paper_video"
+    assert both.metrics == {**image.metrics, **video.metrics}
 
 
 def test_several_tasks_make_one_suite():

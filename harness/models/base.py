@@ -38,6 +38,7 @@ class Adapter(ABC):
     """One model family. The names in `targets` are the sub-modules that get hooks; everything else stays untouched."""
 
     family: ClassVar[str]
+    prompts: ClassVar[str]  # lmms-eval's id of these models: some of its tasks have prompts of their own for one
     supplies: ClassVar[frozenset[Signal]]
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown
     lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be

@@ -24,6 +24,7 @@ class Llava(PlaceholderAdapter):
     """`LlavaForConditionalGeneration` with a CLIP tower, cut in front of decoder layer 0 or between two later ones."""
 
     family = "llava"
+    prompts = "llava"
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
     fixed_size: ClassVar[str] = "every image becomes one size, 336 x 336 pixels as released"

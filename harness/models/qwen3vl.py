@@ -31,6 +31,7 @@ class Qwen3VL(Qwen25VL):
     """
 
     family = "qwen3_vl"
+    prompts = "qwen3_vl"
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model",
         layers="model.language_model.layers",
