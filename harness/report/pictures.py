@@ -35,7 +35,7 @@ class Questions:
         from harness.evaluate import Suite
 
         self.model = ModelConfig(**config["model"])
-        self.suite = Suite(TasksConfig(**config["tasks"]))
+        self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
         folder = checkpoint.check(self.model)
         if folder is None:
             raise UserError(f"the processor of {self.model.pretrained} is not on this machine")

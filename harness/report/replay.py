@@ -27,7 +27,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
     failed: list[str] = []
     runs = [results[name] for name in setting["runs"]]
     config = configuration(runs[0])
-    suite, loaded = Suite(config.tasks), load(config.model)
+    suite, loaded = Suite(config.tasks, data_root=config.data_root), load(config.model)
     for question in setting["questions"]:
         question.update(orders=[None] * len(runs), importance=None)
     for index, run in enumerate(runs):
