@@ -1,23 +1,24 @@
-"""What kind of method each is, for tables: conf/groups.yaml, read once."""
+"""What kind of method each is and what tables call it: conf/groups.yaml, read once."""
 
 from functools import cache
 from importlib.resources import files
 
 import yaml
 
+BASELINE = "baseline"  # method of the unpruned model in every frame
 OTHER = "other"
 
 
 @cache
-def groups() -> dict[str, list[str]]:
-    """Group of methods -> its members, in the order of tables."""
-    found: dict[str, list[str]] = yaml.safe_load((files("conf") / "groups.yaml").read_text(encoding="utf-8"))
+def groups() -> dict[str, dict[str, str]]:
+    """Group of methods -> its members and their names in tables, in the order of tables."""
+    found: dict[str, dict[str, str]] = yaml.safe_load((files("conf") / "groups.yaml").read_text(encoding="utf-8"))
     return found
 
 
 def group_of(method: str) -> str:
-    """The kind of a method, as conf/groups.yaml has it; empty for the baseline."""
-    if method == "baseline":
+    """The kind of a method; empty for the baseline."""
+    if method == BASELINE:
         return ""
     return next((group for group, members in groups().items() if method in members), OTHER)
 
@@ -26,3 +27,10 @@ def group_rank(group: str) -> int:
     """Place of a group in tables: the baseline's, those of conf/groups.yaml, others."""
     order = ["", *groups()]
     return order.index(group) if group in order else len(order)
+
+
+def title_of(method: str) -> str:
+    """A method's name in tables; its own if conf/groups.yaml has none."""
+    if method == BASELINE:
+        return "Unpruned"
+    return next((members[method] for members in groups().values() if method in members), method)

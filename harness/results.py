@@ -1,7 +1,7 @@
 """Finished runs as tables, statistics and reports read them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import UserError, one_line
 from harness.evaluate import value
-from harness.groups import group_of, group_rank
+from harness.groups import BASELINE, group_of, group_rank
 from harness.store import SCORES, RunFolder, digest
 
 
@@ -20,6 +20,7 @@ class Result:
     folder: Path
     about: dict[str, Any]
     metrics: dict[str, Any]
+    parts: tuple["Result", ...] = ()  # of a run that `joined` made; its folder is that of the first
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":
@@ -51,12 +52,12 @@ class Result:
     @property
     def method(self) -> str:
         """The method's name alone; "baseline" for the unpruned model."""
-        return "baseline" if self.is_baseline else str(self.about["method"]).partition(" (")[0]
+        return BASELINE if self.is_baseline else str(self.about["method"]).partition(" (")[0]
 
     @property
     def label(self) -> str:
         """The method with the files that its results depend on, as "d2pruner (prior 103a2a3e)"."""
-        return "baseline" if self.is_baseline else str(self.about["method"])
+        return BASELINE if self.is_baseline else str(self.about["method"])
 
     @property
     def budget(self) -> str:
@@ -84,6 +85,8 @@ class Result:
     @cached_property
     def per_question(self) -> dict[str, dict[str, list[Any]]]:
         """Task -> `doc_id` and what lmms-eval aggregates of each metric, question by question."""
+        if self.parts:
+            return {task: each for part in self.parts for task, each in part.per_question.items()}
         file = self.folder / SCORES
         try:
             found: dict[str, dict[str, list[Any]]] = json.loads(file.read_text(encoding="utf-8"))
@@ -97,7 +100,14 @@ class Result:
     @property
     def has_questions(self) -> bool:
         """False for a run of before the score of every question was kept."""
-        return (self.folder / SCORES).is_file()
+        return all((part.folder / SCORES).is_file() for part in self.parts or (self,))
+
+    @property
+    def but_tasks(self) -> str:
+        """What a run shares with those that differ in nothing but their tasks."""
+        identity = self.about["identity"]
+        rest = {key: value for key, value in identity.items() if key != "tasks"}
+        return digest([self.about["model"], rest, identity["tasks"]["limit"]])
 
 
 def relative(result: Result, baseline: Result) -> dict[str, float | None]:
@@ -129,3 +139,28 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
         return (*place, -keep, -tokens, group_rank(group_of(result.method)), result.label, str(result.folder))
 
     return sorted(results, key=order)
+
+
+def joined(results: Sequence[Result]) -> list[Result]:
+    """Runs that differ in nothing but their tasks as one, so that each task can be a run of its own."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.but_tasks, []).append(result)
+    return [runs[0] if len(runs) == 1 else _join(runs) for runs in found.values()]
+
+
+def _join(runs: Sequence[Result]) -> Result:
+    first = runs[0]
+    tasks = [result.about["identity"]["tasks"] for result in runs]
+    names = [name for each in tasks for name in each["names"]]
+    if len(twice := {name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{first.label} {first.budget} was run more than once on {', '.join(sorted(twice))}: no join=true"
+        )
+    identity = first.about["identity"] | {
+        "tasks": {"names": names, "limit": tasks[0]["limit"], "files": [each["files"] for each in tasks]}
+    }
+    config = first.about["config"]
+    config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
+    metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in first.metrics}
+    return Result(first.folder, first.about | {"identity": identity, "config": config}, metrics, tuple(runs))

@@ -4,26 +4,37 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness.errors import UserError, one_line
-from harness.groups import group_of
+from harness.groups import BASELINE, group_of
 from harness.results import Result, average, collect, relative
+from harness.settings import labels
 from harness.store import RESPONSES
 from harness.units import number, terms
 
 __all__ = ["Result", "answers", "average", "budget_key", "collect", "questions", "raw", "read_scores", "relative"]
 
 KEYS = ["source", "model", "tasks", "budget", "group", "method", "lambda"]
-COLUMNS = [*KEYS, "benchmark", "metric", "score", "questions", "label", "setting", "run", "hash"]
+COLUMNS = [
+    *(*KEYS, "benchmark", "metric", "score", "baseline", "relative", "questions"),
+    *("label", "setting", "run", "hash"),
+]
 
 
 def raw(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per run and task: the primary metric as lmms-eval has it, and where it is from (see COLUMNS)."""
+    """One row per run and task: the primary metric as lmms-eval has it, and where it is from (see COLUMNS).
+
+    `baseline` is what the unpruned model scores by the same metric under the same settings, NaN if it was not run.
+    """
+    baselines = {result.setting: result for result in results if result.is_baseline}
+    names = labels(results)
     rows = []
     for result in results:
         config = result.about["config"]
+        base = baselines.get(result.setting)
         row = {
             "source": "runs",
             "model": config["model"]["name"],
@@ -32,43 +43,66 @@ def raw(results: Sequence[Result]) -> pd.DataFrame:
             "group": group_of(result.method),
             "method": result.method,
             "lambda": config["method"].get("lam"),
-            "label": result.label,
+            "label": names[result.hash],
             "setting": result.setting[:8],
             "run": str(result.folder),
             "hash": result.hash,
         }
         for task, metric in result.metrics["primary"].items():
+            scores = {"score": result.score(task), "baseline": base.score(task, metric) if base else math.nan}
             count = result.metrics["questions"][task]
-            rows.append(row | {"benchmark": task, "metric": metric, "score": result.score(task), "questions": count})
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows.append(row | scores | {"benchmark": task, "metric": metric, "questions": count})
+    return _with_relative(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def read_scores(file: Path) -> pd.DataFrame:
     """Raw scores of a CSV in the form of results/paper/published_scores.csv, as `raw` gives them.
 
-    Needed columns: method, benchmark, score; the unpruned model's method is "baseline". A column `table` becomes
-    `tasks`. UserError for what is missing, no number, or said twice.
+    Needed columns: method, benchmark, score ("-" or nothing: not known); the unpruned model's method is "baseline".
+    A column `table` becomes `tasks`. UserError for what is missing, no number, or said twice.
     """
     try:
-        found = pd.read_csv(file, dtype={"budget": str, "lambda": float, "table": str, "tasks": str}, comment=None)
+        found = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read scores={file}: {one_line(error)}") from error
     if lacking := sorted({"method", "benchmark", "score"} - set(found)):
         raise UserError(f"{file} lacks the columns {', '.join(lacking)}: method, benchmark and score are needed")
-    found["score"] = pd.to_numeric(found["score"], errors="coerce")
-    if len(bad := found[found["score"].isna()]):
-        raise UserError(f"{file}: line {int(bad.index[0]) + 2} has no number as score; leave the line out instead")
+    for column in ("score", "lambda"):
+        found[column] = _numeric(found, column, file)
     if "table" in found and "tasks" not in found:
         found["tasks"] = "table " + found["table"]
-    for column in ("model", "tasks", "budget"):
-        found[column] = found[column].fillna("") if column in found else ""
-    found["group"] = found["group"].fillna("") if "group" in found else found["method"].map(group_of)
-    found["source"], found["label"], found["setting"] = str(file), found["method"], ""
-    found = found.reindex(columns=COLUMNS).astype({"lambda": float})
+    unpruned = found["method"] == BASELINE
+    for column in ("model", "tasks", "budget", "metric"):
+        found[column] = found.get(column, "")
+    found["budget"] = found["budget"].mask(unpruned, "")
+    found["group"] = found["group"] if "group" in found else found["method"].map(group_of)
+    found["source"], found["label"], found["setting"], found["hash"] = str(file), found["method"], "", ""
     if len(twice := found[found.duplicated([*KEYS, "benchmark"])]):
         first = twice.iloc[0]
         raise UserError(f"{file} has {first['method']} {first['budget']} {first['benchmark']} twice: leave one out")
-    return found
+    base = found[unpruned].set_index(["model", "tasks", "benchmark"])["score"].to_dict()
+    places = zip(found["model"], found["tasks"], found["benchmark"], strict=True)
+    found["baseline"] = [base.get(place, math.nan) for place in places]
+    return _with_relative(found.reindex(columns=COLUMNS))
+
+
+def _numeric(found: pd.DataFrame, column: str, file: Path) -> pd.Series:
+    """A column as numbers; NaN where there is nothing, or a dash."""
+    if column not in found:
+        return pd.Series(math.nan, index=found.index)
+    text = found[column].str.strip()
+    numbers = pd.to_numeric(text, errors="coerce")
+    if len(bad := found[numbers.isna() & ~text.isin(["", "-"])]):
+        place = bad.index[0]
+        raise UserError(f"{file}, line {int(place) + 2}: {column} is {found.loc[place, column]!r}, no number")
+    return numbers.astype(float)
+
+
+def _with_relative(frame: pd.DataFrame) -> pd.DataFrame:
+    """`relative`: percent of the baseline's score; NaN where that is nothing or unknown."""
+    base = frame["baseline"].astype(float)
+    frame["relative"] = 100 * frame["score"].astype(float) / base.mask(base == 0)
+    return frame.astype({"lambda": float, "score": float, "baseline": float})
 
 
 def budget_key(budget: str) -> tuple[str, float]:
@@ -119,17 +153,21 @@ def answers(results: Sequence[Result]) -> pd.DataFrame:
     """
     columns = {}
     for result in results:
-        file = result.folder / RESPONSES
-        try:
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        except OSError as error:
-            raise UserError(f"{result.folder} has no {RESPONSES}: run it again with force=true") from error
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: {one_line(error)}") from error
+        lines = [line for part in result.parts or (result,) for line in _responses(part)]
         columns[result.hash] = pd.Series({(line["task"], line["doc_id"]): line["response"] for line in lines})
     frame = pd.DataFrame(columns)
     frame.index.names = ["task", "doc_id"]
     return frame
+
+
+def _responses(result: Result) -> list[dict[str, Any]]:
+    file = result.folder / RESPONSES
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{result.folder} has no {RESPONSES}: run it again with force=true") from error
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {one_line(error)}") from error
 
 
 def _numbers(result: Result) -> pd.Series:

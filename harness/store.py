@@ -41,13 +41,13 @@ def write_atomic(path: Path, text: str) -> None:
     os.close(folder)
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, key: str = "runs") -> None:
     """UserError unless `folder` can be made and written to; makes nothing."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise UserError(f"runs={folder} cannot be made: {place} is a file")
+        raise UserError(f"{key}={folder} cannot be made: {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"runs={folder} cannot be written: no permission in {place}")
+        raise UserError(f"{key}={folder} cannot be written: no permission in {place}")
 
 
 def to_json(value: Any) -> str:

@@ -26,7 +26,7 @@ from harness.stats import (
 
 ALPHA = 0.05  # two runs differ where Holm's p over all pairs of their block is smaller
 COLUMNS = [
-    *("hash", "setting", "budget", "benchmark", "score", "se", "relative", "low", "high"),
+    *("hash", "setting", "budget", "benchmark", "score", "se", "relative", "relative_se", "low", "high"),
     *("lost", "gained", "agreement", "best", "p_best", "as_best"),
 ]
 
@@ -36,7 +36,7 @@ def summary(
 ) -> tuple[pd.DataFrame, list[str]]:
     """One row per run and benchmark, and per run and `AVERAGE`, with COLUMNS; and notes on what could not be said.
 
-    `se` is the standard error of the score (of the relative average in the last), `low` and `high` bound `relative`;
+    `se` is the standard error of the score, `relative_se` that of `relative`, which `low` and `high` bound;
     `lost` and `gained` count questions that score less and more than unpruned (right to wrong, wrong to right),
     `agreement` is the percent of answers that are the unpruned model's. Within one setting and budget: `best`, and for
     the others `p_best`, Holm's p that they are as good, and `as_best` where it is not below ALPHA. NaN: unknown.
@@ -48,7 +48,8 @@ def summary(
         frame, said = _of_setting(same, resamples, seed, level)
         rows.append(frame)
         notes += said
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS), list(dict.fromkeys(notes))
+    frame = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
+    return frame.astype({"best": bool, "as_best": bool}), list(dict.fromkeys(notes))
 
 
 def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: float) -> tuple[pd.DataFrame, list[str]]:
@@ -122,12 +123,14 @@ def _cell(
     drawn = draws.of(benchmark, result.hash)
     low, high = interval(drawn, level)
     lost, gained = flips(mine, base) if not (mine.isna() | base.isna()).any() else (math.nan, math.nan)
-    error = float(drawn.std(ddof=1)) if whole else _standard_error(result, benchmark)
     same = math.nan
     if said is not None:
         texts = said if whole else said.loc[[benchmark]]
         same = agreement(texts[result.hash], texts[baseline.hash])
-    return {"se": error, "low": low, "high": high, "lost": lost, "gained": gained, "agreement": same}
+    error = math.nan if whole else _standard_error(result, benchmark)
+    share = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
+    found = {"se": error, "relative_se": share, "low": low, "high": high}
+    return found | {"lost": lost, "gained": gained, "agreement": same}
 
 
 def _standard_error(result: Result, task: str) -> float:

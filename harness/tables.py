@@ -1,76 +1,180 @@
-"""Scores relative to the unpruned model, from run folders: python -m harness.tables runs=results/runs csv=table.csv."""
+"""Tables relative to the unpruned model: python -m harness.tables runs=results/runs csv=table.csv tex=table.tex.
+
+From run folders (`runs=`), from raw scores in a CSV (`scores=`), of the paper (`source=paper`), and ours beside the
+paper's (`source=paper+runs`); as Markdown on the screen, and as CSV, LaTeX, Markdown and HTML in files.
+"""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
+from harness import paper, render
 from harness.cli import command
-from harness.errors import UserError, one_line
-from harness.scores import Result, average, collect, relative
+from harness.errors import UserError
+from harness.latex import latex
+from harness.results import Result, collect, joined
+from harness.scores import raw, read_scores
+from harness.settings import unlike
+from harness.sheet import sheet
+from harness.store import check_place, slug, write_atomic
+from harness.summary import summary
+from harness.wide import AVERAGE, Table, tables_of
+
+SOURCES = ("runs", "scores", "paper", "paper+runs")
+OF_DIFFERENCE = ("low", "high", "lost", "gained", "agreement")  # from the unpruned model, over all questions
+CELLS = ("score", "relative")
+TOKENS = {"K": "budget", "kept": "kept", "per_layer": "per_layer"}  # column -> what `Result.tokens` calls it
+FORMATS = ("csv", "tex", "md", "html")
 
 
-def frame(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per run: its scores, and `avg`, the mean percentage of its baseline's."""
-    baselines = {result.setting: result for result in results if result.is_baseline}
-    rows = []
-    for result in results:
-        config = result.about["config"]
-        baseline = baselines.get(result.setting)
-        rows.append(
-            {
-                "model": config["model"]["name"],
-                "tasks": config["tasks"]["name"],
-                "budget": result.about["budget"],
-                "method": "baseline" if result.is_baseline else result.about["method"],
-                "lambda": config["method"].get("lam"),
-                "questions": sum(result.metrics["questions"].values()),
-                "hash": result.hash,
-                "K": result.tokens("budget"),
-                "kept": result.tokens("kept"),
-                "per_layer": result.tokens("per_layer"),
-                **{task: round(result.score(task), 4) for task in result.metrics["scores"]},
-                "avg": average(relative(result, baseline)) if baseline else None,
-            }
+def of_runs(results: Sequence[Result], cfg: DictConfig) -> tuple[list[Table], pd.DataFrame]:
+    """Tables of runs, and what `harness.summary` says of every run and benchmark."""
+    known = {result.hash: result for result in results}
+    tables, sayings = [], []
+    for table in tables_of(raw(results)):
+        runs = [known[name] for name in table.frame["hash"]]
+        said, notes = summary(runs, int(cfg.resamples), int(cfg.seed))
+        averages = said[said["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])
+        frame = table.frame.assign(
+            questions=[sum(run.metrics["questions"].values()) for run in runs],
+            **{name: _floats(run.tokens(which) for run in runs) for name, which in TOKENS.items()},
+            **{name: averages[name].to_numpy() for name in OF_DIFFERENCE},
+            as_best=[" ".join(said.loc[(said["hash"] == run.hash) & said["as_best"], "benchmark"]) for run in runs],
         )
-    table = pd.DataFrame(rows)
-    return table[[column for column in table if column != "avg"] + ["avg"]].round({"avg": 2})
+        model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
+        caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
+        errors = _errors(said, frame, table.benchmarks, str(cfg.cells)) if cfg.errors else None
+        notes = [*table.notes, *unlike(runs), *notes]
+        tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
+        sayings.append(said)
+    return tables, pd.concat(sayings, ignore_index=True)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table; empty cells for what was not run."""
-    lines = [[str(column) for column in table], ["---"] * len(table.columns)]
-    lines += [[_cell(str(key), row[key]) for key in row] for row in table.to_dict("records")]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _floats(found: Iterable[float | None]) -> list[float]:
+    return [math.nan if each is None else each for each in found]
 
 
-def _cell(column: str, item: Any) -> str:
-    if pd.isna(item):
-        return ""
-    if isinstance(item, float):
-        return f"{item:.2f}" if column == "avg" else f"{item:g}"
-    return str(item)
+def _range(counts: pd.Series) -> str:
+    return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
+
+
+def _errors(own: pd.DataFrame, frame: pd.DataFrame, benchmarks: list[str], cells: str) -> pd.DataFrame:
+    """Standard errors with the rows of `frame`, of what its cells will show."""
+    wide, share = (own.pivot(index="hash", columns="benchmark", values=name) for name in ("se", "relative_se"))
+    found = share if cells == "relative" else wide.assign(**{AVERAGE: share[AVERAGE]})
+    return found.reindex(index=frame["hash"], columns=[*benchmarks, AVERAGE]).set_axis(frame.index, axis=0)
+
+
+def shown_relative(table: Table) -> Table:
+    """The table with percentages of the unpruned model's scores in its cells."""
+    frame = table.frame.copy()
+    for benchmark in table.benchmarks:
+        base = frame["setting"].map(frame[frame["method"] == "baseline"].set_index("setting")[benchmark])
+        base = base.astype(float).mask(lambda found: found == 0)
+        frame[benchmark] = 100 * frame[benchmark].astype(float) / base
+    titles = {benchmark: (name, "%") for benchmark, (name, _) in table.titles.items()}
+    return replace(table, frame=frame, titles=titles, digits=dict.fromkeys(table.columns, 2))
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the table, write it if asked, and end with one JSON line."""
-    if cfg.runs is None:
+    """Print the tables, write them where asked, and end with one JSON line."""
+    source = check(cfg)
+    if source == "scores":
+        tables = tables_of(read_scores(Path(str(cfg.scores))))
+    elif source == "paper":
+        tables = paper.published(Path(str(cfg.paper)))
+    elif source == "paper+runs":
+        tables = paper.beside(Path(str(cfg.paper)), _results(cfg))
+    else:
+        results = _results(cfg)
+        tables, said = of_runs(joined(results) if cfg.join else results, cfg)
+        if cfg.stats is not None:
+            _write(Path(str(cfg.stats)), said.to_csv(index=False), "stats")
+    if cfg.cells == "relative":
+        tables = [shown_relative(table) for table in tables]
+    print("\n".join(render.markdown(table) for table in tables))
+    files = _files(cfg, tables, source)
+    for file, (key, text) in files.items():
+        _write(file, text, key)
+    rows = {"runs" if source == "runs" else "rows": sum(len(table.frame) for table in tables)}
+    report = {**rows, "tables": [table.name for table in tables], "csv": cfg.csv}
+    print(json.dumps(report | {"files": [str(file) for file in files]}))
+
+
+def check(cfg: DictConfig) -> str:
+    """What is asked for is possible; returns the source."""
+    source = cfg.source or ("runs" if cfg.scores is None else "scores")
+    for key, value, allowed in (("source", source, SOURCES), ("cells", cfg.cells, CELLS)):
+        if value not in allowed:
+            raise UserError(f"{key} must be one of {', '.join(allowed)}, got {value}")
+    if source == "scores" and cfg.scores is None:
+        raise UserError("scores is null: pass a CSV of raw scores, as in scores=results/paper/published_scores.csv")
+    if cfg.scores is not None and source != "scores":
+        raise UserError(f"scores={cfg.scores} and source={source} exclude each other: leave one of them out")
+    if source in ("runs", "paper+runs") and not cfg.runs:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    results = collect(Path(str(cfg.runs)))
+    if source != "runs" and (cfg.stats is not None or cfg.join or cfg.errors):
+        raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
+    for key, least in (("resamples", 100), ("seed", 0)):
+        if not isinstance(cfg[key], int) or cfg[key] < least:
+            raise UserError(f"{key} must be a whole number of at least {least}, got {cfg[key]}")
+    for key in (*FORMATS, "stats"):
+        if cfg[key] is not None and not Path(str(cfg[key])).absolute().parent.is_dir():
+            raise UserError(f"cannot write {key}={cfg[key]}: there is no folder {Path(str(cfg[key])).parent}")
+    if cfg.out is not None:
+        check_place(Path(str(cfg.out)), "out")
+    return str(source)
+
+
+def _results(cfg: DictConfig) -> list[Result]:
+    folders = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
+    for folder in folders:
+        if not Path(str(folder)).is_dir():
+            raise UserError(f"no finished run below runs={folder}: there is no such folder")
+    results = collect([Path(str(folder)) for folder in folders])
     if not results:
-        raise UserError(f"no finished run below runs={cfg.runs}: start with python -m harness")
-    table = frame(results)
-    print(markdown(table))
-    if cfg.csv is not None:
-        try:
-            table.to_csv(cfg.csv, index=False)
-        except OSError as error:
-            raise UserError(f"cannot write csv={cfg.csv}: {one_line(error)}") from error
-    print(json.dumps({"runs": len(table), "csv": cfg.csv}))
+        raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
+    return results
+
+
+def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, tuple[str, str]]:
+    """What is to be written: file -> the key that asked for it, and its text."""
+    found: dict[Path, tuple[str, str]] = {}
+    for key in FORMATS:
+        if cfg[key] is not None:
+            found[Path(str(cfg[key]))] = (key, text_of(key, tables))
+    folder = cfg.out or (cfg.paper if source == "paper" and not found else None)
+    for table in tables if folder is not None else []:
+        for key in FORMATS:
+            found[Path(str(folder)) / f"{slug(table.name)}.{key}"] = (
+                "out",
+                text_of(key, [table], source.startswith("paper")),
+            )
+    return found
+
+
+def text_of(kind: str, tables: Sequence[Table], published: bool = False) -> str:
+    """Tables as the text of a file; a published one's name says its model."""
+    if kind == "csv":
+        return sheet(tables).drop(columns=["model", "tasks"] if published else []).to_csv(index=False)
+    each: dict[str, Callable[[Table], str]] = {"tex": latex, "md": render.markdown, "html": render.html}
+    text = "\n".join(each[kind](table) for table in tables)
+    return render.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
+
+
+def _write(file: Path, text: str, key: str) -> None:
+    try:
+        if key == "out":
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text)
+    except OSError as error:
+        raise UserError(f"cannot write {key}={file}: {error.strerror}") from error
 
 
 if __name__ == "__main__":
-    command("tables", main)
+    command("tables", main, (check,))

@@ -18,7 +18,7 @@ CHANCE = {"existence": 0.5, "attributes": 0.25, "counting": 0.2, "video": 0.5}
 
 
 TABLES = {"pocket": "table.csv", "pocket_llava": "llava.csv"}
-BUDGETS = {"pocket": ["0.25"], "pocket_llava": ["0.1"]}  # at which every method was run
+BUDGETS = {"pocket": ["keep=0.25"], "pocket_llava": ["keep=0.1"]}  # at which every method was run
 BLANKS = {"pocket": "blank.csv", "pocket_llava": "llava_blank.csv"}
 
 

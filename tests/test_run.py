@@ -223,13 +223,14 @@ def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
 def test_the_table_of_all_runs(place, swept):
     out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
     rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
-    fixed = ["model", "tasks", "budget", "method", "lambda", "questions", "hash", "K", "kept", "per_layer"]
-    assert rows[0] == [*fixed, "tiny_stills", "tiny_clips", "avg"]
-    assert {(row[0], row[5]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
-    assert all(list(place.root.glob(f"runs/*/*/*-{row[6]}")) for row in rows[1:])
-    assert [row[3] for row in rows[1:]] == ["baseline", "idpruner", "random"]
-    assert rows[1][-1] == "100.0"
-    assert rows[2][4] == "0.5"
+    fixed = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K"]
+    statistics = ["low", "high", "lost", "gained", "agreement", "as_best"]
+    assert rows[0] == [*fixed, "kept", "per_layer", "tiny_stills", "tiny_clips", "avg", *statistics]
+    assert {(row[0], row[6]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
+    assert all(list(place.root.glob(f"runs/*/*/*-{row[8]}")) for row in rows[1:])
+    assert [row[4] for row in rows[1:]] == ["baseline", "random", "idpruner"]
+    assert rows[1][14] == "100.00"
+    assert rows[3][5] == "0.5"
     assert json.loads(out.splitlines()[-1])["runs"] == 3
     (place.root / "out").unlink()
 

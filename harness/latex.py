@@ -1,0 +1,48 @@
+"""A table in LaTeX, with booktabs, as papers print it."""
+
+import re
+
+from harness.render import head, keys_of, legend, lines
+from harness.wide import Table
+
+
+def latex(table: Table) -> str:
+    r"""A `tabular` to be read by \input; needs booktabs. Notes stand in it as comments."""
+    titles = head(table, short=True)
+    keys = len(keys_of(table))
+    marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
+    rows = [
+        r"\begin{tabular}{" + "l" * keys + "c" * (len(titles) - keys) + "}",
+        r"\toprule",
+        " & ".join(tex(name) for name, _ in titles) + r" \\",
+        *([" & ".join(tex(unit) for _, unit in titles) + r" \\"] if any(unit for _, unit in titles) else []),
+        r"\midrule",
+    ]
+    for line in lines(table, short=True):
+        if line.heading:
+            rows += [
+                r"\midrule",
+                rf"\multicolumn{{{len(titles)}}}{{c}}{{\textit{{{tex(line.heading)}}}}} \\",
+                r"\midrule",
+            ]
+            continue
+        cells = [marked[c.mark] % tex(c.text) + r"\textsuperscript{$\approx$}" * c.same for c in line.cells]
+        rows += [r"\addlinespace"] * line.rule + [" & ".join(cells) + r" \\"]
+    below = [rf"\multicolumn{{{len(titles)}}}{{l}}{{\footnotesize {tex(note)}}} \\" for note in legend(table)]
+    comments = [f"% {' '.join(note.split())}" for note in [table.caption, r"\usepackage{booktabs}", *table.notes]]
+    return (
+        "\n".join([*comments, *rows, r"\bottomrule", *([r"\addlinespace"] if below else []), *below, r"\end{tabular}"])
+        + "\n"
+    )
+
+
+_TEX = {
+    **{char: "\\" + char for char in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$"},
+    **{"–": "--", "−": "$-$", "±": r"$\pm$", "≈": r"$\approx$", "λ": r"$\lambda$", "|": r"$|$"},
+}
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX's default encodings print it."""
+    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
