@@ -45,6 +45,7 @@ def scorer_hidden(name: str) -> int:
 def build(model: ModelConfig, tiny: bool, device: str, seed: int) -> nn.Module:
     """Make a model on `device`, in its dtype, of random weights; nothing is downloaded, nor built on the CPU first."""
     config = config_of(model.name, tiny)
+    transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(seed)
     with torch.device(device):
         made = transformers.AutoModelForImageTextToText.from_config(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from harness.bench.settings import Settings, settings
 from harness.cli import command
@@ -49,7 +50,6 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
     from harness.bench.clock import clock_of
     from harness.bench.machine import machine
     from harness.bench.measure import Runner, rounds
-    from harness.bench.preparing import prepared
     from harness.bench.subjects import subject
     from harness.models import adapter_for
 
@@ -61,26 +61,32 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
     rows: list[dict[str, Any]] = []
     for workload in it.workloads:
         for batch in chosen.batch:
-            where = f"{workload.name}, batch {batch}"
-            tell(f"{where}: preprocessing")
-            inputs = {
-                contestant: prepared(contestant, workload, batch, model.device, clock, chosen.repeats)
-                for contestant in it.contestants
-                if contestant.resizes or contestant is it.contestants[0]
-            }
-            of = {contestant: inputs.get(contestant, inputs[it.contestants[0]]) for contestant in it.contestants}
-            found = rounds(
-                it.contestants,
-                lambda contestant, of=of: runner.footprint(contestant, of[contestant].tensors),  # type: ignore[misc]
-                lambda contestant, of=of: runner.time(contestant, of[contestant].tensors),  # type: ignore[misc]
-                chosen.warmup,
-                chosen.repeats,
-                lambda text, where=where: tell(f"{where}: {text}"),  # type: ignore[misc]
-            )
-            rows += output.rows(chosen, model.config, it.contestants, of, found, about, batch)
+            inputs = _inputs(it, workload, batch, clock, chosen.repeats)
+            total = len(it.contestants) * (1 + chosen.warmup + chosen.repeats)
+            with tqdm(total=total, desc=f"{workload.name}, batch {batch}") as progress:
+
+                def say(text: str, progress: Any = progress) -> None:
+                    progress.set_postfix_str(text)
+                    progress.update()
+
+                ask = {contestant: given.tensors for contestant, given in inputs.items()}
+                found = rounds(it.contestants, ask, runner, chosen.warmup, chosen.repeats, say)
+            rows += output.rows(chosen, model.config, it.contestants, inputs, found, about, batch)
             if chosen.out is not None:
                 output.write(chosen.out, rows, about)
     return rows, about
+
+
+def _inputs(it: Any, workload: Any, batch: int, clock: Any, repeats: int) -> dict[Any, Any]:
+    """Return what each contestant is asked: the same for all but those that make images smaller."""
+    from harness.bench.preparing import prepared
+
+    made = {
+        contestant: prepared(contestant, workload, batch, it.model.device, clock, repeats)
+        for contestant in it.contestants
+        if contestant.resizes or contestant is it.contestants[0]
+    }
+    return {contestant: made.get(contestant, made[it.contestants[0]]) for contestant in it.contestants}
 
 
 def _check_places(chosen: Settings) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,7 @@ from harness.bench.clock import Clock
 from harness.bench.contestants import Contestant
 from harness.bench.probes import probed
 from harness.bench.trace import Trace
+from harness.errors import one_line
 from harness.models.base import Adapter
 
 Times = dict[str, float]
@@ -36,6 +37,16 @@ class Result:
     times: list[Times] = field(default_factory=list)
     footprint: Footprint = field(default_factory=Footprint)
     error: str | None = None
+
+
+class Timer(Protocol):
+    """What `rounds` asks."""
+
+    def time(self, contestant: Contestant, inputs: Any) -> Times:
+        """Return the milliseconds of every stage of one answer."""
+
+    def footprint(self, contestant: Contestant, inputs: Any) -> Footprint:
+        """Return what one answer takes up."""
 
 
 class Runner:
@@ -92,8 +103,8 @@ def cache_bytes(cache: Any, decoded: int) -> int:
 
 def rounds(
     contestants: Sequence[Contestant],
-    footprint: Callable[[Contestant], Footprint],
-    time: Callable[[Contestant], Times],
+    inputs: Mapping[Contestant, Any],
+    runner: Timer,
     warmup: int,
     repeats: int,
     tell: Callable[[str], None] = lambda text: None,
@@ -101,7 +112,7 @@ def rounds(
     """Let everyone answer once a round, in turn, and return what was found of each, warm-up not counted.
 
     So the unpruned model and the pruned ones meet the same drift of clocks and heat: A B A B, or A B C A B C. One that
-    runs out of memory is left out from there on; the others go on.
+    runs out of memory, or that a method refuses, is left out from there on; the others go on.
     """
     results = [Result() for _ in contestants]
     for number in range(-1, warmup + repeats):
@@ -111,11 +122,12 @@ def rounds(
             tell(f"{contestant.label}, {_round_name(number, warmup, repeats)}")
             try:
                 if number < 0:
-                    result.footprint = footprint(contestant)
+                    result.footprint = runner.footprint(contestant, inputs[contestant])
                     continue
-                times = time(contestant)
-            except torch.OutOfMemoryError:
-                result.error, result.times = "out of memory", []
+                times = runner.time(contestant, inputs[contestant])
+            except (torch.OutOfMemoryError, ValueError) as error:
+                out = isinstance(error, torch.OutOfMemoryError)
+                result.error, result.times = "out of memory" if out else one_line(error), []
                 continue
             if number >= warmup:
                 result.times.append(times)

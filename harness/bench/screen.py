@@ -19,6 +19,7 @@ TIMES = (
     ("select", "selection_ms", 1, 1),
     ("cut", "cut_ms", 1, 1),
     ("LLM", "llm_prefill_ms", 1, 1),
+    ("other", "other_ms", 1, 1),
     ("prefill", "prefill_ms", 1, 1),
     ("+-", "prefill_iqr_ms", 1, 1),
     ("TTFT", "ttft_ms", 1, 1),
@@ -103,7 +104,7 @@ def pays(rows: Sequence[Row]) -> list[str]:
             mine = [row for row in rows if row["batch"] == batch and label(row) == name]
             points = [(row["visual_tokens"], row["e2e_saving_ms"]) for row in mine if row["e2e_saving_ms"] is not None]
             if points:
-                lines.append(f"{name}, batch {batch}, pays {verdict(*zip(*points, strict=True))}")
+                lines.append(f"{name}, batch {batch}: {verdict(*zip(*points, strict=True))}")
     return lines
 
 

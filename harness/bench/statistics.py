@@ -57,14 +57,14 @@ def break_even(sizes: Sequence[float], saved: Sequence[float]) -> float | None:
 
 
 def verdict(sizes: Sequence[float], saved: Sequence[float]) -> str:
-    """Say in words where a method pays."""
+    """Say in words where a method that saves `saved` milliseconds at `sizes` visual tokens pays."""
     found = break_even(sizes, saved)
     smallest, largest = min(sizes), max(sizes)
     if found is None:
         paying = [f"{size:.0f}" for size, gain in sorted(zip(sizes, saved, strict=True)) if gain > 0]
         if paying:
-            return f"not at {largest:.0f} visual tokens, the largest size, though at {', '.join(paying)}"
-        return f"never in this range, {smallest:.0f} to {largest:.0f} visual tokens"
+            return f"pays at {', '.join(paying)} visual tokens, but not at the largest size, {largest:.0f}"
+        return f"never pays in this range, {smallest:.0f} to {largest:.0f} visual tokens"
     if found <= smallest:
-        return f"at all sizes, from {smallest:.0f} visual tokens on"
-    return f"from about {found:.0f} visual tokens on"
+        return f"pays at all sizes, from {smallest:.0f} visual tokens on"
+    return f"pays from about {found:.0f} visual tokens on"

@@ -44,7 +44,8 @@ def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
         allowed = allowed_in(chosen, config, folder, tell)
         loaded = load(chosen.model)
         model, processor = loaded.model, loaded.processor
-        scorers = {str(file): load_scorer(file, _width(config)).to(device) for _, _, file in allowed if file}
+        files = {file for _, _, file in allowed if file is not None}
+        scorers = {str(file): load_scorer(file, _width(config)).to(device) for file in files}
     else:
         config, processor = architectures.config_of(chosen.model.name, chosen.weights == "tiny"), None
         allowed = allowed_in(chosen, config, None, tell)

@@ -1,0 +1,130 @@
+"""Counted operations are those that torch counts while tiny models of every family run, pruned and unpruned."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import methods
+from harness.bench import architectures
+from harness.bench.probes import PROJECTORS
+from harness.bench.workloads import synthetic
+from harness.config import ModelConfig
+from harness.flops import count
+from harness.flops.decoder import Cut, DecoderShape, paper_style
+from harness.flops.selection import FORMULAS, Case, selection
+from harness.flops.vision import QwenVision, vision_shape
+from harness.prune import prune
+from methods.budget import Budget
+
+TEXT, NEW = 24, 4
+SIZES = {"qwen25vl7b": "9x6", "llava15_7b": 128, "llavaov15_8b": "5x8"}  # 9 x 6: windows of 4 with an edge of 1 and 2
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def tiny(request):
+    about = ModelConfig(name=request.param, dtype="float32", attn="sdpa")
+    model = architectures.build(about, tiny=True, device="cpu", seed=0)
+    return model, synthetic(model.config, SIZES[request.param], TEXT)
+
+
+def prefill(model, inputs):
+    """Operations of every module on a prompt."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    name = type(model).__name__
+    return {module.removeprefix(f"{name}."): sum(ops.values()) for module, ops in counter.get_flop_counts().items()}
+
+
+def answer(model, inputs, tokens):
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+    return counter.get_total_flops()
+
+
+def check_language_model(model, inputs, found):
+    modules, head = prefill(model, inputs), DecoderShape.of(model.config).head
+    assert modules["lm_head"] == head
+    assert found.prefill - head == pytest.approx(modules["model.language_model"], rel=0.01)
+    steps = answer(model, inputs, NEW) - answer(model, inputs, 1)
+    assert found.decode - (NEW - 1) * head == pytest.approx(steps - (NEW - 1) * head, rel=0.01)
+    return modules
+
+
+def test_every_stage_of_the_unpruned_model(tiny):
+    model, workload = tiny
+    found = count(model.config, workload.grids, TEXT, new_tokens=NEW)
+    modules = check_language_model(model, workload.prepare(1), found)
+    llava = model.config.model_type == "llava"
+    tower = modules["model.vision_tower"] if llava else modules["model.visual"] - modules["model.visual.merger"]
+    assert found.vit == pytest.approx(tower, rel=0.01)
+    assert found.projector == pytest.approx(modules[PROJECTORS[model.config.model_type]], rel=0.01)
+    assert found.total == pytest.approx(answer(model, workload.prepare(1), NEW), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["uniform", "fastv", "paper"])  # in front, behind layer 1, inside layer 0
+def test_the_language_model_of_a_pruned_prompt(tiny, method):
+    model, workload = tiny
+    chosen = methods.load("fastv", variant="paper") if method == "paper" else methods.load(method)
+    found = count(model.config, workload.grids, TEXT, chosen, Budget(keep=0.25), NEW)
+    with prune(model, chosen, keep=0.25):
+        check_language_model(model, workload.prepare(1), found)
+    assert found.prefill < count(model.config, workload.grids, TEXT).prefill
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_reading_the_tower(tiny, variant):
+    model, workload = tiny
+    chosen = methods.load("scope", variant=variant)
+    with prune(model, chosen, keep=0.25):
+        modules = prefill(model, workload.prepare(1))
+    plain = prefill(model, workload.prepare(1))
+    tower = "model.vision_tower" if model.config.model_type == "llava" else "model.visual"
+    found = count(model.config, workload.grids, TEXT, chosen, Budget(keep=0.25)).signals
+    assert found == pytest.approx(modules[tower] - plain[tower], rel=0.01)
+
+
+def test_a_resized_image_costs_what_a_small_one_does():
+    config = architectures.config_of("qwen25vl7b")
+    small = count(config, [(1, 6, 8)], TEXT)
+    assert count(config, [(1, 12, 16)], TEXT, methods.load("resize"), Budget(keep=0.25)) == small
+
+
+def test_windows_of_the_released_tower():
+    tower = vision_shape(architectures.config_of("qwen25vl7b"))
+    assert isinstance(tower, QwenVision)
+    assert (tower.side, tower.full, tower.depth) == (4, 4, 32)
+    assert tower._windows(9, 6) == [64, 32, 64, 32, 16, 8]
+
+
+def test_the_formula_that_peers_quote():
+    shape = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocabulary=32000)
+    layer = 4 * 640 * 4096**2 + 2 * 640**2 * 4096 + 2 * 640 * 4096 * 11008
+    small = 4 * 208 * 4096**2 + 2 * 208**2 * 4096 + 2 * 208 * 4096 * 11008
+    assert paper_style(shape, 640, 640) == 32 * layer
+    assert paper_style(shape, 640, 208, Cut(2)) == 2 * layer + 30 * small
+
+
+def test_every_built_in_method_has_a_formula_that_grows_with_the_image():
+    assert set(FORMULAS) == set(methods.names())
+    for name in FORMULAS:
+        method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
+        small, large = (
+            selection(Case(method, n, n // 4, 3584, n + 64, 3584, 80, [(1, n // 32, 32)])) for n in (512, 2048)
+        )
+        assert small <= large
+        assert (small == 0) == (large == 0)
+    case = Case(methods.load("idpruner"), 2691, 673, 3584, 2755, 3584, 80, [(1, 39, 69)])
+    assert selection(case) == 2 * 673 * 2691 * 3584
+
+
+def test_what_is_not_known_is_not_made_up():
+    class Strange:
+        name = "strange"
+
+    assert selection(Case(Strange(), 8, 2, 4, 12, 4, 4, [(1, 2, 4)])) is None
+    with pytest.raises(ValueError, match="not for internvl"):
+        vision_shape(type("Config", (), {"model_type": "internvl", "vision_config": None, "get_text_config": _text}))
+
+
+def _text():
+    return type("Text", (), {"hidden_size": 4})
