@@ -141,6 +141,19 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
     return sorted(results, key=order)
 
 
+def named(runs: Any) -> list[Result]:
+    """Every finished run below what a command was given as `runs=`: a folder, or a list; UserError if there is none."""
+    if not runs:
+        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
+    folders = [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no finished run below runs={folder}: there is no such folder")
+    if not (results := collect(folders)):
+        raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
+    return results
+
+
 def joined(results: Sequence[Result]) -> list[Result]:
     """Runs that differ in nothing but their tasks as one, so that each task can be a run of its own."""
     found: dict[str, list[Result]] = {}

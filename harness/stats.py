@@ -56,11 +56,11 @@ def task_strata(results: Sequence[Result], task: str) -> list[Strata]:
     return found
 
 
-def draw(results: Sequence[Result], baseline: Result, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
-    """Draw the questions of every benchmark with replacement, for all runs together."""
-    runs = list(results) if baseline in results else [baseline, *results]
+def draw(results: Sequence[Result], baseline: Result | None, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
+    """Draw the questions of every benchmark with replacement, for all runs together; relative to `baseline` if any."""
+    runs = list(results) if baseline is None or baseline in results else [baseline, *results]
     same_questions(runs)
-    tasks = list(baseline.metrics["primary"])
+    tasks = list(runs[0].metrics["primary"])
     parts: list[tuple[int, float, Array]] = []  # task, weight, values [R, n]
     unknown: dict[str, str] = {}
     for place, task in enumerate(tasks):
@@ -71,11 +71,10 @@ def draw(results: Sequence[Result], baseline: Result, resamples: int = RESAMPLES
             continue
         for same in zip(*found, strict=True):
             parts.append((place, same[0][0], np.stack([values for _, values in same])))
-    base = runs.index(baseline)
     scores = _resampled(parts, len(tasks), len(runs), resamples, seed)
     scores[[tasks.index(task) for task in unknown]] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = 100 * scores / scores[:, base : base + 1]
+        share = 100 * scores / (np.nan if baseline is None else scores[:, [runs.index(baseline)]])
     share = np.concatenate([share, share.mean(axis=0, keepdims=True)])
     return Draws(tasks, [run.hash for run in runs], scores, share, unknown)
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from harness import paper, render
 from harness.cli import command
 from harness.errors import UserError
 from harness.latex import latex
-from harness.results import Result, collect, joined
+from harness.results import Result, joined, named
 from harness.scores import raw, read_scores
 from harness.settings import unlike
 from harness.sheet import sheet
@@ -32,13 +32,18 @@ TOKENS = {"K": "budget", "kept": "kept", "per_layer": "per_layer"}  # column -> 
 FORMATS = ("csv", "tex", "md", "html")
 
 
-def of_runs(results: Sequence[Result], cfg: DictConfig) -> tuple[list[Table], pd.DataFrame]:
-    """Tables of runs, and what `harness.summary` says of every run and benchmark."""
+def of_runs(
+    results: Sequence[Result], resamples: int, seed: int, errors_of: str | None = None
+) -> tuple[list[Table], pd.DataFrame]:
+    """Tables of runs, and what `harness.summary` says of every run and benchmark.
+
+    With standard errors of scores or relative scores, where `errors_of` is "score" or "relative".
+    """
     known = {result.hash: result for result in results}
     tables, sayings = [], []
     for table in tables_of(raw(results)):
         runs = [known[name] for name in table.frame["hash"]]
-        said, notes = summary(runs, int(cfg.resamples), int(cfg.seed))
+        said, notes = summary(runs, resamples, seed)
         averages = said[said["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])
         frame = table.frame.assign(
             questions=[sum(run.metrics["questions"].values()) for run in runs],
@@ -48,7 +53,7 @@ def of_runs(results: Sequence[Result], cfg: DictConfig) -> tuple[list[Table], pd
         )
         model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
         caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
-        errors = _errors(said, frame, table.benchmarks, str(cfg.cells)) if cfg.errors else None
+        errors = _errors(said, frame, table.benchmarks, errors_of) if errors_of else None
         notes = [*table.notes, *unlike(runs), *notes]
         tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
         sayings.append(said)
@@ -89,10 +94,11 @@ def main(cfg: DictConfig) -> None:
     elif source == "paper":
         tables = paper.published(Path(str(cfg.paper)))
     elif source == "paper+runs":
-        tables = paper.beside(Path(str(cfg.paper)), _results(cfg))
+        tables = paper.beside(Path(str(cfg.paper)), named(cfg.runs))
     else:
-        results = _results(cfg)
-        tables, said = of_runs(joined(results) if cfg.join else results, cfg)
+        results = named(cfg.runs)
+        runs = joined(results) if cfg.join else results
+        tables, said = of_runs(runs, int(cfg.resamples), int(cfg.seed), str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
             _write(Path(str(cfg.stats)), said.to_csv(index=False), "stats")
     if cfg.cells == "relative":
@@ -116,8 +122,6 @@ def check(cfg: DictConfig) -> str:
         raise UserError("scores is null: pass a CSV of raw scores, as in scores=results/paper/published_scores.csv")
     if cfg.scores is not None and source != "scores":
         raise UserError(f"scores={cfg.scores} and source={source} exclude each other: leave one of them out")
-    if source in ("runs", "paper+runs") and not cfg.runs:
-        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
     if source != "runs" and (cfg.stats is not None or cfg.join or cfg.errors):
         raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
     for key, least in (("resamples", 100), ("seed", 0)):
@@ -129,17 +133,6 @@ def check(cfg: DictConfig) -> str:
     if cfg.out is not None:
         check_place(Path(str(cfg.out)), "out")
     return str(source)
-
-
-def _results(cfg: DictConfig) -> list[Result]:
-    folders = list(cfg.runs) if isinstance(cfg.runs, ListConfig) else [cfg.runs]
-    for folder in folders:
-        if not Path(str(folder)).is_dir():
-            raise UserError(f"no finished run below runs={folder}: there is no such folder")
-    results = collect([Path(str(folder)) for folder in folders])
-    if not results:
-        raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
-    return results
 
 
 def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, tuple[str, str]]:

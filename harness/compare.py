@@ -1,0 +1,154 @@
+"""Two runs on the same questions: python -m harness.compare results/runs/.../A results/runs/.../B."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from harness.cli import command
+from harness.errors import UserError
+from harness.results import Result, average, collect, relative
+from harness.scores import answers, questions
+from harness.settings import differing
+from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, is_binary, mcnemar_p
+from harness.store import RESPONSES
+
+HEAD = ("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only", "p", "p (Holm)", "same answers")
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Two folders without a name are A and B."""
+    folders = [text for text in overrides if "=" not in text or Path(text).is_dir()]
+    if len(folders) > 2:
+        raise UserError(f"two run folders are compared, got {len(folders)}: {', '.join(folders)}")
+    named = [f"{key}={json.dumps(folder)}" for key, folder in zip("ab", folders, strict=False)]
+    return [text for text in overrides if text not in folders] + named
+
+
+def check(cfg: DictConfig) -> None:
+    """Both folders are given, and not one twice."""
+    for key in ("a", "b"):
+        if cfg[key] is None:
+            raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
+    if Path(str(cfg.a)).resolve() == Path(str(cfg.b)).resolve():
+        raise UserError(f"a and b are one folder, {cfg.a}: pass two")
+
+
+def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed: int) -> pd.DataFrame:
+    """One row per task, and one for the average of the percentages of `baseline`, if there is one, with HEAD's columns.
+
+    `difference` is A's score less B's; `a_only` counts questions on which A scores more (is right and B wrong).
+    Holm's correction is over the tasks.
+    """
+    each, draws = questions([a, b]), draw([a, b], baseline, resamples, seed)
+    said = answers([a, b]) if all((run.folder / RESPONSES).is_file() for run in (a, b)) else None
+    rows = [_task(task, a, b, each, draws, said) for task in a.metrics["primary"]]
+    for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = corrected
+    if baseline is not None:
+        mine, theirs = (average(relative(run, baseline)) for run in (a, b))
+        if mine is not None and theirs is not None:
+            drawn = draws.of(AVERAGE, a.hash) - draws.of(AVERAGE, b.hash)
+            low, high = interval(drawn)
+            found = {"task": AVERAGE, "questions": len(each), "a": mine, "b": theirs, "difference": mine - theirs}
+            rows.append(found | {"low": low, "high": high, "p": bootstrap_p(drawn, mine - theirs)})
+    return pd.DataFrame(rows)
+
+
+def _task(
+    task: str, a: Result, b: Result, each: pd.DataFrame, draws: Draws, said: pd.DataFrame | None
+) -> dict[str, Any]:
+    mine, theirs = each.loc[task][a.hash], each.loc[task][b.hash]
+    place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
+    drawn = draws.scores[place, runs[0]] - draws.scores[place, runs[1]]
+    low, high = interval(drawn)
+    difference = a.score(task) - b.score(task)
+    binary = is_binary(mine, theirs)
+    p, test = (mcnemar_p(mine, theirs), "mcnemar") if binary else (bootstrap_p(drawn, difference), "bootstrap")
+    unknown = (mine.isna() | theirs.isna()).any()
+    b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
+    same = math.nan if said is None else agreement(said.loc[task][a.hash], said.loc[task][b.hash])
+    found = {"task": task, "questions": len(mine), "a": a.score(task), "b": b.score(task), "difference": difference}
+    return found | {
+        **{"low": low, "high": high, "a_only": a_only, "b_only": b_only, "p": p, "test": test, "agreement": same}
+    }
+
+
+def text(found: pd.DataFrame) -> str:
+    """The comparison as aligned columns."""
+    rows = [HEAD]
+    for row in found.to_dict("records"):
+        digits = 2 if row["task"] == AVERAGE or abs(row["a"]) > 1 or abs(row["b"]) > 1 else 4
+        span = "-" if math.isnan(row["low"]) else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
+        name = f"{row['task']} (%)" if row["task"] == AVERAGE else str(row["task"])
+        rows.append(
+            (
+                *(name, f"{row['questions']}", f"{row['a']:.{digits}f}", f"{row['b']:.{digits}f}"),
+                *(f"{row['difference']:+.{digits}f}", span, _shown(row["a_only"], ".0f"), _shown(row["b_only"], ".0f")),
+                *(_p(row["p"]), _p(row["p_holm"]), _shown(row["agreement"], ".1f", " %")),
+            )
+        )
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    numbers = ["".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
+    return "\n".join(row[0].ljust(widths[0]) + rest for row, rest in zip(rows, numbers, strict=True))
+
+
+def _shown(item: float, form: str, unit: str = "") -> str:
+    return "-" if pd.isna(item) else f"{item:{form}}{unit}"
+
+
+def _p(p: float) -> str:
+    return "-" if pd.isna(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def baseline_of(a: Result, b: Result) -> Result | None:
+    """The unpruned run that both are relative to: one of them, or beside A; None if there is none."""
+    if a.setting != b.setting:
+        return None
+    found = [a, b] if a.is_baseline or b.is_baseline else collect(a.folder.absolute().parent)
+    return next((run for run in found if run.is_baseline and run.setting == a.setting), None)
+
+
+def main(cfg: DictConfig) -> None:
+    """Print what differs and how much, then one JSON line."""
+    check(cfg)
+    a, b = (Result.of(Path(str(cfg[key]))) for key in ("a", "b"))
+    baseline = baseline_of(a, b)
+    found = compare(a, b, baseline, int(cfg.resamples), int(cfg.seed))
+    settings = _settings(a, b)
+    for name, run in (("A", a), ("B", b)):
+        print(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")
+    said = "; ".join(f"{key}: {mine} / {theirs}" for key, (mine, theirs) in settings.items())
+    print(f"settings that differ: {said}" if said else "settings: the same")
+    print(f"\n{text(found)}\n")
+    for note in _notes(found, baseline, a, b):
+        print(note)
+    report = {"a": str(a.folder), "b": str(b.folder), "settings": settings}
+    rows = json.loads(found.to_json(orient="records"))
+    print(json.dumps(report | {"tasks": {row.pop("task"): row for row in rows}}), flush=True)
+
+
+def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
+    """What differs besides what a comparison is about: the budget, and one method against another."""
+    about = ("budget",) if a.method == b.method else ("budget", "method")
+    return {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in about}
+
+
+def _notes(found: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
+    notes = ["p: McNemar's exact test"]
+    if len(other := found.loc[found["test"] == "bootstrap", "task"]):
+        notes = [f"p: McNemar's exact test; the paired bootstrap in {', '.join(other)} and the average"]
+    if baseline is None:
+        beside = f"no unpruned run of their settings is beside {a.folder}"
+        why = "their settings differ" if a.setting != b.setting else beside
+        notes.append(f"no average of percentages: {why}")
+    if found.loc[found["task"] != AVERAGE, "agreement"].isna().all():
+        notes.append("same answers: unknown, a run is kept without responses.jsonl")
+    return notes
+
+
+if __name__ == "__main__":
+    command("compare", main, (check,), prepare)

@@ -1,0 +1,154 @@
+"""Runs for other programs: python -m harness.export runs=results/runs out=export, and wandb=PROJECT."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+
+from harness.cli import command
+from harness.errors import UserError, one_line
+from harness.groups import group_of
+from harness.results import Result, named
+from harness.scores import questions
+from harness.settings import labels
+from harness.store import KEPT, RESPONSES, check_place, write_atomic
+from harness.tracking import log_to_wandb
+
+QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
+PACKAGES = ("lmms-eval", "transformers", "torch")
+OF_ANSWER = ("response", "input_tokens", "output_tokens")
+OF_TOKENS = {"n": "visual_tokens", "k": "kept_tokens", "per_layer": "tokens_per_layer"}
+
+
+def per_question(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per run and question: what was run, the score, the answer, the tokens before and after.
+
+    `score` is what the question adds to the task's metric (NaN where the task keeps no number), `record` what lmms-eval
+    keeps of it otherwise, as JSON. Answers and tokens are missing of runs that are kept without them.
+    """
+    names = labels(results)
+    return pd.concat([_of(result, names[result.hash]) for result in results], ignore_index=True)
+
+
+def _of(result: Result, label: str) -> pd.DataFrame:
+    identity, config = result.about["identity"], result.about["config"]
+    run = {
+        "model": config["model"]["name"],
+        "tasks": config["tasks"]["name"],
+        "method": result.method,
+        "label": label,
+        "group": group_of(result.method),
+        "budget": result.budget,
+        "lambda": config["method"].get("lam"),
+        "seed": identity["seed"],
+        "hash": result.hash,
+        "setting": result.setting[:8],
+    }
+    scores = questions([result])[result.hash]
+    answers, tokens = _lines(result, RESPONSES), _lines(result, KEPT)
+    rows = []
+    for (task, doc_id), score in zip(scores.index, scores, strict=True):
+        metric = result.metrics["primary"][task]
+        row = {**run, "task": task, "doc_id": int(doc_id), "metric": metric, "score": score}
+        row["record"] = _record(result.per_question[task], metric, doc_id)
+        answer, counted = answers.get((task, doc_id), {}), tokens.get((task, doc_id), {})
+        row |= {name: answer.get(name) for name in OF_ANSWER}
+        rows.append(row | {name: counted.get(key) for key, name in OF_TOKENS.items()})
+    counts = dict.fromkeys([*OF_ANSWER[1:], "visual_tokens", "kept_tokens"], "Int64")
+    floats = {"lambda": "Float64", "tokens_per_layer": "Float64"}
+    return pd.DataFrame(rows).astype({"response": "string", "record": "string", **counts, **floats})
+
+
+def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines of a run's file by question; none if the run is kept without it."""
+    file = result.folder / name
+    if not file.is_file():
+        return {}
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {(line["task"], line["doc_id"]): line for line in lines}
+
+
+def _record(each: dict[str, list[Any]], metric: str | None, doc_id: int) -> str | None:
+    found = each.get(metric or "", [])
+    value = found[each["doc_id"].index(doc_id)] if found else None
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else None
+
+
+def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
+    """One row per run: rank by average within model, tasks and budget, the table's columns, what it was run with."""
+    from harness.sheet import sheet
+    from harness.tables import of_runs
+
+    frame = sheet(of_runs(results, resamples, seed)[0])
+    known = {result.hash: result for result in results}
+    runs = [known[name] for name in frame["hash"]]
+    average = pd.to_numeric(frame["avg"])
+    place = [frame[name] for name in ("model", "tasks", "setting", "budget")]
+    frame.insert(0, "rank", average.groupby(place).rank(ascending=False, method="min").astype("Int64"))
+    for package in PACKAGES:
+        frame[package] = [run.about["identity"]["model"]["packages"].get(package) for run in runs]
+    frame["dtype"] = [run.about["identity"]["model"]["dtype"] for run in runs]
+    frame["limit"] = [run.about["identity"]["tasks"]["limit"] for run in runs]
+    frame["seed"] = [run.about["identity"]["seed"] for run in runs]
+    frame["commit"] = [run.about["git"] for run in runs]
+    order = frame.assign(average=average, place=range(len(frame)))
+    first = order.groupby(place, sort=False)["place"].transform("min")
+    order = order.assign(first=first).sort_values(["first", "average"], ascending=[True, False], kind="stable")
+    return frame.loc[order.index]
+
+
+CARD_TEXT = """---
+configs:
+- config_name: questions
+  data_files: {questions}
+---
+
+# Visual-token pruning, question by question
+
+`{questions}`: a row per question and run; `hash` names the run. `{leaderboard}`: a row per run. Written by
+`python -m harness.export` from {runs} runs: {models}.
+"""
+
+
+def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> list[Path]:
+    """Write data/questions.parquet, leaderboard.csv and a card below `out`; each is whole or absent."""
+    each, board = per_question(results), leaderboard(results, resamples, seed)
+    models = ", ".join(dict.fromkeys(each["model"]))
+    files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        temporary = files[0].with_name(f".{files[0].name}.{os.getpid()}.tmp")
+        each.to_parquet(temporary, index=False)
+        temporary.replace(files[0])
+        write_atomic(files[1], board.to_csv(index=False))
+        about = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
+        write_atomic(files[2], CARD_TEXT.format(**about))
+    except OSError as error:
+        raise UserError(f"cannot write below out={out}: {one_line(error)}") from error
+    return files
+
+
+def check(cfg: DictConfig) -> None:
+    """Something is asked for, and possible."""
+    if cfg.out is None and cfg.wandb is None:
+        raise UserError("out is null: pass a folder, as in out=export, or a Weights & Biases project as wandb=PROJECT")
+    if cfg.out is not None:
+        check_place(Path(str(cfg.out)), "out")
+
+
+def main(cfg: DictConfig) -> None:
+    """Write and log what is asked for, then one JSON line."""
+    results = named(cfg.runs)
+    files = write(results, Path(str(cfg.out)), int(cfg.resamples), int(cfg.seed)) if cfg.out is not None else []
+    logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []
+    for name in [*map(str, files), *logged]:
+        print(name)
+    print(json.dumps({"runs": len(results), "files": [str(file) for file in files], "logged": logged}), flush=True)
+
+
+if __name__ == "__main__":
+    command("export", main, (check,))
