@@ -58,7 +58,7 @@ class Cluster:
         tasks = write_tiny_tasks(root / "tasks", QUESTIONS)
         (root / "probe.py").write_text(PROBE)
         self.sweep = [f"model.pretrained={model}", "tasks=[tiny_stills,tiny_clips]", f"tasks.include={tasks}"]
-        self.sweep += ["keep=0.5", f"method={','.join(METHODS)}"]
+        self.sweep += ["model.batch_size=2", "keep=0.5", f"method={','.join(METHODS)}"]
 
     def run(self, *call: str | Path, code: int = 0) -> tuple[str, str]:
         done = subprocess.run(
