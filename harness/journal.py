@@ -38,6 +38,8 @@ class Journal:
         """Append the lines of one batch; the kept indices first, so that a response never lacks its own."""
         new = {key: line for key, line in _by_key(responses).items() if key not in self.responses}
         indices = {key: line for key, line in _by_key(kept).items() if key in new}
+        if not new:
+            return
         responses_file, kept_file = _files(self._folder, self._process)
         append(kept_file, _text(indices.values()))
         append(responses_file, _text(new.values()))
