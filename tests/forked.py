@@ -5,9 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -54,13 +52,14 @@ class Forks:
 
     folder: Path
     said: Path
-    count: int = field(default=0)
+    count: int = 0
+    _agents: list = field(default_factory=list)
 
-    def start(self, *call: str, env: dict | None = None, before=None, inputs: tuple = ()) -> Command:
-        """`python -m call` with more environment, after `before(*inputs)` in the new process."""
+    def start(self, *call: str, env: dict | None = None, before=None) -> Command:
+        """`python -m call` with more environment, after `before()` in the new process."""
         self.count += 1
         files = tuple(self.said / f"{self.count}.{name}" for name in ("out", "err"))
-        process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before, inputs))
+        process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before))
         process.start()
         return Command(process, files)
 
@@ -69,16 +68,22 @@ class Forks:
         assert command.end() == code, command.err
         return command
 
-    def launch(self, count: int, *call: str, **more) -> list[Command]:
-        """`count` processes with the environment that torchrun gives them."""
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = str(free.getsockname()[1])
-        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    def launch(self, count: int, *call: str, before: dict | None = None, agent: bool = True) -> list[Command]:
+        """`count` processes with the environment that torchrun gives them; `before[rank]` runs first in one of them."""
+        from torch.distributed import TCPStore
+
+        agents = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives any of the processes
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agents.port)}
+        if agent:
+            self._agents.append(agents)
+            common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        del agents
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-        return [self.start(*call, env={**common, **rank}, **more) for rank in ranks]
+        first = before or {}
+        return [self.start(*call, env={**common, **env}, before=first.get(r)) for r, env in enumerate(ranks)]
 
 
-def _command(call, folder, env, files, before, inputs):
+def _command(call, folder, env, files, before):
     os.chdir(folder)
     os.environ.update(env)
     for descriptor, file in enumerate(files, 1):
@@ -87,13 +92,39 @@ def _command(call, folder, env, files, before, inputs):
     module, *sys.argv[1:] = call
     sys.argv[0] = module
     if before is not None:
-        before(*inputs)
+        before()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def record(folder: Path) -> dict[str, bytes]:
+    """What a run folder holds, without when and where it was computed."""
+    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    about = json.loads(found.pop("run.json"))
+    found["identity"] = json.dumps(about["identity"]).encode()
+    assert json.loads(found.pop("DONE"))["seconds"] >= 0
+    return found
 
 
 def kill(command: Command) -> None:
     os.kill(command.process.pid, signal.SIGKILL)
     assert command.end() == -signal.SIGKILL
+
+
+def counting(answers: str | Path, killed_at: int = 0) -> None:
+    """To run first in a process: note each question that it answers, and be killed in front of a batch."""
+    from harness.lmms_model import PrunedModel
+
+    plain, calls = PrunedModel._answer, []
+
+    def counted(self, batch, handle):
+        calls.append(batch)
+        if len(calls) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with Path(answers).open("a") as stream:
+            stream.write("".join(f"{request.key}\n" for request in batch))
+        return plain(self, batch, handle)
+
+    PrunedModel._answer = counted
 
 
 def start_server(home: Path) -> None:
