@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,7 @@ def watch(moments: Path, killed_at: int = 0) -> None:
     def watched(owner, name: str, kind: str, half=None) -> None:
         plain = getattr(owner, name)
 
+        @wraps(plain)
         def call(*args, **kwargs):
             if moment(kind):
                 if half:
