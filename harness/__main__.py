@@ -18,6 +18,7 @@ from harness.cli import command, parse
 from harness.config import validate
 from harness.errors import UserError, one_line
 from harness.evaluate import check_scoring, refuse_group
+from harness.processes import launched
 from harness.store import check_place
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def main(cfg: DictConfig) -> None:
 
     config = validate(cfg)
     folder, base = run(config)
+    if not launched().first:
+        return
     result, baseline = Result.of(folder), Result.of(base)
     percent = relative(result, baseline)
     mean = average(percent)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, one_line
+from harness.processes import launched, only_one
 
 VERSION_BASE = "1.3"
 
@@ -36,11 +37,13 @@ def command(
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
     command-line overrides (to register choices that have no file in conf/). With `cluster`, `hydra/launcher=slurm`
-    submits the jobs.
+    submits the jobs, and torchrun may start several processes for them.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
     try:
+        if not cluster:
+            only_one(f"harness.{config_name}")
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]
         args = parser.parse_intermixed_args()
@@ -66,7 +69,9 @@ def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> C
         try:
             task(cfg)
         except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            if launched().count > 1:
+                raise  # each process has to end: the others would wait for it
+            launched().tell(f"error: {one_line(error)}")
             failures.append(error)
 
     return job
@@ -74,7 +79,7 @@ def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> C
 
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    launched().tell(f"error: {message}")
     sys.exit(2)
 
 
@@ -149,6 +154,7 @@ def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) ->
         raise UserError(f"unknown hydra/launcher={other.pop()}: slurm submits to a cluster, basic runs here")
     if "slurm" not in named:
         return
+    only_one("a sweep with hydra/launcher=slurm")
     if not cluster:
         raise UserError("hydra/launcher=slurm is for python -m harness: start this command in a job of its own")
     if not multirun:

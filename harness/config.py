@@ -1,7 +1,6 @@
 """The configuration of a run, typed, and everything that can be found wrong with it before torch is imported."""
 
 import importlib.util
-import os
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -97,7 +96,6 @@ def validate(cfg: DictConfig) -> RunConfig:
         raise UserError(one_line(error)) from error
     assert isinstance(run, RunConfig)
     run.tasks.metrics = {name: metric or _published().get(name) for name, metric in run.tasks.metrics.items()}
-    _check_processes()
     if not isinstance(run.method.get("name"), str):
         raise UserError("method.name is missing: the configuration of a method needs its name")
     _check_budget(run)
@@ -143,13 +141,6 @@ def _is_data_root(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(item, str) for pair in value.items() for item in pair)
     return value is None or isinstance(value, str)
-
-
-def _check_processes() -> None:
-    """A launcher of several processes would have each of them wait for the others' answers."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise UserError(f"WORLD_SIZE={processes}: a run is one process so far; start it without torchrun or accelerate")
 
 
 def _check_budget(run: RunConfig) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
+from harness.journal import Journal
 from harness.loading import Loaded, Pruner, from_flat
+from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
-from harness.store import Journal, digest
+from harness.store import digest
 
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
 
@@ -31,6 +33,10 @@ class Request:
     doc_id: int
     messages: list[Message]
     generation: dict[str, Any]
+
+
+class HandedOver(Exception):  # noqa: N818  (nothing went wrong)
+    """Raised where lmms-eval would go on to score: this process has handed its share of the answers to the first."""
 
 
 class PrunedModel(lmms):
@@ -48,6 +54,7 @@ class PrunedModel(lmms):
         self.pruner = pruner
         self.journal = journal
         self.device = loaded.model.device
+        self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
 
     @classmethod
@@ -71,37 +78,43 @@ class PrunedModel(lmms):
         raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer every request, in order; what the journal already holds is not generated again."""
-        results = []
+        """Answer every request, in order; what the journal already holds is not generated again.
+
+        Of several processes, number i of n answers batches i, i + n, ... and the first alone returns: all answers.
+        """
+        processes = launched()
+        mine = []
         with (
             self.pruner.attach(self.loaded.model) as handle,
-            tqdm(total=len(requests), desc=self._title(requests)) as progress,
+            tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
         ):
-            for batch in self._batches(requests):
-                lines = self._journalled(batch)
-                if lines is None:
-                    lines, kept = self._answer(batch, handle)
-                    if self.journal:
-                        self.journal.add(lines, kept)
-                        lines = [self.journal.responses[line["key"]] for line in lines]  # what is on disk is scored
-                results += lines
+            for number, batch in enumerate(self._batches(requests)):
+                if number % processes.count == processes.rank:
+                    mine.append(self._pairs([self._request(instance) for instance in batch], handle))
                 progress.update(len(batch))
+        shares = processes.gather(mine)
+        if not processes.first:
+            raise HandedOver
+        pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
+        if self.journal:
+            self.journal.add([line for line, _ in pairs], [kept for _, kept in pairs])
+        self.asked += [line["key"] for line, _ in pairs]
         return [
             GenerationResult(line["response"], TokenCounts(line["input_tokens"], line["output_tokens"]))
-            for line in results
+            for line, _ in pairs
         ]
 
     def _title(self, requests: list[Instance]) -> str:
         tasks = {request.args[4] for request in requests}
         return f"{self.pruner.label} {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'}"
 
-    def _batches(self, requests: list[Instance]) -> Iterator[list[Request]]:
-        """Cut the requests into batches by their order alone: a resumed run has to form the same ones."""
+    def _batches(self, requests: list[Instance]) -> Iterator[list[Instance]]:
+        """Cut the requests by their order alone: a resumed run and every process have to form the same batches."""
         size = self.loaded.config.batch_size
         for _, group in groupby(requests, key=lambda request: digest(request.args[2])):
             block = list(group)
             for start in range(0, len(block), size):
-                yield [self._request(instance) for instance in block[start : start + size]]
+                yield block[start : start + size]
 
     def _request(self, instance: Instance) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
@@ -111,10 +124,14 @@ class PrunedModel(lmms):
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
         return Request(key, task, doc_id, messages, generation)
 
-    def _journalled(self, batch: list[Request]) -> list[dict[str, Any]] | None:
-        if self.journal is None or any(request.key not in self.journal.responses for request in batch):
-            return None
-        return [self.journal.responses[request.key] for request in batch]
+    def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
+        journal = self.journal
+        if journal is None:
+            return list(zip(*self._answer(batch, handle), strict=True))
+        if any(request.key not in journal.responses for request in batch):
+            journal.add(*self._answer(batch, handle))
+        return [(journal.responses[request.key], journal.kept[request.key]) for request in batch]
 
     @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -25,6 +25,7 @@ from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
+from harness.processes import launched, only_one
 from harness.resize import resizing
 from harness.store import digest, slug
 from methods.base import Method, Signal
@@ -149,8 +150,16 @@ def check_scorer(scorer: Path, folder: Path) -> None:
 
 
 def device_of(model: ModelConfig) -> str:
-    """`auto` resolved to what this machine has."""
-    gpus = torch.cuda.device_count()
+    """`auto` resolved to what this machine has; of several processes each takes a GPU of its own."""
+    gpus, processes = torch.cuda.device_count(), launched()
+    if processes.count > 1 and gpus and model.device in ("auto", "cuda"):
+        if processes.local >= gpus:
+            raise UserError(f"more processes were launched on this machine than torch sees GPUs ({gpus}): one for each")
+        return f"cuda:{processes.local}"
+    if processes.count > 1 and model.device.startswith("cuda:"):
+        raise UserError(
+            f"model.device={model.device} for {processes.count} processes: leave it out, each takes its own"
+        )
     if model.device == "auto":
         return "cuda" if gpus else "cpu"
     if model.device.startswith("cuda") and int(model.device.partition(":")[2] or 0) >= gpus:
@@ -260,6 +269,7 @@ class Identity:
 
 def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]]:
     """What `PrunedModel` needs from flat `--model_args`, named as in conf/model and in the main command."""
+    only_one("a run by lmms-eval's own command line")  # it would cut other batches
     names = {field.name for field in fields(ModelConfig)} - {"name"}
     params = {key.removeprefix("method_"): value for key, value in arguments.items() if key.startswith("method_")}
     tree: dict[str, Any] = {

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,9 @@ from harness.choices import task_files
 from harness.config import RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
+from harness.journal import Journal
 from harness.loading import Identity, Loaded, Pruner, device_of, family_of, load, pruner_of
+from harness.processes import launched
 from harness.store import RunFolder, digest, slug
 
 _last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one model in memory
@@ -24,9 +27,13 @@ _last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one mod
 
 def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
     """The baseline and the configured run, in this order and with their folders; nothing is loaded yet."""
+    processes = launched()
+    processes.gather()  # from here on one of them says for all what is wrong
     device_of(config.model)  # refuses a GPU that is not there, before anything is fetched
-    weights = checkpoint.fetch(config.model)
+    weights = processes.in_turn(lambda: checkpoint.fetch(config.model))
     identity = Identity(config, weights)
+    if len(set(processes.gather(digest(identity.model)))) > 1:
+        raise UserError("the processes of this run differ in their kind of GPU or in the versions of their packages")
     pruner = pruner_of(config, weights)
     baseline = pruner_of(replace(config, method={"name": "none"}), weights)
     pruners = [baseline, pruner] if config.pruned else [baseline]
@@ -35,21 +42,33 @@ def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]
 
 def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]:
     """Complete the run and, unless that is another job's, its baseline; returns both folders, the run first."""
+    processes = launched()
     identity, wanted = planned(config)
     if not baseline:
         wanted = wanted[-1:]
-    todo = [(p, folder) for p, folder in wanted if not folder.done or (config.force and p is wanted[-1][0])]
+    done = processes.gather([_is_done(folder) for _, folder in wanted])[0]
+    todo = [each for each, finished in zip(wanted, done, strict=True) if not finished]
+    if config.force and done[-1]:
+        todo.append(wanted[-1])
     if todo:
         family = family_of(identity.folder)
         suite = Suite(config.tasks, family.prompts, config.data_root)
-        suite.check(family.media, config.limit)
+        processes.in_turn(lambda: suite.check(family.media, config.limit))
         loaded = _model(config, identity)
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
             _complete(config, p, folder, suite, loaded, identity)
-    for _, folder in wanted:
-        folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
+    if processes.first:
+        for _, folder in wanted:
+            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
     return wanted[-1][1], wanted[0][1]
+
+
+def _is_done(folder: RunFolder) -> bool:
+    """True for a finished run; UserError if it is damaged, or another one."""
+    if folder.done:
+        folder.check()
+    return folder.done
 
 
 def _try_on(pruner: Pruner, loaded: Loaded) -> None:
@@ -66,14 +85,24 @@ def _complete(
 ) -> None:
     from harness.lmms_model import PrunedModel
 
-    started = datetime.now(UTC)
+    processes, started = launched(), datetime.now(UTC)
     force = config.force and folder.done
-    with folder.lock():
-        if folder.done and not force:
-            return  # another process of the sweep was faster
-        journal = folder.open(_about(config, pruner), force)
+    with ExitStack() as held:
+        if processes.first:
+            held.enter_context(folder.lock())
+        if processes.gather(folder.done and not force)[0]:
+            return  # another launch of the sweep was faster
+        journal = folder.open(_about(config, pruner), force) if processes.first else None
+        processes.gather()
+        if journal is None:
+            held.enter_context(folder.lock(processes.rank))
+            journal = Journal(folder.path, processes.rank)
         model = PrunedModel(loaded, pruner, identity.answers(pruner), journal)
-        metrics, scores = suite.run(model, config.limit, folder.path / "submissions")
+        found = suite.run(model, config.limit, folder.path / "submissions")
+        if found is None:
+            return
+        metrics, scores = found
+        journal.settle(model.asked)
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), list(journal.kept.values()))
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
@@ -153,7 +182,7 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "budget": pruner.budget.label,
         "made_from": pruner.method.made_from,
         "config": json.loads(json.dumps(resolved, default=str)),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

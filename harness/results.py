@@ -31,7 +31,7 @@ class Result:
         try:
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
             return cls(path, about, RunFolder(path, about["identity"]).metrics())
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, UserError) as error:
             raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
 
     @property

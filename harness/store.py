@@ -7,15 +7,20 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.files import load, write_atomic, writing
+from harness.journal import KEPT, RESPONSES, Journal, others, part_name, remove
 
-RESPONSES = "responses.jsonl"
-KEPT = "kept.jsonl"
+__all__ = ["DONE", "KEPT", "METRICS", "RESPONSES", "SCORES", "Journal", "RunFolder", "check_place", "digest", "slug"]
+__all__ += ["to_json", "write_atomic"]
+
 SCORES = "scores.json"
+METRICS = "metrics.json"
+DONE = "DONE"
 
 
 def digest(value: Any) -> str:
@@ -26,19 +31,6 @@ def digest(value: Any) -> str:
 def slug(name: str) -> str:
     """A name as one path component."""
     return re.sub(r"[^\w.+-]+", "-", Path(name).name)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
 
 
 def check_place(folder: Path, key: str = "runs") -> None:
@@ -65,43 +57,61 @@ class RunFolder:
     @property
     def done(self) -> bool:
         """True once the marker is there."""
-        return (self.path / "DONE").is_file()
+        return (self.path / DONE).is_file()
 
-    def open(self, about: dict[str, Any], force: bool = False) -> "Journal":
+    def open(self, about: dict[str, Any], force: bool = False) -> Journal:
         """Start or resume the run; UserError if the folder belongs to another configuration. `force` starts it over."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._check_owner()
+        for left in self.path.glob(".*.tmp"):
+            left.unlink()
         if force:
-            for name in ("DONE", "metrics.json", SCORES, RESPONSES, KEPT):  # the marker first
+            for name in (DONE, METRICS, SCORES):  # the marker first
                 (self.path / name).unlink(missing_ok=True)
         if not (self.path / "run.json").is_file():
             write_atomic(self.path / "run.json", to_json({"identity": self.identity, **about}))
-        return Journal(self.path)
+        with ExitStack() as held:
+            for process in others(self.path):  # of a run whose first process was killed; they end a little later
+                held.enter_context(self.lock(process))
+            if force:
+                remove(self.path, [0, *others(self.path)])
+            return Journal(self.path)
 
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the score of every question by task, the metrics, and then the marker."""
         lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
-        write_atomic(self.path / "metrics.json", to_json(metrics))
-        write_atomic(self.path / "DONE", to_json(about))
+        write_atomic(self.path / METRICS, to_json(metrics))
+        write_atomic(self.path / DONE, to_json(about))
+
+    def check(self) -> None:
+        """UserError unless what `finish` wrote is whole, and of this configuration."""
+        self._check_owner()
+        self.metrics()
+        self._finished(SCORES)
 
     def metrics(self) -> dict[str, Any]:
         """What `finish` wrote."""
-        loaded: dict[str, Any] = json.loads((self.path / "metrics.json").read_text(encoding="utf-8"))
-        return loaded
+        return self._finished(METRICS, "scores", "primary", "questions")
 
     def show(self, primary: dict[str, str | None]) -> None:
         """Have the tables show these metrics of a finished run; its scores stay as they are."""
         metrics = self.metrics()
         if metrics["primary"] != primary:
-            write_atomic(self.path / "metrics.json", to_json({**metrics, "primary": primary}))
+            write_atomic(self.path / METRICS, to_json({**metrics, "primary": primary}))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run: two processes of a sweep that want the same baseline compute it once, on any node."""
-        file = self.path.with_name(f".{self.path.name}.lock")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a+") as stream:  # NFS passes a lock on to other nodes only for a file open for writing
+    def lock(self, process: int = 0) -> Iterator[None]:
+        """Hold the run: two launches of a sweep that want the same baseline compute it once, on any node.
+
+        Of a launch's processes the first holds the run, each other one the journal that it writes.
+        """
+        file = self.path.with_name(f".{self.path.name}{part_name(process)}.lock")
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stream = file.open("a+")  # NFS passes a lock on to other nodes only for a file open for writing
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -109,65 +119,16 @@ class RunFolder:
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
+    def _finished(self, name: str, *keys: str) -> dict[str, Any]:
+        again = f"remove {self.path / DONE} and start again, its answers are kept"
+        return load(self.path / name, keys, again)
+
     def _check_owner(self) -> None:
         file = self.path / "run.json"
+        move = "move it away or choose another runs="
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))["identity"]
+            found = load(file, ("identity",), f"move {self.path} away and start again")["identity"]
             if digest(found) != digest(self.identity):
-                raise UserError(
-                    f"{self.path} holds a run of another configuration: move it away or choose another runs="
-                )
-        elif (self.path / RESPONSES).exists():
-            raise UserError(f"{self.path} holds responses but no run.json: move it away or choose another runs=")
-
-
-class Journal:
-    """Responses by key, on disk before they count; a line that a crash cut short is dropped on opening."""
-
-    def __init__(self, folder: Path):
-        self._responses_file = folder / RESPONSES
-        self._kept_file = folder / KEPT
-        self.responses = {line["key"]: line for line in _recover(self._responses_file)}
-        self.kept = {line["key"]: line for line in _recover(self._kept_file) if line["key"] in self.responses}
-        for key in [key for key in self.responses if key not in self.kept]:
-            del self.responses[key]
-        self._rewrite()
-
-    def add(self, responses: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
-        """Append the lines of one batch; the kept indices first, so that a response never lacks its own."""
-        new = [line for line in responses if line["key"] not in self.responses]
-        keys = {line["key"] for line in new}
-        _append(self._kept_file, [line for line in kept if line["key"] in keys])
-        _append(self._responses_file, new)
-        self.kept.update({line["key"]: line for line in kept if line["key"] in keys})
-        self.responses.update({line["key"]: line for line in new})
-
-    def _rewrite(self) -> None:
-        for file, lines in ((self._responses_file, self.responses), (self._kept_file, self.kept)):
-            text = "".join(_line(line) for line in lines.values())
-            if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
-                write_atomic(file, text)
-
-
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _append(file: Path, lines: list[dict[str, Any]]) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write("".join(map(_line, lines)))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _recover(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    *whole, _cut_short = file.read_bytes().split(b"\n")
-    lines = []
-    for number, line in enumerate(whole, 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{file} is damaged in line {number}: move the run folder away and start again") from error
-    return lines
+                raise UserError(f"{self.path} holds a run of another configuration: {move}")
+        elif any(self.path.glob("*.jsonl")) or self.done:
+            raise UserError(f"{self.path} holds responses but no run.json: {move}")

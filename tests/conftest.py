@@ -26,3 +26,11 @@ def scorer():
 
     torch.manual_seed(1)
     return VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """Processes that have imported everything (`forked.Forks`)."""
+    from forked import start_server
+
+    start_server(tmp_path_factory.mktemp("hub"))

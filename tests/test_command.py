@@ -44,7 +44,6 @@ QUICK = {
     "limit": (["tasks=[pope,mme]", "limit=3"], "limit=3 must be even"),
     "unpruned with a budget": (["-m", "method=none,random", "keep=0.1"], "leave keep=0.1 out"),
     "runs below a file": (["runs=file/x"], "file is a file"),
-    "several processes": ([], "WORLD_SIZE=2"),
     "last job of a sweep": (["-m", "method=idpruner", "method.lam=0.5,7", "model.dtype=float32,fp8"], "model.dtype"),
 }
 
@@ -53,8 +52,7 @@ QUICK = {
 def test_answers_before_anything_heavy_is_imported(name, empty):
     args, message = QUICK[name]
     (empty / "file").touch()
-    processes = "2" if name == "several processes" else "1"
-    done, stderr, imported = run(*args, cwd=empty, OPENAI_API_KEY="", AZURE_API_KEY="", WORLD_SIZE=processes)
+    done, stderr, imported = run(*args, cwd=empty, OPENAI_API_KEY="", AZURE_API_KEY="")
     assert "hydra" in imported
     assert not imported & set(HEAVY)
     assert done.returncode == (2 if message else 0)

@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.__main__ import _missed
-from harness.cli import compose
-from harness.config import ModelConfig, RunConfig, TasksConfig, validate
-from harness.errors import UserError
+from harness.config import ModelConfig, RunConfig, TasksConfig
 from harness.lmms_model import PrunedModel, Request
 from harness.pipeline import _files_digest, _folder, _visual_tokens
 from harness.store import RunFolder, write_atomic
@@ -69,6 +67,9 @@ class Talkative(PrunedModel):
     def _batches(self, requests):
         yield [Request(key, "t", i, [], {}) for i, key in enumerate("ab")]
 
+    def _request(self, request):
+        return request
+
     def _answer(self, batch, handle):
         Talkative.calls += 1
         lines = [
@@ -94,11 +95,3 @@ def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
     assert texts == journalled == ["a1", "b2"]
     assert [line["k"] for line in kept] == [1, 2]
     assert answers()[0] == texts
-
-
-def test_a_launcher_of_several_processes_is_refused(monkeypatch):
-    config = compose("config", [])
-    validate(config)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="WORLD_SIZE=2: a run is one process so far"):
-        validate(config)

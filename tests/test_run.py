@@ -1,17 +1,14 @@
 """The main job from command to table on a tiny random model: in one go, resumed after a kill, run by lmms-eval."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forks, kill
 from tiny import HIDDEN, tiny_folder
 from tiny_tasks import write_tiny_tasks
 
@@ -19,7 +16,7 @@ from harness.evaluate import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.results import collect
 
-QUESTIONS = 120
+QUESTIONS = 48
 BATCH = 2
 
 
@@ -30,30 +27,25 @@ class Place:
     root: Path
     model: Path
     tasks: Path
+    forks: Forks
 
     def overrides(self, *more: str, runs: str = "runs") -> list[str]:
         tasks = ["tasks=[tiny_stills,tiny_clips]", f"tasks.include={self.tasks}", f"runs={runs}"]
         return [f"model.pretrained={self.model}", f"model.batch_size={BATCH}", *tasks, *more]
 
-    def start(self, *call: str) -> subprocess.Popen:
-        env = {**os.environ, "HF_HOME": str(self.root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "-m", *call], cwd=self.root, env=env, **pipes)
-
     def run(self, *call: str, code: int = 0) -> tuple[str, str]:
-        process = self.start(*call)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, err
-        return out, err
+        done = self.forks.run(*call, code=code)
+        return done.out, done.err
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, fork_server):
     root = tmp_path_factory.mktemp("main-job")
     model = tiny_folder(root)
     torch.manual_seed(0)
     save_scorer(VisionSelectorScorer(HIDDEN, 16, init_scale=0.3), model / "scorer")
-    return Place(root, model, write_tiny_tasks(root / "tasks", QUESTIONS))
+    forks = Forks(root, tmp_path_factory.mktemp("said"))
+    return Place(root, model, write_tiny_tasks(root / "tasks", QUESTIONS), forks)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +124,7 @@ def test_methods_answer_differently(place, swept):
 
 
 def test_nothing_is_written_outside_the_runs(place, swept):
-    assert {path.name for path in place.root.iterdir()} <= {"runs", "killed", "out", "hf", "tasks", place.model.name}
+    assert {path.name for path in place.root.iterdir()} <= {"runs", "killed", "out", "tasks", place.model.name}
 
 
 def test_a_finished_run_is_reused(place, swept):
@@ -146,16 +138,15 @@ def test_a_finished_run_is_reused(place, swept):
 
 def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
     call = ["harness", *place.overrides("method=random", "keep=0.5", runs="killed")]
-    process = place.start(*call)
+    command = place.forks.start(*call)
     journal = None
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and command.process.is_alive():
         journal = next(iter(place.root.glob("killed/*/*/random-*/responses.jsonl")), None)
         if journal and journal.read_bytes().count(b"\n") >= 20:
             break
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    kill(command)
     assert journal is not None
     folder = journal.parent
     whole = journal.read_bytes().splitlines(keepends=True)
@@ -255,7 +246,7 @@ def test_lmms_evals_own_command_line_gives_the_same_scores(place, swept):
     args = f"pretrained={place.model},method=idpruner,keep=0.5,method_lam=0.5,dtype=float32,min_pixels=3136"
     options = ["--model", "harness_qwen2_5_vl", "--model_args", f"{args},max_pixels=200704", "--batch_size", str(BATCH)]
     tasks = ["--tasks", "tiny_stills", "--include_path", str(place.tasks)]
-    place.run("lmms_eval", *options, *tasks, "--output_path", str(place.root / "hf" / "cli"))
-    (file,) = place.root.glob("hf/cli/*/*_results.json")
+    place.run("lmms_eval", *options, *tasks, "--output_path", str(place.root / "out" / "cli"))
+    (file,) = place.root.glob("out/cli/*/*_results.json")
     scores = json.loads(file.read_text())["results"]["tiny_stills"]
     assert numeric(scores) == swept[2][1]["scores"]["tiny_stills"]

@@ -1,5 +1,6 @@
 """Run folders survive a crash at any byte, and never mix two configurations."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,7 +9,9 @@ import threading
 import pytest
 
 from harness.errors import UserError
-from harness.store import KEPT, RESPONSES, RunFolder, check_place, digest, slug, to_json, write_atomic
+from harness.files import append, write_atomic
+from harness.journal import KEPT, RESPONSES, Journal
+from harness.store import RunFolder, check_place, digest, slug, to_json
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
 
@@ -63,6 +66,17 @@ def test_a_kept_line_without_its_response_is_dropped(folder):
     assert (folder.path / KEPT).read_text().count("\n") == 1
 
 
+@pytest.mark.parametrize("damage", [b'{"key": "c", "resp\n', b"\0\0\0\n", b"null\n{}\n", b"\xff\xfe\n\n"])
+@pytest.mark.parametrize("name", [RESPONSES, KEPT])
+def test_damaged_lines_at_the_end_are_dropped(folder, name, damage):
+    folder.open({}).add(*lines("a", "b"))
+    file = folder.path / name
+    whole = file.read_bytes()
+    file.write_bytes(whole + damage)
+    assert list(folder.open({}).responses) == ["a", "b"]
+    assert file.read_bytes() == whole
+
+
 def test_damage_in_the_middle_is_an_error_not_a_silent_loss(folder):
     folder.open({}).add(*lines("a", "b"))
     file = folder.path / RESPONSES
@@ -86,8 +100,70 @@ def test_a_response_is_written_once(folder):
 def test_a_folder_of_another_configuration_is_refused(folder):
     folder.open({})
     other = RunFolder(folder.path, {**IDENTITY, "seed": 1})
-    with pytest.raises(UserError, match="another configuration"):
-        other.open({})
+    for call in (lambda: other.open({}), other.check):
+        with pytest.raises(UserError, match="another configuration"):
+            call()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", "\0\0", '{"identity"'])
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "scores.json"])
+def test_a_finished_run_that_is_damaged_is_refused_in_one_line(folder, name, text):
+    folder.open({})
+    folder.finish({"scores": {}, "primary": {}, "questions": {}}, {"t": {"doc_id": [0]}}, {})
+    folder.check()
+    (folder.path / name).unlink() if text is None else (folder.path / name).write_text(text)
+    if (name, text) == ("scores.json", "{}"):
+        return  # a run that scored nothing
+    with pytest.raises(UserError) as caught:
+        folder.check()
+    assert str(folder.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "start again" in str(caught.value) or "move it away" in str(caught.value)
+
+
+def test_what_other_processes_answered_is_taken_in_and_their_files_go(folder):
+    first = folder.open({})
+    first.add(*lines("a"))
+    second, third = Journal(folder.path, 1), Journal(folder.path, 2)
+    assert list(second.responses) == ["a"]
+    second.add(*lines("a", "b"))
+    third.add(*lines("c", "d"))
+    assert json.loads((folder.path / "responses.1.jsonl").read_text())["key"] == "b"
+    (folder.path / "kept.2.jsonl").write_bytes((folder.path / "kept.2.jsonl").read_bytes()[:-3])  # killed
+    journal = folder.open({})
+    assert list(journal.responses) == list(journal.kept) == ["a", "b", "c"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [KEPT, RESPONSES, "run.json"]
+    assert (folder.path / RESPONSES).read_text().count("\n") == 3
+
+
+def test_a_journal_that_another_process_still_writes_is_waited_for(folder):
+    folder.open({}).add(*lines("a"))
+    Journal(folder.path, 1).add(*lines("b"))
+    opened = []
+    thread = threading.Thread(target=lambda: opened.append(folder.open({})))
+    with folder.lock(1):
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        Journal(folder.path, 1).add(*lines("b", "c"))
+    thread.join()
+    assert list(opened[0].responses) == ["a", "b", "c"]
+
+
+def test_in_the_end_the_lines_stand_as_they_were_asked_and_no_others(folder):
+    journal = folder.open({})
+    journal.add(*lines("c", "a", "b"))
+    journal.settle(["a", "b", "b"])
+    for file in (RESPONSES, KEPT):
+        keys = [json.loads(line)["key"] for line in (folder.path / file).read_text().splitlines()]
+        assert keys == ["a", "b"]
+
+
+def test_a_key_that_comes_twice_in_a_batch_is_written_once(folder):
+    journal = folder.open({})
+    journal.add(*lines("b", "a", "b"))
+    assert list(journal.responses) == list(folder.open({}).responses) == ["b", "a"]
+    assert journal.responses["b"]["doc_id"] == 0
 
 
 def test_responses_without_a_configuration_are_refused(folder):
@@ -110,21 +186,50 @@ def test_force_starts_over(folder):
     folder.open({}).add(*lines("a"))
     folder.finish({"scores": {}}, {}, {})
     assert folder.done
+    Journal(folder.path, 1).add(*lines("b"))
     assert folder.open({}, force=True).responses == {}
     assert not folder.done
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     file = tmp_path / "metrics.json"
     write_atomic(file, "old")
-
-    def broken(descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("harness.store.os.fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("harness.files.os.fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.json \(No space left on device\): once that is put"):
         write_atomic(file, "new")
     assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_append_that_fails_leaves_no_half_line(folder, monkeypatch):
+    folder.open({}).add(*lines("a"))
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    with monkeypatch.context() as broken:
+        broken.setattr("harness.files.os.fsync", full)
+        with pytest.raises(UserError, match="No space left"):
+            folder.open({}).add(*lines("b"))
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    folder.open({}).add(*lines("b"))
+    assert list(folder.open({}).kept) == ["a", "b"]
+
+
+def test_an_append_to_a_new_file_that_fails_leaves_it_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.files.os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        append(tmp_path / "new.jsonl", "line\n")
+    assert (tmp_path / "new.jsonl").read_bytes() == b""
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(folder):
+    folder.open({})
+    (folder.path / ".metrics.json.123.tmp").write_text("{")
+    folder.open({})
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
 
 
 def test_nan_is_not_written(folder):

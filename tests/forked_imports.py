@@ -1,0 +1,16 @@
+"""What the process imports that commands are forked from."""
+
+import hydra
+import lmms_eval.__main__
+import lmms_eval.evaluator
+import lmms_eval.tasks
+import pytest
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
+import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
+
+import harness.lmms_model
+import harness.pipeline
+import harness.tables
+import methods
+
+__all__ = ["harness", "hydra", "lmms_eval", "methods", "pytest", "transformers"]
