@@ -17,6 +17,7 @@ from harness.cli import compose
 from harness.config import TasksConfig, validate
 from harness.errors import UserError
 from harness.evaluate import Suite, value
+from harness.paper import facts
 
 SUITES = ("paper_image", "paper_video")
 METRICS = {
@@ -241,6 +242,14 @@ def test_a_benchmark_is_loaded_asked_and_scored_as_by_hand_in_every_run_of_a_pro
     assert not generation.get("do_sample")
     shown = {part["type"] for part in content[:-1]}
     assert shown == ({"video"} if task in ("videomme", "vinoground") else {"image"})
+
+
+def test_the_published_scale_is_that_of_percent_and_points():
+    """conf/paper.yaml multiplies what is a share here; MMBench, MME and the videos are in percent and points already."""
+    scale = {task: about["scale"] for about in facts()["benchmarks"].values() for task in about["tasks"]}
+    for task in METRICS:
+        shown = SHOWN.get(task, next(iter(RIGHT[task].values())))
+        assert scale[task] == (100 if shown <= 1 else 1), task
 
 
 def test_several_runs_in_one_process_score_as_one_does(root, tmp_path):

@@ -74,9 +74,7 @@ def test_a_copy_that_is_missing_is_named(place, tasks, message, root):
 def test_archives_that_were_not_unpacked_are_named(root, tmp_path):
     shutil.copytree(root / "Video-MME", tmp_path / "Video-MME")
     shutil.rmtree(tmp_path / "Video-MME" / "data")
-    with pytest.raises(
-        UserError, match="lacks data, which task videomme reads: unpack the archives of the data set there"
-    ):
+    with pytest.raises(UserError, match="lacks data, which task videomme reads: unpack the archives of the data set"):
         where(tmp_path, "videomme")
 
 
