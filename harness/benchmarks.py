@@ -6,6 +6,7 @@ The files' Python is executed anew for every Task, so nothing that one run count
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -26,6 +27,7 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None) -> Any
     from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.utils import load_yaml_config
 
+    import_module("lmms_eval.api.metrics")  # fills the registry in which a task looks up its metrics
     config = load_yaml_config(str(file), mode="full")
     if "class" in config:
         raise UserError(f"task {name} is a Python class of its own: only tasks described by their file can be run")

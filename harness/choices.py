@@ -34,8 +34,7 @@ def register(overrides: list[str]) -> list[str]:
         group = override.key_or_group
         if group in resolve and not override.is_delete():
             values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-            plain = [value.text if isinstance(value, QuotedString) else value for value in values]
-            result.append(f"{group}=" + ",".join(resolve[group](value, given) for value in plain))
+            result.append(f"{group}=" + ",".join(resolve[group](_plain(value), given) for value in values))
         else:
             result.append(str(override.input_line))
     return result
@@ -102,7 +101,27 @@ def _model(value: Any, given: dict[str, Any]) -> str:
     return str(value)
 
 
+def _plain(value: Any) -> Any:
+    """A value without Hydra's note of how it was quoted."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _with_parameters(value: dict[str, Any], given: dict[str, Any]) -> str:
+    """`{name: fastv, variant: paper}`: a method with parameters of its own, so that a sweep can have several."""
+    if "name" not in value:
+        raise UserError(f"method={value} has no name: write it as in method={{name: fastv, variant: paper}}")
+    params = {key: item for key, item in value.items() if key != "name"}
+    base = _method(value["name"], given)
+    option = re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join([base, *(f"{key}-{item}" for key, item in params.items())]))
+    ConfigStore.instance().store(group="method", name=option, node={"defaults": [base, "_self_"], **params})
+    return option
+
+
 def _method(value: Any, given: dict[str, Any]) -> str:
+    if isinstance(value, dict):
+        return _with_parameters(value, given)
     name = str(value)
     if name in _options("method"):
         return name

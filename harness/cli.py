@@ -47,10 +47,11 @@ def command(
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]
         args = parser.parse_intermixed_args()
-        overrides = prepare(args.overrides) if prepare else args.overrides
+        shown_only = bool(args.help or args.cfg or args.info)
+        overrides = _experiment(args.config_name or config_name, args.overrides, args.multirun, shown_only)
+        overrides = prepare(overrides) if prepare else overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
-            shown_only = args.help or args.cfg or args.info
             _check_launcher(parse(overrides), args.multirun, cluster)
             _check_jobs(args.config_name or config_name, overrides, args.multirun, () if shown_only else checks)
         failures: list[UserError] = []
@@ -119,12 +120,12 @@ def parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """The configuration of one job; UserError names an unknown key or value in one line."""
+def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
+    """The configuration of one job; UserError names an unknown key or value in one line. `how`: as Hydra's compose."""
     register_resolvers()
     try:
         with hydra.initialize_config_module("conf", version_base=VERSION_BASE):
-            return hydra.compose(config_name, overrides)
+            return hydra.compose(config_name, overrides, **how)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
         if overrides and key and "not in struct" in str(error.__cause__):
@@ -132,6 +133,19 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
         cause = f" ({_first_paragraph(error.__cause__)})" if error.__cause__ else ""
         raise UserError(_first_paragraph(error) + cause) from error
+
+
+def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
+    """What an experiment sweeps over, ahead of the command line, which has the last word."""
+    named = [override for override in parse(overrides) if override.key_or_group == "experiment"]
+    if not named or (shown_only and not multirun):
+        return overrides
+    if len(named) > 1 or named[0].is_sweep_override():
+        raise UserError("one experiment at a time: start the others by commands of their own")
+    if not multirun:
+        raise UserError(f"{named[0].input_line} is a sweep: add -m")
+    cfg = compose(config_name, [str(named[0].input_line)], return_hydra_config=True)
+    return [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()] + overrides
 
 
 def _check_jobs(

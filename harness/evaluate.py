@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ CHECKED = 16  # questions of a task whose rows bring pictures of their own, whic
 
 _JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
 _JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
-_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?(?:\s*\*\s*(\d+(?:\.\d+)?))?\s*")
+_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")
 
 
 def manifests() -> list[Any]:
@@ -252,35 +251,17 @@ def _number(found: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-@dataclass(frozen=True)
-class Term:
-    """One part of a metric expression: a metric, which of its numbers if it has several, and what to multiply by."""
-
-    key: str
-    index: int | None
-    factor: float
-
-
-def terms(metric: str | None) -> list[Term]:
-    """The parts of an expression such as `a,none + b,none`, `c,none[2]` or `d,none * 100`, which are added."""
-    matches = [_TERM.fullmatch(part) for part in (metric or "").split("+")]
-    if None in matches:
-        raise UserError(f"cannot read the metric {metric!r}: write name,filter, name,filter * 100 or a sum of them")
-    return [Term(m[1], int(m[2]) if m[2] else None, float(m[3] or 1)) for m in matches if m]
-
-
 def value(scores: dict[str, Any], metric: str | None) -> float:
-    """The number that a metric expression makes of a task's scores."""
+    """The number that a metric expression such as `a,none + b,none` or `c,none[2]` names among a task's scores."""
     total = 0.0
-    for term in terms(metric) if metric else [Term("", None, 1.0)]:
-        found = scores.get(term.key)
-        if term.index is not None:
-            found = found[term.index] if isinstance(found, list) and term.index < len(found) else None
+    for term in (metric or "").split("+"):
+        match = _TERM.fullmatch(term)
+        found = scores.get(match[1]) if match else None
+        if match and match[2] and isinstance(found, list) and int(match[2]) < len(found):
+            found = found[int(match[2])]
         if not isinstance(found, float):
-            known = ", ".join(scores) or "no numbers"
-            which = "" if term.index is None else f"[{term.index}]"
-            raise UserError(f"no metric {term.key + which!r} among {known}: set tasks.metrics")
-        total += found * term.factor
+            raise UserError(f"no metric {term.strip()!r} among {', '.join(scores) or 'no numbers'}: set tasks.metrics")
+        total += found
     return total
 
 
@@ -288,9 +269,10 @@ def _check_metric(name: str, metric: str | None, task: Any) -> None:
     known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
     if all(key.startswith("submission,") for key in known):
         raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
-    for term in terms(metric) if metric else ():
-        if term.key not in known:
-            raise UserError(f"tasks.metrics.{name}: no metric {term.key!r} among {', '.join(known)}")
+    for term in metric.split("+") if metric else ():
+        match = _TERM.fullmatch(term)
+        if not match or match[1] not in known:
+            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
 
 
 def _to_check(task: Any, limit: int | None) -> Iterable[int]:

@@ -42,7 +42,7 @@ class HandedOver(Exception):  # noqa: N818  (nothing went wrong)
 class PrunedModel(lmms):
     """A model whose visual tokens are pruned while it answers lmms-eval's chat requests.
 
-    From lmms-eval's command line: `--model harness_qwen2_5_vl --model_args pretrained=...,method=idpruner,keep=0.25`,
+    From lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`,
     and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
     """
 

@@ -17,6 +17,7 @@ from harness.cli import compose
 from harness.config import TasksConfig, validate
 from harness.errors import UserError
 from harness.evaluate import Suite, value
+from harness.paper import facts
 
 SUITES = ("paper_image", "paper_video")
 METRICS = {
@@ -129,15 +130,7 @@ RIGHT = {
     "videomme": {"videomme_perception_score,none": Fraction(800, 12)},
     "vinoground": {"vinoground_score,none": [50, 20, 10]},
 }
-PERCENT = ("ai2d", "chartqa", "docvqa_val", "mmstar", "ocrbench", "pope", "scienceqa_img", "textvqa_val", "seedbench")
-SHOWN = {  # in the tables, where a hundred is all (of MME 2000)
-    **{task: 100 * next(iter(RIGHT[task].values())) for task in PERCENT},
-    "mmbench_en_dev_static": 50,
-    "mmbench_cn_dev_static": 75,
-    "mme": 175,
-    "videomme": Fraction(800, 12),
-    "vinoground": 10,
-}
+SHOWN = {"mme": 175, "vinoground": 10}  # in the tables, where that is not the first of RIGHT
 LETTER = "\nAnswer with the option's letter from the given choices directly"
 PHRASE = "\nAnswer the question using a single word or phrase."
 ASKED = {  # the end of the first prompt, and the tokens it allows (None: as many as the wrapper's default)
@@ -184,6 +177,9 @@ class Scripted(lmms):
             given.append(self.answers[task][doc_id])
         return given
 
+    def clean(self):
+        """Nothing to free; lmms-eval's own collects garbage for seconds."""
+
     def loglikelihood(self, requests):
         raise AssertionError
 
@@ -220,7 +216,7 @@ def suite(root, *tasks, **more):
 
 
 def test_every_benchmark_of_the_paper_is_here():
-    assert set(METRICS) == set(ANSWERS) == set(RIGHT) == set(SHOWN) == set(ASKED)
+    assert set(METRICS) == set(ANSWERS) == set(RIGHT) == set(ASKED)
     assert len(METRICS) == 14
 
 
@@ -234,7 +230,8 @@ def test_a_benchmark_is_loaded_asked_and_scored_as_by_hand_in_every_run_of_a_pro
         found = metrics["scores"][task]
         for key, right in RIGHT[task].items():
             assert found[key] == pytest.approx(right if isinstance(right, list) else float(right)), key
-        assert value(found, METRICS[task]) == pytest.approx(float(SHOWN[task]))
+        shown = SHOWN.get(task, next(iter(RIGHT[task].values())))
+        assert value(found, METRICS[task]) == pytest.approx(float(shown))
     questions = len(ANSWERS[task])
     assert metrics["questions"] == {task: questions}
     assert each[task]["doc_id"] == list(range(questions))
@@ -245,6 +242,14 @@ def test_a_benchmark_is_loaded_asked_and_scored_as_by_hand_in_every_run_of_a_pro
     assert not generation.get("do_sample")
     shown = {part["type"] for part in content[:-1]}
     assert shown == ({"video"} if task in ("videomme", "vinoground") else {"image"})
+
+
+def test_the_published_scale_is_that_of_percent_and_points():
+    """conf/paper.yaml multiplies what is a share here; MMBench, MME and the videos are in percent and points already."""
+    scale = {task: about["scale"] for about in facts()["benchmarks"].values() for task in about["tasks"]}
+    for task in METRICS:
+        shown = SHOWN.get(task, next(iter(RIGHT[task].values())))
+        assert scale[task] == (100 if shown <= 1 else 1), task
 
 
 def test_several_runs_in_one_process_score_as_one_does(root, tmp_path):
@@ -260,15 +265,13 @@ def test_a_limit_counts_the_questions_that_were_asked(root, tmp_path):
     assert found["scores"]["ocrbench"] == {"ocrbench_accuracy,none": 0.75}
 
 
-@pytest.mark.parametrize(
-    "task", ["ai2d", "docvqa_val", "mmbench_en_dev_static", "mmbench_cn_dev_static", "textvqa_val"]
-)
+@pytest.mark.parametrize("task", ["ai2d", "docvqa_val", "mmbench_en_dev_static", "mmbench_cn_dev_static", "pope"])
 def test_no_answer_however_broken_stops_the_scoring(task, root, tmp_path):
     broken = ["", " ", "\x00\x0b", "\n\n", "A" * 3000, "🙂", "nan", "None", "((((", "\\frac{", "0/0", "-"]
     metrics, _ = suite(root, task).run(Scripted({task: broken}), None, tmp_path)
     assert value(metrics["scores"][task], METRICS[task]) < 20
     assert metrics["scored_by"]["lmms-eval"].count(".") == 2
-    assert metrics["scored_by"]["tasks"] == {task: "0.0" if task == "ai2d" else None}
+    assert metrics["scored_by"]["tasks"] == {task: "0.0" if task in ("ai2d", "pope") else None}
 
 
 def test_a_family_is_asked_with_its_own_prompts(root, tmp_path):

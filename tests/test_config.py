@@ -97,7 +97,7 @@ def test_the_unpruned_model_has_no_budget():
 
 
 def test_a_single_task_of_lmms_eval_takes_the_published_metric():
-    assert composed("tasks=pope").tasks.metrics == {"pope": "pope_accuracy,none * 100"}
+    assert composed("tasks=pope").tasks.metrics == {"pope": "pope_accuracy,none"}
     assert composed("tasks=gqa").tasks.metrics == {"gqa": None}
     given = composed("tasks=pope", "tasks.metrics.pope='pope_f1_score,none'")
     assert given.tasks.metrics == {"pope": "pope_f1_score,none"}

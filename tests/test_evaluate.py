@@ -6,12 +6,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from lmms_eval.models.registry_v2 import ModelRegistryV2
 from tiny_tasks import write_tiny_tasks
 
 from harness.config import TasksConfig
 from harness.errors import UserError
-from harness.evaluate import Suite, check_scoring, numeric, per_question, primary, refuse_group, value
+from harness.evaluate import Suite, check_scoring, manifests, numeric, per_question, primary, refuse_group, value
 from methods.base import Method, Selection, Tokens
+
+
+def test_lmms_eval_knows_us_by_a_name_of_no_family_and_by_the_old_one():
+    registry = ModelRegistryV2()
+    for manifest in manifests():
+        registry.register_manifest(manifest)
+    for name in ("harness", "harness_qwen2_5_vl"):
+        assert registry.resolve(name).class_path == "harness.lmms_model.PrunedModel"
 
 
 @pytest.fixture
