@@ -17,6 +17,7 @@ from harness.config import TasksConfig, shipped
 from harness.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from harness.inputs import Message
     from harness.lmms_model import PrunedModel
 
 MODEL_ID = "harness_qwen2_5_vl"
@@ -86,11 +87,10 @@ class Suite:
         `media` is what the model can be shown besides text.
         """
         from lmms_eval.protocol import ChatMessages
-        from lmms_eval.tasks import get_task_dict
 
         for name, metric in self.tasks.metrics.items():
             try:
-                task = get_task_dict([name], self.manager, "chat")[name]
+                task = self.load(name)
                 if task.OUTPUT_TYPE != "generate_until":
                     raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
                 first = ChatMessages(messages=task.doc_to_messages(task.task_docs[0]))
@@ -106,15 +106,25 @@ class Suite:
                 raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
             _check_metric(name, metric, task)
 
-    def images(self, name: str) -> Iterator[Any]:
-        """The images that a task asks about, in its order."""
-        from lmms_eval.protocol import ChatMessages
+    def load(self, name: str) -> Any:
+        """A task with its documents."""
         from lmms_eval.tasks import get_task_dict
 
-        task = get_task_dict([name], self.manager, "chat")[name]
+        return get_task_dict([name], self.manager, "chat")[name]
+
+    def messages(self, task: Any, doc: Any) -> "list[Message]":
+        """What a model is asked about a document of a loaded task."""
+        from lmms_eval.protocol import ChatMessages
+
+        asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
+        return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
+
+    def images(self, name: str) -> Iterator[Any]:
+        """The images that a task asks about, in its order."""
+        task = self.load(name)
         for doc in task.task_docs:
-            for message in ChatMessages(messages=task.doc_to_messages(doc)).messages:
-                yield from (part.url for part in message.content if part.type == "image")
+            for message in self.messages(task, doc):
+                yield from (part["url"] for part in message["content"] if part["type"] == "image")
 
     def run(self, model: "PrunedModel", limit: int | None, scratch: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Answer and score every task; returns what `metrics.json` holds, and `scores.json`."""

@@ -1,0 +1,133 @@
+"""The questions that a page shows, with every run's answer and kept tokens, as JSON that outlives the run folders.
+
+A sample is {"settings": [...], "overlaps": [...]}. A setting is a model on a set of tasks with all its runs:
+{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "questions": [...]}; a question is
+{"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
+in base 64 or null. An overlap is a budget of a setting: {"setting", "budget", "runs", "mean", "blind", "questions"}.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.errors import UserError, one_line
+from harness.report import answers, choose
+from harness.report.answers import RIGHT, Answer, Question
+from harness.store import write_atomic
+from harness.tables import Result
+
+Sample = dict[str, Any]
+EMPTY: Sample = {"settings": [], "overlaps": []}
+
+
+def gather(results: Sequence[Result], per_task: int | None) -> Sample:
+    """The most telling `per_task` questions of every task (None: all), and the overlap of what runs kept."""
+    sample: Sample = {"settings": [], "overlaps": []}
+    for setting in dict.fromkeys(result.setting for result in results):
+        group = [result for result in results if result.setting == setting]
+        found = {result.hash: said for result in group if (said := answers.read(result))}
+        group = [result for result in group if result.hash in found]
+        if group:
+            sample["settings"].append(_setting(group, found, per_task))
+            sample["overlaps"] += _overlaps(group, found)
+    return sample
+
+
+def _setting(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answer]], per_task: int | None) -> Sample:
+    scores = {result.hash: answers.scores(result) for result in group}
+    about = group[0].about["config"]
+    asked = list(dict.fromkeys(question for result in group for question in sorted(found[result.hash])))
+    questions = []
+    for task in about["tasks"]["metrics"]:
+        those = sorted(question for question in asked if question[0] == task)
+        for index in _chosen(those, group, found, scores, per_task):
+            questions.append(_question(those[index], group, found, scores))
+    return {
+        "model": about["model"]["name"],
+        "tasks": about["tasks"]["name"],
+        "setting": group[0].setting,
+        "runs": [result.hash for result in group],
+        "answered": len(asked),
+        "questions": questions,
+    }
+
+
+def _chosen(
+    those: Sequence[Question],
+    group: Sequence[Result],
+    found: Mapping[str, Mapping[Question, Answer]],
+    scores: Mapping[str, Mapping[Question, float | None]],
+    per_task: int | None,
+) -> list[int]:
+    if per_task is None or per_task >= len(those):
+        return list(range(len(those)))
+    each = [[scores[result.hash].get(question) for question in those] for result in group]
+    known = np.array([[np.nan if score is None else score for score in row] for row in each], dtype=float)
+    if np.isfinite(known).any():
+        return choose.informative(np.where(np.isnan(known), np.nan, known >= RIGHT), per_task)
+    said = [[found[result.hash][q].text for result in group if q in found[result.hash]] for q in those]
+    return choose.varied(said, per_task)
+
+
+def _question(
+    question: Question,
+    group: Sequence[Result],
+    found: Mapping[str, Mapping[Question, Answer]],
+    scores: Mapping[str, Mapping[Question, float | None]],
+) -> dict[str, Any]:
+    given = [found[result.hash].get(question) for result in group]
+    first = next(answer for answer in given if answer is not None)
+    rows = [
+        None if a is None else [a.text.strip(), scores[r.hash].get(question), a.k, answers.text(a.mask), a.shown]
+        for r, a in zip(group, given, strict=True)
+    ]
+    return {"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows}
+
+
+def _overlaps(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answer]]) -> list[dict[str, Any]]:
+    tables = []
+    for budget in dict.fromkeys(result.about["budget"] for result in group if not result.is_baseline):
+        at = [result for result in group if result.about["budget"] == budget and not result.is_baseline]
+        at = [r for r in at if any(a.mask is not None and 0 < a.k < a.n for a in found[r.hash].values())]
+        if len(at) < 2:
+            continue
+        mean, blind, questions = choose.overlap([found[result.hash] for result in at])
+        if questions:
+            rows = [[round(float(cell), 4) for cell in row] for row in mean]
+            about = {"setting": at[0].setting, "budget": budget, "runs": [result.hash for result in at]}
+            tables.append({**about, "mean": rows, "blind": round(blind or 0.0, 4), "questions": questions})
+    return tables
+
+
+def save(sample: Sample, file: Path) -> None:
+    """Keep what the run folders said; a line a question, so that a change of one is a change of one line."""
+    lines = []
+    for setting in sample["settings"]:
+        head = {key: it for key, it in setting.items() if key != "questions"}
+        body = ",\n".join(json.dumps(question, ensure_ascii=False) for question in setting["questions"])
+        lines.append(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "questions": [\n{body}\n]}}')
+    overlaps = ",\n".join(json.dumps(table) for table in sample["overlaps"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, '{"settings": [\n' + ",\n".join(lines) + '\n], "overlaps": [\n' + overlaps + "\n]}\n")
+
+
+def load(file: Path, results: Sequence[Result]) -> Sample:
+    """What `save` kept, of the runs among `results`."""
+    try:
+        sample: Sample = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            "settings": [s for setting in sample["settings"] if (s := _of(setting, {r.hash for r in results}))["runs"]],
+            "overlaps": [table for table in sample["overlaps"] if {r.hash for r in results} >= set(table["runs"])],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read sample={file} ({one_line(error)}): make it anew from whole runs") from error
+
+
+def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """A setting without the runs that are gone or were repeated since."""
+    stay = [index for index, name in enumerate(setting["runs"]) if name in known]
+    questions = [{**q, "answers": [q["answers"][index] for index in stay]} for q in setting["questions"]]
+    return {**setting, "runs": [setting["runs"][index] for index in stay], "questions": questions}

@@ -1,0 +1,142 @@
+"""The questions of a gallery in words and pictures, asked of the task and of the model's processor again."""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness import checkpoint
+from harness.config import ModelConfig, TasksConfig
+from harness.errors import UserError, one_line
+
+# How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
+STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model got it: one picture for each temporal step of each grid."""
+
+    text: str
+    target: str
+    pictures: list[Image.Image]
+
+
+class Questions:
+    """The tasks of one setting, with the processor of its model."""
+
+    def __init__(self, config: dict[str, Any]):
+        from transformers import AutoProcessor
+
+        from harness.evaluate import Suite
+
+        self.model = ModelConfig(**config["model"])
+        self.suite = Suite(TasksConfig(**config["tasks"]))
+        folder = checkpoint.check(self.model)
+        if folder is None:
+            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
+        self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+    def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
+        """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""
+        from harness.inputs import limits_of, to_inputs
+
+        loaded = self.suite.load(task)
+        limits = limits_of(self.processor, self.model)
+        for doc_id, grids in wanted:
+            if doc_id >= len(loaded.task_docs):
+                raise UserError(f"task {task} has {len(loaded.task_docs)} questions here, the runs were asked more")
+            doc = loaded.task_docs[doc_id]
+            messages = self.suite.messages(loaded, doc)
+            inputs = to_inputs(self.processor, [messages], limits)
+            pictures, here = shown(self.processor, inputs, messages, grids)
+            if here != [list(grid) for grid in grids]:
+                raise UserError(f"task {task} shows {here} tokens in question {doc_id}, the runs saw {list(grids)}")
+            texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+            target = loaded.doc_to_target(doc)
+            said = " / ".join(map(str, target)) if isinstance(target, list | tuple) else str(target)
+            yield Asked("\n".join(texts).strip(), said, pictures)
+
+
+def shown(
+    processor: Any, inputs: Any, messages: Any, grids: Sequence[Sequence[int]]
+) -> tuple[list[Image.Image], list[list[int]]]:
+    """What the model was shown, from its own input tensors: pictures, one per temporal step, and grids in tokens.
+
+    Resized, cropped and padded as the processor does, so that a token of the grid lies where it lies on the picture.
+    """
+    from harness.inputs import media_of
+
+    about = processor.image_processor
+    if not hasattr(about, "merge_size"):  # whole pictures or tiles [I, 3, H, W], which carry no grid of their own
+        tensors = [] if "pixel_values" not in inputs else list(np.asarray(inputs["pixel_values"].float()))
+        return [_picture(pixels.transpose(1, 2, 0), about) for pixels in tensors], [list(grid) for grid in grids]
+    pictures, here = [], []
+    kinds = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+    patches = {kind: np.asarray(inputs[names[0]].float()) for kind, names in kinds.items() if names[0] in inputs}
+    sizes = {kind: iter(inputs[names[1]].tolist()) for kind, names in kinds.items() if names[1] in inputs}
+    for kind, _ in media_of([messages]):
+        t, h, w = next(sizes[kind])
+        rows, patches[kind] = np.split(patches[kind], [t * h * w])
+        pictures += [_picture(step, about) for step in _unfold(rows, t, h, w, about)]
+        here.append([t, h // about.merge_size, w // about.merge_size])
+    return pictures, here
+
+
+def _unfold(rows: np.ndarray, t: int, h: int, w: int, about: Any) -> Iterator[np.ndarray]:
+    """Patches [t * h * w, 3 * T * p * p], m x m neighbours together, as the first frame [H, W, 3] of each step."""
+    m, p = about.merge_size, about.patch_size
+    folded = rows.reshape(t, h // m, w // m, m, m, 3, -1, p, p)[..., 0, :, :]
+    yield from folded.transpose(0, 1, 3, 6, 2, 4, 7, 5).reshape(t, h * p, w * p, 3)
+
+
+def _picture(pixels: np.ndarray, about: Any) -> Image.Image:
+    values = pixels * np.asarray(about.image_std) + np.asarray(about.image_mean)
+    return Image.fromarray((255 * values.clip(0, 1)).round().astype(np.uint8))
+
+
+def encoded(picture: Image.Image, most: int) -> bytes:
+    """A picture as WebP of at most `most` bytes, or as small as it gets."""
+    data = b""
+    for side, quality in STEPS:
+        small = picture.copy()
+        if side:
+            small.thumbnail((side, side))
+        stream = io.BytesIO()
+        small.save(stream, "WEBP", method=4, **({"lossless": True} if quality is None else {"quality": quality}))
+        data = stream.getvalue()
+        if len(data) <= most:
+            break
+    return data
+
+
+def as_uri(data: bytes) -> str:
+    """WebP bytes as a page carries them."""
+    return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def illustrate(setting: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """Add "text", "target" and "pictures" to the questions of a setting; returns what could not be shown, and why."""
+    missing = []
+    try:
+        source = Questions(config)
+    except Exception as error:  # the Hub, transformers and lmms-eval have no error in common
+        return [f"{setting['model']} on {setting['tasks']}: {_why(error)}"]
+    for task in dict.fromkeys(question["task"] for question in setting["questions"]):
+        those = [question for question in setting["questions"] if question["task"] == task]
+        try:
+            asked = list(source.ask(task, [(q["doc_id"], q["grids"]) for q in those]))
+        except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
+            missing.append(f"{setting['model']}, {task}: {_why(error)}")
+            continue
+        for question, found in zip(those, asked, strict=True):
+            question.update(text=found.text, target=found.target, pictures=found.pictures)
+    return missing
+
+
+def _why(error: BaseException) -> str:
+    return one_line(error)[:200] if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)[:200]}"

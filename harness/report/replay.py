@@ -1,0 +1,113 @@
+"""In which order a run picked its tokens, and which importance it saw: not stored, so its questions are asked again."""
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+import methods
+from harness import checkpoint
+from harness.config import RunConfig, validate
+from harness.errors import UserError, one_line
+from harness.evaluate import Suite
+from harness.loading import Loaded, Pruner, load, pruner_of
+from harness.report.answers import text
+from harness.tables import Result
+from methods.base import Method
+
+
+def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
+    """Add "orders" (one for each run, or null) and "importance" to the questions of a setting; returns what failed.
+
+    An order is shown only where the tokens picked now are those that the run recorded.
+    """
+    failed: list[str] = []
+    runs = [results[name] for name in setting["runs"]]
+    config = configuration(runs[0])
+    suite, loaded = Suite(config.tasks), load(config.model)
+    for question in setting["questions"]:
+        question.update(orders=[None] * len(runs), importance=None)
+    for index, run in enumerate(runs):
+        if run.is_baseline:
+            continue
+        try:
+            config = configuration(run)
+            pruner = pruner_of(config, checkpoint.fetch(config.model))
+            if pruner.method.stage != "pixels":
+                differ = _ask(setting["questions"], index, pruner, suite, loaded)
+                failed += [f"{run.folder.name}: {differ} selections are not those that were recorded"] * bool(differ)
+        except UserError as error:
+            failed.append(f"{run.folder.name}: {one_line(error)}")
+    del loaded
+    gc.collect()
+    return failed
+
+
+def configuration(run: Result) -> RunConfig:
+    """What a run was started with; a file beside the weights is found there again."""
+    config = dict(run.about["config"])
+    name = config["method"]["name"]
+    params = {key: config["method"][key] for key in run.about["identity"]["method"]["params"]}
+    try:
+        beside = methods.get(name).beside
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    params.update({key: None for key, file in beside.items() if params.get(key) == file})
+    return validate(OmegaConf.create({**config, "method": {"name": name, **params}}))
+
+
+def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, suite: Suite, loaded: Loaded) -> int:
+    """Ask one run's questions again; returns how many selections came out otherwise."""
+    from harness.lmms_model import PrunedModel
+
+    differ = 0
+    for name in dict.fromkeys(question["task"] for question in questions):
+        those = [question for question in questions if question["task"] == name and question["answers"][index]]
+        task = suite.load(name)
+        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+        model = PrunedModel(loaded, pruner, {})
+        model.task_dict[name] = {split: task.task_docs}
+        about = [{"task": name, "doc_id": question["doc_id"], "repeats": 1, "split": split} for question in those]
+        requests = [task.construct_requests(doc_id=it["doc_id"], ctx="", metadata=it) for it in about]
+        with watched(pruner.method) as seen:
+            model.generate_until(requests)
+        shown = [question for question in those if question["n"]]
+        for question, (kept, order, importance) in zip(shown, seen, strict=True):
+            if text(np.packbits(kept).tobytes()) != question["answers"][index][3]:
+                differ += 1
+                continue
+            question["orders"][index] = None if order is None else text(order.astype("<u2").tobytes())
+            if importance is not None:
+                question["importance"] = text(levels(importance).tobytes())
+    return differ
+
+
+@contextmanager
+def watched(method: Method) -> Iterator[list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]]:
+    """Note each selection of `method` within the block: kept [n] as booleans, order [K], importance [n]."""
+    seen: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
+    select = method.select
+
+    def noted(tokens: Any, k: int, generator: Any = None) -> Any:
+        selection = select(tokens, k, generator)
+        kept = np.zeros(len(tokens.features), bool)
+        kept[selection.kept.cpu().numpy()] = True
+        order = None if selection.order is None else selection.order.cpu().numpy()
+        importance = None if tokens.importance is None else tokens.importance.float().cpu().numpy()
+        seen.append((kept, order, importance))
+        return selection
+
+    method.select = noted  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        del method.select  # the class's own again
+
+
+def levels(importance: np.ndarray) -> np.ndarray:
+    """Logits [n] as 0 to 255, from the least to the most important token of the picture."""
+    low, high = importance.min(), importance.max()
+    return (255 * (importance - low) / (high - low or 1)).round().astype(np.uint8)
