@@ -10,7 +10,7 @@ from synthetic_runs import write_run
 
 from harness.errors import UserError
 from harness.report import answers, choose, gallery, pictures
-from harness.tables import collect
+from harness.results import collect
 
 
 def test_an_answer_is_read_as_it_was_written(tmp_path):
@@ -34,11 +34,11 @@ def test_a_run_whose_answers_are_gone_is_empty(tmp_path):
     assert gallery.gather(collect(tmp_path), 3) == gallery.EMPTY
 
 
-@pytest.mark.parametrize("name", ["kept.jsonl", "scores.json"])
-def test_a_damaged_file_is_named(tmp_path, name):
+@pytest.mark.parametrize(("name", "message"), [("kept.jsonl", " is damaged in line 40"), ("scores.json", ": ")])
+def test_a_damaged_file_is_named(tmp_path, name, message):
     file = write_run(tmp_path, "random").path / name
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(UserError, match=rf"{name} is damaged"):
+    with pytest.raises(UserError, match=f"{name}{message}"):
         gallery.gather(collect(tmp_path), 3)
 
 

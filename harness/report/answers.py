@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from harness.errors import UserError
-from harness.evaluate import value
-from harness.store import KEPT, RESPONSES, SCORES
-from harness.tables import Result
+from harness.results import Result
+from harness.scores import questions
+from harness.store import KEPT, RESPONSES
 
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 
@@ -64,28 +64,12 @@ def text(data: bytes | None) -> str | None:
     return None if data is None else base64.b64encode(data).decode()
 
 
-def scores(result: Result) -> dict[Question, float | None]:
-    """The primary metric of every question; None where a task scores no single question with a number."""
-    file = result.folder / SCORES
-    if not file.is_file():
+def scores(result: Result) -> dict[Question, float]:
+    """The primary metric of every question; NaN where a task keeps no number for it, nothing for runs without them."""
+    if not result.has_questions:
         return {}
-    try:
-        tasks = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: repeat the run with force=true") from error
-    found: dict[Question, float | None] = {}
-    for task, columns in tasks.items():
-        for row, doc_id in enumerate(columns["doc_id"]):
-            found[task, doc_id] = _score({k: v[row] for k, v in columns.items()}, result.metrics["primary"][task])
-    return found
-
-
-def _score(row: dict[str, Any], metric: str | None) -> float | None:
-    numbers = {key: float(it) if isinstance(it, int | float) else it for key, it in row.items()}
-    try:
-        return value(numbers, metric)
-    except UserError:  # a record, which only the task's own aggregation reads
-        return None
+    each: dict[Question, float] = questions([result])[result.hash].to_dict()
+    return each
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from harness.errors import UserError, one_line
 from harness.report import answers, choose
 from harness.report.answers import RIGHT, Answer, Question
 from harness.store import write_atomic
-from harness.tables import Result
+from harness.results import Result
 
 Sample = dict[str, Any]
 EMPTY: Sample = {"settings": [], "overlaps": []}
@@ -59,13 +59,12 @@ def _chosen(
     those: Sequence[Question],
     group: Sequence[Result],
     found: Mapping[str, Mapping[Question, Answer]],
-    scores: Mapping[str, Mapping[Question, float | None]],
+    scores: Mapping[str, Mapping[Question, float]],
     per_task: int | None,
 ) -> list[int]:
     if per_task is None or per_task >= len(those):
         return list(range(len(those)))
-    each = [[scores[result.hash].get(question) for question in those] for result in group]
-    known = np.array([[np.nan if score is None else score for score in row] for row in each], dtype=float)
+    known = np.array([[scores[result.hash].get(question, np.nan) for question in those] for result in group])
     if np.isfinite(known).any():
         return choose.informative(np.where(np.isnan(known), np.nan, known >= RIGHT), per_task)
     said = [[found[result.hash][q].text for result in group if q in found[result.hash]] for q in those]
@@ -76,13 +75,14 @@ def _question(
     question: Question,
     group: Sequence[Result],
     found: Mapping[str, Mapping[Question, Answer]],
-    scores: Mapping[str, Mapping[Question, float | None]],
+    scores: Mapping[str, Mapping[Question, float]],
 ) -> dict[str, Any]:
     given = [found[result.hash].get(question) for result in group]
     first = next(answer for answer in given if answer is not None)
+    known = [scores[result.hash].get(question, np.nan) for result in group]
     rows = [
-        None if a is None else [a.text.strip(), scores[r.hash].get(question), a.k, answers.text(a.mask), a.shown]
-        for r, a in zip(group, given, strict=True)
+        None if a is None else [a.text.strip(), None if np.isnan(s) else s, a.k, answers.text(a.mask), a.shown]
+        for s, a in zip(known, given, strict=True)
     ]
     return {"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows}
 

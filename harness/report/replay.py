@@ -15,7 +15,7 @@ from harness.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.loading import Loaded, Pruner, load, pruner_of
 from harness.report.answers import text
-from harness.tables import Result
+from harness.results import Result
 from methods.base import Method
 
 

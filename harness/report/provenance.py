@@ -1,0 +1,81 @@
+"""Where the numbers of a page are from: versions, commits, settings, counts, and what did not finish."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, one_line
+from harness.results import Result
+from harness.store import RESPONSES
+
+
+def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:
+    """"shared": what all runs have in common; "differing": what they do not, with counts; "runs": a row each."""
+    facts = [_facts(result) for result in results]
+    shared, differing = {}, {}
+    for key in dict.fromkeys(key for fact in facts for key in fact):
+        counts = Counter(fact.get(key, "none") for fact in facts)
+        if len(counts) == 1:
+            shared[key] = next(iter(counts))
+        else:
+            differing[key] = counts.most_common()
+    return {
+        "shared": shared,
+        "differing": differing,
+        "runs": [_run(result) for result in results],
+        "unfinished": unfinished(runs),
+    }
+
+
+def _facts(result: Result) -> dict[str, str]:
+    model, config = result.about["identity"]["model"], result.about["config"]
+    facts = {
+        "commit": str(result.about["git"] or "an installed package")[:12],
+        "Python": result.about["python"],
+        **{name: version or "absent" for name, version in model.get("packages", {}).items()},
+        "device": model.get("device") if model.get("device") not in (None, "cpu") else f"CPU, {result.about['device']}",
+        "dtype": model.get("dtype"),
+        "attention": model.get("attn"),
+        "batch size": model.get("batch_size"),
+        "seed": config["seed"],
+        "positions": config["positions"],
+        "limit": "all questions" if config["limit"] is None else f"first {config['limit']} of each task",
+        f"weights of {config['model']['name']}": model["weights"],
+        f"task files of {config['tasks']['name']}": result.about["identity"]["tasks"]["files"],
+    }
+    return {key: str(value) for key, value in facts.items() if value is not None}
+
+
+def _run(result: Result) -> dict[str, Any]:
+    finished = json.loads((result.folder / "DONE").read_text(encoding="utf-8") or "{}")
+    params = {key: it for key, it in result.about["config"]["method"].items() if key != "name"}
+    files = {key: f"digest {about['digest'][:8]}" for key, about in result.about["made_from"].items()}
+    return {
+        "hash": result.hash,
+        "params": ", ".join(f"{key}={it}" for key, it in {**params, **files}.items()),
+        "questions": sum(result.metrics["questions"].values()),
+        "tokens": result.tokens("all"),
+        "started": str(result.about.get("started", ""))[:16].replace("T", " "),
+        "seconds": finished.get("seconds"),
+        "commit": str(result.about["git"] or "")[:7],
+        "folder": str(result.folder),
+    }
+
+
+def unfinished(runs: Path) -> list[dict[str, Any]]:
+    """Run folders without the marker: stopped, or still running."""
+    found = []
+    for file in sorted(runs.rglob("run.json")):
+        if (file.parent / "DONE").exists():
+            continue
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            label = f"{about['method']} at {about['budget']} on {about['model']}"
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{file} is damaged ({one_line(error)}): move its folder away") from error
+        said = file.parent / RESPONSES
+        answered = said.read_bytes().count(b"\n") if said.is_file() else 0
+        found.append({"folder": str(file.parent), "label": label, "answered": answered})
+    return found
