@@ -187,8 +187,8 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
             if name in set(rows["group"]):
                 axis.plot([], [], "s", color=color, label=name)
         for _, row in front.iterrows():
-            place = (row["prefill_ms"], row["relative"])
-            axis.annotate(row["name"], place, (5, -11), textcoords="offset points", fontsize=7.5)
+            spot = (row["prefill_ms"], row["relative"])
+            axis.annotate(row["name"], spot, (5, -11), textcoords="offset points", fontsize=7.5)
         axis.set_xlabel("measured prefill time, ms")
         axis.set_ylabel("average, % of unpruned")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -282,7 +282,8 @@ def inline(figure: Figure, name: str, title: str) -> str:
         figure.savefig(stream, format="svg", metadata=_undated("svg"))
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}">', text, 1)
+    box = re.findall(r'viewBox="[^"]+"', text)[0]
+    text = f'<svg {box} role="img" aria-label="{title}">' + text[text.index(">") + 1 :]
     text = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
     text = text.replace("'DejaVu Sans', ", "").replace("xlink:href", "href")
     for color, variable in {INK: "ink", MUTED: "muted", RULE: "rule"}.items():

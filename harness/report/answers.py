@@ -68,8 +68,8 @@ def scores(result: Result) -> dict[Question, float]:
     """The primary metric of every question; NaN where a task keeps no number for it, nothing for runs without them."""
     if not result.has_questions:
         return {}
-    each: dict[Question, float] = questions([result])[result.hash].to_dict()
-    return each
+    each = questions([result])[result.hash]
+    return dict(zip(each.index.to_list(), each.to_list(), strict=True))
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +119,16 @@ def as_uri(data: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
-def illustrate(setting: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """Add "text", "target" and "pictures" to the questions of a setting; returns what could not be shown, and why."""
+def count(setting: dict[str, Any]) -> int:
+    """How many pictures the questions of a setting have: one for each temporal step of each image or video."""
+    return sum(t for question in setting["questions"] for t, _, _ in question["grids"])
+
+
+def illustrate(setting: dict[str, Any], config: dict[str, Any], keep: Callable[[Image.Image], str]) -> list[str]:
+    """Add "text", "target" and "pictures" to the questions of a setting; returns what could not be shown, and why.
+
+    `keep` stores a picture and returns its address.
+    """
     missing = []
     try:
         source = Questions(config)
@@ -129,12 +137,11 @@ def illustrate(setting: dict[str, Any], config: dict[str, Any]) -> list[str]:
     for task in dict.fromkeys(question["task"] for question in setting["questions"]):
         those = [question for question in setting["questions"] if question["task"] == task]
         try:
-            asked = list(source.ask(task, [(q["doc_id"], q["grids"]) for q in those]))
+            asked = source.ask(task, [(question["doc_id"], question["grids"]) for question in those])
+            for question, found in zip(those, asked, strict=True):
+                question.update(text=found.text, target=found.target, pictures=[keep(it) for it in found.pictures])
         except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
             missing.append(f"{setting['model']}, {task}: {_why(error)}")
-            continue
-        for question, found in zip(those, asked, strict=True):
-            question.update(text=found.text, target=found.target, pictures=found.pictures)
     return missing
 
 

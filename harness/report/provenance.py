@@ -12,11 +12,11 @@ from harness.store import RESPONSES
 
 
 def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:
-    """"shared": what all runs have in common; "differing": what they do not, with counts; "runs": a row each."""
+    """ "shared": what all runs have in common; "differing": what they do not, with counts; "runs": a row each."""
     facts = [_facts(result) for result in results]
     shared, differing = {}, {}
     for key in dict.fromkeys(key for fact in facts for key in fact):
-        counts = Counter(fact.get(key, "none") for fact in facts)
+        counts = Counter(fact[key] for fact in facts if key in fact)
         if len(counts) == 1:
             shared[key] = next(iter(counts))
         else:

@@ -50,7 +50,9 @@ def names(results: Sequence[Result]) -> dict[str, str]:
     found = {}
     for result in results:
         mine = _settings(result)
-        alike = [r for r in results if (r.setting, r.budget, r.method) == (result.setting, result.budget, result.method)]
+        alike = [
+            r for r in results if (r.setting, r.budget, r.method) == (result.setting, result.budget, result.method)
+        ]
         others = [_settings(other) for other in alike]
         parts = [f"{key}={it}" for key, it in mine.items() if any(other.get(key) != it for other in others)]
         label = "unpruned" if result.is_baseline else result.method

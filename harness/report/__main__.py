@@ -1,0 +1,48 @@
+"""One page to look at: python -m harness.report runs=results/runs out=report.html.
+
+Tables with intervals, plots, a gallery of kept tokens, the overlap of selections and where every number is from, in one
+HTML file that opens from disk. `plots=FOLDER` writes the plots as files too.
+"""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from harness.cli import command
+from harness.errors import UserError, one_line
+from harness.store import check_place
+
+GALLERIES = ("page", "all", "none")
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that can be found wrong before a run is read."""
+    if cfg.runs is None:
+        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
+    if cfg.gallery not in GALLERIES:
+        raise UserError(f"gallery must be one of {', '.join(GALLERIES)}, got {cfg.gallery}")
+    if not (isinstance(cfg.questions, int) and cfg.questions >= 1):
+        raise UserError(f"questions must be a number of questions, at least 1, got {cfg.questions}")
+    if cfg.out is None and cfg.plots is None:
+        raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
+    for key in ("prefill",):
+        if cfg[key] is not None and not Path(str(cfg[key])).is_file():
+            raise UserError(f"no file at {key}={cfg[key]}")
+    for key, folder in (("out", cfg.out and Path(str(cfg.out)).parent), ("plots", cfg.plots)):
+        if folder is not None:
+            try:
+                check_place(Path(str(folder)))
+            except UserError as error:
+                raise UserError(one_line(error).replace("runs=", f"{key}=", 1)) from error
+
+
+def main(cfg: DictConfig) -> None:
+    """Write the page, the plots, or both, and end with one JSON line."""
+    from harness.report.build import build
+
+    print(json.dumps(build(cfg)))
+
+
+if __name__ == "__main__":
+    command("report", main, (check,))

@@ -1,0 +1,122 @@
+"""From run folders to the page: what is read, in which order, and what it may weigh."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig
+from PIL import Image
+
+from harness import plots
+from harness.errors import UserError
+from harness.report import context, drawn, gallery, page, pictures
+from harness.report.page import plural
+from harness.report.standing import standing
+from harness.report.times import read_times
+from harness.results import Result, collect
+from harness.store import write_atomic
+
+MOST = 10_000_000  # bytes of the page
+BESIDE = 300_000  # bytes of a picture in the folder beside it
+
+
+def build(cfg: DictConfig) -> dict[str, Any]:
+    """Write what is asked for; returns what the command's last line says."""
+    runs = Path(str(cfg.runs))
+    results = collect(runs)
+    if not results:
+        raise UserError(f"no finished run below runs={runs}: start with python -m harness")
+    times = None if cfg.prefill is None else read_times(Path(str(cfg.prefill)))
+    frame, notes = standing(results)
+    sets = drawn.draw(frame, times)
+    written = []
+    if cfg.plots is not None:
+        figures = {plot.name: plot.figure for made in sets for plot in made.plots}
+        written = plots.save(figures, Path(str(cfg.plots)))
+        print(f"{plural(len(written), 'file')} in {cfg.plots}")
+    report = {"report": cfg.out, "runs": len(results), "plots": len(written), "bytes": None, "questions": 0}
+    if cfg.out is None:
+        return report
+    out = Path(str(cfg.out))
+    sample, failures = _sample(cfg, results)
+    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes, "failures": failures}
+    text = _with_pictures(cfg, out, results, frame, sample, about)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, text)
+    asked = sum(len(setting["questions"]) for setting in sample["settings"])
+    print(f"{out}: {plural(len(results), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
+    return {**report, "bytes": len(text.encode()), "questions": asked}
+
+
+def _sample(cfg: DictConfig, results: Sequence[Result]) -> tuple[gallery.Sample, list[str]]:
+    """The gallery's answers, from the runs or from the file that kept them; and what could not be computed again."""
+    if cfg.gallery == "none":
+        return gallery.EMPTY, []
+    sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
+    failures: list[str] = []
+    if cfg.replay:
+        from harness.report.replay import replay
+
+        for setting in sample["settings"]:
+            failures += replay(setting, {result.hash: result for result in results})
+    if cfg.sample is None:
+        return sample, failures
+    file = Path(str(cfg.sample))
+    if file.is_file():
+        fresh = {setting["setting"] for setting in sample["settings"]}
+        for key, kept in gallery.load(file, results).items():
+            sample[key] += [it for it in kept if it["setting"] not in fresh]
+    if sample["settings"] and cfg.gallery == "page":
+        gallery.save(sample, file)
+    return sample, failures
+
+
+def _with_pictures(
+    cfg: DictConfig,
+    out: Path,
+    results: Sequence[Result],
+    frame: pd.DataFrame,
+    sample: gallery.Sample,
+    about: dict[str, Any],
+) -> str:
+    """The page with as good pictures as its size leaves room for; without, how much room that is."""
+    beside = out.with_name(f"{out.stem}_files") if cfg.gallery == "all" and sample["settings"] else None
+    about |= context.of_gallery(cfg, frame, sample, beside, [])
+    share = BESIDE
+    if beside is None:
+        room = MOST - len(page.render(about).encode()) - 200_000
+        share = max(0, room) * 3 // 4 // max(1, sum(map(pictures.count, sample["settings"])))
+        if share < 2000:
+            raise UserError(
+                f"the page would weigh more than {MOST // 10**6} MB: ask for fewer questions= or gallery=all"
+            )
+    missing = []
+    if cfg.pictures:
+        configs = {result.hash: result.about["config"] for result in results}
+        for setting in sample["settings"]:
+            missing += pictures.illustrate(setting, configs[setting["runs"][0]], _keep(beside, share))
+    elif sample["settings"]:
+        missing.append("pictures=false was given.")
+    about |= context.of_gallery(cfg, frame, sample, beside, missing)
+    text = page.render(about)
+    if len(text.encode()) > MOST:
+        raise UserError(f"the page weighs {len(text.encode()) / 1e6:.1f} MB: ask for fewer questions= or gallery=all")
+    return text
+
+
+def _keep(beside: Path | None, share: int) -> Callable[[Image.Image], str]:
+    """Where a picture goes: into the page, or into the folder beside it, once."""
+
+    def keep(picture: Image.Image) -> str:
+        data = pictures.encoded(picture, share)
+        if beside is None:
+            return pictures.as_uri(data)
+        file = beside / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
+        beside.mkdir(parents=True, exist_ok=True)
+        if not file.is_file():
+            file.write_bytes(data)
+        return f"{beside.name}/{file.name}"
+
+    return keep

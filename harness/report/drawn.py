@@ -1,0 +1,110 @@
+"""Which plots a page has, with the words around them; what cannot be drawn is said, not left out in silence."""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from harness import plots
+from harness.report.page import listed
+from harness.report.times import join
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its name in files, its title, and what to know when reading it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+    kind: str = "wide"
+    open: bool = False
+
+
+@dataclass
+class Set:
+    """The plots of one model on one set of tasks."""
+
+    label: str
+    plots: list[Plot] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def draw(frame: pd.DataFrame, times: pd.DataFrame | None) -> list[Set]:
+    """The plots of every setting in which something was pruned; `frame` as `standing` gives it."""
+    sets: list[Set] = []
+    for setting in dict.fromkeys(frame["setting"]):
+        rows = frame[frame["setting"] == setting]
+        if (rows["budget"] != "").any():
+            sets.append(_draw(rows, times, len(sets)))
+    return sets
+
+
+def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
+    model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
+    made = Set(f"{model} on {tasks}")
+    stem = f"{place + 1}-{model}"
+    _add(
+        made,
+        Plot,
+        f"{stem}-budgets",
+        "Score against budget",
+        "Average over the benchmarks by the number of visual tokens kept, with 95 % intervals; grey: the methods of "
+        "the other panels; hollow: cut inside the language model, so that its first layers see all tokens.",
+        plots.budgets(rows),
+        "All runs have one budget, so there is no score against budget: run -m keep=0.5,0.25,0.1.",
+    )
+    _add_time(made, rows, times, stem)
+    for budget in dict.fromkeys(rows.loc[rows["budget"] != "", "budget"]):
+        name = f"{stem}-{budget.replace('=', '')}"
+        caption = "Percent of the unpruned model's score, which is the dashed ring."
+        few = f"Fewer than three benchmarks at {budget}, too few for a radar."
+        _add(
+            made, Plot, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few
+        )
+        caption = "Methods by group and average; lines are 95 % intervals, where questions have scores of their own."
+        none = f"No run of the unpruned model to compare with at {budget}."
+        _add(made, Plot, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
+    _add(
+        made,
+        Plot,
+        f"{stem}-lambda",
+        "Ablation over lambda",
+        "Average over the benchmarks by the weight of importance against diversity; bands are 95 % intervals.",
+        plots.ablation(rows),
+        "No method was run with two values of lambda, so there is no ablation: run -m method.lam=0,0.25,0.5,0.75,1.",
+        "narrow",
+    )
+    return made
+
+
+def _add_time(made: Set, rows: pd.DataFrame, times: pd.DataFrame | None, stem: str) -> None:
+    if times is None:
+        made.missing.append(
+            "No measured prefill times were given, so there is no score against time: pass prefill=FILE with the "
+            "columns model, method, budget, prefill_ms."
+        )
+        return
+    known, without = join(times, rows)
+    gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
+    caption = f"Nothing above or left of the dashed line: the Pareto front.{gone}"
+    none = "The file with prefill times has fewer than two of these runs, so there is no score against time."
+    title, name = "Score against measured prefill time", f"{stem}-prefill"
+    _add(made, Plot, name, title, caption, plots.pareto(rows, known), none, "narrow")
+
+
+def _add(
+    made: Set,
+    kind: type[Plot],
+    name: str,
+    title: str,
+    caption: str,
+    figure: Figure | None,
+    otherwise: str,
+    size: str = "wide",
+) -> None:
+    if figure is None:
+        made.missing.append(otherwise)
+    else:
+        made.plots.append(kind(name, title, caption, figure, size, open=len(made.plots) < 2))

@@ -1,0 +1,42 @@
+"""The page itself: one HTML file with its styles, scripts, plots and pictures inside."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+SCRIPTS = ("table.js", "gallery.js")
+
+
+@cache
+def environment() -> Environment:
+    """Jinja with every text escaped, and an error for what is not given."""
+    loader = PackageLoader("harness.report", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page as text; `context` as templates/page.html names it."""
+    css, *scripts = (
+        (files("harness.report") / "templates" / name).read_text("utf-8") for name in ("style.css", *SCRIPTS)
+    )
+    return environment().get_template("page.html").render(css=css, js="\n".join(scripts), **context).lstrip()
+
+
+def script_json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def plural(count: int, what: str) -> str:
+    """A count with its noun, as in "1 run" and "2 runs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

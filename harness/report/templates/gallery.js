@@ -1,0 +1,287 @@
+// The token gallery: one question at a time, the picture once for each run, with what it dropped faded.
+const data = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const SVG = "http://www.w3.org/2000/svg";
+
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const bits = (text, n) => {
+  const packed = bytes(text);
+  return Array.from({ length: n }, (_, i) => (packed[i >> 3] >> (7 - (i & 7))) & 1);
+};
+const indices = (text) => [...new Uint16Array(bytes(text).buffer)];
+
+function element(name, attributes = {}, ...children) {
+  const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+// One cell for each temporal step of each grid, side by side: {x, y, h, w, first token}.
+function layout(grids) {
+  const steps = grids.flatMap(([t, h, w]) => Array.from({ length: t }, () => [h, w]));
+  const columns = Math.ceil(Math.sqrt(steps.length));
+  const gap = 0.5;
+  const cells = [];
+  let [x, y, tallest, widest, first] = [0, 0, 0, 0, 0];
+  steps.forEach(([h, w], i) => {
+    if (i && i % columns === 0) [x, y, tallest] = [0, y + tallest + gap, 0];
+    cells.push({ x, y, h, w, first });
+    x += w + gap;
+    first += h * w;
+    tallest = Math.max(tallest, h);
+    widest = Math.max(widest, x - gap);
+  });
+  return { cells, width: widest, height: y + tallest };
+}
+
+// Squares of the tokens that `wanted` names, neighbours in a row as one.
+function squares(cells, wanted) {
+  let d = "";
+  for (const { x, y, h, w, first } of cells) {
+    for (let row = 0; row < h; row += 1) {
+      for (let column = 0; column < w; column += 1) {
+        let run = 0;
+        while (column + run < w && wanted(first + row * w + column + run)) run += 1;
+        if (run) d += `M${x + column} ${y + row}h${run}v1h${-run}z`;
+        column += run;
+      }
+    }
+  }
+  return d;
+}
+
+function centre(cells, token) {
+  const cell = cells.findLast((it) => it.first <= token);
+  const inside = token - cell.first;
+  return [cell.x + (inside % cell.w), cell.y + Math.floor(inside / cell.w)];
+}
+
+const STOPS = [[38, 24, 74], [114, 31, 129], [205, 64, 113], [253, 149, 103], [252, 253, 191]];
+function ramp(level) {
+  const at = Math.min(level, 0.9999) * (STOPS.length - 1);
+  const [low, high] = [STOPS[Math.floor(at)], STOPS[Math.floor(at) + 1]];
+  return `rgb(${low.map((c, i) => Math.round(c + (high[i] - c) * (at % 1))).join(" ")})`;
+}
+const legend = (from, to) =>
+  `${from}<span class="scale" style="background:linear-gradient(to right,${[0, 0.25, 0.5, 0.75, 1].map(ramp)})"></span>${to}`;
+
+function drawing(question, answer, order, layer, label) {
+  const { cells, width, height } = layout(question.grids);
+  const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const crisp = { "shape-rendering": "crispEdges" };
+  const kept = answer && answer[3] !== null ? bits(answer[3], question.n) : null;
+  cells.forEach(({ x, y, h, w }, i) => {
+    const place = { x, y, width: w, height: h };
+    if (question.pictures) svg.append(element("svg:image", { ...place, href: question.pictures[i], preserveAspectRatio: "none" }));
+    else svg.append(element("svg:rect", { ...place, class: "gone" }));
+  });
+  if (layer === "importance" && question.importance) {
+    bytes(question.importance).forEach((level, token) => {
+      const [x, y] = centre(cells, token);
+      svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level / 255), "fill-opacity": 0.8, ...crisp }));
+    });
+    if (kept && answer[2] < question.n) svg.append(element("svg:path", { d: squares(cells, (i) => kept[i]), class: "outline" }));
+  } else if (kept) {
+    if (question.pictures) svg.append(element("svg:path", { d: squares(cells, (i) => !kept[i]), class: "fade", ...crisp }));
+    else svg.append(element("svg:path", { d: squares(cells, (i) => kept[i]), class: "here", ...crisp }));
+  }
+  if (layer === "order" && order) {
+    const picks = indices(order);
+    picks.forEach((token, rank) => {
+      const [x, y] = centre(cells, token);
+      const level = 1 - rank / picks.length;
+      svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level), "fill-opacity": 0.85, ...crisp }));
+      if (question.n > 600) return;
+      const style = { "font-size": 0.46, "text-anchor": "middle", fill: level > 0.6 ? "#111" : "#fff" };
+      svg.append(element("svg:text", { x: x + 0.5, y: y + 0.66, ...style }, String(rank + 1)));
+    });
+  }
+  if (answer && answer[4].length) svg.append(element("svg:path", { d: grid(answer[4], cells), class: "lines" }));
+  return svg;
+}
+
+// Where the tokens of a smaller image lie on the picture.
+function grid(shown, cells) {
+  const steps = shown.flatMap(([t, h, w]) => Array.from({ length: t }, () => [h, w]));
+  return cells
+    .map(({ x, y, h, w }, i) => {
+      const [rows, columns] = steps[i] || [1, 1];
+      const across = Array.from({ length: rows - 1 }, (_, r) => `M${x} ${y + (h * (r + 1)) / rows}h${w}`);
+      const down = Array.from({ length: columns - 1 }, (_, c) => `M${x + (w * (c + 1)) / columns} ${y}v${h}`);
+      return [...across, ...down].join("");
+    })
+    .join("");
+}
+
+const right = (answer) => (answer && answer[1] !== null ? answer[1] >= data.right : null);
+
+function verdict(answer) {
+  if (!answer) return element("span", { class: "said" }, "not run");
+  const is = right(answer);
+  const said = element("span", { class: "said" });
+  if (is !== null) said.append(element("span", { class: is ? "ok" : "no" }, is ? "✓ right: " : "✗ wrong: "));
+  said.append(answer[0] || "(empty)");
+  if (answer[1] !== null && answer[1] > 0 && answer[1] < 1) said.append(` (score ${answer[1].toFixed(2)})`);
+  return said;
+}
+
+function amount(question, answer) {
+  if (!answer) return "";
+  const { n } = question;
+  if (answer[4].length) return `whole picture as ${answer[2]} of ${n} tokens`;
+  return answer[2] === n ? `all ${n} tokens` : `${answer[2]} of ${n} tokens`;
+}
+
+const state = { setting: 0, budget: "", task: "", a: "", b: "", place: 0, list: [] };
+const setting = () => data.settings[state.setting];
+const pruned = () => setting().runs.filter((name) => data.runs[name].budget === state.budget);
+const runs = () => [...setting().runs.filter((name) => !data.runs[name].budget), ...pruned()];
+const title = (name) => data.runs[name].name;
+
+function options(id, values, wanted) {
+  const select = byId(id);
+  select.replaceChildren(...values.map(([value, label]) => element("option", { value }, label)));
+  select.value = values.some(([value]) => value === wanted) ? wanted : values.length ? values[0][0] : "";
+  return select.value;
+}
+
+function fill() {
+  options("g-setting", data.settings.map((it, i) => [String(i), it.label]), String(state.setting));
+  const budgets = [...new Set(setting().runs.map((name) => data.runs[name].budget).filter(Boolean))];
+  state.budget = options("g-budget", budgets.map((it) => [it, it]), state.budget);
+  const tasks = setting().chunks.map((it) => [it.task, it.short]);
+  state.task = options("g-task", [...(setting().chunks.some((it) => it.src) ? [] : [["", "all"]]), ...tasks], state.task);
+  const names = runs().map((name) => [name, title(name)]);
+  const like = (hash, usual) => {
+    const name = data.runs[hash] ? title(hash) : usual;
+    const same = names.find(([, it]) => it === name) || names.find(([, it]) => it === usual);
+    return same ? same[0] : "";
+  };
+  state.a = options("g-a", names, like(state.a, "idpruner"));
+  state.b = options("g-b", names, like(state.b, "random"));
+}
+
+// Questions that lie in the folder beside the page are fetched by a script element: a page from disk may do no more.
+function load(chunk) {
+  if (chunk.questions || !chunk.src) return Promise.resolve();
+  return new Promise((done, failed) => {
+    window.galleryChunk = (questions) => (chunk.questions = questions);
+    const script = element("script", { src: chunk.src });
+    script.onload = done;
+    script.onerror = () => failed(new Error(`${chunk.src} is not there: keep the folder beside the page`));
+    document.head.append(script);
+  });
+}
+
+async function list(keep = false) {
+  const before = state.list[state.place];
+  const chunks = setting().chunks.filter((it) => !state.task || it.task === state.task);
+  try {
+    for (const chunk of chunks) await load(chunk);
+  } catch (error) {
+    byId("g-asked").replaceChildren(element("p", { class: "warn" }, error.message));
+    return;
+  }
+  const [a, b] = [state.a, state.b].map((name) => setting().runs.indexOf(name));
+  const differs = (it) => right(it.answers[a]) === true && right(it.answers[b]) === false;
+  const found = chunks.flatMap((chunk) => chunk.questions.map((it) => ({ ...it, short: chunk.short })));
+  state.list = byId("g-differ").checked ? found.filter(differs) : found;
+  const same = before ? state.list.findIndex((it) => it.task === before.task && it.doc_id === before.doc_id) : -1;
+  state.place = keep && same >= 0 ? same : 0;
+  show();
+}
+
+function show() {
+  const question = state.list[state.place];
+  const total = state.list.length;
+  byId("g-place").value = total ? `${state.place + 1} of ${total}` : "none";
+  byId("g-back").disabled = state.place === 0;
+  byId("g-next").disabled = state.place >= total - 1;
+  if (!question) {
+    const none = "Among the questions shown here there is none that A answers and B does not.";
+    byId("g-asked").replaceChildren(element("p", {}, none));
+    byId("g-panels").replaceChildren();
+    byId("g-legend").textContent = "";
+    return;
+  }
+  const wide = Math.max(...question.grids.map(([t, h, w]) => w * Math.ceil(Math.sqrt(t))));
+  byId("g-panels").style.setProperty("--least", wide > 24 ? "15rem" : "");
+  byId("g-asked").replaceChildren(
+    element("p", { class: "small" }, `${question.short}, question ${question.doc_id}, ${question.n} visual tokens`),
+    element("p", { class: "question" }, question.text || "The data set is not on the machine that made this page."),
+    ...(question.target === undefined ? [] : [element("p", {}, "Right answer: ", element("b", {}, question.target))]),
+  );
+  const layer = document.querySelector("input[name=layer]:checked").value;
+  explain(question, layer);
+  const first = [state.a, state.b];
+  const order = [...new Set([...first, ...runs()])];
+  byId("g-panels").replaceChildren(...order.map((name) => panel(question, name, layer)));
+}
+
+function explain(question, layer) {
+  const texts = {
+    kept: question.pictures ? "What a run dropped is faded." : "Dark squares are the tokens that a run kept.",
+    order: question.orders && question.orders.some(Boolean)
+      ? legend("first picked", "last").replace("to right", "to left") + " Methods without an order show what they keep."
+      : "No order of picks is known for this question: a run does not store it, and replay=true computes it again.",
+    importance: question.importance
+      ? legend("least", "most") + " important to the learned scorer in this picture; outlined: kept."
+      : "No importance is known for this question: a run does not store it, and replay=true computes it again.",
+  };
+  byId("g-legend").innerHTML = texts[layer];
+}
+
+function panel(question, name, layer) {
+  const index = setting().runs.indexOf(name);
+  const answer = question.answers[index];
+  const order = question.orders ? question.orders[index] : null;
+  const about = data.runs[name];
+  const mark = name === state.a ? "A: " : name === state.b ? "B: " : "";
+  const who = element("span", { class: "who" }, element("span", { class: "dot" }), mark + about.name);
+  const label = `${about.name}: ${amount(question, answer) || "not run"}`;
+  const item = element("li", { class: `${about.group || "baseline"}${name === state.a ? " is-a" : ""}${name === state.b ? " is-b" : ""}` });
+  item.append(who, drawing(question, answer, order, layer, label), verdict(answer), element("span", { class: "small" }, amount(question, answer)));
+  return item;
+}
+
+function step(by) {
+  const next = state.place + by;
+  if (next < 0 || next >= state.list.length) return;
+  state.place = next;
+  show();
+}
+
+if (data.settings.length) {
+  byId("viewer").hidden = false;
+  fill();
+  byId("g-setting").addEventListener("change", (event) => {
+    Object.assign(state, { setting: Number(event.target.value), place: 0 });
+    fill();
+    list();
+  });
+  byId("g-budget").addEventListener("change", (event) => {
+    state.budget = event.target.value;
+    fill();
+    list(true);
+  });
+  for (const key of ["task", "a", "b"]) {
+    byId(`g-${key}`).addEventListener("change", (event) => {
+      state[key] = event.target.value;
+      list(key !== "task");
+    });
+  }
+  byId("g-differ").addEventListener("change", () => list(true));
+  all("input[name=layer]").forEach((it) => it.addEventListener("change", show));
+  byId("g-back").addEventListener("click", () => step(-1));
+  byId("g-next").addEventListener("click", () => step(1));
+  let near = false;
+  new IntersectionObserver((entries) => (near = entries.at(-1).isIntersecting)).observe(byId("viewer"));
+  document.addEventListener("keydown", (event) => {
+    const busy = event.altKey || event.ctrlKey || event.metaKey || event.target.closest("input, select, textarea, .scroll, .drawing");
+    if (busy || !near) return;
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+  });
+  list();
+}
