@@ -26,9 +26,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"questions must be a number of questions, at least 1, got {cfg.questions}")
     if cfg.out is None and cfg.plots is None:
         raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
-    for key in ("prefill",):
-        if cfg[key] is not None and not Path(str(cfg[key])).is_file():
-            raise UserError(f"no file at {key}={cfg[key]}")
+    if cfg.prefill is not None and not Path(str(cfg.prefill)).is_file():
+        raise UserError(f"no file at prefill={cfg.prefill}")
     for key, folder in (("out", cfg.out and Path(str(cfg.out)).parent), ("plots", cfg.plots)):
         if folder is not None:
             try:

@@ -61,6 +61,7 @@ def _set(made: drawn.Set) -> dict[str, Any]:
     shown = [
         {
             **{key: it for key, it in vars(plot).items() if key != "figure"},
+            "width": round(120 * plot.figure.get_figwidth()),
             "svg": plots.inline(plot.figure, plot.name.replace(".", "-"), f"{plot.title}, {made.label}"),
         }
         for plot in made.plots
@@ -91,7 +92,7 @@ def of_gallery(
             beside.mkdir(parents=True, exist_ok=True)
             write_atomic(file, f"galleryChunk({page.script_json(those)});\n")
             chunks.append({**chunk, "src": f"{beside.name}/{file.name}"})
-        label = f"{setting['model']} on {setting['tasks']}"
+        label = page.called(setting["model"], setting["tasks"])
         settings.append({"label": label, "runs": setting["runs"], "chunks": chunks})
     data = {"right": RIGHT, "runs": {run: _who(whole, run) for run in whole.index}, "settings": settings}
     return {

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness import plots
-from harness.report.page import listed
+from harness.report.page import called, listed
 from harness.report.times import join
 
 
@@ -18,7 +18,6 @@ class Plot:
     title: str
     caption: str
     figure: Figure
-    kind: str = "wide"
     open: bool = False
 
 
@@ -43,11 +42,10 @@ def draw(frame: pd.DataFrame, times: pd.DataFrame | None) -> list[Set]:
 
 def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
     model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
-    made = Set(f"{model} on {tasks}")
+    made = Set(called(model, tasks))
     stem = f"{place + 1}-{model}"
     _add(
         made,
-        Plot,
         f"{stem}-budgets",
         "Score against budget",
         "Average over the benchmarks by the number of visual tokens kept, with 95 % intervals; grey: the methods of "
@@ -60,21 +58,17 @@ def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
         name = f"{stem}-{budget.replace('=', '')}"
         caption = "Percent of the unpruned model's score, which is the dashed ring."
         few = f"Fewer than three benchmarks at {budget}, too few for a radar."
-        _add(
-            made, Plot, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few
-        )
+        _add(made, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)
         caption = "Methods by group and average; lines are 95 % intervals, where questions have scores of their own."
         none = f"No run of the unpruned model to compare with at {budget}."
-        _add(made, Plot, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
+        _add(made, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
     _add(
         made,
-        Plot,
         f"{stem}-lambda",
         "Ablation over lambda",
         "Average over the benchmarks by the weight of importance against diversity; bands are 95 % intervals.",
         plots.ablation(rows),
         "No method was run with two values of lambda, so there is no ablation: run -m method.lam=0,0.25,0.5,0.75,1.",
-        "narrow",
     )
     return made
 
@@ -88,23 +82,14 @@ def _add_time(made: Set, rows: pd.DataFrame, times: pd.DataFrame | None, stem: s
         return
     known, without = join(times, rows)
     gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
-    caption = f"Nothing above or left of the dashed line: the Pareto front.{gone}"
+    caption = f"Dashed: the Pareto front; no run is both faster and better than one that lies on it.{gone}"
     none = "The file with prefill times has fewer than two of these runs, so there is no score against time."
     title, name = "Score against measured prefill time", f"{stem}-prefill"
-    _add(made, Plot, name, title, caption, plots.pareto(rows, known), none, "narrow")
+    _add(made, name, title, caption, plots.pareto(rows, known), none)
 
 
-def _add(
-    made: Set,
-    kind: type[Plot],
-    name: str,
-    title: str,
-    caption: str,
-    figure: Figure | None,
-    otherwise: str,
-    size: str = "wide",
-) -> None:
+def _add(made: Set, name: str, title: str, caption: str, figure: Figure | None, otherwise: str) -> None:
     if figure is None:
         made.missing.append(otherwise)
     else:
-        made.plots.append(kind(name, title, caption, figure, size, open=len(made.plots) < 2))
+        made.plots.append(Plot(name, title, caption, figure, open=len(made.plots) < 2))

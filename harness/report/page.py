@@ -15,7 +15,9 @@ SCRIPTS = ("table.js", "gallery.js")
 def environment() -> Environment:
     """Jinja with every text escaped, and an error for what is not given."""
     loader = PackageLoader("harness.report", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals["plural"] = plural
+    return made
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -40,3 +42,8 @@ def plural(count: int, what: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names as a sentence has them."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def called(model: str, tasks: str) -> str:
+    """A model on a set of tasks."""
+    return model if model == tasks else f"{model}, tasks {tasks}"

@@ -24,7 +24,7 @@ def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:
     return {
         "shared": shared,
         "differing": differing,
-        "runs": [_run(result) for result in results],
+        "runs": [_run(result, runs) for result in results],
         "unfinished": unfinished(runs),
     }
 
@@ -42,13 +42,15 @@ def _facts(result: Result) -> dict[str, str]:
         "seed": config["seed"],
         "positions": config["positions"],
         "limit": "all questions" if config["limit"] is None else f"first {config['limit']} of each task",
-        f"weights of {config['model']['name']}": model["weights"],
-        f"task files of {config['tasks']['name']}": result.about["identity"]["tasks"]["files"],
+        f"weights of {config['model']['name']}": model["weights"][:12],
+        f"files of tasks {config['tasks']['name']}": (result.about["identity"]["tasks"]["files"] or "of lmms-eval")[
+            :12
+        ],
     }
     return {key: str(value) for key, value in facts.items() if value is not None}
 
 
-def _run(result: Result) -> dict[str, Any]:
+def _run(result: Result, runs: Path) -> dict[str, Any]:
     finished = json.loads((result.folder / "DONE").read_text(encoding="utf-8") or "{}")
     params = {key: it for key, it in result.about["config"]["method"].items() if key != "name"}
     files = {key: f"digest {about['digest'][:8]}" for key, about in result.about["made_from"].items()}
@@ -60,7 +62,7 @@ def _run(result: Result) -> dict[str, Any]:
         "started": str(result.about.get("started", ""))[:16].replace("T", " "),
         "seconds": finished.get("seconds"),
         "commit": str(result.about["git"] or "")[:7],
-        "folder": str(result.folder),
+        "folder": str(result.folder.relative_to(runs)),
     }
 
 
@@ -77,5 +79,5 @@ def unfinished(runs: Path) -> list[dict[str, Any]]:
             raise UserError(f"{file} is damaged ({one_line(error)}): move its folder away") from error
         said = file.parent / RESPONSES
         answered = said.read_bytes().count(b"\n") if said.is_file() else 0
-        found.append({"folder": str(file.parent), "label": label, "answered": answered})
+        found.append({"folder": str(file.parent.relative_to(runs)), "label": label, "answered": answered})
     return found

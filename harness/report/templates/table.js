@@ -14,7 +14,8 @@ theme.addEventListener("click", () => {
 const shown = () => document.querySelector("input[name=show]:checked").id.replace("show-", ".");
 const number = (cell) => {
   if ("v" in cell.dataset) return cell.dataset.v === "" ? NaN : Number(cell.dataset.v);
-  return Number.parseFloat((cell.querySelector(shown()) || cell).textContent);
+  const text = (cell.querySelector(shown()) || cell).textContent;
+  return Number.parseFloat(text.replace(/^[^\d–-]+/, ""));  // a mark may stand in front
 };
 
 // What is not there stays at the end whichever way the column is sorted.

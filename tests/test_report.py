@@ -1,0 +1,189 @@
+"""The command that writes the page: what it says, what it refuses, and what the page weighs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from synthetic_runs import write_run
+
+import harness.report
+from harness.cli import compose
+from harness.errors import UserError
+from harness.report import pictures
+from harness.report.build import build
+from harness.report.provenance import provenance
+from harness.report.standing import names, short
+from harness.report.times import join, read_times
+from harness.results import collect
+
+CSS = (Path(harness.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+
+
+def make(*overrides):
+    return build(compose("report", list(overrides)))
+
+
+def some(root, keep=0.25):
+    for method, skill in (("none", 1), ("random", 0.3), ("idpruner", 0.7)):
+        write_run(root / "runs", method, keep, skill)
+
+
+def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_path, monkeypatch):
+    tasks = {f"task_{i}": "accuracy,none" for i in range(4)}
+    write_run(tmp_path / "runs", "none", questions=250, tasks=tasks, tokens=1200)
+    for place in range(19):
+        write_run(tmp_path / "runs", "random", 0.25, 0.2 + 0.03 * place, 250, tasks, tokens=1200, seed=place)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (840, 1120, 3), dtype=np.uint8))
+
+    def worst(setting, config, keep):
+        for question in setting["questions"]:
+            question.update(text="What is it?", target="yes", pictures=[keep(noise)])
+        return []
+
+    monkeypatch.setattr(pictures, "illustrate", worst)
+    out = tmp_path / "report.html"
+    report = make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=12")
+    assert (report["runs"], report["questions"]) == (20, 48)
+    assert report["bytes"] == out.stat().st_size < 10_000_000
+    assert out.read_text().count("data:image/webp") == 48
+    with pytest.raises(UserError, match=r"more than 10 MB: ask for fewer questions= or gallery=all"):
+        make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=250")
+
+
+def test_the_command_writes_page_and_plots_and_ends_with_json(tmp_path):
+    some(tmp_path)
+    call = [sys.executable, "-m", "harness.report", "runs=runs", "out=page.html", "plots=plots", "pictures=false"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["report"], report["runs"]) == ("page.html", 3)
+    kinds = [file.suffix for file in sorted((tmp_path / "plots").iterdir())]
+    assert report["plots"] == len(kinds)
+    assert set(kinds) == {".svg", ".pdf", ".png"}
+    again = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout == done.stdout
+    text = (tmp_path / "page.html").read_text()
+    assert re.findall(r"""(?:src|href)=["']?(?!#|data:)[^"' >]+""", text.partition("<script")[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["runs=null"], "runs is null"),
+        (["runs=nowhere"], "no finished run below runs=nowhere"),
+        (["gallery=some"], "gallery must be one of page, all, none, got some"),
+        (["questions=0"], "questions must be a number of questions, at least 1, got 0"),
+        (["out=null"], "nothing to write: pass out=report.html or plots=FOLDER"),
+        (["prefill=no.csv"], "no file at prefill=no.csv"),
+        (["out=runs/none/x/report.html"], None),
+        (["out=file/report.html"], "out=file cannot be made"),
+    ],
+)
+def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch):
+    from harness.report import __main__ as command
+
+    some(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("report", ["runs=runs", "pictures=false", *args])
+    if message is None:
+        command.check(cfg)
+        return
+
+    def run():
+        command.check(cfg)
+        command.main(cfg)
+
+    with pytest.raises(UserError) as error:
+        run()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_pictures_that_cannot_be_loaded_are_named(tmp_path):
+    some(tmp_path)
+    make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}")
+    text = (tmp_path / "page.html").read_text()
+    assert re.search(r"Shown without pictures: m, tasks suite: no model folder at /no/such/model", text)
+
+
+def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp_path):
+    some(tmp_path)
+    where = (f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    sample = f"sample={tmp_path / 'sample.json'}"
+    assert make(*where, sample)["questions"] == 24
+    kept = (tmp_path / "sample.json").read_text()
+    for name in ("responses.jsonl", "kept.jsonl"):
+        for file in (tmp_path / "runs").rglob(name):
+            file.unlink()
+    assert make(*where)["questions"] == 0
+    assert "No run here holds its answers" in (tmp_path / "page.html").read_text()
+    assert make(*where, sample)["questions"] == 24
+    assert (tmp_path / "sample.json").read_text() == kept
+
+
+def test_what_did_not_finish_is_listed_and_counts_nowhere(tmp_path):
+    some(tmp_path)
+    write_run(tmp_path / "runs", "greedy", finish=False)
+    found = provenance(collect(tmp_path / "runs"), tmp_path / "runs")
+    (open_,) = found["unfinished"]
+    assert (open_["label"], open_["answered"]) == ("greedy at 0.25 on m", 40)
+    assert found["shared"]["torch"] == "2"
+    make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    text = (tmp_path / "page.html").read_text()
+    assert "<b>Not finished: 1 run folder</b>" in text
+    assert 'data-method="greedy"' not in text
+
+
+def test_names_tell_runs_of_one_budget_apart(tmp_path):
+    write_run(tmp_path, "none")
+    write_run(tmp_path, "random")
+    for lam in (0.25, 0.5):
+        write_run(tmp_path, "idpruner", lam=lam, epsilon=1)
+    called = names(collect(tmp_path))
+    assert sorted(called.values()) == ["idpruner lam=0.25", "idpruner lam=0.5", "random", "unpruned"]
+
+
+def test_benchmarks_lose_what_all_their_names_share():
+    assert short(["pocket_text", "pocket_easy_vqa"]) == {"pocket_text": "text", "pocket_easy_vqa": "easy vqa"}
+    assert short(["pope", "pocket"]) == {"pope": "pope", "pocket": "pocket"}
+    assert short(["ai2d"]) == {"ai2d": "ai2d"}
+
+
+def test_times_join_the_runs_they_were_measured_for(tmp_path):
+    file = tmp_path / "times.csv"
+    rows = ["m,none,,40.5", "m,random,keep=0.250,12", "m,fps,keep=0.25,9", "m,fps,keep=0.25,11", "n,random,keep=0.25,1"]
+    file.write_text("model,method,budget,prefill_ms\n" + "\n".join(rows))
+    runs = [("a", "baseline", ""), ("b", "random", "keep=0.25"), ("c", "fps", "keep=0.25"), ("d", "dart", "keep=0.25")]
+    frame = pd.DataFrame([{"hash": h, "model": "m", "method": m, "budget": b, "name": m} for h, m, b in runs])
+    known, without = join(read_times(file), frame)
+    assert dict(zip(known["hash"], known["prefill_ms"], strict=True)) == {"a": 40.5, "b": 12.0}
+    assert without == ["dart keep=0.25", "fps keep=0.25"]  # not measured, and measured twice
+    file.write_text("model,method\nm,none\n")
+    with pytest.raises(UserError, match="lacks the columns budget, prefill_ms"):
+        read_times(file)
+    file.write_text("model,method,budget,prefill_ms\nm,none,,fast\n")
+    with pytest.raises(UserError, match="prefill_ms has to be a number"):
+        read_times(file)
+
+
+def luminance(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_contrasts_with_what_lies_behind_it(theme):
+    colors = {name: pair[theme] for name, *pair in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", CSS)}
+    for text in ("ink", "muted", "accent", "right", "wrong"):
+        for behind in ("paper", "raised"):
+            bright, dim = sorted((luminance(colors[text]), luminance(colors[behind])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (text, behind)
