@@ -15,6 +15,7 @@ from harness.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.loading import Loaded, Pruner, load, pruner_of
 from harness.report.answers import text
+from harness.report.page import plural
 from harness.results import Result
 from methods.base import Method
 
@@ -38,7 +39,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
             pruner = pruner_of(config, checkpoint.fetch(config.model))
             if pruner.method.stage != "pixels":
                 differ = _ask(setting["questions"], index, pruner, suite, loaded)
-                failed += [f"{run.folder.name}: {differ} selections are not those that were recorded"] * bool(differ)
+                failed += [f"{run.folder.name}: {plural(differ, 'selection')} other than recorded"] * bool(differ)
         except UserError as error:
             failed.append(f"{run.folder.name}: {one_line(error)}")
     del loaded
