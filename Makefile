@@ -1,11 +1,12 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
+# make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test results clean
+.PHONY: demo test results report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -34,7 +35,13 @@ results: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
+	$(REPORT) replay=true
 	rm -rf $(RUNS).old
+
+# Of committed runs the answers are gone: the sample holds those that the page shows, with what they kept.
+REPORT := $(BIN)/python -m harness.report runs=$(RUNS) sample=results/pocket/sample.json
+report: .venv/.installed
+	$(REPORT)
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
