@@ -91,11 +91,6 @@ class Suite:
         All questions where that takes no decoding, so that a missing video shows; `CHECKED` of them, spread over all,
         where the rows bring pictures. `media` is what the model can be shown besides text.
         """
-<<<<<<< HEAD
-=======
-        from lmms_eval.protocol import ChatMessages
-
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
         for name, metric in self.tasks.metrics.items():
             try:
                 task = self.load(name)
@@ -121,22 +116,6 @@ class Suite:
         asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
         return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
 
-<<<<<<< HEAD
-=======
-    def load(self, name: str) -> Any:
-        """A task with its documents."""
-        from lmms_eval.tasks import get_task_dict
-
-        return get_task_dict([name], self.manager, "chat")[name]
-
-    def messages(self, task: Any, doc: Any) -> "list[Message]":
-        """What a model is asked about a document of a loaded task."""
-        from lmms_eval.protocol import ChatMessages
-
-        asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
-        return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
-
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
     def images(self, name: str) -> Iterator[Any]:
         """The images that a task asks about, in its order."""
         task = self.load(name)

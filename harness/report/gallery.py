@@ -129,10 +129,6 @@ def load(file: Path, results: Sequence[Result]) -> Sample:
 def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """A setting without the runs that are gone or were repeated since."""
     stay = [index for index, name in enumerate(setting["runs"]) if name in known]
-<<<<<<< HEAD
-    questions = [{**q, "answers": [q["answers"][index] for index in stay]} for q in setting["questions"]]
-    return {**setting, "runs": [setting["runs"][index] for index in stay], "questions": questions}
-=======
 
     def cut(rows: list[Any]) -> list[Any]:
         return [rows[index] for index in stay]
@@ -141,4 +137,3 @@ def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
         {key: cut(it) if key in ("answers", "orders") else it for key, it in q.items()} for q in setting["questions"]
     ]
     return {**setting, "runs": cut(setting["runs"]), "questions": each}
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf

@@ -33,23 +33,14 @@ class Questions:
         from transformers import AutoProcessor
 
         from harness.evaluate import Suite
-<<<<<<< HEAD
+        from harness.models import make_known
 
         self.model = ModelConfig(**config["model"])
         self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
         folder = checkpoint.check(self.model)
         if folder is None:
             raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
-=======
-        from harness.models import make_known
-
-        self.model = ModelConfig(**config["model"])
-        self.suite = Suite(TasksConfig(**config["tasks"]))
-        folder = checkpoint.check(self.model)
-        if folder is None:
-            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
         make_known(folder)
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:

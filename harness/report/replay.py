@@ -15,10 +15,7 @@ from harness.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.loading import Loaded, Pruner, load, pruner_of
 from harness.report.answers import text
-<<<<<<< HEAD
-=======
 from harness.report.page import plural
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
 from harness.results import Result
 from methods.base import Method
 
@@ -31,11 +28,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
     failed: list[str] = []
     runs = [results[name] for name in setting["runs"]]
     config = configuration(runs[0])
-<<<<<<< HEAD
     suite, loaded = Suite(config.tasks, data_root=config.data_root), load(config.model)
-=======
-    suite, loaded = Suite(config.tasks), load(config.model)
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
     for question in setting["questions"]:
         question.update(orders=[None] * len(runs), importance=None)
     for index, run in enumerate(runs):
@@ -46,11 +39,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
             pruner = pruner_of(config, checkpoint.fetch(config.model))
             if pruner.method.stage != "pixels":
                 differ = _ask(setting["questions"], index, pruner, suite, loaded)
-<<<<<<< HEAD
-                failed += [f"{run.folder.name}: {differ} selections are not those that were recorded"] * bool(differ)
-=======
                 failed += [f"{run.folder.name}: {plural(differ, 'selection')} other than recorded"] * bool(differ)
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
         except UserError as error:
             failed.append(f"{run.folder.name}: {one_line(error)}")
     del loaded
