@@ -51,9 +51,6 @@ function squares(cells, wanted) {
   return d;
 }
 
-<<<<<<< HEAD
-function centre(cells, token) {
-=======
 // The edge between tokens that `wanted` names and all others.
 function edge(cells, wanted) {
   let d = "";
@@ -73,7 +70,6 @@ function edge(cells, wanted) {
 }
 
 function corner(cells, token) {
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
   const cell = cells.findLast((it) => it.first <= token);
   const inside = token - cell.first;
   return [cell.x + (inside % cell.w), cell.y + Math.floor(inside / cell.w)];
@@ -100,17 +96,10 @@ function drawing(question, answer, order, layer, label) {
   });
   if (layer === "importance" && question.importance) {
     bytes(question.importance).forEach((level, token) => {
-<<<<<<< HEAD
-      const [x, y] = centre(cells, token);
-      svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level / 255), "fill-opacity": 0.8, ...crisp }));
-    });
-    if (kept && answer[2] < question.n) svg.append(element("svg:path", { d: squares(cells, (i) => kept[i]), class: "outline" }));
-=======
       const [x, y] = corner(cells, token);
       svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level / 255), "fill-opacity": 0.8, ...crisp }));
     });
     if (kept && answer[2] < question.n) svg.append(element("svg:path", { d: edge(cells, (i) => kept[i]), class: "outline" }));
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
   } else if (kept) {
     if (question.pictures) svg.append(element("svg:path", { d: squares(cells, (i) => !kept[i]), class: "fade", ...crisp }));
     else svg.append(element("svg:path", { d: squares(cells, (i) => kept[i]), class: "here", ...crisp }));
@@ -118,11 +107,7 @@ function drawing(question, answer, order, layer, label) {
   if (layer === "order" && order) {
     const picks = indices(order);
     picks.forEach((token, rank) => {
-<<<<<<< HEAD
-      const [x, y] = centre(cells, token);
-=======
       const [x, y] = corner(cells, token);
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
       const level = 1 - rank / picks.length;
       svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level), "fill-opacity": 0.85, ...crisp }));
       if (question.n > 600) return;
@@ -256,11 +241,7 @@ function explain(question, layer) {
   const texts = {
     kept: question.pictures ? "What a run dropped is faded." : "Dark squares are the tokens that a run kept.",
     order: question.orders && question.orders.some(Boolean)
-<<<<<<< HEAD
-      ? legend("first picked", "last").replace("to right", "to left") + " Methods without an order show what they keep."
-=======
       ? legend("first", "last").replace("to right", "to left") + " picked. Methods without an order show what they keep."
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
       : "No order of picks is known for this question: a run does not store it, and replay=true computes it again.",
     importance: question.importance
       ? legend("least", "most") + " important to the learned scorer in this picture; outlined: kept."
@@ -290,10 +271,7 @@ function step(by) {
 }
 
 if (data.settings.length) {
-<<<<<<< HEAD
-=======
   byId("g-without").hidden = true;
->>>>>>> 6535ab75be40a6fcbce9dbebf2d2c4c2cd481fdf
   byId("viewer").hidden = false;
   fill();
   byId("g-setting").addEventListener("change", (event) => {
