@@ -13,6 +13,7 @@ from torch import Tensor
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.dpp import greedy_map
+from methods.kernels.rows import Rows
 from methods.kernels.shares import largest_remainder
 
 EPSILON = 1e-6  # above 0, so that the least relevant token can be picked at all
@@ -62,21 +63,20 @@ class CDPruner(Method):
         self.require("theta", self.theta is None or (number and 0 < self.theta < 1), "in (0, 1) or null")
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        unit = directions(tokens.features)
         tiles = [h * w for t, h, w in tokens.grids for _ in range(t) if h * w]
-        raw = self._relevance(tokens, unit)
+        raw = self._relevance(tokens)
         r = torch.cat([_scaled(part) for part in raw.split(tiles if self.norm_scope == "per_tile" else len(raw))])
         if self.theta is not None:
             r = ((r - r.max()) * self.theta / (2 * (1 - self.theta))).exp()  # a common factor changes no pick
         if self.scope == "sample":
-            return Selection.of(greedy_map(unit, r, k))
+            return Selection.of(greedy_map(Rows(tokens.features), r, k))
         starts, quotas = accumulate(tiles, initial=0), largest_remainder(k, tiles)
-        parts = zip(starts, unit.split(tiles), r.split(tiles), quotas, strict=False)
-        return Selection.of(torch.cat([start + greedy_map(x, q, share) for start, x, q, share in parts]))
+        parts = zip(starts, tokens.features.split(tiles), r.split(tiles), quotas, strict=False)
+        return Selection.of(torch.cat([start + greedy_map(Rows(x), q, share) for start, x, q, share in parts]))
 
-    def _relevance(self, tokens: Tokens, unit: Tensor) -> Tensor:
+    def _relevance(self, tokens: Tokens) -> Tensor:
         """Return the signed cosine [N] of each token and the question."""
-        text = tokens.text
+        unit, text = directions(tokens.features), tokens.text
         assert text is not None
         if text.dim() != 2 or text.shape[1] != unit.shape[1]:
             raise ValueError(f"cdpruner: text must be [T, {unit.shape[1]}] like the features, not {list(text.shape)}")

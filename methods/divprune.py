@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.cosine import directions
 from methods.kernels.maxmin import maxmin
+from methods.kernels.rows import Rows
 
 # The released code divides by the bare norm, the comparison's through `normalize`; 1e-50 is below any float32.
 NORM_FLOOR = {"official": 1e-50, "paper": 1e-12}
@@ -41,4 +41,4 @@ class DivPrune(Method):
     variant: Literal["official", "paper"] = "official"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return Selection.of(maxmin(directions(tokens.features, NORM_FLOOR[self.variant]), k))
+        return Selection.of(maxmin(Rows(tokens.features, NORM_FLOOR[self.variant]), k))

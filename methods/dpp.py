@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
 from methods.kernels.dpp import greedy_map
+from methods.kernels.rows import Rows
 from methods.numerics import min_max, soft_top_k
 
 EPSILON = 1e-6  # added to the span in min-max scaling, and to the result: no token has quality 0
@@ -54,4 +54,4 @@ class DPP(Method):
             scores = soft_top_k(scores, self.soft_topk_ratio * len(scores))
         scaled = min_max(scores, EPSILON)
         quality = {"minmax": scaled + EPSILON, "exp": (scaled / 2).exp(), "uniform": torch.ones_like(scaled)}
-        return Selection.of(greedy_map(directions(tokens.features), quality[self.quality], k))
+        return Selection.of(greedy_map(Rows(tokens.features), quality[self.quality], k))

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
 from methods.kernels.maxmin import maxmin
+from methods.kernels.rows import Rows
 from methods.numerics import top
 
 
@@ -48,4 +48,4 @@ class FPS(Method):
             first = top(tokens.importance, 1)
         elif self.start == "random":
             first = torch.randint(len(tokens.features), (1,), generator=generator, device=generator.device)
-        return Selection.of(maxmin(directions(tokens.features), k, first))
+        return Selection.of(maxmin(Rows(tokens.features), k, first))

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import directions
 from methods.kernels.maxmin import maxmin
+from methods.kernels.rows import Rows
 from methods.numerics import top
 
 
@@ -47,12 +47,12 @@ class Hybrid(Method):
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.importance is not None
-        unit = directions(tokens.features)
+        features = tokens.features
         if self.mapping == "quota":
             sure = round(Fraction(str(self.lam)) * k)
-            return Selection.of(maxmin(unit, k, top(tokens.importance, sure) if sure else None))
-        pool = top(tokens.importance, self.pool_size(len(unit), k)).sort().values
-        return Selection.of(pool[maxmin(unit[pool], k)])
+            return Selection.of(maxmin(Rows(features), k, top(tokens.importance, sure) if sure else None))
+        pool = top(tokens.importance, self.pool_size(len(features), k)).sort().values
+        return Selection.of(pool[maxmin(Rows(features[pool]), k)])
 
     def pool_size(self, n: int, k: int) -> int:
         """Return M for `k` of `n` tokens, from k to n."""

@@ -9,7 +9,8 @@ import torch
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.mmr import mmr
-from methods.numerics import min_max, soft_top_k, unit_rows
+from methods.kernels.rows import Rows
+from methods.numerics import min_max, soft_top_k
 
 
 @dataclass(kw_only=True)
@@ -54,4 +55,4 @@ class IDPruner(Method):
         if self.importance == "soft_topk":
             scores = soft_top_k(scores, self.soft_topk_ratio * len(scores))
         importance = min_max(scores, self.epsilon)
-        return Selection.of(mmr(unit_rows(tokens.features), importance, k, self.lam, self.parallel_k))
+        return Selection.of(mmr(Rows(tokens.features, floor=0.0, plus=1e-8), importance, k, self.lam, self.parallel_k))

@@ -21,12 +21,6 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return (scores - low) / (scores.max() - low + epsilon)
 
 
-def unit_rows(features: Tensor) -> Tensor:
-    """Return `features` [N, D] over (norm + 1e-8), in float64, where no float32 row overflows; zero rows stay zero."""
-    features = features.double()
-    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-8)
-
-
 def soft_top_k(logits: Tensor, k: float) -> Tensor:
     """Return DiffTopK weights [N] in [0, 1] that sum to `k`: sigmoid(logits + t), t found by bisection.
 

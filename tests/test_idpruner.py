@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from methods.base import Tokens
-from methods.numerics import min_max, soft_top_k, top, unit_rows
+from methods.kernels.rows import Rows
+from methods.numerics import min_max, soft_top_k, top
 
 
 def algorithm_1(features, logits, k, lam, parallel_k=1, epsilon=1e-6):
@@ -246,8 +247,8 @@ def test_soft_top_k_ties_as_float32_does():
         assert top(soft_top_k(logits, 4.0), 40).tolist() == top(published, 40).tolist()
 
 
-def test_unit_rows():
+def test_a_constant_is_added_to_the_length_of_rows():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, -3e38], [1e-45, 0.0]])
-    norms = unit_rows(x).norm(dim=1)
+    norms = Rows(x, floor=0.0, plus=1e-8).unit().norm(dim=1)
     assert norms[:3].tolist() == pytest.approx([1.0, 0.0, 1.0])
     assert 0 <= norms[3] < 1e-30

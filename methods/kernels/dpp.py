@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.kernels import volume
 from methods.kernels.cosine import Cosine
+from methods.kernels.paths import run
+from methods.kernels.rows import Rows
 from methods.kernels.ties import DECIMALS
 
 TOLERANCE = 1e-6  # of the largest initial gain: below it the kernel is numerically singular
 
 
-def greedy_map(unit: Tensor, quality: Tensor, k: int) -> Tensor:
+def greedy_map(rows: Rows, quality: Tensor, k: int) -> Tensor:
     """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
 
         L = diag(q) S diag(q),  S = cosines with ones on the diagonal
@@ -19,19 +22,28 @@ def greedy_map(unit: Tensor, quality: Tensor, k: int) -> Tensor:
 
     where e are the rows of the incremental Cholesky factor of S: the weights enter the gain alone, so that equal rows
     share one column of the factor. Once no gain exceeds `TOLERANCE` of the first, as after D picks from D dimensions,
-    the rest are picked by descending quality. O(K N (D + K)) work, O(K N) memory; indices stay on the device, which is
-    waited for once, before the loop. Gains count to 12 decimals, so that rounding decides no tie.
+    the rest are picked by descending quality. Gains are float64 to 12 decimals, so that rounding decides no tie.
+    Memory O(K N).
 
     Args:
-        unit: rows of unit length or zero [N, D], float64; a zero row is unlike every other token, zero ones included.
+        rows: N tokens; a zero row is unlike every other token, zero ones included.
         quality: [N] float64, above 0.
         k: how many to pick, at most N.
     """
-    cosine = Cosine(unit)
-    rows, row_of = cosine.rows, cosine.row_of
+    ways = {
+        "plain": lambda: plain(rows, quality, k),
+        "cpu": lambda: volume.greedy_map(rows, quality, k, TOLERANCE),
+    }
+    return run(rows.features, ways)
+
+
+def plain(rows: Rows, quality: Tensor, k: int) -> Tensor:
+    """As `greedy_map`, O(K N (D + K)): indices stay on the device, which is waited for once, before the loop."""
+    cosine = Cosine(rows.unit())
+    unit, row_of = cosine.rows, cosine.row_of
     order = torch.empty(k, dtype=torch.int64, device=unit.device)
-    factor = rows.new_zeros(k, len(rows))  # [K, U] e of every pick
-    volume = rows.new_ones(len(rows))  # [U] what the picks leave of the unit diagonal
+    factor = unit.new_zeros(k, len(unit))  # [K, U] e of every pick
+    volume = unit.new_ones(len(unit))  # [U] what the picks leave of the unit diagonal
     weight = quality.square()
     floor = TOLERANCE * weight.max()
     left = quality.clone()  # [N] quality, minus infinity once picked
@@ -43,7 +55,7 @@ def greedy_map(unit: Tensor, quality: Tensor, k: int) -> Tensor:
         pick.copy_(torch.where(spent, left, gain).argmax())  # the first of equal maxima
         left.index_fill_(0, pick, -torch.inf)
         row = row_of[pick]
-        unexplained = (rows @ rows[row].T - factor[:done].T @ factor[:done, row])[:, 0]
+        unexplained = (unit @ unit[row].T - factor[:done].T @ factor[:done, row])[:, 0]
         part = unexplained / volume[row].clamp_min(TOLERANCE).sqrt()
         factor[done] = part.masked_fill(spent, 0)
         volume = volume - factor[done].square()

@@ -1,0 +1,52 @@
+"""Which path a kernel takes: the plain loop in torch, a lazy one on the CPU, or Triton on a GPU. All pick the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+LARGE = 2**19  # features below which the plain loop on the CPU is as fast as any
+
+log = logging.getLogger(__name__)
+_forced: ContextVar[str | None] = ContextVar("path", default=None)
+
+
+class TooCloseError(Exception):
+    """Too much is as good as equal in float32, or beyond it: the plain loop is faster."""
+
+
+def path(features: Tensor) -> str:
+    """Return "plain", "cpu" or "gpu" for tokens with these `features` [N, D]."""
+    if (forced := _forced.get()) is not None:
+        return forced
+    if features.device.type == "cuda":
+        return "gpu" if importlib.util.find_spec("triton") else "plain"
+    return "cpu" if features.device.type == "cpu" and features.numel() >= LARGE else "plain"
+
+
+@contextmanager
+def using(name: str | None) -> Iterator[None]:
+    """Take the path `name` inside, whatever the tokens; None lets them choose."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def run(features: Tensor, ways: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+    """Return what the path for `features` gives, of `ways` by their names; "plain" is the last resort."""
+    name = path(features)
+    way = ways.get(name, ways["plain"])
+    try:
+        with torch.no_grad():
+            return way()
+    except TooCloseError as error:
+        log.info("%s: the plain loop decides", error)
+        return ways["plain"]()

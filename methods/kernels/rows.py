@@ -1,0 +1,57 @@
+"""Rows of features as the kernels take them: what each is divided by, so that products are cosines."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from methods.kernels.ties import DECIMALS
+
+SCALE = 10.0**DECIMALS  # cosines are multiples of 1 / SCALE
+TAME = (1e-12, 1e18)  # lengths whose squares float32 holds
+SLACK = 32.0  # units of 2^-24
+
+
+class Rows:
+    """The directions of `features` [N, D], a float64 copy of which is made of as many rows as are asked for.
+
+    A row is divided by max(norm, floor) + plus. Above the floor a positive factor on a row changes nothing, so that
+    parallel rows tie; adding to the norm, however little, ranks them by length. `plus` is there for the released code
+    of IDPruner, which does.
+    """
+
+    def __init__(self, features: Tensor, floor: float = 1e-8, plus: float = 0.0) -> None:
+        self.features = features.detach()
+        self.floor = floor
+        self.plus = plus
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.features.device
+
+    def unit(self, idx: Tensor | None = None) -> Tensor:
+        """Return rows `idx` [I], or all, in float64 [I, D]; zero rows stay zero."""
+        rows = (self.features if idx is None else self.features.index_select(0, idx)).double()
+        return rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(self.floor) + self.plus)
+
+    def single(self) -> tuple[Tensor, Tensor]:
+        """Return the features in float32 [N, D], and the factor [N] of each row; infinite where float32 fails it."""
+        rows = self.features.float()
+        norm = torch.linalg.vector_norm(rows, dim=1)
+        factor = 1 / (norm.clamp_min(self.floor) + self.plus)
+        tame = (norm >= TAME[0]) & (norm <= TAME[1])
+        return rows, torch.where(tame, factor, torch.where(norm == 0, 0.0, torch.inf))
+
+    @property
+    def error(self) -> float:
+        """How far a cosine by a float32 product is taken to be from the exact one, at most.
+
+        Rounding errors of a sum add up like a random walk, to sqrt(D) units of 2^-24 (Higham & Mary, SIAM J. Sci.
+        Comput. 41, 2019), and kernels keep several partial sums: seen were a tenth of this, a third where one dimension
+        outweighs all others. The worst case, D units, would let nothing be decided in float32. SLACK is for the rest.
+        """
+        return (self.features.shape[1] ** 0.5 + SLACK) * 2.0**-24
