@@ -1,11 +1,12 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
+# make bench: how fast selection is, and where the time of an answer goes, on this machine.
 # make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
 # make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test results clean
+.PHONY: demo test bench results clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -17,6 +18,10 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+bench: .venv/.installed
+	$(BIN)/python -m harness.bench kernels
+	$(BIN)/python -m harness.bench methods=[idpruner,visionselector,scope,resize] warmup=1 repeats=5
 
 RUNS := results/pocket/runs
 TABLES := $(BIN)/python -m harness.tables
