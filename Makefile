@@ -1,4 +1,5 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
+# make bench: how fast selection is, and where the time of an answer goes, on this machine.
 # make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
@@ -6,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test results report clean
+.PHONY: demo test bench results report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -18,6 +19,10 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+bench: .venv/.installed
+	$(BIN)/python -m harness.bench kernels
+	$(BIN)/python -m harness.bench methods=[idpruner,visionselector,scope,resize] warmup=1 repeats=5
 
 RUNS := results/pocket/runs
 TABLES := $(BIN)/python -m harness.tables

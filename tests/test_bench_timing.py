@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.bench.clock import Clock, Mark
+from harness.bench.clock import Clock, Mark, clock_of
 from harness.bench.contestants import Contestant
 from harness.bench.measure import Footprint, rounds
 from harness.bench.statistics import Spread, break_even, savings, verdict
@@ -100,6 +100,32 @@ def test_spans_that_do_not_nest_are_an_error():
         own_times([("root", True, a)], FakeClock().between)
     with pytest.raises(RuntimeError, match="nothing was measured"):
         Trace(FakeClock()).times(4)
+
+
+def test_a_gpu_is_timed_by_its_own_events_and_waited_for_by_name(monkeypatch):
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            calls.append(stream)
+            self.at = len(calls)
+
+        def elapsed_time(self, other):
+            return 5 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(f"wait for {device}"))
+    clock = clock_of(torch.device("cuda:1"))
+    first, second = clock.mark(), clock.mark()
+    clock.wait()
+    assert clock.between(first, second) == 5
+    assert clock.on_host(first, second) == 1000 * (second.host - first.host)
+    assert calls == ["stream of cuda:1", "stream of cuda:1", "wait for cuda:1"]
+    assert type(clock_of(torch.device("cpu"))) is Clock
 
 
 class Log:

@@ -66,7 +66,7 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
             with tqdm(total=total, desc=f"{workload.name}, batch {batch}") as progress:
 
                 def say(text: str, progress: Any = progress) -> None:
-                    progress.set_postfix_str(text)
+                    progress.set_postfix_str(text, refresh=False)
                     progress.update()
 
                 ask = {contestant: given.tensors for contestant, given in inputs.items()}

@@ -7,10 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from harness.bench.screen import label
 from harness.store import slug
@@ -45,9 +42,10 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return files
 
 
-def _stages(rows: Sequence[Row]) -> Any:
+def _stages(rows: Sequence[Row]) -> Figure:
     """Draw one bar a contestant, cut into stages."""
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     names, left = [label(row) for row in rows], [0.0] * len(rows)
     for part, colour in PARTS.items():
         width = [_part(row, part) for row in rows]
@@ -69,9 +67,10 @@ def _part(row: Row, part: str) -> float:
     return max(0.0, float(row[f"{part}_ms"]))
 
 
-def _savings(rows: Sequence[Row]) -> Any:
+def _savings(rows: Sequence[Row]) -> Figure:
     """Draw what every method saves end to end, with its interquartile range, over visual tokens."""
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
         mine = sorted((row for row in rows if label(row) == name), key=lambda row: row["visual_tokens"])
         mine = [row for row in mine if row["e2e_saving_ms"] is not None]
@@ -87,7 +86,6 @@ def _savings(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _saved(figure: Any, file: Path) -> Path:
+def _saved(figure: Figure, file: Path) -> Path:
     figure.savefig(file, dpi=150)
-    plt.close(figure)
     return file

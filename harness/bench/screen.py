@@ -30,14 +30,14 @@ TIMES = (
 )
 OPERATIONS = (
     ("kept", "kept_tokens", 0, 1),
-    ("ViT", "vit_tflops", 3, 1),
-    ("proj", "projector_tflops", 3, 1),
-    ("signal", "signals_tflops", 3, 1),
-    ("select", "selection_tflops", 3, 1),
-    ("LLM", "prefill_tflops", 3, 1),
-    ("decode", "decode_tflops", 3, 1),
-    ("total", "total_tflops", 3, 1),
-    ("paper's LLM", "paper_prefill_tflops", 3, 1),
+    ("ViT", "vit_tflops", 1, 0.001),
+    ("proj", "projector_tflops", 1, 0.001),
+    ("signal", "signals_tflops", 1, 0.001),
+    ("select", "selection_tflops", 1, 0.001),
+    ("LLM", "prefill_tflops", 1, 0.001),
+    ("decode", "decode_tflops", 1, 0.001),
+    ("total", "total_tflops", 1, 0.001),
+    ("paper's LLM", "paper_prefill_tflops", 1, 0.001),
 )
 MEMORY = (
     ("a layer", "tokens_per_layer", 0, 1),
@@ -56,7 +56,7 @@ PUBLISHED = (
 )
 TITLES = {
     TIMES: "milliseconds, medians, with the interquartile range behind +-",
-    OPERATIONS: "10^12 operations; the last column is the prefill as peers quote it",
+    OPERATIONS: "10^9 operations; the last column is the prefill as peers quote it",
     MEMORY: "visual tokens a decoder layer, and memory",
     PUBLISHED: "as published: means, by the host's clock without waiting, and by device events; x: unpruned over this",
 }

@@ -10,12 +10,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import methods
-from harness.config import ModelConfig, RunConfig, validate
+from harness.config import SHIPPED, ModelConfig, RunConfig, validate
 from harness.errors import UserError
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25
 LEAST_TEXT = 8  # tokens around an image, its marks among them
+SWEEP = [576, 1024, 2691, 5000, 10000]  # LLaVA-1.5's image, ..., a 1080p screen, ..., a page or a clip
+SMALL_SWEEP = [64, 256, 576, 1024]  # for models of a size that a laptop runs
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,16 @@ def settings(cfg: DictConfig) -> Settings:
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{key} must be a number of at least {least}, got {value}")
-    if not batch or not (images or sizes):
+    if not batch or not (images or sizes or tree["sizes"] is None):
         raise UserError("nothing to measure: name at least one of sizes or images, and one batch")
     for file in images:
         if not Path(file).is_file():
             raise UserError(f"no image at {file}: images takes files that exist")
     if images and tree["weights"] != "real":
         raise UserError("images need a processor, which comes with real weights: leave them out, or weights")
+    if not images and tree["sizes"] is None:
+        small = tree["weights"] == "tiny" or str(tree["model"]["pretrained"]).startswith(SHIPPED)
+        sizes = SMALL_SWEEP if small else SWEEP
     runs = _runs(tree)
     return Settings(
         model=runs[0].model,

@@ -95,8 +95,10 @@ def _grids(inputs: Any, config: Any) -> list[Grid]:
     if "image_grid_thw" in inputs:
         merge = config.vision_config.spatial_merge_size
         return [(t, h // merge, w // merge) for t, h, w in inputs["image_grid_thw"].tolist()]
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return [(1, side, side)] * len(inputs["pixel_values"])
+    if config.model_type == "llava":
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return [(1, side, side)] * len(inputs["pixel_values"])
+    return [(1, 1, int((inputs["input_ids"] == config.image_token_id).sum()))]  # tiles: only how many matters
 
 
 def _qwen(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], int], Any]:

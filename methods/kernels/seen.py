@@ -100,7 +100,7 @@ class Seen(Search):
         self.tighten(tokens, self.best[tokens])
 
     def look_around(self) -> None:
-        """Bound scores by the cosines of tokens that follow each other: where all are picks, the nearest is often there."""
+        """Bound scores by the cosines of tokens in a row: where all are picks, the nearest is often there."""
         near, every = np.full(len(self.bound), UNSEEN, dtype=np.float32), np.arange(len(self.bound))
         for start in range(0, len(near), AROUND):
             here, there = slice(start, start + AROUND), slice(start, start + 2 * AROUND)
