@@ -78,7 +78,7 @@ class Search:
         self.made += len(picks)
 
     def front(self) -> Ints:
-        """Tokens, ascending, that have seen all picks and stand above all others; others see picks until there are some."""
+        """Tokens, ascending, that saw all picks and stand above all others; others see picks until there are some."""
         wide = FIRST
         while True:
             fresh, stale = np.flatnonzero(self.stamp == self.made), np.flatnonzero(self.stamp < self.made)
