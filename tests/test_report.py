@@ -18,9 +18,10 @@ from harness.errors import UserError
 from harness.report import pictures
 from harness.report.build import build
 from harness.report.provenance import provenance
-from harness.report.standing import names, short
+from harness.report.standing import names, of_scores, short
 from harness.report.times import join, read_times
 from harness.results import collect
+from harness.scores import read_scores
 
 CSS = (Path(harness.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 
@@ -39,7 +40,7 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
     write_run(tmp_path / "runs", "none", questions=250, tasks=tasks, tokens=1200)
     for place in range(19):
         write_run(tmp_path / "runs", "random", 0.25, 0.2 + 0.03 * place, 250, tasks, tokens=1200, seed=place)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (840, 1120, 3), dtype=np.uint8))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (420, 560, 3), dtype=np.uint8))
 
     def worst(setting, config, keep):
         for question in setting["questions"]:
@@ -48,12 +49,18 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
 
     monkeypatch.setattr(pictures, "illustrate", worst)
     out = tmp_path / "report.html"
-    report = make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=12")
-    assert (report["runs"], report["questions"]) == (20, 48)
+    report = make(f"runs={tmp_path / 'runs'}", f"out={out}")
+    assert (report["runs"], report["questions"]) == (20, 24)
     assert report["bytes"] == out.stat().st_size < 10_000_000
-    assert out.read_text().count("data:image/webp") == 48
-    with pytest.raises(UserError, match=r"more than 10 MB: ask for fewer questions= or gallery=all"):
-        make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=250")
+    assert out.read_text().count("data:image/webp") == 24
+
+
+def test_a_page_that_would_be_too_large_is_not_written(tmp_path, monkeypatch):
+    some(tmp_path)
+    monkeypatch.setattr("harness.report.build.MOST", 100_000)
+    with pytest.raises(UserError, match=r"the page would weigh more than .*: ask for fewer questions= or gallery=all"):
+        make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_command_writes_page_and_plots_and_ends_with_json(tmp_path):
@@ -148,7 +155,7 @@ def test_names_tell_runs_of_one_budget_apart(tmp_path):
     for lam in (0.25, 0.5):
         write_run(tmp_path, "idpruner", lam=lam, epsilon=1)
     called = names(collect(tmp_path))
-    assert sorted(called.values()) == ["idpruner lam=0.25", "idpruner lam=0.5", "random", "unpruned"]
+    assert sorted(called.values()) == ["idpruner (lam 0.25)", "idpruner (lam 0.5)", "random", "unpruned"]
 
 
 def test_benchmarks_lose_what_all_their_names_share():
@@ -172,6 +179,16 @@ def test_times_join_the_runs_they_were_measured_for(tmp_path):
     file.write_text("model,method,budget,prefill_ms\nm,none,,fast\n")
     with pytest.raises(UserError, match="prefill_ms has to be a number"):
         read_times(file)
+
+
+def test_raw_scores_are_plotted_without_runs(tmp_path):
+    report = make("scores=results/paper/published_scores.csv", f"plots={tmp_path}")
+    names = {file.stem for file in tmp_path.iterdir()}
+    assert {"1-qwen25vl7b-keep0.25-radar", "6-qwen25vl7b-lambda"} <= names
+    assert report["plots"] == 3 * len(names)
+    frame = of_scores(read_scores(Path("results/paper/published_scores.csv")))
+    whole = frame[(frame["benchmark"] == "avg") & (frame["method"] == "idpruner") & (frame["budget"] == "keep=0.10")]
+    assert whole["relative"].round(2).tolist()[0] == 86.47  # as published
 
 
 def luminance(color):

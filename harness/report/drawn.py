@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from harness import plots
 from harness.report.page import called, listed
 from harness.report.times import join
+from harness.store import slug
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def draw(frame: pd.DataFrame, times: pd.DataFrame | None) -> list[Set]:
 def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
     model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
     made = Set(called(model, tasks))
-    stem = f"{place + 1}-{model}"
+    if rows["relative"].isna().all():
+        made.missing.append("No finished run of the unpruned model with these settings, so nothing to compare with.")
+        return made
+    stem = f"{place + 1}-{slug(model)}"
     _add(
         made,
         f"{stem}-budgets",

@@ -16,6 +16,8 @@ from harness.errors import UserError, one_line
 # How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
 STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))
 
+DRAWING = 20  # photographs become two or three times smaller without loss, drawings this much and more
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -104,7 +106,8 @@ def _picture(pixels: np.ndarray, about: Any) -> Image.Image:
 def encoded(picture: Image.Image, most: int) -> bytes:
     """A picture as WebP of at most `most` bytes, or as small as it gets."""
     data = b""
-    for side, quality in STEPS:
+    plain = 3 * picture.width * picture.height
+    for side, quality in STEPS[plain > DRAWING * most :]:
         small = picture.copy()
         if side:
             small.thumbnail((side, side))
