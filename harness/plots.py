@@ -100,7 +100,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
     angles = np.linspace(0, 2 * np.pi, len(benchmarks), endpoint=False)
     closed = np.append(angles, 0)
     with style():
-        figure, axes = _panels(len(groups), 4, (3.1, 3.9), subplot_kw={"projection": "polar"})
+        figure, axes = _panels(len(groups), 4, (3.3, 3.6), subplot_kw={"projection": "polar"})
         top = max(105.0, float(rows["relative"].max()))
         for axis, group in zip(axes, groups, strict=True):
             axis.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
@@ -111,11 +111,11 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
                 values = each.set_index("benchmark")["relative"].reindex(benchmarks).to_numpy(dtype=float)
                 values = np.append(values, values[0])
                 axis.plot(closed, values, color=color, lw=1.4, marker=mark, ms=2.6, label=name)
-            axis.set_xticks(angles, list(short(benchmarks).values()), fontsize=7.5)
+            axis.set_xticks(angles, [name.replace(" ", "\n") for name in short(benchmarks).values()], fontsize=7.5)
             for label, angle in zip(axis.get_xticklabels(), angles, strict=True):
                 side = round(float(np.sin(angle)), 6)
                 label.set_ha("center" if side == 0 else "left" if side > 0 else "right")
-            axis.tick_params(axis="x", pad=0)
+            axis.tick_params(axis="x", pad=-2)
             axis.set_yticks([25, 50, 75, 100], ["25", "50", "75 %", ""], fontsize=6.5, color=MUTED)
             axis.set_rlabel_position(180 / len(benchmarks))  # type: ignore[attr-defined]
             axis.set_ylim(0, top)
@@ -192,6 +192,7 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
                 axis.plot([], [], "s", color=color, label=name)
         for name, spot in _labels(front, np.ptp(rows["prefill_ms"]), np.ptp(rows["relative"])):
             axis.annotate(name, spot, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
+        axis.margins(x=0.16)  # for the names
         axis.set_xlabel("measured prefill time, ms")
         axis.set_ylabel("average, % of unpruned")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
