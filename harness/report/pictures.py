@@ -32,18 +32,19 @@ class Questions:
     """The tasks of one setting, with the processor of its model."""
 
     def __init__(self, config: dict[str, Any]):
+        self.model = ModelConfig(**config["model"])
+        folder = checkpoint.check(self.model)  # before anything slow is imported
+        if folder is None:
+            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
+
         from transformers import AutoProcessor
 
         from harness.evaluate import Suite
         from harness.models import make_known
 
-        self.model = ModelConfig(**config["model"])
-        self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
-        folder = checkpoint.check(self.model)
-        if folder is None:
-            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
         make_known(folder)
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""
