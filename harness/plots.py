@@ -100,7 +100,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
     angles = np.linspace(0, 2 * np.pi, len(benchmarks), endpoint=False)
     closed = np.append(angles, 0)
     with style():
-        figure, axes = _panels(len(groups), 4, (3.1, 3.9), subplot_kw={"projection": "polar"})
+        figure, axes = _panels(len(groups), 4, (3.3, 3.6), subplot_kw={"projection": "polar"})
         top = max(105.0, float(rows["relative"].max()))
         for axis, group in zip(axes, groups, strict=True):
             axis.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
@@ -111,7 +111,11 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
                 values = each.set_index("benchmark")["relative"].reindex(benchmarks).to_numpy(dtype=float)
                 values = np.append(values, values[0])
                 axis.plot(closed, values, color=color, lw=1.4, marker=mark, ms=2.6, label=name)
-            axis.set_xticks(angles, list(short(benchmarks).values()), fontsize=7.5)
+            axis.set_xticks(angles, [name.replace(" ", "\n") for name in short(benchmarks).values()], fontsize=7.5)
+            for label, angle in zip(axis.get_xticklabels(), angles, strict=True):
+                side = round(float(np.sin(angle)), 6)
+                label.set_ha("center" if side == 0 else "left" if side > 0 else "right")
+            axis.tick_params(axis="x", pad=-2)
             axis.set_yticks([25, 50, 75, 100], ["25", "50", "75 %", ""], fontsize=6.5, color=MUTED)
             axis.set_rlabel_position(180 / len(benchmarks))  # type: ignore[attr-defined]
             axis.set_ylim(0, top)
@@ -161,8 +165,8 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
 def _spread(ticks: Sequence[float], ratio: float = 1.25) -> list[float]:
     """Ticks that do not run into each other on a logarithmic axis."""
     kept: list[float] = []
-    for tick in sorted(ticks):
-        if not kept or tick >= ratio * kept[-1]:
+    for tick in sorted(ticks, reverse=True):
+        if not kept or ratio * tick <= kept[-1]:
             kept.append(tick)
     return kept
 
@@ -186,13 +190,24 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
         for name, color in GROUPS.items():
             if name in set(rows["group"]):
                 axis.plot([], [], "s", color=color, label=name)
-        for _, row in front.iterrows():
-            spot = (row["prefill_ms"], row["relative"])
-            axis.annotate(row["name"], spot, (5, -11), textcoords="offset points", fontsize=7.5)
+        for name, spot in _labels(front, np.ptp(rows["prefill_ms"]), np.ptp(rows["relative"])):
+            axis.annotate(name, spot, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
+        axis.margins(x=0.16)  # for the names
         axis.set_xlabel("measured prefill time, ms")
         axis.set_ylabel("average, % of unpruned")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
+
+
+def _labels(front: pd.DataFrame, width: float, height: float) -> list[tuple[str, tuple[float, float]]]:
+    """Names with their places; those of points that lie close together in one."""
+    found: list[tuple[str, tuple[float, float]]] = []
+    for name, x, y in zip(front["name"], front["prefill_ms"], front["relative"], strict=True):
+        if found and x - found[-1][1][0] < 0.12 * width and y - found[-1][1][1] < 0.04 * height:
+            found[-1] = (f"{found[-1][0]}, {name}", found[-1][1])
+        else:
+            found.append((name, (x, y)))
+    return found
 
 
 def ablation(frame: pd.DataFrame) -> Figure | None:

@@ -18,9 +18,10 @@ from harness.errors import UserError
 from harness.report import pictures
 from harness.report.build import build
 from harness.report.provenance import provenance
-from harness.report.standing import names, short
+from harness.report.standing import names, of_scores, short
 from harness.report.times import join, read_times
 from harness.results import collect
+from harness.scores import read_scores
 
 CSS = (Path(harness.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 
@@ -39,7 +40,7 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
     write_run(tmp_path / "runs", "none", questions=250, tasks=tasks, tokens=1200)
     for place in range(19):
         write_run(tmp_path / "runs", "random", 0.25, 0.2 + 0.03 * place, 250, tasks, tokens=1200, seed=place)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (840, 1120, 3), dtype=np.uint8))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (420, 560, 3), dtype=np.uint8))
 
     def worst(setting, config, keep):
         for question in setting["questions"]:
@@ -48,12 +49,18 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
 
     monkeypatch.setattr(pictures, "illustrate", worst)
     out = tmp_path / "report.html"
-    report = make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=12")
-    assert (report["runs"], report["questions"]) == (20, 48)
+    report = make(f"runs={tmp_path / 'runs'}", f"out={out}")
+    assert (report["runs"], report["questions"]) == (20, 24)
     assert report["bytes"] == out.stat().st_size < 10_000_000
-    assert out.read_text().count("data:image/webp") == 48
-    with pytest.raises(UserError, match=r"more than 10 MB: ask for fewer questions= or gallery=all"):
-        make(f"runs={tmp_path / 'runs'}", f"out={out}", "questions=250")
+    assert out.read_text().count("data:image/webp") == 24
+
+
+def test_a_page_that_would_be_too_large_is_not_written(tmp_path, monkeypatch):
+    some(tmp_path)
+    monkeypatch.setattr("harness.report.build.MOST", 100_000)
+    with pytest.raises(UserError, match=r"the page would weigh more than .*: ask for fewer questions= or gallery=all"):
+        make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_command_writes_page_and_plots_and_ends_with_json(tmp_path):
@@ -111,21 +118,21 @@ def test_pictures_that_cannot_be_loaded_are_named(tmp_path):
     some(tmp_path)
     make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}")
     text = (tmp_path / "page.html").read_text()
-    assert re.search(r"Shown without pictures: m, tasks suite: no model folder at /no/such/model", text)
+    assert re.search("Shown without pictures: m on suite: no model folder at /no/such/model", text)
 
 
 def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp_path):
     some(tmp_path)
     where = (f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
     sample = f"sample={tmp_path / 'sample.json'}"
-    assert make(*where, sample)["questions"] == 24
+    assert make(*where, sample)["questions"] == 12
     kept = (tmp_path / "sample.json").read_text()
     for name in ("responses.jsonl", "kept.jsonl"):
         for file in (tmp_path / "runs").rglob(name):
             file.unlink()
     assert make(*where)["questions"] == 0
     assert "No run here holds its answers" in (tmp_path / "page.html").read_text()
-    assert make(*where, sample)["questions"] == 24
+    assert make(*where, sample)["questions"] == 12
     assert (tmp_path / "sample.json").read_text() == kept
 
 
@@ -148,7 +155,7 @@ def test_names_tell_runs_of_one_budget_apart(tmp_path):
     for lam in (0.25, 0.5):
         write_run(tmp_path, "idpruner", lam=lam, epsilon=1)
     called = names(collect(tmp_path))
-    assert sorted(called.values()) == ["idpruner lam=0.25", "idpruner lam=0.5", "random", "unpruned"]
+    assert sorted(called.values()) == ["idpruner (lam 0.25)", "idpruner (lam 0.5)", "random", "unpruned"]
 
 
 def test_benchmarks_lose_what_all_their_names_share():
@@ -159,19 +166,62 @@ def test_benchmarks_lose_what_all_their_names_share():
 
 def test_times_join_the_runs_they_were_measured_for(tmp_path):
     file = tmp_path / "times.csv"
-    rows = ["m,none,,40.5", "m,random,keep=0.250,12", "m,fps,keep=0.25,9", "m,fps,keep=0.25,11", "n,random,keep=0.25,1"]
+    rows = [
+        "m,none,1.0,40.5",
+        "m,random,0.25,12",
+        "m,fps,keep=0.250,9",
+        "m,fps,0.25,11",
+        "m,dpp,64tok,7",
+        "n,dart,0.25,1",
+    ]
     file.write_text("model,method,budget,prefill_ms\n" + "\n".join(rows))
     runs = [("a", "baseline", ""), ("b", "random", "keep=0.25"), ("c", "fps", "keep=0.25"), ("d", "dart", "keep=0.25")]
+    runs.append(("e", "dpp", "tokens=64"))
     frame = pd.DataFrame([{"hash": h, "model": "m", "method": m, "budget": b, "name": m} for h, m, b in runs])
     known, without = join(read_times(file), frame)
-    assert dict(zip(known["hash"], known["prefill_ms"], strict=True)) == {"a": 40.5, "b": 12.0}
-    assert without == ["dart keep=0.25", "fps keep=0.25"]  # not measured, and measured twice
-    file.write_text("model,method\nm,none\n")
-    with pytest.raises(UserError, match="lacks the columns budget, prefill_ms"):
+    assert dict(zip(known["hash"], known["prefill_ms"], strict=True)) == {"a": 40.5, "b": 12.0, "e": 7.0}
+    assert without == ["dart keep=0.25", "fps keep=0.25"]  # of another model, and measured twice
+
+
+HEAD = "model,method,budget,prefill_ms,workload,weights\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model,method\nm,none\n", "lacks the columns budget, prefill_ms"),
+        ("model,method,budget,prefill_ms\nm,none,,fast\n", "prefill_ms has to be a number"),
+        (HEAD + "m,none,,1,1x2x2,real\nm,none,,1,1x4x4,real\n", r"several of workload \(1x2x2, 1x4x4\)"),
+        (HEAD + "m,none,,1,1x2x2,tiny\n", "tiny stand-ins"),
+    ],
+)
+def test_times_that_do_not_compare_are_refused(tmp_path, text, message):
+    file = tmp_path / "times.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
         read_times(file)
-    file.write_text("model,method,budget,prefill_ms\nm,none,,fast\n")
-    with pytest.raises(UserError, match="prefill_ms has to be a number"):
-        read_times(file)
+
+
+def test_the_files_of_the_bench_are_read(tmp_path):
+    from harness.bench import output  # imports torch
+
+    shared = {"model": "m", "workload": "1x2x2", "weights": "real", "batch": 1, "device": "cpu"}
+    rows = [{**shared, "method": "none", "budget": "1.0", "prefill_ms": 9.0}]
+    output.write(tmp_path / "bench", rows, {"machine": "x"})
+    one, two = (read_times(tmp_path / f"bench.{kind}") for kind in ("csv", "json"))
+    assert one.measured == two.measured == "workload 1x2x2, batch 1, weights real, device cpu"
+    assert one.frame.to_dict("records") == two.frame.to_dict("records")
+    assert one.frame.iloc[0].tolist() == ["m", "none", "", 9.0]
+
+
+def test_raw_scores_are_plotted_without_runs(tmp_path):
+    report = make("scores=results/paper/published_scores.csv", f"plots={tmp_path}")
+    names = {file.stem for file in tmp_path.iterdir()}
+    assert {"1-qwen25vl7b-keep0.25-radar", "6-qwen25vl7b-lambda"} <= names
+    assert report["plots"] == 3 * len(names)
+    frame = of_scores(read_scores(Path("results/paper/published_scores.csv")))
+    whole = frame[(frame["benchmark"] == "avg") & (frame["method"] == "idpruner") & (frame["budget"] == "keep=0.10")]
+    assert whole["relative"].round(2).tolist()[0] == 86.47  # as published
 
 
 def luminance(color):

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from harness.cli import command
-from harness.errors import UserError, one_line
+from harness.errors import UserError
 from harness.store import check_place
 
 GALLERIES = ("page", "all", "none")
@@ -28,12 +28,14 @@ def check(cfg: DictConfig) -> None:
         raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
     if cfg.prefill is not None and not Path(str(cfg.prefill)).is_file():
         raise UserError(f"no file at prefill={cfg.prefill}")
-    for key, folder in (("out", cfg.out and Path(str(cfg.out)).parent), ("plots", cfg.plots)):
-        if folder is not None:
-            try:
-                check_place(Path(str(folder)))
-            except UserError as error:
-                raise UserError(one_line(error).replace("runs=", f"{key}=", 1)) from error
+    if cfg.scores is not None and not (cfg.plots is not None and Path(str(cfg.scores)).is_file()):
+        raise UserError(
+            f"scores={cfg.scores} is a file of raw scores to plot: it has to exist, and plots=FOLDER to be given"
+        )
+    if cfg.out is not None and cfg.scores is None:
+        check_place(Path(str(cfg.out)).parent, "out")
+    if cfg.plots is not None:
+        check_place(Path(str(cfg.plots)), "plots")
 
 
 def main(cfg: DictConfig) -> None:

@@ -13,9 +13,10 @@ from harness import plots
 from harness.errors import UserError
 from harness.report import context, drawn, gallery, page, pictures
 from harness.report.page import plural
-from harness.report.standing import standing
+from harness.report.standing import of_scores, standing
 from harness.report.times import read_times
 from harness.results import Result, collect
+from harness.scores import read_scores
 from harness.store import write_atomic
 
 MOST = 10_000_000  # bytes of the page
@@ -24,6 +25,10 @@ BESIDE = 300_000  # bytes of a picture in the folder beside it
 
 def build(cfg: DictConfig) -> dict[str, Any]:
     """Write what is asked for; returns what the command's last line says."""
+    if cfg.scores is not None:
+        frame = of_scores(read_scores(Path(str(cfg.scores))))
+        files = _draw(cfg, drawn.draw(frame, None))
+        return {"report": None, "runs": 0, "plots": len(files), "bytes": None, "questions": 0}
     runs = Path(str(cfg.runs))
     results = collect(runs)
     if not results:
@@ -31,12 +36,8 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     times = None if cfg.prefill is None else read_times(Path(str(cfg.prefill)))
     frame, notes = standing(results)
     sets = drawn.draw(frame, times)
-    written = []
-    if cfg.plots is not None:
-        figures = {plot.name: plot.figure for made in sets for plot in made.plots}
-        written = plots.save(figures, Path(str(cfg.plots)))
-        print(f"{plural(len(written), 'file')} in {cfg.plots}")
-    report = {"report": cfg.out, "runs": len(results), "plots": len(written), "bytes": None, "questions": 0}
+    written = len(_draw(cfg, sets))
+    report = {"report": cfg.out, "runs": len(results), "plots": written, "bytes": None, "questions": 0}
     if cfg.out is None:
         return report
     out = Path(str(cfg.out))
@@ -48,6 +49,16 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     asked = sum(len(setting["questions"]) for setting in sample["settings"])
     print(f"{out}: {plural(len(results), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
     return {**report, "bytes": len(text.encode()), "questions": asked}
+
+
+def _draw(cfg: DictConfig, sets: Sequence[drawn.Set]) -> list[Path]:
+    """Write the plots as files where that is asked for."""
+    if cfg.plots is None:
+        return []
+    figures = {plot.name: plot.figure for made in sets for plot in made.plots}
+    files = plots.save(figures, Path(str(cfg.plots)))
+    print(f"{plural(len(files), 'file')} in {cfg.plots}")
+    return files
 
 
 def _sample(cfg: DictConfig, results: Sequence[Result]) -> tuple[gallery.Sample, list[str]]:
@@ -90,7 +101,7 @@ def _with_pictures(
         share = max(0, room) * 3 // 4 // max(1, sum(map(pictures.count, sample["settings"])))
         if share < 2000:
             raise UserError(
-                f"the page would weigh more than {MOST // 10**6} MB: ask for fewer questions= or gallery=all"
+                f"the page would weigh more than {MOST / 1e6:g} MB: ask for fewer questions= or gallery=all"
             )
     missing = []
     if cfg.pictures:

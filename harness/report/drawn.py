@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from harness import plots
 from harness.report.page import called, listed
-from harness.report.times import join
+from harness.report.times import Times, join
+from harness.store import slug
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Set:
     missing: list[str] = field(default_factory=list)
 
 
-def draw(frame: pd.DataFrame, times: pd.DataFrame | None) -> list[Set]:
+def draw(frame: pd.DataFrame, times: Times | None) -> list[Set]:
     """The plots of every setting in which something was pruned; `frame` as `standing` gives it."""
     sets: list[Set] = []
     for setting in dict.fromkeys(frame["setting"]):
@@ -40,10 +41,13 @@ def draw(frame: pd.DataFrame, times: pd.DataFrame | None) -> list[Set]:
     return sets
 
 
-def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
+def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
     model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
     made = Set(called(model, tasks))
-    stem = f"{place + 1}-{model}"
+    if rows["relative"].isna().all():
+        made.missing.append("No finished run of the unpruned model with these settings, so nothing to compare with.")
+        return made
+    stem = f"{place + 1}-{slug(model)}"
     _add(
         made,
         f"{stem}-budgets",
@@ -73,16 +77,17 @@ def _draw(rows: pd.DataFrame, times: pd.DataFrame | None, place: int) -> Set:
     return made
 
 
-def _add_time(made: Set, rows: pd.DataFrame, times: pd.DataFrame | None, stem: str) -> None:
+def _add_time(made: Set, rows: pd.DataFrame, times: Times | None, stem: str) -> None:
     if times is None:
         made.missing.append(
-            "No measured prefill times were given, so there is no score against time: pass prefill=FILE with the "
-            "columns model, method, budget, prefill_ms."
+            "No measured prefill times were given, so there is no score against time: pass prefill=bench.csv of "
+            "python -m harness.bench."
         )
         return
     known, without = join(times, rows)
     gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
-    caption = f"Dashed: the Pareto front; no run is both faster and better than one that lies on it.{gone}"
+    caption = "Dashed: the Pareto front; no run is both faster and better than one that lies on it. "
+    caption += f"Measured by python -m harness.bench: {times.measured}.{gone}" if times.measured else gone.strip()
     none = "The file with prefill times has fewer than two of these runs, so there is no score against time."
     title, name = "Score against measured prefill time", f"{stem}-prefill"
     _add(made, name, title, caption, plots.pareto(rows, known), none)

@@ -16,6 +16,8 @@ from harness.errors import UserError, one_line
 # How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
 STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))
 
+DRAWING = 20  # photographs become two or three times smaller without loss, drawings this much and more
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -30,18 +32,19 @@ class Questions:
     """The tasks of one setting, with the processor of its model."""
 
     def __init__(self, config: dict[str, Any]):
+        self.model = ModelConfig(**config["model"])
+        folder = checkpoint.check(self.model)  # before anything slow is imported
+        if folder is None:
+            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
+
         from transformers import AutoProcessor
 
         from harness.evaluate import Suite
         from harness.models import make_known
 
-        self.model = ModelConfig(**config["model"])
-        self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
-        folder = checkpoint.check(self.model)
-        if folder is None:
-            raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
         make_known(folder)
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        self.suite = Suite(TasksConfig(**config["tasks"]), data_root=config.get("data_root"))
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""
@@ -104,7 +107,8 @@ def _picture(pixels: np.ndarray, about: Any) -> Image.Image:
 def encoded(picture: Image.Image, most: int) -> bytes:
     """A picture as WebP of at most `most` bytes, or as small as it gets."""
     data = b""
-    for side, quality in STEPS:
+    plain = 3 * picture.width * picture.height
+    for side, quality in STEPS[plain > DRAWING * most :]:
         small = picture.copy()
         if side:
             small.thumbnail((side, side))

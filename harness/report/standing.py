@@ -1,6 +1,7 @@
 """How runs stand, as one long frame that plots and the overview read: `harness.summary` with what each run is."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,9 @@ import pandas as pd
 
 from harness.groups import group_of, group_rank
 from harness.results import Result
-from harness.summary import summary
+from harness.settings import differing, flat, unlike
+from harness.stats import AVERAGE
+from harness.summary import COLUMNS, summary
 
 FACTS = ["hash", "model", "tasks", "method", "name", "group", "lambda", "params", "K", "per_layer", "questions"]
 
@@ -19,9 +22,17 @@ def standing(results: Sequence[Result], resamples: int = 2000) -> tuple[pd.DataF
     `name` tells apart the runs of one setting and budget; `params` are a method's parameters but for lambda, as JSON.
     """
     frame, notes = summary(results, resamples)
+    for model, tasks in dict.fromkeys(map(_place, results)):
+        alike = [result for result in results if _place(result) == (model, tasks)]
+        notes += [f"{model} on {tasks}: {note}" for note in unlike(alike)]
     called = names(results)
     facts = pd.DataFrame([_facts(result, called[result.hash]) for result in results], columns=FACTS)
     return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes
+
+
+def _place(result: Result) -> tuple[str, str]:
+    config = result.about["config"]
+    return config["model"]["name"], config["tasks"]["name"]
 
 
 def _facts(result: Result, name: str) -> dict[str, Any]:
@@ -49,16 +60,13 @@ def names(results: Sequence[Result]) -> dict[str, str]:
     """
     found = {}
     for result in results:
-        mine = _settings(result)
         alike = [
             r for r in results if (r.setting, r.budget, r.method) == (result.setting, result.budget, result.method)
         ]
-        others = [_settings(other) for other in alike]
-        parts = [f"{key}={it}" for key, it in mine.items() if any(other.get(key) != it for other in others)]
+        own = flat(result.about["identity"])
+        parts = ", ".join(f"{key.rpartition('.')[2]} {own.get(key)}" for key in differing(alike))
         label = "unpruned" if result.is_baseline else result.method
-        found[result.hash] = " ".join([label + "*" * inside(result), *parts])
-        if [_settings(other) for other in alike].count(mine) > 1:  # they differ in versions or code
-            found[result.hash] += f" #{result.hash[:4]}"
+        found[result.hash] = label + "*" * inside(result) + (f" ({parts})" if parts else "")
     return found
 
 
@@ -68,11 +76,18 @@ def inside(result: Result) -> bool:
     return seen is not None and kept is not None and seen > kept
 
 
-def _settings(result: Result) -> dict[str, Any]:
-    config = result.about["config"]
-    params = {key: it for key, it in config["method"].items() if key != "name"}
-    digests = {key: about["digest"][:8] for key, about in result.about["made_from"].items()}
-    return {**params, **digests, "positions": config["positions"], "seed": config["seed"]}
+def of_scores(raw: pd.DataFrame) -> pd.DataFrame:
+    """The same columns from raw scores without questions (`harness.scores.read_scores`): no intervals, no tests."""
+    rows = raw.assign(setting=raw["model"] + " " + raw["tasks"], params="{}")
+    rows["hash"] = rows["setting"] + " " + rows["budget"] + " " + rows["method"] + " " + rows["lambda"].map(str)
+    several = rows.groupby(["setting", "budget", "method"])["lambda"].transform("nunique") > 1
+    rows["name"] = rows["method"] + (" (lam " + rows["lambda"].map(str) + ")").where(several, "")
+    whole = rows.drop_duplicates("hash").assign(benchmark=AVERAGE, score=math.nan)
+    counts = rows["setting"].map(rows.groupby("setting")["benchmark"].nunique())
+    there = rows.groupby("hash")["relative"].transform("count") == counts  # no average over what is missing
+    means = rows[there].groupby("hash")["relative"].mean()
+    whole["relative"] = whole["hash"].map(means)
+    return pd.concat([rows, whole], ignore_index=True).reindex(columns=[*COLUMNS, *FACTS[1:]])
 
 
 def ordered(groups: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
-"""Measured prefill times, which a benchmark of speed wrote, joined to runs; nothing is estimated here."""
+"""Measured prefill times, as `python -m harness.bench` writes them, joined to runs; nothing is estimated here."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -8,42 +10,68 @@ from harness.errors import UserError, one_line
 from harness.scores import budget_key
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]
+ALIKE = ("workload", "batch", "weights", "device")  # of bench.csv: what has to be the same for times to compare
 UNPRUNED = ("none", "baseline")
 
 
-def read_times(file: Path) -> pd.DataFrame:
-    """COLUMNS of a CSV file, or of a JSON file that holds a list of records; UserError for what is missing."""
+@dataclass(frozen=True)
+class Times:
+    """COLUMNS of every measurement, budgets as runs have them, and in words what all of them share."""
+
+    frame: pd.DataFrame
+    measured: str = ""
+
+
+def read_times(file: Path) -> Times:
+    """From bench.csv or bench.json, or any CSV or list of records with COLUMNS; UserError for what cannot compare."""
     try:
-        found = pd.read_json(file) if file.suffix == ".json" else pd.read_csv(file)
-    except (OSError, ValueError) as error:
+        if file.suffix == ".json":
+            found = json.loads(file.read_text(encoding="utf-8"))
+            frame = pd.DataFrame(found["rows"] if isinstance(found, dict) else found)
+        else:
+            frame = pd.read_csv(file, dtype={"budget": str})
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read prefill={file}: {one_line(error)}") from error
-    if lacking := [name for name in COLUMNS if name not in found]:
+    if lacking := [name for name in COLUMNS if name not in frame]:
         raise UserError(f"prefill={file} lacks the columns {', '.join(lacking)}: it needs {', '.join(COLUMNS)}")
-    found = found[COLUMNS].dropna(subset=["prefill_ms"])
-    if not pd.api.types.is_numeric_dtype(found["prefill_ms"]):
+    if not pd.api.types.is_numeric_dtype(frame["prefill_ms"]):
         raise UserError(f"prefill={file}: prefill_ms has to be a number of milliseconds in every row")
-    found["budget"] = found["budget"].fillna("").astype(str)
-    return found
+    shared = []
+    for name in (name for name in ALIKE if name in frame):
+        values = [str(value) for value in frame[name].dropna().unique()]
+        if len(values) > 1:
+            raise UserError(f"prefill={file} has several of {name} ({', '.join(values)}): leave the rows of one in it")
+        shared += [f"{name} {value}" for value in values]
+    if "weights tiny" in shared:
+        raise UserError(f"prefill={file} was measured on tiny stand-ins: measure the models that the runs are of")
+    frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
+    frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], frame["budget"], strict=True)]
+    return Times(frame, ", ".join(shared))
 
 
-def join(times: pd.DataFrame, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _budget(method: str, budget: object) -> str:
+    """A budget as runs have it: "keep=0.25" of 0.25, "tokens=64" of 64tok, nothing for the unpruned model."""
+    text = "" if budget is None or pd.isna(budget) else str(budget)
+    if method in UNPRUNED or "=" in text or not text:
+        return "" if method in UNPRUNED else text
+    return f"tokens={text.removesuffix('tok')}" if text.endswith("tok") else f"keep={text}"
+
+
+def join(times: Times, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """(hash, prefill_ms) of the runs in `frame`, and the names of runs without one time of their own."""
     known: dict[tuple[str, str, tuple[str, float]], list[float]] = {}
-    for row in times.to_dict("records"):
-        known.setdefault(_key(*map(str, (row["model"], row["method"], row["budget"]))), []).append(row["prefill_ms"])
-    runs = frame.drop_duplicates("hash")
-    keys = {str(run.hash): _key(str(run.model), str(run.method), str(run.budget)) for run in runs.itertuples()}
-    single = {
-        name for name, key in keys.items() if list(keys.values()).count(key) == 1 and len(known.get(key, [])) == 1
-    }
-    rows = [(name, known[keys[name]][0]) for name in keys if name in single]
-    without = runs[~runs["hash"].isin(single)]
-    return pd.DataFrame(rows, columns=["hash", "prefill_ms"]), sorted(
-        {f"{r.name} {r.budget}".strip() for r in without.itertuples(index=False)}
-    )
+    for row in times.frame.to_dict("records"):
+        known.setdefault(_key(row["model"], row["method"], row["budget"]), []).append(row["prefill_ms"])
+    runs = frame.drop_duplicates("hash").to_dict("records")
+    keys = [_key(run["model"], run["method"], run["budget"]) for run in runs]
+    rows, without = [], []
+    for run, key in zip(runs, keys, strict=True):
+        if keys.count(key) == 1 and len(known.get(key, [])) == 1:
+            rows.append((run["hash"], known[key][0]))
+        else:
+            without.append(f"{run['name']} {run['budget']}".strip())
+    return pd.DataFrame(rows, columns=["hash", "prefill_ms"]), sorted(without)
 
 
 def _key(model: str, method: str, budget: str) -> tuple[str, str, tuple[str, float]]:
-    if method in UNPRUNED:
-        return model, UNPRUNED[0], budget_key("")
-    return model, method, budget_key(budget)
+    return model, UNPRUNED[0] if method in UNPRUNED else method, budget_key(budget)
