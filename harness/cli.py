@@ -5,9 +5,11 @@ import difflib
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,7 +58,8 @@ def command(
             _check_jobs(args.config_name or config_name, overrides, args.multirun, () if shown_only else checks)
         failures: list[UserError] = []
         job = _one_job(task, failures)
-        hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name=config_name)(job)()
+        with _until_nobody_reads():
+            hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name=config_name)(job)()
     except (UserError, OmegaConfBaseException, HydraException) as error:
         fail(_first_paragraph(error))
     if failures:
@@ -68,7 +71,8 @@ def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> C
 
     def job(cfg: DictConfig) -> None:
         try:
-            task(cfg)
+            with _until_nobody_reads():  # here, too: Hydra would say of this job that it failed
+                task(cfg)
         except UserError as error:
             if launched().count > 1:
                 raise  # each process has to end: the others would wait for it
@@ -76,6 +80,21 @@ def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> C
             failures.append(error)
 
     return job
+
+
+@contextmanager
+def _until_nobody_reads() -> Iterator[None]:
+    """End as other programs do when what reads the output, like `head`, has seen enough: quietly."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+            sys.exit(128 + signal.SIGPIPE)
+        raise  # it was another pipe
 
 
 def fail(message: str) -> NoReturn:

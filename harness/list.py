@@ -107,7 +107,9 @@ def _row(method: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(method: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in method["params"].items()]
+    """Each with its default as the command line takes it, and a mark where that is our choice."""
+    given = {key: json.dumps(v) if v is None or isinstance(v, bool) else v for key, v in method["params"].items()}
+    return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in given.items()]
 
 
 def page(method: Mapping[str, Any]) -> str:

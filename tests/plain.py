@@ -1,5 +1,6 @@
-"""Plain transcriptions that the diversity methods are compared with, and samples on which ties are exact."""
+"""Plain transcriptions that the diversity methods are compared with, and samples with ties of every kind."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -41,6 +42,42 @@ def sample(n, d, seed, kind="normal", grids=None):
     elif kind == "parallel":
         x = torch.randint(-1, 2, (n, d), generator=g) * torch.tensor([0.25, 1.0, 3.0, 7.0])[torch.arange(n) % 4, None]
     return Tokens(x, grids or [(1, 1, n)], importance=w, text=torch.randn(3, d, generator=g))
+
+
+def attended(grids, d, seed, kind="normal"):
+    """Tokens with attention instead of importance; "huge", "tiny" and "parallel" rows have a direction all the same."""
+    g = torch.Generator().manual_seed(seed)
+    n = sum(t * h * w for t, h, w in grids)
+    x, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
+    rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)  # where several are alike
+    if kind == "positive":
+        x = x.abs()
+    elif kind == "duplicates":
+        x, scores = x[rows], scores[rows]
+    elif kind == "parallel":
+        x = (x * 4).round()[rows] * torch.randint(1, 6, (n, 1), generator=g)
+    elif kind == "equal":
+        x = x[:1].repeat(n, 1)
+    elif kind == "zero_rows":
+        x[::3] = 0
+    elif kind == "opposite":
+        x[1::2] = -x[: n // 2 * 2 : 2]
+    elif kind == "huge":
+        x = x / x.abs().max() * 3e38
+    elif kind == "tiny":
+        x = x * 1e-30
+    elif kind == "levels":
+        scores = (scores * 4).round()
+    return Tokens(x, grids, vit_attention={"last": scores})
+
+
+def shuffled(tokens):
+    """The tokens of one image in another order, and which of them [N] each was."""
+    origin = torch.randperm(len(tokens.features), generator=torch.Generator().manual_seed(1))
+    attention = {role: scores[origin] for role, scores in (tokens.vit_attention or {}).items()}
+    importance = None if tokens.importance is None else tokens.importance[origin]
+    features = tokens.features[origin]
+    return replace(tokens, features=features, importance=importance, vit_attention=attention or None), origin
 
 
 def signed_square(a, b):

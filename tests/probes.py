@@ -1,9 +1,10 @@
-"""Methods that show what an adapter hands to a method."""
+"""Methods that show what an adapter hands to a method, and what shows how much memory a computation asks for."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.base import HiddenState, Method, Received, Selection, Signal, Tokens
 
@@ -44,3 +45,18 @@ class Watch(Method):
     def _select(self, tokens, k, generator):
         self.seen.append(tokens)
         return Selection(torch.arange(k))
+
+
+class Largest(TorchDispatchMode):
+    """Watch how many values the largest tensor has that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out

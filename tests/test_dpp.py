@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import greedy_map, greedy_volume, sample, worked_example
-from torch.utils._python_dispatch import TorchDispatchMode
+from plain import greedy_map, greedy_volume, sample, shuffled, worked_example
+from probes import Largest
 
 from methods.base import Tokens
 from methods.dpp import DPP
@@ -98,9 +98,8 @@ def test_length_of_rows_and_scale_of_logits_do_not_matter():
 
 def test_permuting_tokens_permutes_the_picks():
     tokens = sample(60, 32, 5)
-    shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    shuffled = Tokens(tokens.features[shuffle], [(1, 1, 60)], importance=tokens.importance[shuffle])
-    assert torch.equal(shuffle[DPP().select(shuffled, 20).order], DPP().select(tokens, 20).order)
+    other, origin = shuffled(tokens)
+    assert torch.equal(origin[DPP().select(other, 20).order], DPP().select(tokens, 20).order)
 
 
 def test_soft_topk_weights_change_the_trade_off():
@@ -111,17 +110,9 @@ def test_soft_topk_weights_change_the_trade_off():
 
 
 def test_memory_is_k_rows_of_n():
-    class Largest(TorchDispatchMode):
-        size = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            Largest.size = max(Largest.size, out.numel() if isinstance(out, torch.Tensor) else 0)
-            return out
-
-    with Largest():
+    with Largest() as seen:
         DPP().select(sample(500, 4, 0), 50)
-    assert Largest.size <= 500 * 50
+    assert seen.numel <= 500 * 50
 
 
 def test_a_soft_count_outside_its_range_is_refused():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import KINDS, farthest, sample, worked_example
+from plain import KINDS, farthest, sample, shuffled, worked_example
 
 from methods.base import Signal, Tokens
 from methods.divprune import DivPrune
@@ -53,6 +53,5 @@ def test_only_the_start_by_importance_needs_a_scorer():
 
 def test_permuting_tokens_permutes_the_picks():
     tokens = sample(60, 12, 5)
-    shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    shuffled = Tokens(tokens.features[shuffle], [(1, 1, 60)])
-    assert torch.equal(shuffle[FPS().select(shuffled, 20).order], FPS().select(tokens, 20).order)
+    other, origin = shuffled(tokens)
+    assert torch.equal(origin[FPS().select(other, 20).order], FPS().select(tokens, 20).order)

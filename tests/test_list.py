@@ -1,6 +1,8 @@
 """`harness.list` says of every method what there is to know, on a terminal of 100 columns and as JSON."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 
 import methods
 from harness import list as listing
+from harness.cli import parse
 from harness.models.qwen25vl import Qwen25VL
 from methods.base import Signal
 
@@ -58,6 +61,15 @@ def test_the_table_and_every_page_fit_a_terminal(found):
         assert sum(line.startswith(f"{method['name']} ") for line in lines) == 1
 
 
+def test_defaults_are_printed_as_the_command_line_takes_them(found):
+    d2pruner = {method["name"]: method for method in found}["d2pruner"]
+    assert "  prior=null*\n" in listing.page(d2pruner)
+    for method in found:
+        lines = listing.page(method).partition("\nparameters")[2].splitlines()
+        said = [line.split()[0].rstrip("*") for line in lines if "=" in line]
+        assert {o.key_or_group: o.value() for o in parse(said)} == method["params"]
+
+
 def test_a_family_that_lacks_a_signal_says_why(monkeypatch):
     monkeypatch.setattr(Qwen25VL, "supplies", frozenset({Signal.IMPORTANCE}))
     monkeypatch.setattr(Qwen25VL, "lacks", {Signal.VIT_KEYS: "it has no eyes"})
@@ -83,6 +95,17 @@ def test_a_packages_method_that_does_not_load_hides_no_other(monkeypatch):
     found = listing.described(["broken", "uniform"])
     assert "no_such_module" in found[0]["error"]
     assert "broken does not load: method module 'no_such_module' cannot be imported" in listing.table(found)
+
+
+@pytest.mark.parametrize("command", [["harness.list"], ["harness", "--help"]], ids=" ".join)
+def test_nobody_who_reads_is_no_error(command):
+    """As in `python -m harness.list | head -2`; here the reader has left before the first line."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    call = [sys.executable, "-m", *command]
+    done = subprocess.run(call, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(("args", "code"), [(["method=fastv"], 0), (["method=fastvv"], 2)])

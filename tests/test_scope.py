@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from plain import attended, shuffled
+from probes import Largest
 
+from harness.contract import Waits
 from methods.base import Tokens
 from methods.kernels import cosine
 from methods.kernels.coverage import coverage
@@ -34,34 +36,8 @@ def greedy(x, saliency, k, alpha=1.0, combined="multi"):
     return picked
 
 
-def sample(grids, d, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    n = sum(t * h * w for t, h, w in grids)
-    x, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    if kind == "positive":
-        x = x.abs()
-    elif kind == "duplicates":
-        rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)
-        x, scores = x[rows], scores[rows]
-    elif kind == "parallel":
-        x = (x * 4).round()[torch.randint(0, max(n // 3, 1), (n,), generator=g)] * torch.randint(
-            1, 6, (n, 1), generator=g
-        )
-    elif kind == "equal":
-        x = x[:1].repeat(n, 1)
-    elif kind == "zero_rows":
-        x[::3] = 0
-    elif kind == "opposite":
-        x[1::2] = -x[: n // 2 * 2 : 2]
-    elif kind == "huge":
-        x = x / x.abs().max() * 3e38
-    elif kind == "tiny":
-        x = x * 1e-30
-    return Tokens(x, grids, vit_attention={"last": scores})
-
-
 def image(n, d, seed, kind="normal"):
-    return sample([(1, 1, n)], d, seed, kind)
+    return attended([(1, 1, n)], d, seed, kind)
 
 
 def order(tokens, k, **params):
@@ -97,7 +73,7 @@ def test_same_order_where_updates_take_several_rounds(combined, n, k, table, mon
 
 @pytest.mark.parametrize("kind", ["normal", "zero_rows", "tiny"])
 def test_images_share_the_budget_evenly_or_are_one_pool(kind):
-    tokens = sample([(1, 3, 4), (2, 2, 3), (1, 5, 4)], 8, 3, kind)
+    tokens = attended([(1, 3, 4), (2, 2, 3), (1, 5, 4)], 8, 3, kind)
     x, scores = tokens.features, tokens.vit_attention["last"]
     parts = [slice(0, 12), slice(12, 24), slice(24, 44)]
     for k, shares in [(15, (5, 5, 5)), (17, (6, 6, 5)), (2, (1, 1, 0)), (40, (12, 12, 16))]:
@@ -128,9 +104,8 @@ def scores_of(tokens):
 
 def test_permuting_tokens_permutes_the_picks():
     tokens = image(60, 12, 5)
-    shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    shuffled = Tokens(tokens.features[shuffle], tokens.grids, vit_attention={"last": scores_of(tokens)[shuffle]})
-    assert shuffle[order(shuffled, 20)].tolist() == order(tokens, 20)
+    other, origin = shuffled(tokens)
+    assert origin[order(other, 20)].tolist() == order(tokens, 20)
 
 
 def test_copies_of_a_pick_add_nothing_and_ties_go_to_the_lowest_index():
@@ -157,23 +132,12 @@ def test_gains_are_exact_whatever_the_order_of_updates(table, monkeypatch):
 def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):
     monkeypatch.setattr(cosine, "TABLE", 0)
 
-    class Watch(TorchDispatchMode):
-        size = waits = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            Watch.size = max(Watch.size, out.numel() if isinstance(out, torch.Tensor) else 0)
-            Watch.waits += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-            return out
-
-    tokens, waits = image(400, 8, 0, "positive"), []
+    tokens = image(400, 8, 0, "positive")
     for k in (20, 100):
-        with Watch():
+        with Largest() as seen, Waits() as waits:
             SCOPE()._select(tokens, k, torch.Generator())
-        waits.append(Watch.waits)
-        Watch.waits = 0
-    assert Watch.size <= 64 * 400
-    assert max(waits) <= 8
+        assert seen.numel <= 64 * 400
+        assert waits.reads + waits.sized <= 8
 
 
 def test_strange_parameters_are_refused():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from probes import Largest
 
 from harness.models import attention
 from harness.models.attention import received, received_by_keys
@@ -46,21 +46,6 @@ def test_large_logits_do_not_overflow():
     scores = received_by_keys(q, k, SCALE)
     torch.testing.assert_close(scores.double(), dense(q.double(), k.double()), atol=1e-2, rtol=1e-2)
     assert scores.sum() == pytest.approx(37)
-
-
-class Largest(TorchDispatchMode):
-    """Watch how many values the largest tensor has that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 @pytest.mark.parametrize(("rows", "bound"), [(200, 1024), (600, 1024), (2000, 2000 * 4)])

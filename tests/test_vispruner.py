@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import attended, shuffled
 
 from methods.base import Tokens
 from methods.kernels import cosine
@@ -37,29 +38,6 @@ def prune(x, scores, k, variant="official", ratio=0.5):
     return sorted(kept + (rest if target else []))
 
 
-def sample(grids, d, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    n = sum(t * h * w for t, h, w in grids)
-    x, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    if kind == "positive":
-        x = x.abs()
-    elif kind == "duplicates":
-        x = x[torch.randint(0, max(n // 3, 1), (n,), generator=g)]
-    elif kind == "parallel":
-        x = (x * 4).round()[torch.randint(0, max(n // 3, 1), (n,), generator=g)] * torch.randint(
-            1, 6, (n, 1), generator=g
-        )
-    elif kind == "equal":
-        x = x[:1].repeat(n, 1)
-    elif kind == "zero_rows":
-        x[::3] = 0
-    elif kind == "opposite":
-        x[1::2] = -x[: n // 2 * 2 : 2]
-    elif kind == "levels":
-        scores = (scores * 4).round()
-    return Tokens(x, grids, vit_attention={"last": scores})
-
-
 def kept(tokens, k, **params):
     return VisPruner(**params).select(tokens, k).kept.tolist()
 
@@ -82,7 +60,7 @@ def test_the_last_few_others_may_lose_all_of_one_half():
     kind=st.sampled_from(KINDS),
 )
 def test_same_tokens_as_the_authors_algorithm(n, d, share, ratio, variant, seed, kind):
-    tokens, k = sample([(1, 1, n)], d, seed, kind), max(1, int(share * n))
+    tokens, k = attended([(1, 1, n)], d, seed, kind), max(1, int(share * n))
     expected = prune(tokens.features, tokens.vit_attention["last"], k, variant, ratio)
     assert kept(tokens, k, variant=variant, ratio=ratio) == expected
 
@@ -92,13 +70,13 @@ def test_same_tokens_as_the_authors_algorithm(n, d, share, ratio, variant, seed,
 def test_same_tokens_at_the_size_of_an_image(variant, n, k, table, monkeypatch):
     monkeypatch.setattr(cosine, "TABLE", table)
     monkeypatch.setattr(cosine, "TILE", 1000)
-    tokens = sample([(1, 1, n)], 32, n + k)
+    tokens = attended([(1, 1, n)], 32, n + k)
     assert kept(tokens, k, variant=variant) == prune(tokens.features, tokens.vit_attention["last"], k, variant)
 
 
 @pytest.mark.parametrize("variant", ["official", "paper"])
 def test_images_and_videos_have_their_share(variant):
-    tokens = sample([(1, 4, 4), (3, 2, 4), (1, 8, 8)], 6, 4)
+    tokens = attended([(1, 4, 4), (3, 2, 4), (1, 8, 8)], 6, 4)
     parts = [(0, 16), (16, 40), (40, 104)]
     for k, shares in [(26, (4, 6, 16)), (52, (8, 12, 32)), (2, (0, 1, 1)), (3, (1, 1, 1)), (99, (15, 23, 61))]:
         expected = []
@@ -109,7 +87,7 @@ def test_images_and_videos_have_their_share(variant):
 
 
 def test_the_variants_differ():
-    tokens = sample([(1, 12, 12)], 16, 0)
+    tokens = attended([(1, 12, 12)], 16, 0)
     assert kept(tokens, 32) != kept(tokens, 32, variant="paper")
     # K = 3: one important token of three, or two
     scores = tokens.vit_attention["last"]
@@ -119,7 +97,7 @@ def test_the_variants_differ():
 
 @pytest.mark.parametrize("variant", ["official", "paper"])
 def test_ratio_1_ranks_by_attention(variant):
-    tokens = sample([(1, 6, 6)], 8, 1)
+    tokens = attended([(1, 6, 6)], 8, 1)
     best = tokens.vit_attention["last"].argsort(descending=True).tolist()
     expected = {"official": best[:10], "paper": best[:9]}[variant]  # the comparison leaves one to the others
     assert set(expected) <= set(kept(tokens, 10, variant=variant, ratio=1.0))
@@ -127,7 +105,7 @@ def test_ratio_1_ranks_by_attention(variant):
 
 @pytest.mark.parametrize("variant", ["official", "paper"])
 def test_scale_of_rows_and_of_attention_does_not_matter(variant):
-    tokens = sample([(1, 8, 8)], 12, 5)
+    tokens = attended([(1, 8, 8)], 12, 5)
     rows = 2.0 ** torch.arange(-32, 32).float()
     attention = {"last": tokens.vit_attention["last"] * 2.0**30}
     scaled = Tokens(tokens.features * rows[:, None], tokens.grids, vit_attention=attention)
@@ -136,11 +114,9 @@ def test_scale_of_rows_and_of_attention_does_not_matter(variant):
 
 def test_permuting_tokens_permutes_the_official_picks():
     """The comparison's begin in raster order, so they do depend on it."""
-    tokens = sample([(1, 8, 8)], 12, 5)
-    shuffle = torch.randperm(64, generator=torch.Generator().manual_seed(1))
-    attention = {"last": tokens.vit_attention["last"][shuffle]}
-    shuffled = Tokens(tokens.features[shuffle], tokens.grids, vit_attention=attention)
-    assert sorted(shuffle[kept(shuffled, 20)].tolist()) == kept(tokens, 20)
+    tokens = attended([(1, 8, 8)], 12, 5)
+    other, origin = shuffled(tokens)
+    assert sorted(origin[kept(other, 20)].tolist()) == kept(tokens, 20)
 
 
 def test_a_strange_ratio_is_refused():
