@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.results import Result, average, collect, relative
 from harness.scores import answers, questions
 from harness.settings import differing
-from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, is_binary, mcnemar_p
+from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
 from harness.store import RESPONSES
 
 HEAD = ("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only", "p", "p (Holm)", "same answers")
@@ -63,18 +63,16 @@ def _task(
 ) -> dict[str, Any]:
     mine, theirs = each.loc[task][a.hash], each.loc[task][b.hash]
     place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
-    drawn = draws.scores[place, runs[0]] - draws.scores[place, runs[1]]
-    low, high = interval(drawn)
+    drawn = draws.scores[place, runs]
+    low, high = interval(drawn[0] - drawn[1])
     difference = a.score(task) - b.score(task)
-    binary = is_binary(mine, theirs)
-    p, test = (mcnemar_p(mine, theirs), "mcnemar") if binary else (bootstrap_p(drawn, difference), "bootstrap")
+    p, test = pairwise_p(each.loc[task], drawn, [a.score(task), b.score(task)])
     unknown = (mine.isna() | theirs.isna()).any()
     b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
     same = math.nan if said is None else agreement(said.loc[task][a.hash], said.loc[task][b.hash])
     found = {"task": task, "questions": len(mine), "a": a.score(task), "b": b.score(task), "difference": difference}
-    return found | {
-        **{"low": low, "high": high, "a_only": a_only, "b_only": b_only, "p": p, "test": test, "agreement": same}
-    }
+    found |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
+    return found | {"p": float(p[0, 1]), "test": test, "agreement": same}
 
 
 def text(found: pd.DataFrame) -> str:

@@ -8,6 +8,8 @@ all pairs of a block, since its best was picked by the same questions.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,29 +131,32 @@ def bootstrap_p(drawn: Array, observed: float) -> float:
     return float(2 * stats.norm.sf(abs(observed) / error))
 
 
-def is_binary(*columns: pd.Series) -> bool:
+def is_binary(values: pd.DataFrame | pd.Series) -> bool:
     """True if every question is right or wrong."""
-    return all(column.isin([0.0, 1.0]).all() for column in columns)
+    return bool(values.isin([0.0, 1.0]).all(axis=None))
 
 
-def mcnemar_p(a: pd.Series, b: pd.Series) -> float:
-    """McNemar's exact p that two runs are right equally often, from their right (1) or wrong (0) answers."""
-    from statsmodels.stats.contingency_tables import mcnemar
+def mcnemar_p(wins: Any, losses: Any) -> Array:
+    """McNemar's exact p that two runs are right equally often, from the questions on which one alone is right."""
+    wins, losses = np.asarray(wins), np.asarray(losses)
+    found: Array = np.minimum(1.0, 2 * stats.binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
+    return found
 
-    table = [[int(((a == i) & (b == j)).sum()) for j in (1, 0)] for i in (1, 0)]
-    return min(1.0, float(mcnemar(table, exact=True).pvalue))
 
+def pairwise_p(values: pd.DataFrame | None, drawn: Array, observed: Sequence[float]) -> tuple[Array, str]:
+    """p [R, R] that two of some runs are equally good, and by which test.
 
-def difference_p(each: pd.DataFrame, draws: Draws, benchmark: str, a: str, b: str, observed: float) -> float:
-    """p that runs `a` and `b` are equally good on a benchmark or on average; NaN if nothing can be said.
-
-    `each` is what `questions` gives, `observed` the difference of their relative scores.
+    `values` are those of one benchmark's questions, a column per run; None for an average. Without right and wrong, the
+    draws [R, B] of what `observed` [R] holds decide.
     """
-    if benchmark != AVERAGE:
-        mine, theirs = each.loc[benchmark][a], each.loc[benchmark][b]
-        if is_binary(mine, theirs):
-            return mcnemar_p(mine, theirs)
-    return bootstrap_p(draws.of(benchmark, a) - draws.of(benchmark, b), observed)
+    if values is not None and is_binary(values):
+        right = values.to_numpy(dtype=float)
+        wins = np.rint(right.T @ (1 - right))
+        return mcnemar_p(wins, wins.T), "mcnemar"
+    found = np.ones((len(drawn), len(drawn)))
+    for a, b in combinations(range(len(drawn)), 2):
+        found[a, b] = found[b, a] = bootstrap_p(drawn[a] - drawn[b], observed[a] - observed[b])
+    return found, "bootstrap"
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -16,11 +17,11 @@ from harness.stats import (
     RESAMPLES,
     Draws,
     agreement,
-    difference_p,
     draw,
     flips,
     holm,
     interval,
+    pairwise_p,
     task_strata,
 )
 
@@ -55,50 +56,62 @@ def summary(
 def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: float) -> tuple[pd.DataFrame, list[str]]:
     """The rows of runs that share a baseline."""
     baseline = next((result for result in results if result.is_baseline), None)
-    frame = pd.DataFrame([row for result in results for row in _scores(result, baseline)], columns=COLUMNS)
+    cells = {key: cell for result in results for key, cell in _scores(result, baseline).items()}
+    notes = []
     if baseline is None:
-        place = results[0].folder.parent
-        return frame, [f"{place}: no finished run of the unpruned model with the settings of {results[0].folder.name}"]
+        place, name = results[0].folder.parent, results[0].folder.name
+        notes.append(f"{place}: no finished run of the unpruned model with the settings of {name}")
     asked = [result for result in results if result.has_questions]
     without = [str(result.folder) for result in results if not result.has_questions]
-    notes = []
     if without:
         more = f" and {len(without) - 1} more" * (len(without) > 1)
         notes.append(f"no statistics of {without[0]}{more}: no scores.json there; run again with force=true")
-    if not baseline.has_questions or len(asked) < 2:
-        return frame, notes
-    each = questions(asked)
-    draws = draw(asked, baseline, resamples, seed)
-    notes += [f"no interval for {task}: {why}" for task, why in draws.unknown.items()]
-    said = _said(asked)
-    frame = frame.set_index(["hash", "benchmark"])
-    for result in asked:
-        for benchmark in [*draws.tasks, AVERAGE]:
-            cell = _cell(result, baseline, benchmark, each, draws, said, level)
-            for column, found in cell.items():
-                frame.loc[(result.hash, benchmark), column] = found
-    frame = frame.reset_index()
-    for budget in dict.fromkeys(result.budget for result in asked if not result.is_baseline):
-        block = [result.hash for result in asked if result.budget == budget and not result.is_baseline]
-        for benchmark in [*draws.tasks, AVERAGE]:
-            _mark(frame, block, benchmark, each, draws)
-    return frame[COLUMNS], notes
+    if baseline is not None and baseline.has_questions and len(asked) > 1:
+        draws = draw(asked, baseline, resamples, seed)
+        notes += [f"no interval for {task}: {why}" for task, why in draws.unknown.items()]
+        _say(cells, asked, baseline, draws, level)
+    return pd.DataFrame([{column: cell.get(column, math.nan) for column in COLUMNS} for cell in cells.values()]), notes
 
 
-def _scores(result: Result, baseline: Result | None) -> list[dict[str, Any]]:
-    """What needs no questions."""
+def _scores(result: Result, baseline: Result | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """What needs no questions, by run and benchmark."""
     percent = relative(result, baseline) if baseline else dict.fromkeys(result.metrics["primary"])
-    known = {
-        "hash": result.hash,
-        "setting": result.setting[:8],
-        "budget": result.budget,
-        "best": False,
-        "as_best": False,
-    }
-    rows = [
-        {**known, "benchmark": task, "score": result.score(task), "relative": share} for task, share in percent.items()
+    known = {"hash": result.hash, "setting": result.setting[:8], "budget": result.budget}
+    known |= {"best": False, "as_best": False}
+    rows = {task: {"score": result.score(task), "relative": share} for task, share in percent.items()}
+    rows[AVERAGE] = {"relative": average(percent)}
+    return {(result.hash, name): {**known, "benchmark": name, **row} for name, row in rows.items()}
+
+
+def _say(
+    cells: dict[tuple[str, str], dict[str, Any]],
+    asked: Sequence[Result],
+    baseline: Result,
+    draws: Draws,
+    level: float,
+) -> None:
+    """Add to the cells what the questions say."""
+    each, said = questions(asked), _said(asked)
+    errors = _standard_errors(asked, draws)
+    blocks = [
+        [r.hash for r in asked if r.budget == budget] for budget in dict.fromkeys(r.budget for r in asked) if budget
     ]
-    return [*rows, {**known, "benchmark": AVERAGE, "score": math.nan, "relative": average(percent)}]
+    for benchmark in [*draws.tasks, AVERAGE]:
+        whole = benchmark == AVERAGE
+        part = each if whole else each.loc[benchmark]
+        texts = None if said is None else said if whole else said.loc[benchmark]
+        for run in (result.hash for result in asked):
+            drawn = draws.of(benchmark, run)
+            low, high = interval(drawn, level)
+            share = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
+            found = {"se": errors.get((run, benchmark)), "relative_se": share, "low": low, "high": high}
+            if not part[[run, baseline.hash]].isna().any(axis=None):
+                found["lost"], found["gained"] = flips(part[run], part[baseline.hash])
+            if texts is not None:
+                found["agreement"] = agreement(texts[run], texts[baseline.hash])
+            cells[run, benchmark] |= found
+        for block in blocks:
+            _mark({run: cells[run, benchmark] for run in block}, None if whole else part[block], draws)
 
 
 def _said(results: Sequence[Result]) -> pd.DataFrame | None:
@@ -109,54 +122,31 @@ def _said(results: Sequence[Result]) -> pd.DataFrame | None:
         return None
 
 
-def _cell(
-    result: Result,
-    baseline: Result,
-    benchmark: str,
-    each: pd.DataFrame,
-    draws: Draws,
-    said: pd.DataFrame | None,
-    level: float,
-) -> dict[str, float]:
-    whole = benchmark == AVERAGE
-    mine, base = ((each if whole else each.loc[[benchmark]])[run.hash] for run in (result, baseline))
-    drawn = draws.of(benchmark, result.hash)
-    low, high = interval(drawn, level)
-    lost, gained = flips(mine, base) if not (mine.isna() | base.isna()).any() else (math.nan, math.nan)
-    same = math.nan
-    if said is not None:
-        texts = said if whole else said.loc[[benchmark]]
-        same = agreement(texts[result.hash], texts[baseline.hash])
-    error = math.nan if whole else _standard_error(result, benchmark)
-    share = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
-    found = {"se": error, "relative_se": share, "low": low, "high": high}
-    return found | {"lost": lost, "gained": gained, "agreement": same}
+def _standard_errors(asked: Sequence[Result], draws: Draws) -> dict[tuple[str, str], float]:
+    """Of the scores over questions, as of weighted sums of independent means."""
+    found = {}
+    for task in set(draws.tasks) - set(draws.unknown):
+        for result, parts in zip(asked, task_strata(asked, task), strict=True):
+            squares = [(weight * stats.sem(values)) ** 2 for weight, values in parts if len(values) > 1]
+            found[result.hash, task] = math.sqrt(math.fsum(squares))
+    return found
 
 
-def _standard_error(result: Result, task: str) -> float:
-    """Of the score over questions, as of a weighted sum of independent means."""
-    try:
-        (found,) = task_strata([result], task)
-    except ValueError:
-        return math.nan
-    return math.sqrt(sum((weight * stats.sem(values)) ** 2 for weight, values in found if len(values) > 1))
-
-
-def _mark(frame: pd.DataFrame, block: list[str], benchmark: str, each: pd.DataFrame, draws: Draws) -> None:
+def _mark(block: dict[str, dict[str, Any]], part: pd.DataFrame | None, draws: Draws) -> None:
     """Set `best`, `p_best` and `as_best` of one column of a block."""
-    column = "relative" if benchmark == AVERAGE else "score"
-    rows = frame[(frame["benchmark"] == benchmark) & frame["hash"].isin(block)]
-    if rows[column].isna().any():
+    runs, row = list(block), next(iter(block.values()))
+    shares = [block[run]["relative"] for run in runs]
+    scores = shares if part is None else [block[run]["score"] for run in runs]
+    if any(value is None or math.isnan(value) for value in [*scores, *shares]):
         return
-    scores = rows.set_index("hash")[column].astype(float)
-    share = rows.set_index("hash")["relative"].astype(float)
-    best = str(scores.idxmax())
-    pairs = list(combinations(block, 2))
-    p = [difference_p(each, draws, benchmark, a, b, share[a] - share[b]) for a, b in pairs]
-    corrected = {frozenset(pair): found for pair, found in zip(pairs, holm(p), strict=True)}
-    for place, run in zip(rows.index, rows["hash"].astype(str), strict=True):
-        equal = math.isclose(scores[run], scores[best], rel_tol=1e-9)
-        found = math.nan if equal else corrected[frozenset((run, best))]
-        frame.loc[place, "best"] = equal
-        frame.loc[place, "p_best"] = found
-        frame.loc[place, "as_best"] = bool(found >= ALPHA)
+    best = max(range(len(runs)), key=lambda place: scores[place])
+    drawn = np.stack([draws.of(row["benchmark"], run) for run in runs])
+    p, _ = pairwise_p(part, drawn, shares)
+    pairs = list(combinations(range(len(runs)), 2))
+    corrected = np.full_like(p, math.nan)
+    for (a, b), value in zip(pairs, holm([p[pair] for pair in pairs]), strict=True):
+        corrected[a, b] = corrected[b, a] = value
+    for place, run in enumerate(runs):
+        equal = math.isclose(scores[place], scores[best], rel_tol=1e-9)
+        found = math.nan if equal else float(corrected[place, best])
+        block[run] |= {"best": equal, "p_best": found, "as_best": found >= ALPHA}

@@ -26,14 +26,8 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
         place = [str(result.about["model"]), str(result.about["config"]["tasks"]["name"])]
         name = " ".join(filter(None, [names[result.hash], result.budget]))
         try:
-            logger = WandbLogger(
-                project=project,
-                name=name,
-                group="/".join(place),
-                tags=place,
-                config=result.about,
-                reinit="finish_previous",
-            )
+            about = {"name": name, "group": "/".join(place), "tags": place, "config": result.about}
+            logger = WandbLogger(project=project, reinit="finish_previous", **about)
             found = as_lmms_eval(result)
             logger.post_init(found)
             logger.log_eval_result()

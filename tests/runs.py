@@ -1,0 +1,59 @@
+"""Run folders as the main command leaves them, from scores per question, for tests of what reads them."""
+
+import json
+
+import numpy as np
+
+from harness.store import RunFolder, digest
+
+TASKS = {"t_one": 40, "t_two": 60}
+
+
+def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc,none", aggregate=np.mean, **more):
+    """A finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
+
+    `more` may also hold `lam`, `model` (its name), `said` (task -> answers) and `scores` (task -> metric -> score).
+    """
+    lam, model, said = more.pop("lam", None), more.pop("model", "m"), more.pop("said", {})
+    scores = more.pop("scores", {})
+    limit = more.pop("limit", None)
+    baseline = method == "none"
+    keep = 1.0 if baseline else None if tokens else keep
+    each = {t: v if isinstance(v, dict) else {metric: [_plain(x) for x in v]} for t, v in (each or {}).items()}
+    identity = {
+        "model": {"weights": model, "dtype": "float32", "packages": {"torch": "2", "lmms-eval": "0.7.3"}},
+        "tasks": {"names": list(each), "limit": limit, "files": "f"},
+        "method": {"name": method, "params": {} if lam is None else {"lam": lam}},
+        "budget": {"keep": keep, "tokens": None if baseline else tokens},
+        "seed": 0,
+        **more,
+    }
+    config = {
+        "model": {"name": model},
+        "tasks": {"name": "+".join(each)},
+        "keep": keep,
+        "tokens": None if baseline else tokens,
+        "method": {"name": method} | ({} if lam is None else {"lam": lam}),
+    }
+    folder = RunFolder(root / f"{method}-{digest(identity)[:8]}", identity)
+    folder.open({"method": method, "model": model, "budget": str(keep), "config": config, "git": None})
+    found = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in columns.items()} for t, columns in each.items()}
+    counts = {t: len(next(iter(columns.values()))) for t, columns in each.items()}
+    primary = {t: metric if metric in columns else next(iter(columns)) for t, columns in found.items()}
+    tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
+    metrics = {"scores": found, "primary": primary, "questions": counts, "visual_tokens": tokens_of}
+    folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
+    lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
+    if lines:
+        (folder.path / "responses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def coins(seed, shares, tasks=None):
+    """Right (1) and wrong (0) answers per task, each right with its share."""
+    rng = np.random.default_rng(seed)
+    return {task: (rng.random(n) < shares).astype(float) for task, n in (tasks or TASKS).items()}
