@@ -68,13 +68,7 @@ def check_family(cfg: DictConfig) -> None:
     from harness import loading
 
     config = validate(cfg)
-    positions = config.positions if config.pruned else "keep"
-    folder = checkpoint.described(config.model)
-    try:
-        method = loading.method_of(config, folder)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from error
-    loading.check_family(method, folder, positions)
+    loading.checked_method(config, checkpoint.described(config.model, loading.left_beside(config).values()))
 
 
 def main(cfg: DictConfig) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,18 @@ def weights_fingerprint(folder: Path) -> str:
     return fingerprint(folder, BESIDE)
 
 
-def described(model: ModelConfig) -> Path:
-    """The folder that holds a model's config.json; of a model that is not here yet, only that file is downloaded."""
+def described(model: ModelConfig, beside: Iterable[str] = ()) -> Path:
+    """The folder that holds a model's config.json, and the files `beside` that it has.
+
+    Of a model that is not here yet, only these are downloaded.
+    """
     folder = check(model)
-    return _download_config(model.pretrained, model.revision) if folder is None else folder
+    if folder is None:
+        folder = _download_file(model.pretrained, model.revision, "config.json").parent
+        for name in beside:
+            if _has(model.pretrained, model.revision, name):
+                _download_file(model.pretrained, model.revision, name)
+    return folder
 
 
 def check_folder(folder: Path) -> None:
@@ -184,11 +192,18 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision))
 
 
-def _download_config(repo: str, revision: str | None) -> Path:
+def _download_file(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     with _in_one_line(repo):
-        return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
+        return Path(hf_hub_download(repo, name, revision=revision))
+
+
+def _has(repo: str, revision: str | None, name: str) -> bool:
+    from huggingface_hub import HfApi
+
+    with _in_one_line(repo):
+        return HfApi().file_exists(repo, name, revision=revision)
 
 
 @contextmanager

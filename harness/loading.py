@@ -86,32 +86,47 @@ class Pruner:
 
 
 def pruner_of(run: RunConfig, folder: Path) -> Pruner:
-    """The method with its parameters checked, and its scorer found and read; UserError for what is wrong or missing."""
+    """The method, checked, and its scorer found and read; UserError for what is wrong or missing."""
+    method, scorer = checked_method(run, folder), None
     try:
-        method = method_of(run, folder)
-        positions = run.positions if run.pruned else "keep"
-        check_family(method, folder, positions)
         _check_made_for(method, folder)
-        scorer = None
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
             if scorer is None:
                 raise UserError(f"{method.name} needs a learned scorer, {folder} has none: pass model.scorer=/path")
             check_scorer(scorer, folder)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
+
+
+def checked_method(run: RunConfig, folder: Path) -> Method:
+    """The method with its parameters, which leave nothing open and which the model can run; UserError if not.
+
+    Nothing is loaded: of the model only config.json is read, and the files of `left_beside` where they are there.
+    """
+    try:
+        beside = {parameter: folder / file for parameter, file in left_beside(run).items()}
+        found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
+        method = methods.load(run.method["name"], **{**run.params, **found})
+        method.check()
+        config = _config(folder)
+        adapter = adapter_class(config.model_type, f"the model in {folder}")
+        adapter.check(method, config)
+        adapter.check_positions(_positions(run), method)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
-    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, positions)
-
-
-def method_of(run: RunConfig, folder: Path) -> Method:
-    """The method with its parameters; a file that one names, and the run does not, may lie beside the weights."""
-    name, params = run.method["name"], dict(run.params)
-    for parameter, file in methods.get(name).beside.items():
-        if params.get(parameter) is None and (folder / file).is_file():
-            params[parameter] = str(folder / file)
-    method = methods.load(name, **params)
-    method.check()
     return method
+
+
+def left_beside(run: RunConfig) -> dict[str, str]:
+    """The parameters that name a file where the run names none: parameter -> file that may lie beside the weights."""
+    beside = methods.get(run.method["name"]).beside
+    return {parameter: file for parameter, file in beside.items() if run.params.get(parameter) is None}
+
+
+def _positions(run: RunConfig) -> str:
+    return run.positions if run.pruned else "keep"
 
 
 def _check_made_for(method: Method, folder: Path) -> None:
@@ -132,16 +147,6 @@ def config_in(folder: Path) -> Any:
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
         make_known(folder)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-def check_family(method: Method, folder: Path, positions: str = "keep") -> None:
-    """UserError unless the model in `folder` can run `method` so; only config.json is read, nothing is loaded."""
-    try:
-        adapter, config = family_of(folder), config_in(folder)
-        adapter.check(method, config)
-        adapter.check_positions(positions, method)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
 
 
 def check_scorer(scorer: Path, folder: Path) -> None:

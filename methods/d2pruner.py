@@ -111,8 +111,7 @@ class D2Pruner(InsideLLM):
         if self.sem_norm == "minmax":
             parts = torch.arange(len(features), device=features.device).split(TILE // len(features) + 1)
             ends = torch.stack([torch.stack(cosine(part).aminmax()) for part in parts])
-            low = ends[:, 0].min()
-            span = (ends[:, 1].max() - low).clamp_min(1e-8)
+            low, span = ends[:, 0].min(), (ends[:, 1].max() - ends[:, 0].min()).clamp_min(1e-8)
 
         def alike(picks: Tensor) -> Tensor:
             fused = self.alpha * (cosine(picks) - low) / span + (1 - self.alpha) * near(picks)

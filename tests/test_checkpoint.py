@@ -1,13 +1,20 @@
 """Large files are told apart wherever they differ, and a Hub that refuses is one line."""
 
+import json
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
 from harness import checkpoint
+from harness.__main__ import check_family
+from harness.choices import register
+from harness.cli import compose
 from harness.config import ModelConfig
 from harness.errors import UserError
+from harness.pocket import WEIGHTS
 
 REPO = ModelConfig(name="theirs", pretrained="some/repository")
 
@@ -101,3 +108,49 @@ def test_of_a_model_that_is_not_here_only_the_configuration_is_downloaded(uncach
     )
     assert checkpoint.described(REPO) == tmp_path
     assert asked == [("some/repository", "config.json")]
+
+
+@pytest.fixture
+def hub(uncached, monkeypatch):
+    """A Hub on this machine with the repository of `REPO`: what lies in it, and what was fetched."""
+    held, fetched = {}, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.partition("/resolve/main/")[2]
+            content = held.get(name) if name else json.dumps({"id": REPO.pretrained}).encode()
+            there = {"ETag": f'"{name}"', "X-Repo-Commit": "0" * 40, "Content-Length": str(len(content or b""))}
+            self.send_response(404 if content is None else 200)
+            for header in ({"X-Error-Code": "EntryNotFound"} if content is None else there).items():
+                self.send_header(*header)
+            self.end_headers()
+            if self.command == "GET" and content is not None:
+                fetched.extend([name] if name else [])
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815 (a name that http.server looks for)
+
+        def log_message(self, *args): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        at = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", at)
+        template = at + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield held, fetched
+        server.shutdown()
+
+
+def test_a_prior_beside_weights_that_are_not_here_is_seen_before_they_are_fetched(hub):
+    held, fetched = hub
+    held["config.json"] = (WEIGHTS / "config.json").read_bytes()
+    run = ["method=d2pruner", f"model.pretrained={REPO.pretrained}"]
+    with pytest.raises(UserError, match="d2pruner has no debiasing prior"):
+        check_family(compose("config", register(run)))
+    check_family(compose("config", register([*run, "method.prior=none"])))
+    assert fetched == ["config.json"]
+    held["d2prior.safetensors"] = (WEIGHTS / "d2prior.safetensors").read_bytes()
+    held["model.safetensors"] = b"not to be fetched yet"
+    check_family(compose("config", register(run)))
+    assert fetched == ["config.json", "d2prior.safetensors"]

@@ -16,7 +16,7 @@ from harness.choices import check_tasks, register
 from harness.cli import compose
 from harness.config import validate
 from harness.errors import UserError
-from harness.loading import method_of
+from harness.loading import checked_method
 from harness.pocket import WEIGHTS
 
 CONF = Path(conf.__file__).parent
@@ -200,24 +200,24 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(mistake, empt
 def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded(tmp_path):
     (tmp_path / "config.json").write_bytes((WEIGHTS / "config.json").read_bytes())
     run = validate(compose("config", register(["method=d2pruner"])))
-    with pytest.raises(ValueError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
-        method_of(run, tmp_path)
+    with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
+        checked_method(run, tmp_path)
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert method_of(said, tmp_path).made_from["prior"]["digest"] == "none"
+    assert checked_method(said, tmp_path).made_from["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
     run = validate(compose("config", register(["method=d2pruner"])))
-    assert method_of(run, WEIGHTS).made_from["prior"]["tasks"] == "pocket_scenes"
+    assert checked_method(run, WEIGHTS).made_from["prior"]["tasks"] == "pocket_scenes"
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert method_of(said, WEIGHTS).made_from["prior"]["digest"] == "none"
+    assert checked_method(said, WEIGHTS).made_from["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():
     run = validate(compose("config", register(["method=d2pruner", "method.layer=0"])))
     remedy = "the method is at layer:0: make one with python -m harness.d2prior .* layer=0, or say method.prior=none"
-    with pytest.raises(ValueError, match=remedy):
-        method_of(run, WEIGHTS)
+    with pytest.raises(UserError, match=remedy):
+        checked_method(run, WEIGHTS)
 
 
 def test_a_hub_that_does_not_answer_fails_fast(empty):

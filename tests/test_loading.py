@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, tiny_folder
 
-import methods
 from harness import loading
 from harness.choices import register
 from harness.cli import compose
@@ -156,12 +155,12 @@ def test_a_method_that_the_family_cannot_run_is_refused_from_config_json_alone(f
     said = refused(loading.pruner_of, run_of(folder, "method=visionzip"), folder)
     assert said.startswith("visionzip needs vit_attention, vit_keys, which family qwen2_5_vl cannot supply")
     assert said.endswith("(it has: importance; it has no eyes)")
-    loading.check_family(methods.load("divprune"), folder)
+    loading.checked_method(run_of(folder, "method=divprune"), folder)
 
 
 def test_a_family_without_an_adapter_is_refused_from_config_json_alone(folder):
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    said = refused(loading.check_family, methods.load("none"), folder)
+    said = refused(loading.checked_method, run_of(folder, "method=none"), folder)
     assert said == f"no adapter for the model in {folder} (model_type 'qwen2_vl'); supported families: " + ", ".join(
         FAMILIES
     )
