@@ -110,7 +110,7 @@ def checked_method(run: RunConfig, folder: Path) -> Method:
         found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
         method = methods.load(run.method["name"], **{**run.params, **found})
         method.check()
-        config = _config(folder)
+        config = config_in(folder)
         adapter = adapter_class(config.model_type, f"the model in {folder}")
         adapter.check(method, config)
         adapter.check_positions(_positions(run), method)
