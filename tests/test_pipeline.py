@@ -9,6 +9,7 @@ from harness.__main__ import _missed
 from harness.config import ModelConfig, RunConfig, TasksConfig
 from harness.lmms_model import PrunedModel, Request
 from harness.pipeline import _files_digest, _folder, _visual_tokens
+from harness.pocket import WEIGHTS
 from harness.store import RunFolder, write_atomic
 
 
@@ -44,7 +45,7 @@ def test_what_belongs_to_the_tasks_changes_it(tasks, file):
 def test_which_metric_is_shown_does_not_change_the_folder():
     def folder(**tasks):
         run = RunConfig(method={"name": "none"}, model=ModelConfig(name="m"), tasks=TasksConfig(name="t", **tasks))
-        identity = SimpleNamespace(answers=lambda pruner: {})
+        identity = SimpleNamespace(answers=lambda pruner: {}, folder=WEIGHTS)
         return _folder(run, identity, SimpleNamespace(label="none-1.0")).path
 
     assert folder(metrics={"pope": None}) == folder(metrics={"pope": "pope_f1_score,none"})
