@@ -41,6 +41,7 @@ results: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
 	$(REPORT) replay=true
+	$(REPORT)
 	rm -rf $(RUNS).old
 
 # Of committed runs the answers are gone: the sample holds those that the page shows, with what they kept.

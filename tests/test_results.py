@@ -18,7 +18,8 @@ CHANCE = {"existence": 0.5, "attributes": 0.25, "counting": 0.2, "video": 0.5}
 
 
 TABLES = {"pocket": "table.csv", "pocket_llava": "llava.csv"}
-BUDGETS = {"pocket": ["keep=0.25"], "pocket_llava": ["keep=0.1"]}  # at which every method was run
+SHARES = ["keep=0.25", "keep=0.1"]  # at which every method was run; and counts as 128, 64 and 32 of LLaVA-1.5's 576
+BUDGETS = {"pocket": SHARES, "pocket_llava": [*SHARES, "tokens=57", "tokens=28", "tokens=14"]}
 BLANKS = {"pocket": "blank.csv", "pocket_llava": "llava_blank.csv"}
 
 
