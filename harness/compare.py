@@ -61,12 +61,14 @@ def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed:
 def _task(
     task: str, a: Result, b: Result, each: pd.DataFrame, draws: Draws, said: pd.DataFrame | None
 ) -> dict[str, Any]:
-    mine, theirs = each.loc[task][a.hash], each.loc[task][b.hash]
+    asked = each.loc[task]
+    assert isinstance(asked, pd.DataFrame)  # doc_id is the other level
+    mine, theirs = asked[a.hash], asked[b.hash]
     place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
     drawn = draws.scores[place, runs]
     low, high = interval(drawn[0] - drawn[1])
     difference = a.score(task) - b.score(task)
-    p, test = pairwise_p(each.loc[task], drawn, [a.score(task), b.score(task)])
+    p, test = pairwise_p(asked, drawn, [a.score(task), b.score(task)])
     unknown = (mine.isna() | theirs.isna()).any()
     b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
     same = math.nan if said is None else agreement(said.loc[task][a.hash], said.loc[task][b.hash])

@@ -133,7 +133,7 @@ def bootstrap_p(drawn: Array, observed: float) -> float:
 
 def is_binary(values: pd.DataFrame | pd.Series) -> bool:
     """True if every question is right or wrong."""
-    return bool(values.isin([0.0, 1.0]).all(axis=None))
+    return bool(values.isin([0.0, 1.0]).to_numpy().all())
 
 
 def mcnemar_p(wins: Any, losses: Any) -> Array:

@@ -76,7 +76,7 @@ def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: flo
 def _scores(result: Result, baseline: Result | None) -> dict[tuple[str, str], dict[str, Any]]:
     """What needs no questions, by run and benchmark."""
     percent = relative(result, baseline) if baseline else dict.fromkeys(result.metrics["primary"])
-    known = {"hash": result.hash, "setting": result.setting[:8], "budget": result.budget}
+    known: dict[str, Any] = {"hash": result.hash, "setting": result.setting[:8], "budget": result.budget}
     known |= {"best": False, "as_best": False}
     rows = {task: {"score": result.score(task), "relative": share} for task, share in percent.items()}
     rows[AVERAGE] = {"relative": average(percent)}
@@ -99,13 +99,14 @@ def _say(
     for benchmark in [*draws.tasks, AVERAGE]:
         whole = benchmark == AVERAGE
         part = each if whole else each.loc[benchmark]
+        assert isinstance(part, pd.DataFrame)  # doc_id is the other level
         texts = None if said is None else said if whole else said.loc[benchmark]
         for run in (result.hash for result in asked):
             drawn = draws.of(benchmark, run)
             low, high = interval(drawn, level)
             share = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
             found = {"se": errors.get((run, benchmark)), "relative_se": share, "low": low, "high": high}
-            if not part[[run, baseline.hash]].isna().any(axis=None):
+            if not part[[run, baseline.hash]].isna().to_numpy().any():
                 found["lost"], found["gained"] = flips(part[run], part[baseline.hash])
             if texts is not None:
                 found["agreement"] = agreement(texts[run], texts[baseline.hash])

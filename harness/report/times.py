@@ -49,7 +49,7 @@ def read_times(file: Path) -> Times:
     return Times(frame, ", ".join(shared))
 
 
-def _budget(method: str, budget: object) -> str:
+def _budget(method: str, budget: str | float | None) -> str:
     """A budget as runs have it: "keep=0.25" of 0.25, "tokens=64" of 64tok, nothing for the unpruned model."""
     text = "" if budget is None or pd.isna(budget) else str(budget)
     if method in UNPRUNED or "=" in text or not text:

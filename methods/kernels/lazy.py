@@ -67,7 +67,7 @@ class Greedy(Seen):
         if taken:
             self.add(tokens[taken])
             rest = np.delete(np.arange(len(tokens)), taken)
-            self.absorb(tokens[rest], pool.similar[np.ix_(rest, taken)], before, self.made)
+            self.absorb(tokens[rest], pool.similar[np.ix_(rest, np.array(taken))], before, self.made)
 
     def winner(self, pool: Near) -> int | None:
         """Return which of the pool has the highest score, or None if one outside may have it."""
