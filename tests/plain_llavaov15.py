@@ -5,11 +5,8 @@ import math
 
 import torch
 from safetensors.torch import save_file
-from tiny import CHAT_TEMPLATE, HIDDEN, tiny_tokenizer
-from torch.nn import functional
+from tiny import CHAT_TEMPLATE, HIDDEN, built, ends, placeholders, tiny_tokenizer
 from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.models.llavaov15.configuration import LlavaOnevision15Config, RiceVitConfig
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration
@@ -46,25 +43,16 @@ GRIDS = {
 
 def tiny_llavaov15(attn="sdpa", seed=0, layers=2, depth=2, dtype=torch.float32, **options):
     """Random weights everywhere, also where a fresh model has ones and zeros."""
-    ids = tiny_tokenizer().convert_tokens_to_ids
-    special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     config = LlavaOnevision15Config(
-        text_config={**TEXT, **special, "num_hidden_layers": layers},
+        text_config={**TEXT, **ends(), "num_hidden_layers": layers},
         vision_config={**VISION, "depth": depth},
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        **placeholders(),
         **options,
     )
-    config._attn_implementation = attn
-    torch.manual_seed(seed)
-    model = LlavaOnevision15ForConditionalGeneration(config).to(dtype).eval()
+    model = built(LlavaOnevision15ForConditionalGeneration, config, dtype, attn, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    for name in ("eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, name, special[name])
     return model
 
 
@@ -251,36 +239,6 @@ def plain_decoder(model, embeds, positions):
         gate, up = y @ w[f"{layer}.mlp.gate_proj.weight"].T, y @ w[f"{layer}.mlp.up_proj.weight"].T
         x = x + (gate * torch.sigmoid(gate) * up) @ w[f"{layer}.mlp.down_proj.weight"].T
     return rms(x, "model.language_model.norm") @ w["lm_head.weight"].T
-
-
-def with_kernel(model, attn):
-    """Give the decoder a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
-    ALL_ATTENTION_FUNCTIONS.register("flash_like", flash_like)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
-    model.model.language_model.config._attn_implementation = attn
-
-
-def flash_like(module, query, key, value, attention_mask, scaling, position_ids=None, cu_seq_lens_q=None, **kwargs):
-    """Padding comes as a mask [B, S], units as bounds; positions would mean packed sequences and must not come."""
-    assert position_ids is None
-    assert attention_mask is None or attention_mask.ndim == 2
-    output = torch.zeros_like(query)
-    groups, steps = query.shape[1] // key.shape[1], query.shape[2]
-    if cu_seq_lens_q is not None:
-        assert cu_seq_lens_q.dtype == torch.int32
-        assert kwargs["max_length_q"] == cu_seq_lens_q.diff().max()
-        for start, end in zip(cu_seq_lens_q[:-1].tolist(), cu_seq_lens_q[1:].tolist(), strict=True):
-            part = (tensor[:, :, start:end] for tensor in (query, key, value))
-            output[:, :, start:end] = functional.scaled_dot_product_attention(*part, scale=scaling)
-        return output.transpose(1, 2), None
-    for row in range(len(query)):
-        rows = slice(None) if attention_mask is None else attention_mask[row].bool()
-        new = slice(None) if attention_mask is None else attention_mask[row, -steps:].bool()
-        q, k, v = query[row][:, new], key[row][:, rows], value[row][:, rows]
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).log()
-        output[row][:, new] = (q @ k.transpose(1, 2) * scaling + seen).softmax(-1) @ v
-    return output.transpose(1, 2), None
 
 
 def answers(model, inputs, **kwargs):

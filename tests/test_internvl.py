@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from attention_kernels import with_kernel
 from gathered import Gathered, GatheredFlat, GatheredInside, generate, inputs_of
 from PIL import Image
 from probes import Keys, Watch
-from tiny import tiny_attention
 from tiny_internvl import DEPTH, tiny_internvl, tiny_internvl_processor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.internvl.modeling_internvl import eager_attention_forward
@@ -110,7 +110,7 @@ class TestLikeGatheringByHand:
     @pytest.mark.parametrize("method", METHODS)
     @torch.no_grad()
     def test_a_batch_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
-        names, pruned = ["two images", "one tile"], tiny_attention(attn, tiny_internvl)
+        names, pruned = ["two images", "one tile"], with_kernel(tiny_internvl(), attn)
         with harness.prune(pruned, method, keep=0.3) as pruning:
             answers = generate(pruned, of(processor, *names))
             records = pruning.take()

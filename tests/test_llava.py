@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import SAMPLES, GatheredFlat, generate, hooks, inputs_of
-from tiny import IMAGE, tiny_attention, tiny_llava, tiny_llava_processor, tiny_qwen
+from tiny import IMAGE, tiny_llava, tiny_llava_processor, tiny_qwen
 
 import harness
 
@@ -30,10 +31,10 @@ def by_hand(model, processor, name, record, positions):
 
 class TestLikeGatheringByHand:
     @pytest.mark.parametrize("positions", POSITIONS)
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @torch.no_grad()
     def test_logits(self, model, processor, scorer, attn, positions):
-        pruned = tiny_attention(attn, tiny_llava)
+        pruned = with_kernel(tiny_llava(), attn)
         for name in NAMES:
             inputs = inputs_of(processor, [name])
             plain = pruned(**inputs).logits
@@ -67,10 +68,10 @@ class TestLikeGatheringByHand:
 
 class TestBatches:
     @pytest.mark.parametrize("positions", POSITIONS)
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @torch.no_grad()
     def test_batch_of_four_equals_one_by_one_and_the_reference(self, model, processor, attn, positions):
-        pruned = tiny_attention(attn, tiny_llava)
+        pruned = with_kernel(tiny_llava(), attn)
         with harness.prune(pruned, "uniform", tokens=6, positions=positions) as pruning:
             answers = generate(pruned, inputs_of(processor, PADDED))
             records, single = pruning.take(), []

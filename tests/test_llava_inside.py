@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import GatheredFlatInside, generate, inputs_of
 from test_prune_inside import LAYERS, Keys
-from tiny import tiny_attention, tiny_llava, tiny_llava_processor
+from tiny import tiny_llava, tiny_llava_processor
 
 import harness
 
@@ -21,11 +22,11 @@ def deep():
     return tiny_llava(layers=LAYERS)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+@pytest.mark.parametrize("attn", KERNELS)
 @pytest.mark.parametrize("layer", [0, LAYERS - 2])
 @torch.no_grad()
 def test_batch_of_four_equals_one_by_one_and_the_reference(deep, processor, attn, layer):
-    model = tiny_attention(attn, tiny_llava, layers=LAYERS)
+    model = with_kernel(tiny_llava(layers=LAYERS), attn)
     with harness.prune(model, Keys(layer=layer, variant="paper"), keep=0.3) as pruning:
         answers = generate(model, inputs_of(processor, NAMES))
         records, single = pruning.take(), []

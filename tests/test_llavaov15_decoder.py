@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import inputs_of
-from plain_llavaov15 import TEXT, plain_decoder, plain_vision, tiny_llavaov15, with_kernel
+from plain_llavaov15 import TEXT, plain_decoder, plain_vision, tiny_llavaov15
 from tiny import CHAT_TEMPLATE, tiny_tokenizer
 from transformers import (
     Qwen2_5_VLProcessor,
@@ -62,12 +63,11 @@ class TestDecoder:
         model.model.language_model.layers[1].self_attn.k_proj.weight *= 5.0
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-3, rtol=1e-3)
 
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @torch.no_grad()
     def test_positions_may_jump(self, attn):
         """Where tokens are missing; Qwen3Model takes a jump for the start of another sequence."""
-        model = tiny_llavaov15()
-        with_kernel(model, attn)
+        model = with_kernel(tiny_llavaov15(), attn)
         embeds = model.get_input_embeddings()(torch.arange(30, 42))
         positions = torch.tensor([1, 2, 3, 7, 8, 20, 21, 22, 30, 31, 32, 33])
         expected = plain_decoder(model, embeds, positions)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import inputs_of
 from plain_llavaov15 import (
     answers,
@@ -11,7 +12,6 @@ from plain_llavaov15 import (
     released_folder,
     save_older_files,
     tiny_llavaov15,
-    with_kernel,
 )
 from tiny import IMAGE, VIDEO
 from transformers import (
@@ -36,11 +36,10 @@ def processor():
 class TestGeneration:
     NAMES = ("one image", "video", "text between", "mixed")
 
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @torch.no_grad()
     def test_left_padded_batch_equals_single(self, processor, attn):
-        model = tiny_llavaov15()
-        with_kernel(model, attn)
+        model = with_kernel(tiny_llavaov15(), attn)
         together = inputs_of(processor, self.NAMES)
         assert not bool(together["attention_mask"].all())
         logits, batch = model(**together).logits, answers(model, together)

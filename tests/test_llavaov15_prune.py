@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import SAMPLES, Gathered, GatheredInside, equally_long, generate, hooks, inputs_of
-from plain_llavaov15 import llavaov15_processor, tiny_llavaov15, with_kernel
+from plain_llavaov15 import llavaov15_processor, tiny_llavaov15
 from probes import Keys, Watch
-from tiny import HIDDEN, IMAGE
+from tiny import IMAGE
 
 import harness
-import methods
-from harness.models.scorer import VisionSelectorScorer
 
 LAYERS = 4
 CUTS = ["uniform", Keys(), Keys(variant="paper"), Keys(layer=2)]
@@ -36,12 +35,11 @@ def reference(model, inputs, record, method):
 
 
 class TestLikeGatheringByHand:
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @pytest.mark.parametrize("method", CUTS, ids=str)
     @torch.no_grad()
     def test_logits(self, tiny, processor, method, attn):
-        model, inputs = tiny_llavaov15(layers=LAYERS), inputs_of(processor, ["mixed"])
-        with_kernel(model, attn)
+        model, inputs = with_kernel(tiny_llavaov15(layers=LAYERS), attn), inputs_of(processor, ["mixed"])
         plain = model(**inputs).logits
         with harness.prune(model, method, keep=0.4) as pruning:
             logits = model(**inputs).logits
@@ -102,12 +100,11 @@ class TestLikeGatheringByHand:
 
 
 class TestBatches:
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @pytest.mark.parametrize("method", ["random", Keys()], ids=str)
     @torch.no_grad()
     def test_batch_of_four_equals_one_by_one(self, processor, method, attn):
-        model = tiny_llavaov15(layers=LAYERS)
-        with_kernel(model, attn)
+        model = with_kernel(tiny_llavaov15(layers=LAYERS), attn)
         with harness.prune(model, method, keep=0.3) as pruning:
             pruning.seed([5, 6, 7, 8])
             answers = generate(model, inputs_of(processor, BATCH))
@@ -223,12 +220,3 @@ class TestNeverSilent:
         inputs = inputs_of(processor, ["one image"])
         with pytest.raises(ValueError, match="labels do not fit"), harness.prune(tiny, "uniform", keep=0.3):
             tiny(**inputs, labels=inputs["input_ids"])
-
-
-@pytest.mark.parametrize("name", [name for name in methods.names() if name not in ("none", "resize")])
-@torch.no_grad()
-def test_every_method_runs(tiny, processor, name):
-    scorer = VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
-    with harness.prune(tiny, name, keep=0.25, scorer=scorer) as pruning:
-        generate(tiny, inputs_of(processor, ["one image", "mixed"]), max_new_tokens=2)
-    assert [(record.n, record.k) for record in pruning.records] == [(20, 5), (40, 10)]

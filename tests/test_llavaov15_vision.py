@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plain_llavaov15 import GRIDS, UNPACK, flash_like, pixels_of, plain_vision, tiny_llavaov15, vision_of
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from attention_kernels import KERNELS, with_kernel
+from plain_llavaov15 import GRIDS, UNPACK, pixels_of, plain_vision, tiny_llavaov15, vision_of
 
 from harness.models.llavaov15.vision import patch_angles
 
@@ -61,12 +61,10 @@ class TestVision:
 
     @torch.no_grad()
     def test_kernels_agree(self, tiny):
-        ALL_ATTENTION_FUNCTIONS.register("flash_like", flash_like)
         pixels, grid = pixels_of(GRIDS["image and frames"])
         outputs = []
-        for attn in ("sdpa", "eager", "flash_like"):
-            tower = vision_of(tiny)
-            tower.config._attn_implementation = attn
+        for attn in KERNELS:
+            tower = with_kernel(vision_of(tiny), attn)
             outputs.append(tower(pixels, grid_thw=grid).pooler_output)
         for output in outputs[1:]:
             torch.testing.assert_close(output, outputs[0], atol=1e-5, rtol=1e-5)

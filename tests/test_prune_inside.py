@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate import cpu_offload
+from attention_kernels import KERNELS, with_kernel
 from gathered import SAMPLES, GatheredInside, equally_long, generate, hooks, inputs_of
 from probes import Keys
-from tiny import IMAGE, tiny_attention, tiny_qwen
+from tiny import IMAGE, tiny_qwen
 
 import harness
 from methods.base import Selection, Signal
@@ -31,11 +32,11 @@ def deep():
 
 
 class TestLikeGatheringByHand:
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @pytest.mark.parametrize("variant", ["official", "paper"])
     @torch.no_grad()
     def test_logits(self, processor, attn, variant):
-        model, inputs = tiny_attention(attn, layers=LAYERS), inputs_of(processor, ["mixed"])
+        model, inputs = with_kernel(tiny_qwen(layers=LAYERS), attn), inputs_of(processor, ["mixed"])
         plain = model(**inputs).logits
         with harness.prune(model, Keys(variant=variant), keep=0.4) as pruning:
             logits = model(**inputs).logits
@@ -92,11 +93,11 @@ class TestLikeGatheringByHand:
 
 
 class TestBatches:
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @torch.no_grad()
     def test_batch_of_four_equals_one_by_one(self, processor, attn):
         names = ["one image", "mixed", "adjacent", "video"]
-        model = tiny_attention(attn, layers=LAYERS)
+        model = with_kernel(tiny_qwen(layers=LAYERS), attn)
         with harness.prune(model, Keys(), keep=0.3) as pruning:
             answers = generate(model, inputs_of(processor, names))
             records, single = pruning.take(), []

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from attention_kernels import KERNELS, with_kernel
 from gathered import SAMPLES, Gathered, equally_long, generate, inputs_of
-from tiny import tiny_attention, tiny_qwen
+from tiny import tiny_qwen
 
 import harness
 from harness.models.rows import entering
@@ -71,11 +72,11 @@ class TestLikeGatheringByHand:
 
 
 class TestBatches:
-    @pytest.mark.parametrize("attn", ["sdpa", "eager", "flash_like"])
+    @pytest.mark.parametrize("attn", KERNELS)
     @pytest.mark.parametrize("method", ["idpruner", "random"])
     @torch.no_grad()
     def test_batch_of_four_equals_one_by_one(self, processor, scorer, method, attn):
-        model, names = tiny_attention(attn), ["one image", "mixed", "adjacent", "video"]
+        model, names = with_kernel(tiny_qwen(), attn), ["one image", "mixed", "adjacent", "video"]
         together = inputs_of(processor, names)
         with harness.prune(model, method, keep=0.3, scorer=scorer) as pruning:
             pruning.seed([5, 6, 7, 8])

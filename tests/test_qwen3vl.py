@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from attention_kernels import with_kernel
 from gathered import SAMPLES, generate, hooks, inputs_of
 from PIL import Image
 from probes import Keys as Norms
-from tiny import VIDEO, tiny_attention
+from tiny import VIDEO
 from tiny_qwen3 import DEEP, LAYERS, GatheredDeep, GatheredDeepInside, tiny_qwen3, tiny_qwen3_processor, visual_rows
 
 import harness
@@ -192,7 +193,7 @@ class TestBatchesAndDecoding:
     )
     @torch.no_grad()
     def test_batch_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
-        plain, model, names = model, tiny_attention(attn, tiny_qwen3), ["one image", "mixed", "video"]
+        plain, model, names = model, with_kernel(tiny_qwen3(), attn), ["one image", "mixed", "video"]
         with harness.prune(model, method, keep=0.3) as pruning:
             answers = generate(model, inputs_of(processor, names))
             records, single = pruning.take(), []

@@ -16,12 +16,20 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.pocket.vocab import SPECIALS
 
 HIDDEN = 64
+TEXT = {
+    "vocab_size": 512,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.3,
+}
+MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
 VISION = {
     "depth": 2,
     "hidden_size": 32,
@@ -70,39 +78,51 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
     )
 
 
+def text_config(layers: int, **more: object) -> dict[str, object]:
+    """A small language model for `tiny_tokenizer`."""
+    return {**TEXT, "num_hidden_layers": layers, **ends(), **more}
+
+
+def ends() -> dict[str, int | None]:
+    """The tokens that begin and end a text."""
+    ids = tiny_tokenizer().convert_tokens_to_ids
+    return {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
+
+
+def placeholders() -> dict[str, int]:
+    """The tokens that stand for images and videos in Qwen's prompts."""
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = tiny_tokenizer().convert_tokens_to_ids
+    return {f"{name}_token_id": ids(f"<|{token}|>") for name, token in names.items()}
+
+
+def built(build, config, dtype, attn, seed, vision_std=None):
+    """A model of random weights, those of everything but the language model drawn anew with that deviation, if any."""
+    config._attn_implementation = attn
+    torch.manual_seed(seed)
+    model = build(config).eval()
+    if vision_std is not None:  # where the class scales its own too small for images to matter
+        with torch.no_grad():
+            for name, parameter in model.model.named_parameters():
+                if "language_model" not in name and parameter.ndim > 1:
+                    parameter.normal_(std=vision_std)
+    text = config.get_text_config()
+    model.generation_config.eos_token_id = text.eos_token_id
+    model.generation_config.pad_token_id = text.pad_token_id
+    return model.to(dtype)
+
+
 def tiny_qwen(
     dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0, layers: int = 2, **vision: object
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights, large enough that what the model answers depends on what it sees."""
-    ids = tiny_tokenizer().convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 512,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
-            "bos_token_id": None,
-            "eos_token_id": ids("<|im_end|>"),
-            "pad_token_id": ids("<|endoftext|>"),
-            "initializer_range": 0.3,
-        },
+        text_config=text_config(layers, rope_parameters=MROPE),
         vision_config=VISION | vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=False,
+        **placeholders(),
     )
-    config._attn_implementation = attn
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(dtype).eval()
-    model.generation_config.eos_token_id = ids("<|im_end|>")
-    model.generation_config.pad_token_id = ids("<|endoftext|>")
-    return model
+    return built(Qwen2_5_VLForConditionalGeneration, config, dtype, attn, seed)
 
 
 def tiny_llava_processor() -> LlavaProcessor:
@@ -129,21 +149,8 @@ def tiny_llava(
     **config: object,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA-1.5 of random weights: a CLIP tower with CLS, whose last layer but one the features are."""
-    ids = tiny_tokenizer().convert_tokens_to_ids
-    special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     made = LlavaConfig(
-        text_config={
-            "model_type": text,
-            "vocab_size": 512,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.3,
-            **special,
-        },
+        text_config=text_config(layers, model_type=text),
         vision_config={
             "model_type": "clip_vision_model",
             "hidden_size": 32,
@@ -153,49 +160,11 @@ def tiny_llava(
             "image_size": LLAVA_SIDE,
             "patch_size": LLAVA_PATCH,
         },
-        image_token_index=ids("<|image_pad|>"),
+        image_token_index=placeholders()["image_token_id"],
         image_seq_length=(LLAVA_SIDE // LLAVA_PATCH) ** 2,
         **config,
     )
-    made._attn_implementation = attn
-    torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(made).eval()
-    with torch.no_grad():
-        for name, parameter in model.model.named_parameters():
-            if "language_model" not in name and parameter.ndim > 1:
-                parameter.normal_(std=0.3)  # CLIP scales its own too small for images to matter
-    model = model.to(dtype)
-    model.generation_config.eos_token_id = special["eos_token_id"]
-    model.generation_config.pad_token_id = special["pad_token_id"]
-    return model
-
-
-def tiny_attention(attn, build=tiny_qwen, **kwargs):
-    """A tiny model with a kernel; "flash_like" keeps FlashAttention's contract on the CPU."""
-    if attn != "flash_like":
-        return build(attn=attn, **kwargs)
-    ALL_ATTENTION_FUNCTIONS.register("flash_like", _flash_like)
-    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
-    model = build(**kwargs)
-    model.model.language_model.config._attn_implementation = "flash_like"
-    return model
-
-
-def _flash_like(module, query, key, value, attention_mask, scaling, position_ids=None, **kwargs):
-    """Unpad by a mask [B, S], which alone comes; text positions that jump would mean packed sequences."""
-    assert attention_mask is None or attention_mask.ndim == 2
-    if position_ids is not None and len(query) == 1 and query.shape[2] > 1:
-        assert bool((position_ids.diff(dim=-1) == 1).all()), "taken for packed sequences"
-    output = torch.zeros_like(query)
-    groups, steps = query.shape[1] // key.shape[1], query.shape[2]
-    for row in range(len(query)):
-        rows = slice(None) if attention_mask is None else attention_mask[row].bool()
-        new = slice(None) if attention_mask is None else attention_mask[row, -steps:].bool()
-        q, k, v = query[row][:, new], key[row][:, rows], value[row][:, rows]
-        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
-        seen = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).log()
-        output[row][:, new] = (q @ k.transpose(1, 2) * scaling + seen).softmax(-1) @ v
-    return output.transpose(1, 2), None
+    return built(LlavaForConditionalGeneration, made, dtype, attn, seed, vision_std=0.3)
 
 
 def tiny_folder(tmp_path: Path, seed: int = 0) -> Path:

@@ -1,7 +1,7 @@
 """A tiny random InternVL with its stock processor."""
 
 import torch
-from tiny import CHAT_TEMPLATE, HIDDEN, IMAGE, tiny_tokenizer
+from tiny import CHAT_TEMPLATE, IMAGE, built, placeholders, text_config, tiny_tokenizer
 from transformers import (
     GotOcr2ImageProcessor,
     InternVLConfig,
@@ -36,21 +36,8 @@ def tiny_internvl_processor():
 
 def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
     """Random weights, large enough that what the model answers depends on what it sees."""
-    ids = tiny_tokenizer().convert_tokens_to_ids
-    special = {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
     config = InternVLConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": 512,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.3,
-            **special,
-        },
+        text_config=text_config(layers, model_type="qwen2"),
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -61,18 +48,8 @@ def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
             "layer_scale_init_value": 1.0,
             **vision,
         },
-        image_token_id=ids("<|image_pad|>"),
+        image_token_id=placeholders()["image_token_id"],
         image_seq_length=16,
         tie_word_embeddings=False,
     )
-    config._attn_implementation = attn
-    torch.manual_seed(seed)
-    model = InternVLForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.model.named_parameters():
-            if "language_model" not in name and parameter.ndim > 1:
-                parameter.normal_(std=0.3)
-    model = model.to(dtype)
-    model.generation_config.eos_token_id = special["eos_token_id"]
-    model.generation_config.pad_token_id = special["pad_token_id"]
-    return model
+    return built(InternVLForConditionalGeneration, config, dtype, attn, seed, vision_std=0.3)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from gathered import Gathered
-from tiny import CHAT_TEMPLATE, HIDDEN, tiny_tokenizer
+from tiny import CHAT_TEMPLATE, HIDDEN, MROPE, built, placeholders, text_config, tiny_tokenizer
 from transformers import (
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
@@ -31,23 +31,8 @@ def tiny_qwen3_processor():
 
 def tiny_qwen3(dtype=torch.float32, attn="sdpa", seed=0):
     """Random weights, large enough that what the model answers depends on what it sees."""
-    ids = tiny_tokenizer().convert_tokens_to_ids
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": 512,
-            "hidden_size": HIDDEN,
-            "intermediate_size": 96,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
-            "bos_token_id": None,
-            "eos_token_id": ids("<|im_end|>"),
-            "pad_token_id": ids("<|endoftext|>"),
-            "initializer_range": 0.3,
-        },
+        text_config=text_config(LAYERS, head_dim=16, rope_parameters=MROPE),
         vision_config={
             "depth": DEPTH,
             "hidden_size": 32,
@@ -58,18 +43,10 @@ def tiny_qwen3(dtype=torch.float32, attn="sdpa", seed=0):
             "deepstack_visual_indexes": DEEP,
             "initializer_range": 0.3,
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=False,
+        **placeholders(),
     )
-    config._attn_implementation = attn
-    torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config).to(dtype).eval()
-    model.generation_config.eos_token_id = ids("<|im_end|>")
-    model.generation_config.pad_token_id = ids("<|endoftext|>")
-    return model
+    return built(Qwen3VLForConditionalGeneration, config, dtype, attn, seed)
 
 
 def visual_rows(model, ids):
