@@ -125,7 +125,7 @@ def _beside(table: Table, ours: pd.DataFrame) -> Table | None:
         rows.append(row | {"source": "paper"})
         method = facts()["methods"].get(row["method"], row["method"])
         key = (method, budget_key(row["budget"]), _lambda(method, row["lambda"]))
-        same = ours[[mine == key for mine in ours["key"]]]
+        same = ours[pd.Series([mine == key for mine in ours["key"]], index=ours.index, dtype=bool)]
         same = same[same["benchmark"].isin(table.benchmarks)]
         if not len(same):
             without.append(row_name(row))

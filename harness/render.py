@@ -71,7 +71,7 @@ def lines(table: Table, short: bool = False) -> Iterator[Line]:
             text = _number(row[column], table.digits[column], signed=row.get("source") == "difference")
             if table.errors is not None and not pd.isna(error := table.errors.loc[place, column]):
                 text += f" ± {error:.{table.digits[column]}f}"
-            cells.append(Cell(text, str(found.loc[place, column]), column in same))
+            cells.append(Cell(text, str(found.loc[place, column]), column in same and text != DASH))
         yield Line([*cells, *(Cell(_extra_text(key, row)) for key in extra)], rule=rule)
         before = {**row, **block}
 

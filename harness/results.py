@@ -167,9 +167,8 @@ def _join(runs: Sequence[Result]) -> Result:
     tasks = [result.about["identity"]["tasks"] for result in runs]
     names = [name for each in tasks for name in each["names"]]
     if len(twice := {name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"{first.label} {first.budget} was run more than once on {', '.join(sorted(twice))}: no join=true"
-        )
+        name = f"{first.label} {first.budget}".strip()
+        raise UserError(f"{name} was run more than once on {', '.join(sorted(twice))}: leave join=true out")
     identity = first.about["identity"] | {
         "tasks": {"names": names, "limit": tasks[0]["limit"], "files": [each["files"] for each in tasks]}
     }

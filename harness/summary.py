@@ -66,6 +66,10 @@ def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: flo
     if without:
         more = f" and {len(without) - 1} more" * (len(without) > 1)
         notes.append(f"no statistics of {without[0]}{more}: no scores.json there; run again with force=true")
+    if baseline is not None:
+        others = [result for result in asked if result.metrics["primary"] != baseline.metrics["primary"]]
+        asked = [result for result in asked if result not in others]
+        notes += [f"no statistics of {result.folder}: it shows other metrics than the unpruned" for result in others]
     if baseline is not None and baseline.has_questions and len(asked) > 1:
         draws = draw(asked, baseline, resamples, seed)
         notes += [f"no interval for {task}: {why}" for task, why in draws.unknown.items()]
@@ -93,9 +97,8 @@ def _say(
     """Add to the cells what the questions say."""
     each, said = questions(asked), _said(asked)
     errors = _standard_errors(asked, draws)
-    blocks = [
-        [r.hash for r in asked if r.budget == budget] for budget in dict.fromkeys(r.budget for r in asked) if budget
-    ]
+    budgets = [budget for budget in dict.fromkeys(result.budget for result in asked) if budget]
+    blocks = [[result.hash for result in asked if result.budget == budget] for budget in budgets]
     for benchmark in [*draws.tasks, AVERAGE]:
         whole = benchmark == AVERAGE
         part = each if whole else each.loc[benchmark]
