@@ -20,12 +20,14 @@ model=(model=qwen25vl7b weights=random model.device=cuda)
 clip=16x20x36 # 32 frames of a 16:9 clip under qwen-vl-utils' cap of 768 tokens a frame: 11,520 visual tokens
 sizes="576,1024,2691,5000,10000" batches=1,8
 steps=${STEPS:-tests kernels table4 sweep}
+loops=() # arguments of the selection loops
 
 if [ -n "$smoke" ]; then
     model=(model=qwen25vl7b weights=tiny model.device=cpu model.dtype=float32 new_tokens=2 text_tokens=16)
     clip=2x4x6 sizes=4x6,6x8 batches=1
     rounds=${ROUNDS:-warmup=0 repeats=1}
     steps=${STEPS:-table4 sweep}
+    loops=("sizes=[64]" width=32 warmup=0 repeats=1)
 else
     "$python" -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'error: torch sees no GPU; try --smoke FOLDER')"
     if "$python" -c "import flash_attn" 2>/dev/null; then model+=(model.attn=flash_attention_2); fi
@@ -38,7 +40,7 @@ for step in $steps; do
     echo "== $step"
     case $step in
         tests) "$python" -m pytest tests/test_kernels*.py ;;
-        kernels) bench kernels out="$out/kernels" ;;
+        kernels) bench kernels "${loops[@]}" out="$out/kernels" ;;
         table4) bench "${model[@]}" methods=all keep=0.25 "sizes=[$clip]" batch=1 out="$out/table4" plots="$out/table4" ;;
         sweep)
             bench "${model[@]}" "methods=[idpruner,visionselector,visionzip,vispruner,scope,divprune,fastv,resize]" keep=0.25 \

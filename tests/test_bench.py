@@ -162,3 +162,12 @@ def test_given_images_on_real_weights(picture):
     assert {row["workload"] for row in rows} == {"picture.png"}
     assert len({row["text_tokens"] for row in rows}) == 1
     assert rows[1]["signals_ms"] > 0  # the scorer that came with the weights
+
+
+@pytest.mark.parametrize("model", ["pocket", "pocket_llava"])
+def test_given_sizes_on_real_weights(model):
+    rows, _, _ = run(f"model={model}", "sizes=[256]", "methods=[idpruner,d2pruner]", "batch=2", "tokens=32")
+    assert [row["kept_tokens"] for row in rows] == [rows[0]["visual_tokens"], 32, 32]
+    assert 250 <= rows[0]["visual_tokens"] <= 260
+    assert {row["text_tokens"] for row in rows} == {16}
+    assert {row["error"] for row in rows} == {None}
