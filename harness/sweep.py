@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.store import RESPONSES, digest, to_json, write_atomic
+from harness.store import digest, to_json, write_atomic
 
 SWEEPS = ".sweeps"
 LIVE = ("running", "queued", "submitted")
@@ -147,8 +147,8 @@ def _name(runs: Path, folder: Path) -> str:
 
 
 def _answers(folder: Path | None) -> int:
-    file = folder / RESPONSES if folder else None
-    return file.read_bytes().count(b"\n") if file and file.is_file() else 0
+    """How many questions are answered; the processes of a run each have a file while it runs."""
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("responses*.jsonl")) if folder else 0
 
 
 def _held(folder: Path | None) -> bool:

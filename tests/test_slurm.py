@@ -67,6 +67,10 @@ class Cluster:
         assert done.returncode == code, done.stderr
         return done.stdout, done.stderr
 
+    def heard(self, *call: str) -> bool:
+        """Slurm refuses while a job is in transition."""
+        return subprocess.run(call, env=self.env, capture_output=True, check=False).returncode == 0
+
     def harness(self, *args: str, code: int = 0) -> tuple[str, str]:
         return self.run(sys.executable, "-m", "harness", *args, code=code)
 
@@ -122,7 +126,7 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     assert status["by"]["divprune"]["state"] == "queued"
     assert status["remain"] == 0
 
-    cluster.run("scancel", "--signal=USR2", held["job"])  # as before the time limit and before preemption
+    wait_for("signal, as before the time limit", lambda: cluster.heard("scancel", "--signal=USR2", held["job"]))
     wait_for("forty answers of the requeued job", lambda: cluster.answers("probe.py-Held") == 40)
     assert cluster.done("none", "random", "uniform", "fps", "divprune")
 
