@@ -14,6 +14,7 @@ from harness.errors import UserError, one_line
 
 MEET = timedelta(minutes=10)
 WAIT = timedelta(hours=24)  # for the slowest; a process that ended is noticed at once
+OTHER_ENDED = "another process of this run has ended"
 Result = TypeVar("Result")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -41,9 +42,7 @@ class Processes:
             self._meet()
             distributed.all_gather_object(found, value)
         except (RuntimeError, OSError) as error:  # of gloo and of the store
-            raise UserError(
-                f"another process of this run has ended ({one_line(error)[:120]}): see what it said"
-            ) from error
+            raise UserError(f"{OTHER_ENDED} ({one_line(error)[:120]}): see what it said") from error
         return found
 
     def in_turn(self, call: Callable[[], Result]) -> Result:

@@ -6,6 +6,7 @@ queued or running is not submitted again.
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,14 +31,21 @@ class Job:
     """One run on a compute node; submitit queues it again when it is preempted or out of time, and it goes on."""
 
     def __call__(self, config: RunConfig, key: str) -> None:
-        """Complete the run and print its scores as one JSON line."""
-        from harness.pipeline import planned, run
+        """Complete the run and print its scores as one JSON line; its tasks are the processes that torchrun starts."""
+        from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
+        from harness.pipeline import planned, run
+        from harness.processes import launched
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # of one node, whose name need not be known to itself
         _, wanted = planned(config)
         if key_of(wanted[-1][1].identity) != key:
             raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
         folder, _ = run(config, baseline=False)
-        print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
+        if launched().first:
+            print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
 
     def checkpoint(self, config: RunConfig, key: str) -> Any:
         """The same again: the run folder knows what has been answered."""
@@ -53,8 +61,8 @@ class Launcher(SlurmLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit one array and end with one JSON line; no job's end is waited for."""
-        if self.params["nodes"] * self.params["tasks_per_node"] > 1:
-            raise UserError("hydra.launcher.nodes and tasks_per_node must be 1: a run is one process so far")
+        if self.params["nodes"] != 1:
+            raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
         points = [filter_overrides(list(overrides)) for overrides in job_overrides]
         common = set.intersection(*map(set, points))
         configs = [self._config(overrides) for overrides in job_overrides]

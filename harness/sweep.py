@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.store import RESPONSES, digest, to_json, write_atomic
+from harness.files import write_atomic
+from harness.processes import OTHER_ENDED
+from harness.store import digest, to_json
 
 SWEEPS = ".sweeps"
 LIVE = ("running", "queued", "submitted")
@@ -56,11 +58,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A planned run as one submission has it: the job's number, as `12_3`, and its log."""
+    """A planned run as one submission has it: the job's number, as `12_3`, and the logs of its processes so far."""
 
     planned: Planned
     job: str | None
-    log: Path
+    logs: list[Path]
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
@@ -121,7 +123,7 @@ def _attempts(runs: Path) -> dict[str, Attempt]:
         numbers = sorted(path.name.partition("_")[0] for path in plan.parent.glob("[0-9]*_*"))
         for index, job in enumerate(jobs):
             name = numbers[0] + (f"_{index}" if len(jobs) > 1 else "") if numbers else None
-            found[job.key] = Attempt(job, name, plan.parent / f"{name}_0_log.err")
+            found[job.key] = Attempt(job, name, sorted(plan.parent.glob(f"{name}_*_log.err")))
     return found
 
 
@@ -147,8 +149,8 @@ def _name(runs: Path, folder: Path) -> str:
 
 
 def _answers(folder: Path | None) -> int:
-    file = folder / RESPONSES if folder else None
-    return file.read_bytes().count(b"\n") if file and file.is_file() else 0
+    """How many questions are answered; the processes of a run each have a file while it runs."""
+    return sum(file.read_bytes().count(b"\n") for file in folder.glob("responses*.jsonl")) if folder else 0
 
 
 def _held(folder: Path | None) -> bool:
@@ -172,10 +174,11 @@ def _unplanned(key: str, folder: Path) -> Run:
 def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str, str]] | None) -> Run:
     planned, job = attempt.planned, attempt.job
     said, detail = (queue or {}).get(job or "", ("", ""))
-    log = str(attempt.log) if attempt.log.is_file() else None
+    log, error = _last(attempt.logs)
 
     def run(state: str, why: str | None = None) -> Run:
-        return Run(planned.key, planned.run, state, _answers(folder), job, why, log, planned.overrides)
+        path = str(log) if log else None
+        return Run(planned.key, planned.run, state, _answers(folder), job, why, path, planned.overrides)
 
     if _done(folder):
         return run("done")
@@ -187,11 +190,19 @@ def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str,
         return run("missing", "its submission was cut short")
     if queue is None:
         return run("submitted", "squeue does not answer here")
-    if log and (error := last_error(_tail(attempt.log))):
+    if error:
         return run(*error)
     if log is None:
         return run("missing", f"left the queue before it started{f' ({said})' if said else ''}")
     return run("stopped", said or f"ended without a word: sacct -j {job} may know")
+
+
+def _last(logs: Sequence[Path]) -> tuple[Path | None, tuple[str, str] | None]:
+    """The log that says how a job ended, and what it says: that of the process which the others only saw end."""
+    found = [(log, last_error(_tail(log))) for log in logs]
+    told = [(log, error) for log, error in found if error]
+    first = [(log, error) for log, error in told if not error[1].startswith(OTHER_ENDED)]
+    return next(iter([*first, *told, *found]), (None, None))
 
 
 def _tail(file: Path) -> str:

@@ -7,12 +7,14 @@ set -euo pipefail
 PARTITION=${PARTITION:-}   # empty: the cluster's default
 ACCOUNT=${ACCOUNT:-}       # empty: your default
 GPUS=${GPUS:-1}            # of one run; 0 for none
-CPUS=${CPUS:-8}
+PROCESSES=${PROCESSES:-$((GPUS > 1 ? GPUS : 1))} # of one run: each takes a GPU
+CPUS=${CPUS:-8}            # of a process
 MEMORY_GB=${MEMORY_GB:-64}
 MINUTES=${MINUTES:-720}    # a run that takes longer is queued again, up to three times, and goes on where it stopped
 RUNS=${RUNS:-results/runs} # seen by all nodes
 
-launcher=("cpus_per_task=$CPUS" "mem_gb=$MEMORY_GB" "timeout_min=$MINUTES" "gpus_per_node=${GPUS/#0/null}")
+launcher=("cpus_per_task=$CPUS" "mem_gb=$MEMORY_GB" "timeout_min=$MINUTES" "gpus_per_node=${GPUS/#0/null}"
+    "tasks_per_node=$PROCESSES")
 gather=(--parsable --job-name=gather "--output=$RUNS/.sweeps/gather-%j.log")
 if [ -n "$PARTITION" ]; then
     launcher+=("partition=$PARTITION") gather+=("--partition=$PARTITION")

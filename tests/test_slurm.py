@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ asked = []
 class Held(Random):
     def _select(self, tokens, k, generator):
         asked.append(1)
+        (GATE / "pid").write_text(str(os.getpid()))
         while len(asked) > 20 and (GATE / "shut").exists():
             time.sleep(0.05)
         return super()._select(tokens, k, generator)
@@ -70,8 +72,9 @@ class Cluster:
     def harness(self, *args: str, code: int = 0) -> tuple[str, str]:
         return self.run(sys.executable, "-m", "harness", *args, code=code)
 
-    def submit(self) -> dict:
+    def submit(self, processes: int = 1) -> dict:
         """What scripts/submit.sh reports of the array."""
+        self.env["PROCESSES"] = str(processes)
         _, err = self.run(SCRIPTS / "submit.sh", *self.sweep)
         return json.loads(err.splitlines()[-1])
 
@@ -122,7 +125,7 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     assert status["by"]["divprune"]["state"] == "queued"
     assert status["remain"] == 0
 
-    cluster.run("scancel", "--signal=USR2", held["job"])  # as before the time limit and before preemption
+    os.kill(int((cluster.root / "pid").read_text()), signal.SIGUSR2)  # as Slurm does before the time limit
     wait_for("forty answers of the requeued job", lambda: cluster.answers("probe.py-Held") == 40)
     assert cluster.done("none", "random", "uniform", "fps", "divprune")
 
@@ -141,7 +144,7 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
 
     for name in ("shut", "broken"):
         (cluster.root / name).unlink()
-    second = cluster.submit()
+    second = cluster.submit(processes=2)  # which makes no difference
     assert (second["finished"], second["queued"], second["submitted"]) == (5, 0, 2)
     launcher = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=tiny"]
     third, _ = cluster.harness(*launcher, *cluster.sweep, "runs=runs")
