@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # All that is to be measured on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
 #   tests    the selection kernels choose what their references choose
-#   kernels  how much faster than the published loops they are
 #   table4   table 4 of arXiv 2602.13315: Qwen2.5-VL-7B, clips of Vinoground's size, every method at 25 %
 #   sweep    from how many visual tokens on the best-known methods pay, batch 1 and 8
-# STEPS="kernels table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
+# STEPS="table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
 # downloaded. FlashAttention is used where it is installed (pip install -e '.[flash]'), else sdpa.
 #
 # scripts/gpu_bench.sh --smoke FOLDER goes through the measurements on any machine, with a tiny model and small inputs.
@@ -19,15 +18,13 @@ rounds=${ROUNDS:-warmup=2 repeats=7}
 model=(model=qwen25vl7b weights=random model.device=cuda)
 clip=16x20x36 # 32 frames of a 16:9 clip under qwen-vl-utils' cap of 768 tokens a frame: 11,520 visual tokens
 sizes="576,1024,2691,5000,10000" batches=1,8
-steps=${STEPS:-tests kernels table4 sweep}
-loops=() # arguments of the selection loops
+steps=${STEPS:-tests table4 sweep}
 
 if [ -n "$smoke" ]; then
     model=(model=qwen25vl7b weights=tiny model.device=cpu model.dtype=float32 new_tokens=2 text_tokens=16)
     clip=2x4x6 sizes=4x6,6x8 batches=1
     rounds=${ROUNDS:-warmup=0 repeats=1}
     steps=${STEPS:-table4 sweep}
-    loops=("sizes=[64]" width=32 warmup=0 repeats=1)
 else
     "$python" -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'error: torch sees no GPU; try --smoke FOLDER')"
     if "$python" -c "import flash_attn" 2>/dev/null; then model+=(model.attn=flash_attention_2); fi
@@ -40,13 +37,12 @@ for step in $steps; do
     echo "== $step"
     case $step in
         tests) "$python" -m pytest tests/test_kernels*.py ;;
-        kernels) bench kernels "${loops[@]}" out="$out/kernels" ;;
         table4) bench "${model[@]}" methods=all keep=0.25 "sizes=[$clip]" batch=1 out="$out/table4" plots="$out/table4" ;;
         sweep)
             bench "${model[@]}" "methods=[idpruner,visionselector,visionzip,vispruner,scope,divprune,fastv,resize]" keep=0.25 \
                 "sizes=[$sizes]" "batch=[$batches]" out="$out/sweep" plots="$out/sweep"
             ;;
-        *) echo "error: no step $step: choose from tests kernels table4 sweep" >&2 && exit 2 ;;
+        *) echo "error: no step $step: choose from tests table4 sweep" >&2 && exit 2 ;;
     esac
 done
 echo "wrote $out"
