@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from harness.cli import command
 from harness.errors import UserError
 from harness.results import Result, average, collect, relative
-from harness.scores import answers, questions
+from harness.scores import answers, of_task, questions
 from harness.settings import differing
 from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
 from harness.store import RESPONSES
@@ -61,17 +61,16 @@ def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed:
 def _task(
     task: str, a: Result, b: Result, each: pd.DataFrame, draws: Draws, said: pd.DataFrame | None
 ) -> dict[str, Any]:
-    asked = each.loc[task]
-    assert isinstance(asked, pd.DataFrame)  # doc_id is the other level
-    mine, theirs = asked[a.hash], asked[b.hash]
+    part = of_task(each, task)
+    mine, theirs = part[a.hash], part[b.hash]
     place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
     drawn = draws.scores[place, runs]
     low, high = interval(drawn[0] - drawn[1])
     difference = a.score(task) - b.score(task)
-    p, test = pairwise_p(asked, drawn, [a.score(task), b.score(task)])
+    p, test = pairwise_p(part, drawn, [a.score(task), b.score(task)])
     unknown = (mine.isna() | theirs.isna()).any()
     b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
-    same = math.nan if said is None else agreement(said.loc[task][a.hash], said.loc[task][b.hash])
+    same = math.nan if said is None else agreement(*(of_task(said, task)[run.hash] for run in (a, b)))
     found = {"task": task, "questions": len(mine), "a": a.score(task), "b": b.score(task), "difference": difference}
     found |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
     return found | {"p": float(p[0, 1]), "test": test, "agreement": same}

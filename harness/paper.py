@@ -98,11 +98,19 @@ def _ours(results: Sequence[Result]) -> pd.DataFrame:
             "run": [r.but_tasks for r, *_ in rows],
             "label": [names[r.hash] for r, *_ in rows],
             "limit": [r.about["identity"]["tasks"]["limit"] for r, *_ in rows],
+            "versions": [_versions(r) for r, *_ in rows],
             "benchmark": [benchmark for _, benchmark, *_ in rows],
             "score": [score for _, _, score, _ in rows],
             "relative": [share for *_, share in rows],
         }
     )
+
+
+def _versions(result: Result) -> str:
+    model = result.about["identity"]["model"]
+    packages = model.get("packages", {})
+    named = [f"{name} {packages[name]}" for name in ("lmms-eval", "transformers") if packages.get(name)]
+    return ", ".join([*named, str(model.get("dtype"))])
 
 
 def _given(result: Result) -> float | None:
@@ -143,6 +151,8 @@ def _beside(table: Table, ours: pd.DataFrame) -> Table | None:
                 notes.append(f"ours of {label} {row['budget']} are of the first {limit:g} questions of each benchmark")
     if len(without) == len(table.frame):
         return None
+    made = " and ".join(dict.fromkeys(ours.loc[ours["benchmark"].isin(table.benchmarks), "versions"]))
+    notes.append(f"ours were made with {made}; the paper's with {facts()['made_with']}")
     if without:
         notes.append(f"not run here: {', '.join(without)}")
     return replace(table, frame=pd.DataFrame(rows), notes=notes, caption=f"{table.caption}, published and ours")

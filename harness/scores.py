@@ -127,6 +127,13 @@ def questions(results: Sequence[Result]) -> pd.DataFrame:
     return frame
 
 
+def of_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One task's rows of what `questions` or `answers` gave, by doc_id."""
+    found = frame.loc[task]
+    assert isinstance(found, pd.DataFrame)
+    return found
+
+
 def same_questions(results: Sequence[Result]) -> None:
     """UserError unless the runs can be paired question by question."""
     first = results[0]

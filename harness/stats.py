@@ -131,7 +131,7 @@ def bootstrap_p(drawn: Array, observed: float) -> float:
     return float(2 * stats.norm.sf(abs(observed) / error))
 
 
-def is_binary(values: pd.DataFrame | pd.Series) -> bool:
+def is_binary(values: pd.DataFrame) -> bool:
     """True if every question is right or wrong."""
     return bool(values.isin([0.0, 1.0]).to_numpy().all())
 

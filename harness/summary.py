@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import stats
 
 from harness.errors import UserError
-from harness.scores import Result, answers, average, questions, relative
+from harness.scores import Result, answers, average, of_task, questions, relative
 from harness.stats import (
     AVERAGE,
     LEVEL,
@@ -101,9 +101,8 @@ def _say(
     blocks = [[result.hash for result in asked if result.budget == budget] for budget in budgets]
     for benchmark in [*draws.tasks, AVERAGE]:
         whole = benchmark == AVERAGE
-        part = each if whole else each.loc[benchmark]
-        assert isinstance(part, pd.DataFrame)  # doc_id is the other level
-        texts = None if said is None else said if whole else said.loc[benchmark]
+        part = each if whole else of_task(each, benchmark)
+        texts = None if said is None else said if whole else of_task(said, benchmark)
         for run in (result.hash for result in asked):
             drawn = draws.of(benchmark, run)
             low, high = interval(drawn, level)
