@@ -28,7 +28,7 @@ def latex(table: Table) -> str:
             continue
         cells = [marked[c.mark] % tex(c.text) + r"\textsuperscript{$\approx$}" * c.same for c in line.cells]
         rows += [r"\addlinespace"] * line.rule + [" & ".join(cells) + r" \\"]
-    below = [rf"\multicolumn{{{len(titles)}}}{{l}}{{\footnotesize {tex(note)}}} \\" for note in legend(table)]
+    below = [rf"\multicolumn{{{len(titles)}}}{{l}}{{{tex(note)}}} \\" for note in legend(table)]
     comments = [f"% {' '.join(note.split())}" for note in [table.caption, r"\usepackage{booktabs}", *table.notes]]
     return (
         "\n".join([*comments, *rows, r"\bottomrule", *([r"\addlinespace"] if below else []), *below, r"\end{tabular}"])

@@ -15,14 +15,15 @@ LEGEND = {
     "best": "bold: best of its block",
     "second": "underlined: second best",
     "inside": "*: cuts inside the language model, so early layers see every token",
-    "same": "≈: cannot be told from the best of its block (paired test on the same questions, Holm's correction, 5 %)",
+    "same": "≈: cannot be told from the best of its block (paired tests, Holm, 5 %)",
 }
 OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # from the unpruned model, which has none from itself
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
 body { margin: 1.5rem } div { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0 }
 caption { text-align: left; font-weight: 600; padding: .4rem 0 } th, td { padding: .2rem .6rem; text-align: right }
-th[scope=row], th[scope=rowgroup] { text-align: left; font-weight: normal } thead { border-block: 2px solid }
+th[scope=row], th[scope=rowgroup], td.key { text-align: left; font-weight: normal } td, th { white-space: nowrap }
+sup { line-height: 0 } thead { border-block: 2px solid }
 th[scope=rowgroup] { font-style: italic; border-top: 1px solid } thead small { font-weight: normal; display: block }
 table { border-bottom: 2px solid }
 """
@@ -171,6 +172,7 @@ def html(table: Table) -> str:
     keys = list(keys_of(table))
     label = keys.index("label")
     marked = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+    key = ' class="key"'
     same = '<sup title="cannot be told from the best of its block">≈</sup>'
     rows = [f"<caption>{text(table.caption)}</caption>", "<thead><tr>"]
     rows += [f'<th scope="col">{text(name)}<small>{text(unit)}</small></th>' for name, unit in head(table)]
@@ -183,7 +185,7 @@ def html(table: Table) -> str:
         cells = [
             f'<th scope="row">{text(cell.text)}</th>'
             if place == label
-            else f"<td>{marked[cell.mark].format(text(cell.text))}{same * cell.same}</td>"
+            else f"<td{key * (place < len(keys))}>{marked[cell.mark].format(text(cell.text))}{same * cell.same}</td>"
             for place, cell in enumerate(line.cells)
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
