@@ -1,15 +1,15 @@
 """Devices that are not there: tensors that say they lie on one, and refuse to be mixed with others as on real ones.
 
-They compute on the CPU. `xla` stands for a GPU, since torch starts no driver for it.
+They compute on the CPU. "cpu:1" and "cpu:2" stand for two GPUs, since torch starts no driver for them.
 """
 
 from contextlib import contextmanager
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-KIND = "xla"
 aten = torch.ops.aten
 MOVES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
 TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
@@ -67,7 +67,7 @@ class Placed(torch.Tensor):
                 return item
             if id(item) in holders:
                 return holders[id(item)]
-            return Placed(item, place) if place.type == KIND else item
+            return Placed(item, place) if place.index else item
 
         return tree_map(wrap, out)
 
@@ -85,13 +85,26 @@ class _Pretending(TorchDispatchMode):
         kwargs = kwargs or {}
         wanted = kwargs.get("device")
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Placed)]
-        if tensors or (wanted is not None and torch.device(wanted).type == KIND):
+        if tensors or (wanted is not None and torch.device(wanted).index):
             return Placed.__torch_dispatch__(function, types, args, kwargs)
         return function(*args, **kwargs)
 
 
+class _Making(TorchFunctionMode):
+    """`torch.tensor` reads the memory of tensors in a list, which those here do not have, and knows one CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.tensor:
+            return function(*args, **(kwargs or {}))
+        data = tree_map(lambda item: item.tolist() if isinstance(item, Placed) else item, args)
+        options = dict(kwargs or {})
+        place = options.pop("device", None)
+        made = torch.tensor(*data, **options)
+        return made if place is None else made.to(place)
+
+
 @contextmanager
 def pretended_devices():
-    """Have torch make tensors on `xla:N`."""
-    with _Pretending():
+    """Have torch make tensors on "cpu:1" and so on."""
+    with _Making(), _Pretending():
         yield
