@@ -18,6 +18,7 @@ from methods.budget import Budget
 DTYPES = ("float32", "bfloat16", "float16")
 UNPACK = (None, "released", "fixed")
 ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
+DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
 
@@ -27,7 +28,8 @@ class ModelConfig:
     """A checkpoint and how it is loaded.
 
     Pixel limits are per image or video frame; null for a processor that has a resolution of its own. `unpack` is
-    LLaVA-OneVision-1.5's: "released" for what its weights were published with, "fixed" for what was meant.
+    LLaVA-OneVision-1.5's: "released" for what its weights were published with, "fixed" for what was meant. `device_map`
+    spreads a model that is larger than one GPU over all of them and, past those, the main memory, as accelerate does.
     """
 
     name: str = MISSING
@@ -41,6 +43,7 @@ class ModelConfig:
     max_frames: int | None = None
     batch_size: int = 1
     device: str = "auto"
+    device_map: str | None = None
     unpack: str | None = None
 
 
@@ -178,5 +181,10 @@ def _check_model(model: ModelConfig) -> None:
         raise UserError(f"model.max_pixels must be at least {VISUAL_TOKEN}, one visual token, got {high}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
         raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
+    if model.device_map not in DEVICE_MAPS:
+        known = ", ".join(filter(None, DEVICE_MAPS))
+        raise UserError(f"model.device_map must be null or one of {known}, got {model.device_map}")
+    if model.device_map is not None and model.device != "auto":
+        raise UserError(f"model.device_map={model.device_map} chooses devices: leave model.device={model.device} out")
     if model.scorer is not None and not shipped(model.scorer).exists():
         raise UserError(f"no scorer at model.scorer={model.scorer}: pass a folder or file that exists")

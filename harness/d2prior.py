@@ -74,7 +74,7 @@ def attention(loaded: Loaded, asked: Iterable[list[Message]], layer: int) -> Ite
     with harness.prune(loaded.model, probe, tokens=1):
         for messages in asked:
             with torch.inference_mode():
-                loaded.model(**to_inputs(loaded.processor, [messages], limits).to(loaded.model.device))
+                loaded.model(**to_inputs(loaded.processor, [messages], limits).to(loaded.device))
             yield from probe.seen  # nothing of an image that is one token
             probe.seen.clear()
 

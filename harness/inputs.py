@@ -19,6 +19,7 @@ from qwen_vl_utils import fetch_image, fetch_video
 from qwen_vl_utils.vision_process import smart_resize, to_rgb
 from transformers.image_utils import load_image
 
+from harness.checkpoint import content_digest
 from harness.config import ModelConfig
 
 FRAME_TOKENS = 768  # visual tokens of one frame, and
@@ -120,7 +121,7 @@ def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list
 
 
 def messages_digest(messages: Sequence[Message]) -> str:
-    """Digest of all that the model is shown: text, order, pixels of images and frames, name and size of video files."""
+    """Digest of all that the model is shown: text, order, pixels of images and frames, content of video files."""
     digest = hashlib.sha256()
     for message in messages:
         for part in message["content"]:
@@ -135,8 +136,10 @@ def messages_digest(messages: Sequence[Message]) -> str:
 def _update(digest: Any, item: Any) -> None:
     if isinstance(item, Image.Image):
         digest.update(f"{item.mode}{item.size}".encode() + item.tobytes())
+        if item.mode == "P":
+            digest.update(f"{item.getpalette()}{item.info.get('transparency')}".encode())
     elif isinstance(item, str) and Path(item).is_file():
-        digest.update(f"{Path(item).name} {Path(item).stat().st_size}".encode())
+        digest.update(content_digest(Path(item)).encode())
     else:
         digest.update(repr(item).encode())
 

@@ -53,7 +53,7 @@ class PrunedModel(lmms):
         self.loaded = loaded
         self.pruner = pruner
         self.journal = journal
-        self.device = loaded.model.device
+        self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
 
@@ -138,7 +138,7 @@ class PrunedModel(lmms):
         config, processor, model = self.loaded.config, self.loaded.processor, self.loaded.model
         limits = limits_of(processor, config)
         make = handle.inputs if isinstance(handle, Resizing) else to_inputs
-        inputs = make(processor, [request.messages for request in batch], limits).to(model.device)
+        inputs = make(processor, [request.messages for request in batch], limits).to(self.loaded.device)
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         handle.seed(seeds)
         torch.manual_seed(seeds[0])

@@ -31,7 +31,8 @@ from harness.store import digest, slug
 from methods.base import Method, Signal
 from methods.budget import Budget
 
-PACKAGES = ("torch", "torchvision", "transformers", "lmms-eval", "qwen-vl-utils", "pillow")  # they can change an answer
+# They can change an answer.
+PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lmms-eval", "qwen-vl-utils", "pillow")
 VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
 ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # and listens to these
 HARNESS = Path(__file__).parent
@@ -46,6 +47,14 @@ class Loaded:
     processor: Any
     config: ModelConfig
     folder: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs; parameters of one that is spread over several may lie elsewhere."""
+        places = list(getattr(self.model, "hf_device_map", {}).values())
+        if not places:
+            return torch.device(self.model.device)
+        return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,8 @@ def check_scorer(scorer: Path, folder: Path) -> None:
 def device_of(model: ModelConfig) -> str:
     """`auto` resolved to what this machine has; of several processes each takes a GPU of its own."""
     gpus, processes = torch.cuda.device_count(), launched()
+    if model.device_map is not None:
+        only_one(f"a run with model.device_map={model.device_map}")
     if processes.count > 1 and gpus and model.device in ("auto", "cuda"):
         if processes.local >= gpus:
             raise UserError(f"more processes were launched on this machine than torch sees GPUs ({gpus}): one for each")
@@ -189,6 +200,7 @@ def load(config: ModelConfig) -> Loaded:
     with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
+    spread = {} if config.device_map is None else {"device_map": config.device_map}
     with _in_one_line(f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
@@ -198,8 +210,9 @@ def load(config: ModelConfig) -> Loaded:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the tensor can be named
             **({} if config.unpack is None else {"unpack": config.unpack}),
+            **spread,
         )
-        model = model.eval().to(device)
+        model = model.eval() if spread else model.eval().to(device)
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}")
@@ -243,15 +256,16 @@ class Identity:
     def model(self) -> dict[str, Any]:
         """Weights by content, and how they are loaded and fed."""
         config = self.run.model
-        device = device_of(config)
+        gpus = range(torch.cuda.device_count()) if config.device_map else [device_of(config)]
+        kinds = {torch.cuda.get_device_name(gpu) for gpu in gpus if gpu != "cpu"}
         flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
-        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack")
-        ours = ("prune.py", "inputs.py", "resize.py", "lmms_model.py")
+        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack", "device_map")
+        ours = ("loading.py", "prune.py", "inputs.py", "resize.py", "lmms_model.py")
         code = (*(HARNESS / name for name in ours), *HARNESS.glob("models/**/*.py"))
         return {
             "weights": checkpoint.weights_fingerprint(self.folder),
             # In half precision a greedy answer moves with the type of GPU.
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+            "device": ", ".join(sorted(kinds)) or "cpu",
             **{key: getattr(config, key) for key in settings},
             "code": _code(sorted(code)),
             "packages": {name: _version(name) for name in (*PACKAGES, *VIDEO_READERS, *flash)},

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from harness.errors import UserError, one_line
 
-MEET = timedelta(minutes=10)
+MEET = timedelta(minutes=30)  # imports of a busy machine differ by minutes
 WAIT = timedelta(hours=24)  # for the slowest; a process that ended is noticed at once
 OTHER_ENDED = "another process of this run has ended"
 Result = TypeVar("Result")

@@ -23,7 +23,7 @@ class Command:
     process: multiprocessing.Process
     files: tuple[Path, Path]
 
-    def end(self, timeout: float = 120) -> int:
+    def end(self, timeout: float = 900) -> int:
         """The exit code; negative where a signal ended it."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.err}"

@@ -71,7 +71,9 @@ def test_it_is_the_mean_of_the_plain_models_attention(place, made):
 @torch.no_grad()
 def test_each_tile_of_an_image_is_a_map():
     model, processor = tiny_internvl(attn="eager", layers=3), tiny_internvl_processor()
-    loaded = SimpleNamespace(model=model, processor=processor, config=ModelConfig(name="tiny", pretrained="tiny"))
+    loaded = SimpleNamespace(
+        model=model, device=model.device, processor=processor, config=ModelConfig(name="tiny", pretrained="tiny")
+    )
     asked = [ask(picture(112, 224)), ask(picture(112, 112))]  # two tiles and a thumbnail, and a single one
     maps = list(d2prior.attention(loaded, asked, layer=1))
     assert [grid for _, grid in maps] == [(1, 4, 4)] * 4

@@ -127,8 +127,7 @@ def failing() -> None:
     harness.pipeline.load = fail
 
 
-@pytest.mark.parametrize("agent", [True, False])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "agent"), [(0, False), (1, True)])
 def test_a_process_that_fails_alone_ends_the_others(rank, agent, place, alone):
     """Also where no launcher ends them: nobody waits for what will never come."""
     commands = place.forks.launch(2, *place.call("failed"), before={rank: failing}, agent=agent)

@@ -1,20 +1,32 @@
-"""What can change an answer changes the identity under which it is kept, and what cannot does not."""
+"""What can change an answer changes the key under which it is kept, and what cannot does not.
+
+The key of an answer is a digest of the identity of the run and of the question as the model sees it.
+"""
 
 import json
 import shutil
 import textwrap
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_folder
+from PIL import Image
+from tiny import HIDDEN, tiny_folder
 
+import methods
 from harness import loading
 from harness.choices import register
 from harness.cli import compose
-from harness.config import validate
+from harness.config import ModelConfig, RunConfig, TasksConfig, validate
 from harness.errors import UserError
+from harness.inputs import messages_digest
+from harness.lmms_model import PrunedModel
 from harness.loading import Identity, Pruner, pruner_of
+from harness.models.qwen25vl import Qwen25VL
+from harness.models.scorer import VisionSelectorScorer, save_scorer
+from harness.pipeline import _folder
 from harness.store import digest
 from methods.budget import Budget
 
@@ -154,3 +166,193 @@ def test_the_kind_of_gpu_counts(answers, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another card")
     assert answers("random", "model.device=cuda:1") != on_card
     assert answers("random", "model.device=cuda:0") == answers("random", "model.device=cuda:1")
+
+
+# Every setting is in one of the three, or `test_no_setting_is_forgotten` fails.
+IN_KEY = {
+    "method": {"method": {"name": "uniform"}},
+    "keep": {"keep": 0.5},
+    "tokens": {"keep": None, "tokens": 2},
+    "seed": {"seed": 1},
+    "positions": {"positions": "compact"},
+    "model.pretrained": {"model.pretrained": "other"},  # by content
+    "model.scorer": {"model.scorer": "other/scorer"},  # by content
+    "model.dtype": {"model.dtype": "float16"},
+    "model.attn": {"model.attn": "eager"},
+    "model.min_pixels": {"model.min_pixels": 784},
+    "model.max_pixels": {"model.max_pixels": 1568},
+    "model.max_frames": {"model.max_frames": 2},
+    "model.batch_size": {"model.batch_size": 3},  # in half precision an answer moves with its neighbours
+    "model.unpack": {"model.unpack": "fixed"},
+    "model.device_map": {"model.device_map": "auto"},
+}
+IN_FOLDER = {  # answers of such runs never meet; what is asked is in each key
+    "limit": {"limit": 1},  # the last batch is another one
+    "tasks.include": {"tasks.include": "other tasks"},  # by content
+    "tasks.metrics": {"tasks.metrics": {"tiny_stills": None, "tiny_clips": None}},  # the names, not the metrics
+    "data_root": {"data_root": {"tiny_stills": "copy"}},  # by content
+}
+CANNOT = {
+    "force": "computes the same again",
+    "runs": "where results lie",
+    "tasks.name": "names a folder",
+    "model.name": "names a folder",
+    "model.revision": "chooses weights, which are in the key by content",
+    "model.device": "chooses a device, whose kind is in the key",
+}
+
+
+def settings() -> set[str]:
+    groups = {"model": ModelConfig, "tasks": TasksConfig}
+    names = {field.name for field in fields(RunConfig)} - groups.keys()
+    return names | {f"{group}.{field.name}" for group, kind in groups.items() for field in fields(kind)}
+
+
+def test_no_setting_is_forgotten():
+    assert IN_KEY.keys() | IN_FOLDER.keys() | CANNOT.keys() == settings()
+    assert len(IN_KEY) + len(IN_FOLDER) + len(CANNOT) == len(settings())
+
+
+@pytest.fixture(scope="module")
+def places(folder, tmp_path_factory) -> Path:
+    """Two models and two scorers that differ in their numbers alone, two task folders, a copy of a data set."""
+    root = tmp_path_factory.mktemp("places")
+    shutil.copytree(folder, root / "one")
+    tiny_folder(root, seed=1).rename(root / "other")
+    for seed, name in enumerate(("one", "other")):
+        torch.manual_seed(seed)
+        save_scorer(VisionSelectorScorer(HIDDEN, 8), root / name / "scorer")
+    for name, text in (("tasks", "task: tiny_stills\n"), ("other tasks", "task: tiny_stills\nmetadata: 2\n")):
+        (root / name).mkdir()
+        (root / name / "tiny_stills.yaml").write_text(text)
+    (root / "copy").mkdir()
+    (root / "copy" / "rows.parquet").write_text("rows")
+    return root
+
+
+def changed(run: RunConfig, places: Path, settings: dict) -> RunConfig:
+    paths = {"model.pretrained", "model.scorer", "tasks.include"}
+    for key, value in settings.items():
+        group, _, name = key.rpartition(".")
+        value = str(places / value) if key in paths else value
+        value = {task: str(places / copy) for task, copy in value.items()} if key == "data_root" else value
+        within = replace(getattr(run, group), **{name: value}) if group else value
+        run = replace(run, **{group or name: within})
+    return run
+
+
+@pytest.fixture
+def found(places, monkeypatch):
+    """Digests of what the answers of a run are kept under, and of what its folder is: with these settings changed."""
+    monkeypatch.chdir(places)
+    monkeypatch.setattr(Qwen25VL, "check_positions", lambda *args: None)  # only LLaVA's can be renumbered
+    base = {"model.pretrained": "one", "tasks.include": "tasks"}
+    overrides = ["method=idpruner", "tasks=[tiny_stills]", f"tasks.include={places / 'tasks'}"]
+    plain = validate(compose("config", register([f"model.pretrained={places / 'one'}", *overrides])))
+
+    def of(settings: dict) -> tuple[str, str]:
+        run = changed(plain, places, {**base, **settings})
+        weights = Path(run.model.pretrained)
+        identity, pruner = Identity(run, weights), pruner_of(run, weights)
+        folder = _folder(run, identity, pruner)
+        return digest(identity.answers(pruner)), digest(folder.identity)
+
+    return of
+
+
+@pytest.mark.parametrize("setting", IN_KEY)
+def test_a_setting_that_changes_answers_changes_their_keys(setting, found):
+    (key, folder), (other_key, other_folder) = found({}), found(IN_KEY[setting])
+    assert key != other_key
+    assert folder != other_folder
+
+
+@pytest.mark.parametrize("setting", IN_FOLDER)
+def test_a_setting_that_changes_what_is_asked_changes_the_folder(setting, found):
+    assert found({})[1] != found(IN_FOLDER[setting])[1]
+
+
+@pytest.mark.parametrize("setting", CANNOT)
+def test_a_setting_that_changes_no_answer_changes_nothing(setting, found):
+    values = {"force": True, "runs": "elsewhere", "model.device": "cpu"}
+    assert found({}) == found({setting: values.get(setting, "another")})
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.BUILT_IN) - {"none"}))
+def test_every_parameter_of_every_method_is_in_the_key(name):
+    method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
+    before = loading._params(method)
+    assert set(before) == {field.name for field in fields(method) if field.init}
+    for parameter in before.keys() - method.made_from.keys():  # files are in it by content
+        other = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
+        object.__setattr__(other, parameter, "something else")
+        assert loading._params(other) != before
+
+
+@pytest.mark.parametrize("package", [*loading.PACKAGES, *loading.VIDEO_READERS])
+def test_the_version_of_every_package_that_matters_is_in_the_key(package, answers, monkeypatch):
+    before, version = answers(), loading.version
+    monkeypatch.setattr(loading, "version", lambda name: "9.9" if name == package else version(name))
+    assert answers() != before
+
+
+@pytest.mark.parametrize("name", ["prune.py", "inputs.py", "lmms_model.py", "loading.py", "models/qwen25vl.py"])
+def test_the_code_between_question_and_answer_is_in_the_key(name, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "HARNESS", shutil.copytree(loading.HARNESS, tmp_path / "harness"))
+    before = answers()
+    append(tmp_path / "harness" / name)
+    assert answers() != before
+
+
+ASKED = {
+    "task": "t",
+    "doc_id": 0,
+    "turn": 0,
+    "words": "Which?",
+    "role": "user",
+    "pixels": 0,
+    "generation": {"max_new_tokens": 4},
+    "film": b"frames",
+    "identity": {"seed": 0},
+}
+OTHERS = {
+    "task": "u",
+    "doc_id": 1,
+    "turn": 1,
+    "words": "Which one?",
+    "role": "system",
+    "pixels": 1,
+    "generation": {"max_new_tokens": 4, "temperature": 0.5},
+    "film": b"others",  # as many bytes under the same name
+    "identity": {"seed": 1},
+}
+
+
+def key_of(folder: Path, asked: dict) -> str:
+    file = folder / "film.mp4"
+    file.write_bytes(asked["film"])
+    parts = [
+        {"type": "image", "url": Image.new("RGB", (4, 4), (asked["pixels"], 0, 0))},
+        {"type": "video", "url": str(file)},
+        {"type": "text", "text": asked["words"]},
+    ]
+    model = PrunedModel(SimpleNamespace(device="cpu"), None, asked["identity"])
+    model.task_dict = {task: {"test": dict.fromkeys(range(2))} for task in ("t", "u")}
+    messages = [{"role": asked["role"], "content": parts}]
+    args = ("", lambda doc: messages, asked["generation"], asked["doc_id"], asked["task"], "test")
+    return model._request(SimpleNamespace(args=args, idx=asked["turn"])).key
+
+
+def test_images_that_differ_in_their_palette_alone_have_two_keys():
+    images = [Image.new("P", (4, 4)) for _ in range(2)]
+    for image, level in zip(images, (0, 255), strict=True):
+        image.putpalette([level] * 768)
+    asked = [[{"role": "user", "content": [{"type": "image", "url": image}]}] for image in images]
+    assert messages_digest(asked[0]) != messages_digest(asked[1])
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_all_that_is_asked_is_in_the_key(what, tmp_path):
+    before = key_of(tmp_path, ASKED)
+    assert key_of(tmp_path, {**ASKED, what: OTHERS[what]}) != before
+    assert key_of(tmp_path, ASKED) == before

@@ -51,7 +51,7 @@ def place(tmp_path_factory, fork_server):
     root = tmp_path_factory.mktemp("robust")
     model, tasks = tiny_folder(root), write_tiny_tasks(root / "tasks", QUESTIONS)
     configured = [f"model.pretrained={model}", f"model.batch_size={BATCH}", f"tasks.include={tasks}"]
-    call = ["harness", *configured, "tasks=[tiny_stills,tiny_clips]", "method=random", "keep=0.5"]
+    call = ["harness", *configured, "tasks=[tiny_stills]", "method=random", "keep=0.5"]
     return Place(root, Forks(root, tmp_path_factory.mktemp("said")), call)
 
 
@@ -133,8 +133,14 @@ def copied(place, whole, to: Path, *names: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-40], lambda b: b[:-1] + b"}\n", lambda b: b + b"\0" * 512 + b"\n"])
-@pytest.mark.parametrize("name", ["responses.jsonl", "kept.jsonl"])
+DAMAGE = {
+    "responses.jsonl": lambda text: text[:-40],
+    "kept.jsonl": lambda text: text[:-1] + b"}\n",
+    "./responses.jsonl": lambda text: text + b"\0" * 512 + b"\n",
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE.items())
 def test_a_damaged_last_line_is_answered_again(name, damage, place, whole, tmp_path):
     folder = copied(place, whole, tmp_path, "DONE", "metrics.json", "scores.json")
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
@@ -150,11 +156,10 @@ def test_a_damaged_line_in_the_middle_is_refused(place, whole, tmp_path):
     assert said == f"error: {folder / 'responses.jsonl'} is damaged in line 2: move the run folder away and start again"
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2]])
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "scores.json"])
-def test_a_damaged_file_of_a_finished_run_is_refused_and_the_remedy_is_right(name, damage, place, whole, tmp_path):
+def test_a_damaged_file_of_a_finished_run_is_refused_and_the_remedy_is_right(name, place, whole, tmp_path):
     folder = copied(place, whole, tmp_path)
-    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    (folder / name).write_bytes((folder / name).read_bytes()[:-9])
     said = place.refused(tmp_path)
     assert str(folder / name) in said
     if name == "run.json":
@@ -184,13 +189,12 @@ def test_two_launches_of_one_run_compute_it_once(place, whole, tmp_path):
     assert [command.end() for command in both] == [0, 0]
     assert both[0].report == both[1].report
     answers = heard.read_text().split()
-    assert len(answers) == len(set(answers)) == 2 * (QUESTIONS + 4)
+    assert len(answers) == len(set(answers)) == 2 * QUESTIONS
     assert place.records(tmp_path) == whole
 
 
-@pytest.mark.parametrize("gone", [[], ["DONE", "metrics.json", "scores.json"]])
-def test_a_folder_of_another_configuration_is_refused(gone, place, whole, tmp_path):
-    folder = copied(place, whole, tmp_path, *gone)
+def test_a_folder_of_another_configuration_is_refused(place, whole, tmp_path):
+    folder = copied(place, whole, tmp_path)
     place.run(tmp_path, seed=1)
     other = next(path for path in place.folders(tmp_path) if path.name.startswith("random") and path != folder)
     shutil.rmtree(other)
@@ -221,13 +225,12 @@ def check_stopped(place: Place, runs: Path) -> None:
     assert all(not file.stat().st_size or file.read_bytes().endswith(b"}\n") for file in runs.rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize("size", [500, 6000])
-def test_files_that_may_not_grow(size, place, whole, tmp_path):
-    said = place.refused(tmp_path, partial(limited, size), method="uniform")
+def test_files_that_may_not_grow(place, whole, tmp_path):
+    said = place.refused(tmp_path, partial(limited, 500))
     assert "(File too large): once that is put right, the same command goes on from here" in said
     check_stopped(place, tmp_path)
-    place.run(tmp_path, method="uniform")
-    assert len(place.records(tmp_path)) == 2
+    place.run(tmp_path)
+    assert place.records(tmp_path) == whole
 
 
 @pytest.fixture
@@ -244,7 +247,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-@pytest.mark.parametrize("pages", [0, 2, 3, 5, 6])
+@pytest.mark.parametrize("pages", [0, 3, 5])
 def test_a_full_disk(pages, place, whole, small_disk):
     """`pages` of 4 KiB are left: it is full from the start, after run.json, the first answers, all of them, ..."""
     filler, runs = small_disk / "filler", small_disk / "runs"

@@ -133,7 +133,7 @@ def _same(known: Any, encoded: Any) -> bool:
     if known is None or known is encoded:
         return known is not None
     known, encoded = (torch.cat(list(output.pooler_output)) for output in (known, encoded))
-    return torch.equal(known, encoded)
+    return torch.equal(known.to(encoded.device), encoded)  # on its way to another part of the model it may have moved
 
 
 def _obstacle(call: Mapping[str, Any]) -> str | None:

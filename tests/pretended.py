@@ -1,0 +1,110 @@
+"""Devices that are not there: tensors that say they lie on one, and refuse to be mixed with others as on real ones.
+
+They compute on the CPU. "cpu:1" and "cpu:2" stand for two GPUs, since torch starts no driver for them.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+aten = torch.ops.aten
+MOVES = {aten._to_copy.default, aten.copy_.default, aten._copy_from.default}
+TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+
+
+class Placed(torch.Tensor):
+    """A tensor that says it lies on `device`."""
+
+    held: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held, device):
+        size, stride = held.size(), held.stride()
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, size, strides=stride, storage_offset=held.storage_offset(), dtype=held.dtype, device=device
+        )
+        made.held = held
+        return made
+
+    def __repr__(self):
+        return f"Placed({self.held}, {self.device})"
+
+    def tolist(self):
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        given = tree_flatten((args, kwargs))[0]
+        tensors = [item for item in given if isinstance(item, torch.Tensor)]
+        first = tensors[0] if tensors else None
+        mixed = tensors[:1] if function in TAKES_INDICES | MOVES else [t for t in tensors if t.ndim]
+        places = {_place(tensor) for tensor in mixed} or {_place(tensor) for tensor in tensors}
+        scalars = {_place(tensor) for tensor in tensors if not tensor.ndim} - {torch.device("cpu")}
+        if function not in TAKES_INDICES | MOVES:
+            places |= scalars
+        if len(places) > 1:
+            raise RuntimeError(f"{function} of tensors on {', '.join(sorted(map(str, places)))}")
+        if function in TAKES_INDICES:
+            here = _place(first)
+            others = {_place(tensor) for tensor in tensors[1:] if tensor.ndim} - {here, torch.device("cpu")}
+            if others:
+                raise RuntimeError(f"{function} on {here} by indices on {others}")
+        (place,) = places or {torch.device("cpu")}
+        if kwargs.get("device") is not None:
+            place = torch.device(kwargs["device"])
+            kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None) if not kwargs.get("pin_memory") else None
+        holders = {id(t.held): t for t in tensors if isinstance(t, Placed)}
+        out = function(*tree_map(_held, args), **tree_map(_held, kwargs))
+
+        def wrap(item):
+            if not isinstance(item, torch.Tensor):
+                return item
+            if id(item) in holders:
+                return holders[id(item)]
+            return Placed(item, place) if place.index else item
+
+        return tree_map(wrap, out)
+
+
+def _held(item):
+    return item.held if isinstance(item, Placed) else item
+
+
+def _place(tensor):
+    return tensor.device
+
+
+class _Pretending(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        wanted = kwargs.get("device")
+        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Placed)]
+        if tensors or (wanted is not None and torch.device(wanted).index):
+            return Placed.__torch_dispatch__(function, types, args, kwargs)
+        return function(*args, **kwargs)
+
+
+class _Making(TorchFunctionMode):
+    """`torch.tensor` reads the memory of tensors in a list, which those here do not have, and knows one CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.tensor:
+            return function(*args, **(kwargs or {}))
+        data = tree_map(lambda item: item.tolist() if isinstance(item, Placed) else item, args)
+        options = dict(kwargs or {})
+        place = options.pop("device", None)
+        made = torch.tensor(*data, **options)
+        return made if place is None else made.to(place)
+
+
+@contextmanager
+def pretended_devices():
+    """Have torch make tensors on "cpu:1" and so on."""
+    with _Making(), _Pretending():
+        yield
