@@ -114,7 +114,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_xticks(angles, [name.replace(" ", "\n") for name in short(benchmarks).values()], fontsize=7.5)
             for label, angle in zip(axis.get_xticklabels(), angles, strict=True):
                 side = round(float(np.sin(angle)), 6)
-                label.set_ha("center" if side == 0 else "left" if side > 0 else "right")
+                label.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
             axis.tick_params(axis="x", pad=-2)
             axis.set_yticks([25, 50, 75, 100], ["25", "50", "75 %", ""], fontsize=6.5, color=MUTED)
             axis.set_rlabel_position(180 / len(benchmarks))  # type: ignore[attr-defined]

@@ -45,16 +45,18 @@ def read_times(file: Path) -> Times:
     if "weights tiny" in shared:
         raise UserError(f"prefill={file} was measured on tiny stand-ins: measure the models that the runs are of")
     frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
-    frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], frame["budget"], strict=True)]
+    budgets = frame["budget"].fillna("").astype(str)
+    frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], budgets, strict=True)]
     return Times(frame, ", ".join(shared))
 
 
-def _budget(method: str, budget: object) -> str:
+def _budget(method: str, budget: str) -> str:
     """A budget as runs have it: "keep=0.25" of 0.25, "tokens=64" of 64tok, nothing for the unpruned model."""
-    text = "" if budget is None or pd.isna(budget) else str(budget)
-    if method in UNPRUNED or "=" in text or not text:
-        return "" if method in UNPRUNED else text
-    return f"tokens={text.removesuffix('tok')}" if text.endswith("tok") else f"keep={text}"
+    if method in UNPRUNED:
+        return ""
+    if "=" in budget or not budget:
+        return budget
+    return f"tokens={budget.removesuffix('tok')}" if budget.endswith("tok") else f"keep={budget}"
 
 
 def join(times: Times, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
