@@ -8,7 +8,6 @@ from typing import Any
 
 from harness.errors import UserError, one_line
 from harness.results import Result
-from harness.store import RESPONSES
 
 
 def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:
@@ -77,7 +76,8 @@ def unfinished(runs: Path) -> list[dict[str, Any]]:
             label = f"{about['method']} at {about['budget']} on {about['model']}"
         except (ValueError, KeyError) as error:
             raise UserError(f"{file} is damaged ({one_line(error)}): move its folder away") from error
-        said = file.parent / RESPONSES
-        answered = said.read_bytes().count(b"\n") if said.is_file() else 0
+        answered = sum(
+            said.read_bytes().count(b"\n") for said in file.parent.glob("responses*.jsonl")
+        )  # a process each
         found.append({"folder": str(file.parent.relative_to(runs)), "label": label, "answered": answered})
     return found
