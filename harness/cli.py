@@ -50,7 +50,9 @@ def command(
         parser.error = fail  # type: ignore[method-assign]
         args = parser.parse_intermixed_args()
         shown_only = bool(args.help or args.cfg or args.info)
-        overrides = _experiment(args.config_name or config_name, args.overrides, args.multirun, shown_only)
+        overrides = args.overrides
+        if cluster:
+            overrides = _experiment(args.config_name or config_name, overrides, args.multirun, shown_only)
         overrides = prepare(overrides) if prepare else overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
