@@ -135,6 +135,7 @@ def hub(uncached, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         at = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "60")  # this machine may be busy
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", at)
         template = at + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
