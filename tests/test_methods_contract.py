@@ -9,12 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods
+from harness import list as listing
 from harness.contract import CHECKS, FEATURES, SCORES, Copies, Waits, check_contract, make_tokens
 from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
+
+
+def choices(name):
+    """The defaults, and each other word or truth value that a parameter may have."""
+    method = listing.describe(name)
+    truths = {key: [True, False] for key, value in method["params"].items() if isinstance(value, bool)}
+    options = (method["options"] | truths).items()
+    return [{}] + [{key: value} for key, values in options for value in values if value != method["params"][key]]
+
+
+CHOICES = {name: choices(name) for name in PRUNING}
+VARIANTS = [
+    pytest.param(name, params, id="-".join([name, *params.values()]))
+    for name in PRUNING
+    for params in CHOICES[name]
+    if params.keys() <= {"variant"}
+]
 
 
 def assert_contract(selection, n, k):
@@ -43,14 +61,16 @@ def grids_of(draw):
     seed=st.integers(0, 999),
     features=st.sampled_from(FEATURES),
     scores=st.sampled_from(SCORES),
+    data=st.data(),
 )
-def test_exactly_k_on_any_finite_input(name, grids, d, share, seed, features, scores):
+def test_exactly_k_on_any_finite_input(name, grids, d, share, seed, features, scores, data):
     n = sum(t * h * w for t, h, w in grids)
     k = max(1, round(share * n))
     tokens = make_tokens(n, d, seed, features, scores, grids=grids)
-    first = methods.load(name).select(tokens, k)
+    params = data.draw(st.sampled_from(CHOICES[name]))
+    first = methods.load(name, **params).select(tokens, k)
     assert_contract(first, n, k)
-    assert torch.equal(first.kept, methods.load(name).select(tokens, k).kept)  # deterministic
+    assert torch.equal(first.kept, methods.load(name, **params).select(tokens, k).kept)  # deterministic
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -109,10 +129,10 @@ def test_a_missing_signal_is_named(name):
             method.select(dataclasses.replace(tokens, **{signal.value: None}), 3)
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
 @pytest.mark.parametrize("check", CHECKS[1:], ids=lambda check: check.__name__)  # the first is drawn at random, above
-def test_what_authors_of_other_methods_can_check(name, check):
-    check(methods.load(name))
+def test_what_authors_of_other_methods_can_check(name, params, check):
+    check(methods.load(name, **params))
 
 
 def first(k):
