@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Launcher(SlurmLauncher):
         common = set.intersection(*map(set, points))
         configs = [self._config(overrides) for overrides in job_overrides]
         own = [[text for text in point if text not in common] for point in points]
-        wanted = _wanted(zip(configs, own, strict=True))
+        wanted = wanted_runs(list(zip(configs, own, strict=True)))
         runs = Path(configs[0].runs)
         found = {run.key: run for run in survey(runs)}
         done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
@@ -89,12 +89,7 @@ class Launcher(SlurmLauncher):
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(composed):
             del composed["hydra"]
-        config = validate(composed)
-        if config.force:
-            raise UserError("force=true would start a requeued job over: move the run folders away instead")
-        if config.runs != self.config.runs:
-            raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
-        return config
+        return validate(composed)
 
     def _submit(self, jobs: Sequence[tuple[RunConfig, Planned]], common: list[str], runs: Path) -> str:
         """Write the plan, submit the array, return its number; UserError with what sbatch says."""
@@ -121,10 +116,14 @@ def register() -> None:
     Plugins.instance().register(Launcher)
 
 
-def _wanted(sweep: Iterable[tuple[RunConfig, list[str]]]) -> list[tuple[RunConfig, Planned]]:
+def wanted_runs(sweep: Sequence[tuple[RunConfig, list[str]]]) -> list[tuple[RunConfig, Planned]]:
     """The runs of a sweep and their baselines, every one once, baselines first."""
     from harness.pipeline import planned  # imports torch: nothing that is quickly found wrong waits for it
 
+    if any(config.force for config, _ in sweep):
+        raise UserError("force=true would start a requeued job over: move the run folders away instead")
+    if len({config.runs for config, _ in sweep}) > 1:
+        raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
     baselines: dict[str, tuple[RunConfig, Planned]] = {}
     runs: dict[str, tuple[RunConfig, Planned]] = {}
     for config, overrides in sweep:

@@ -44,6 +44,8 @@ QUICK = {
     "limit": (["tasks=[pope,mme]", "limit=3"], "limit=3 must be even"),
     "unpruned with a budget": (["-m", "method=none,random", "keep=0.1"], "leave keep=0.1 out"),
     "runs below a file": (["runs=file/x"], "file is a file"),
+    "launcher without a sweep": (["hydra/launcher=slurm"], "submits a sweep: add -m"),
+    "another launcher": (["-m", "hydra/launcher=submitit_local"], "unknown hydra/launcher=submitit_local"),
     "last job of a sweep": (["-m", "method=idpruner", "method.lam=0.5,7", "model.dtype=float32,fp8"], "model.dtype"),
 }
 
@@ -118,6 +120,11 @@ def test_slurm_without_its_programs_is_refused(empty):
     done, stderr, _ = run("-m", "hydra/launcher=slurm", cwd=empty, PATH="")
     assert (done.returncode, len(stderr)) == (2, 1)
     assert "needs sbatch" in stderr[0]
+
+
+def test_only_runs_are_submitted():
+    with pytest.raises(UserError, match="is for python -m harness"):
+        cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), True, False)
 
 
 def test_a_check_sees_every_job_before_the_next_check_starts(monkeypatch):
