@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -61,6 +62,9 @@ class Placed(torch.Tensor):
         kwargs.pop("pin_memory", None) if not kwargs.get("pin_memory") else None
         holders = {id(t.held): t for t in tensors if isinstance(t, Placed)}
         out = function(*tree_map(_held, args), **tree_map(_held, kwargs))
+        if torch.Tag.inplace_view in function.tags:
+            with no_dispatch():  # squeeze_ and its like change what the wrapper says of its shape
+                function(*args, **kwargs)
 
         def wrap(item):
             if not isinstance(item, torch.Tensor):
@@ -91,9 +95,11 @@ class _Pretending(TorchDispatchMode):
 
 
 class _Making(TorchFunctionMode):
-    """`torch.tensor` reads the memory of tensors in a list, which those here do not have, and knows one CPU."""
+    """`torch.tensor` and `new_tensor` read the memory of tensors in a list, and know one CPU."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.new_tensor and isinstance(args[0], Placed):
+            return torch.tensor(args[1], dtype=args[0].dtype).to(args[0].device)
         if function is not torch.tensor:
             return function(*args, **(kwargs or {}))
         data = tree_map(lambda item: item.tolist() if isinstance(item, Placed) else item, args)
@@ -106,5 +112,11 @@ class _Making(TorchFunctionMode):
 @contextmanager
 def pretended_devices():
     """Have torch make tensors on "cpu:1" and so on."""
-    with _Making(), _Pretending():
-        yield
+    # Module.to would else put the new memory below the old parameter, which then says "cpu:1" and is no Placed.
+    swapped = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with _Making(), _Pretending():
+            yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swapped)

@@ -17,7 +17,6 @@ from harness.bench.subjects import subject
 from harness.cli import compose
 from harness.flops.decoder import DecoderShape
 from harness.models import adapter_for
-from harness.report.times import read_times
 
 QUICK = ["new_tokens=3", "warmup=0", "repeats=1", "text_tokens=16", "model.device=cpu", "model.dtype=float32"]
 
@@ -101,8 +100,6 @@ def test_files_say_what_the_rows_say(qwen, tmp_path):
     table = pd.read_csv(output.csv_of(out))
     assert list(table.columns) == list(COLUMNS)
     assert table["prefill_ms"].tolist() == pytest.approx([row["prefill_ms"] for row in rows])
-    report = read_times(output.csv_of(out))  # for the picture of score against time
-    assert list(zip(report["method"], report["budget"], strict=True))[:2] == [("none", "1.0"), ("visionzip", "0.5")]
     stored = json.loads(output.json_of(out).read_text())
     assert stored == {**about, "columns": COLUMNS, "rows": rows}
     assert {file.name for file in out.parent.iterdir()} == {"tiny.csv", "tiny.json"}
