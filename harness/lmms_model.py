@@ -85,7 +85,7 @@ class PrunedModel(lmms):
         processes = launched()
         mine = []
         with (
-            self.pruner.attach(self.loaded.model) as handle,
+            self.pruner.attach(self.loaded.model, self.loaded.shared) as handle,
             tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
         ):
             for number, batch in enumerate(self._batches(requests)):

@@ -25,6 +25,7 @@ from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
+from harness.models.shared import SharedVision
 from harness.processes import launched, only_one
 from harness.resize import resizing
 from harness.store import digest, slug
@@ -47,6 +48,7 @@ class Loaded:
     processor: Any
     config: ModelConfig
     folder: Path
+    shared: SharedVision | None = None  # the vision passes that its runs have in common
 
     @property
     def device(self) -> torch.device:
@@ -79,10 +81,10 @@ class Pruner:
         renumbered = [] if self.positions == "keep" else [self.positions]
         return "-".join([slug(self.name), *filter(None, [slug(self.remark)]), self.budget.label, *renumbered])
 
-    def attach(self, model: Any) -> AbstractContextManager[Any]:
-        """The pruning context on `model`."""
+    def attach(self, model: Any, shared: SharedVision | None = None) -> AbstractContextManager[Any]:
+        """The pruning context on `model`, which may share its vision passes with earlier and later ones."""
         if self.method.stage == "pixels":
-            return resizing(model, self.budget)
+            return resizing(model, self.budget, shared)
         return harness.prune(
             model,
             self.method,
@@ -91,6 +93,7 @@ class Pruner:
             scorer=self.scorer,
             seed=self.seed,
             positions=self.positions,
+            shared=shared,
         )
 
 

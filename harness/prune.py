@@ -21,6 +21,7 @@ from methods.budget import Budget
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.models.shared import SharedVision
     from methods.base import Method, Selection
 
 
@@ -105,6 +106,7 @@ def prune(
     scorer: str | Path | nn.Module | None = None,
     seed: int = 0,
     positions: str = "keep",
+    shared: SharedVision | None = None,
     **params: Any,
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
@@ -126,6 +128,7 @@ def prune(
         positions: "keep" (default): kept tokens have the position ids of the whole prompt. "compact": what enters the
             language model is numbered 0..L-1 and decoding goes on from L, as in the published codes for LLaVA-1.5,
             which cut before there are positions; for families with 1-D positions and methods that cut there.
+        shared: passes through the vision tower of this model, which earlier blocks left and later ones find.
         params: parameters of the method, if it is given by name.
     """
     from harness.models import adapter_for
@@ -142,7 +145,7 @@ def prune(
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed, positions)
-    with Session(adapter, pruning).attached():
+    with Session(adapter, pruning, shared).attached():
         yield pruning
 
 

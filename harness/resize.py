@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from harness.inputs import Message, PixelLimits, media_of, to_inputs
+from harness.models.shared import SharedVision
 from harness.prune import Kept, Pruning, prune
 from methods.budget import Budget
 from methods.resize import Grid, smaller
@@ -61,9 +62,9 @@ class Resizing:
 
 
 @contextmanager
-def resizing(model: nn.Module, budget: Budget) -> Iterator[Resizing]:
+def resizing(model: nn.Module, budget: Budget, shared: SharedVision | None = None) -> Iterator[Resizing]:
     """Have the images of every batch fit `budget` within the block, and every token of theirs counted in `model`."""
-    with prune(model, "none", keep=1.0) as pruning:
+    with prune(model, "none", keep=1.0, shared=shared) as pruning:
         yield Resizing(pruning, budget)
 
 

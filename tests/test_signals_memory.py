@@ -3,7 +3,6 @@
 import pytest
 import torch
 from gathered import inputs_of
-from probes import Watch
 from test_families import BUILDERS
 from tiny import IMAGE
 from torch.profiler import ProfilerActivity, profile
@@ -12,7 +11,7 @@ import harness
 from harness.models import FAMILIES, adapter_for, attention
 from harness.models.hooking import Handles
 from harness.models.inside import InsideCut
-from harness.models.vision import VisionReader
+from harness.models.vision import Reading, VisionReader
 from methods.base import Received
 
 TILE = 2**13  # scores; the library's 2**24 are more than the whole map of an image as small as these
@@ -40,7 +39,7 @@ def peak(monkeypatch, cls, name, call):
 def encode(model, side):
     """Have an image of side x side patches encoded, and read at two layers: all queries, and the keys."""
     handles, tower, generator = Handles(), adapter_for(model).tower, torch.Generator().manual_seed(0)
-    reader = VisionReader(tower, Watch(wanted=Received(("last", "middle"), queries="all")))
+    reader = VisionReader(tower, Reading(Received(("last", "middle"), queries="all"), keys=True))
     reader.attach(model, handles)
     encoder = model.get_submodule(tower.path)
     config, channels = encoder.config, 3

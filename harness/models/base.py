@@ -46,6 +46,7 @@ class Adapter(ABC):
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
+    vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output",)  # of what leaves "vision": those that the model reads
     decoder: ClassVar[DecoderParts]
     rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [B, H, S, d], cos, sin), the library's own
 

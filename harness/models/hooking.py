@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import transformers
@@ -24,10 +26,34 @@ class Handles:
         """Call `hook` behind `module`, also behind a pass that raised if `always`; it may return another output."""
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always))
 
+    def instead(self, module: nn.Module, stand_in: Callable[..., Any]) -> None:
+        """Have `module` return `stand_in(forward, args, kwargs)`; the hooks around its pass run as ever."""
+        forward, own = module.forward, vars(module).get("forward")  # accelerate leaves one of its own there
+
+        @wraps(forward)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            return stand_in(forward, args, kwargs)
+
+        vars(module)["forward"] = replaced
+        self._handles.append(_StandIn(module, own))
+
     def remove(self) -> None:
         """Take all of them off again."""
         while self._handles:
             self._handles.pop().remove()
+
+
+@dataclass(frozen=True, eq=False)
+class _StandIn:
+    """What `instead` has to put back."""
+
+    module: nn.Module
+    own: Callable[..., Any] | None
+
+    def remove(self) -> None:
+        del vars(self.module)["forward"]
+        if self.own is not None:
+            vars(self.module)["forward"] = self.own
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:

@@ -59,6 +59,7 @@ class InternVL(Llava):
 
     family = "internvl"
     prompts = "internvl_hf"
+    vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
     asked_in: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
     fixed_size: ClassVar[str] = "an image becomes tiles of one size, 256 tokens each as released"

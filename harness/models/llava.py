@@ -34,6 +34,7 @@ class Llava(PlaceholderAdapter):
         "decoder": "model.language_model",
         "first_layer": "model.language_model.layers.0",
     }
+    vision_fields: ClassVar[tuple[str, ...]] = ("hidden_states",)
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model",
         layers="model.language_model.layers",

@@ -17,7 +17,8 @@ from harness.models.hooking import Handles, arguments, submodule
 from harness.models.inside import InsideCut
 from harness.models.prefill import Layout, Prefill, valid_rows
 from harness.models.rows import Rows, remaining, require_rows
-from harness.models.vision import VisionReader
+from harness.models.shared import SharedReader, SharedVision
+from harness.models.vision import Reading, VisionReader
 from methods.base import Signal
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _active_lock = threading.Lock()
 class Session:
     """State of one block. A forward pass goes root -> multimodal -> decoder -> first_layer."""
 
-    def __init__(self, adapter: Adapter, pruning: Pruning) -> None:
+    def __init__(self, adapter: Adapter, pruning: Pruning, shared: SharedVision | None = None) -> None:
         self.adapter = adapter
         self.pruning = pruning
         self._owed: dict[nn.Module, int] = {}  # passes with visual tokens under way -> `_verified` when they began
@@ -44,8 +45,13 @@ class Session:
         self._turned: Tensor | None = None  # [B, L] positions of the rows that layer 0 receives, if they are 1-D
         method, layer = pruning.method, inside_layer(pruning.method)
         self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
-        reads = method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and pruning.budget.keep != 1
-        self._reader = VisionReader(adapter.tower, method) if reads else None
+        reading = None if pruning.budget.keep == 1 else Reading.of(method)
+        self._reads = reading is not None
+        self._reader: VisionReader | SharedReader | None
+        if shared is not None:
+            self._reader = shared.reader(adapter, reading)
+        else:
+            self._reader = None if reading is None else VisionReader(adapter.tower, reading)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -184,7 +190,7 @@ class Session:
 
     def _signals(self, layout: Layout) -> tuple[Any, Any]:
         """Return, per prompt, what was read of the vision tower and where the question stands, if it is needed."""
-        vision = None if self._reader is None else self.adapter.vision_signals(self._call, layout)
+        vision = self.adapter.vision_signals(self._call, layout) if self._reads else None
         if Signal.TEXT not in self.pruning.method.needs:
             return vision, None
         prompts = zip(self._call["input_ids"][:: layout.copies], layout.kinds, strict=True)

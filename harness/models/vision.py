@@ -88,15 +88,30 @@ class VisionTower(ABC):
         return 1
 
 
-class VisionReader:
-    """The hooks of one block, for what its method needs; `take` gives what the last pass through the tower had."""
+@dataclass(frozen=True)
+class Reading:
+    """What a method reads of the vision tower."""
 
-    def __init__(self, tower: VisionTower, method: Method) -> None:
+    received: Received | None
+    keys: bool
+
+    @classmethod
+    def of(cls, method: Method) -> Reading | None:
+        """Return what `method` needs, or None if that is nothing."""
+        received = method.received if Signal.VIT_ATTENTION in method.needs else None
+        keys = Signal.VIT_KEYS in method.needs
+        return cls(received, keys) if received or keys else None
+
+
+class VisionReader:
+    """The hooks for one `Reading`; `take` gives what the last pass through the tower had."""
+
+    def __init__(self, tower: VisionTower, reading: Reading) -> None:
         self._tower = tower
-        self._wanted: Received = method.received
-        self._keys = Signal.VIT_KEYS in method.needs
+        self._wanted = reading.received or Received()
+        self._keys = reading.keys
         self._roles: dict[int, list[str]] = {}
-        for role in self._wanted.roles if Signal.VIT_ATTENTION in method.needs else ():
+        for role in self._wanted.roles if reading.received else ():
             self._roles.setdefault(tower.layer(role, self._wanted.numbering), []).append(role)
         self._key_layer = tower.layer("last", self._wanted.numbering)
         if self._keys:
@@ -109,8 +124,6 @@ class VisionReader:
 
     def attach(self, model: nn.Module, handles: Handles) -> None:
         """Hook the tower and the layers to read."""
-        if not self._roles:
-            return
         handles.before(submodule(model, self._tower.path), self._enter)
         for layer in self._roles:
             attention, projections = self._tower.paths(layer)
@@ -118,23 +131,22 @@ class VisionReader:
             for path in projections:
                 handles.after(submodule(model, path), partial(self._project, layer, len(projections)))
 
-    def take(self) -> VisionSignals | None:
-        """Return what the pass that just ended had, or None if nothing is needed."""
-        if not self._roles:
-            return None
+    def take(self) -> VisionSignals:
+        """Return what the pass that just ended had."""
         unread = sorted(set(self._roles) - self._read)
         if unread:
             name = f"layer {unread[0]} of '{self._tower.path}'"
             raise RuntimeError(f"{name} ran without its projections, so that its attention cannot be read")
         signals = VisionSignals(self._attention, self._last_keys)
-        self._forget()
+        self.forget()
         return signals
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop what the last pass left."""
         self._call, self._open, self._attention, self._read, self._last_keys = {}, {}, {}, set(), None
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._forget()
+        self.forget()
         self._call = arguments(module, args, kwargs)
 
     def _enter_attention(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
