@@ -74,7 +74,7 @@ def check_family(cfg: DictConfig) -> None:
 def main(cfg: DictConfig) -> None:
     """Run one configuration and report it."""
     from harness.pipeline import run
-    from harness.results import Result, average, relative
+    from harness.results import Result, average, failures, relative
 
     config = validate(cfg)
     folder, base = run(config)
@@ -84,7 +84,7 @@ def main(cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
-    for note in _overlaps(result):
+    for note in [*_overlaps(result), *(f"note: {text}" for text in failures([baseline, result][result.is_baseline :]))]:
         print(note)
     report = {
         "run": str(folder.path),
@@ -94,6 +94,7 @@ def main(cfg: DictConfig) -> None:
         "scores": result.metrics["scores"],
         "relative": {task: None if p is None else round(p, 2) for task, p in percent.items()},
         "average": None if mean is None else round(mean, 2),
+        "failed": sum(result.failed.values()),
     }
     print(json.dumps(report), flush=True)
 

@@ -72,6 +72,7 @@ class RunConfig:
     positions: str = "keep"
     data_root: Any = None
     limit: int | None = None
+    strict: bool = False
     force: bool = False
     runs: str = "results/runs"
 

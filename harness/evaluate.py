@@ -182,6 +182,8 @@ class Suite:
                 )
         except SelectionError as error:
             raise UserError(f"task {name}: {one_line(error)}") from error
+        except FileNotFoundError as error:
+            raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error
         except RetryError as error:
             raise RuntimeError(f"task {name}: {_cause(error)}") from error
         except SystemExit as error:  # videomme leaves this way when a video is missing
@@ -284,10 +286,16 @@ def _to_check(task: Any, limit: int | None) -> Iterable[int]:
 
 
 def _kinds(task: Any, doc_id: int) -> set[str]:
-    """What a question consists of: text, image, video, audio."""
+    """What a question consists of: text, image, video, audio; unknown where a picture does not decode."""
     from lmms_eval.protocol import ChatMessages
 
-    messages = ChatMessages(messages=task.doc_to_messages(task.task_docs[doc_id])).messages
+    from harness.unreadable import BadInput, reading
+
+    try:
+        with reading():
+            messages = ChatMessages(messages=task.doc_to_messages(task.task_docs[doc_id])).messages
+    except BadInput:
+        return set()  # counted as failed when it is asked
     return {part.type for message in messages for part in message.content}
 
 

@@ -3,8 +3,10 @@
 For processors of Qwen's kind that is done here, by pixel limits; others have a resolution of their own.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from transformers.image_utils import load_image
 
 from harness.checkpoint import content_digest
 from harness.config import ModelConfig
+from harness.unreadable import BadInput, reading
 
 FRAME_TOKENS = 768  # visual tokens of one frame, and
 VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
@@ -73,6 +76,7 @@ def to_inputs(
     """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`.
 
     Images and videos, in order, take the size of their entry (t, h, w) of `grids`, in tokens, instead of the limits'.
+    BadInput where one does not decode, or cannot be resized so.
     """
     if limits is None:
         return _as_they_are(processor, conversations)
@@ -106,7 +110,8 @@ def _as_they_are(processor: Any, conversations: Sequence[Sequence[Message]]) -> 
         if kind != "image":
             name = type(processor).__name__
             raise ValueError(f"{name} takes images only, got {kind} in a message: try tasks=pocket_image")
-        images.append(to_rgb(media if isinstance(media, Image.Image) else load_image(media)))
+        with reading(ValueError):
+            images.append(to_rgb(media if isinstance(media, Image.Image) else load_image(media)))
     texts = _prompts(processor, conversations)
     return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
 
@@ -158,12 +163,14 @@ def _placeholders(message: Message) -> Message:
 def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Image.Image:
     if grid is None:
         pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
-        return fetch_image({"image": media, **pixels}, image_patch_size=patch)
+        with reading(ValueError):  # of a shape that it refuses
+            return fetch_image({"image": media, **pixels}, image_patch_size=patch)
     return _opened(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
 
 
 def _opened(image: Any) -> Image.Image:
-    return to_rgb(image if isinstance(image, Image.Image) else Image.open(image))
+    with reading():
+        return to_rgb(image if isinstance(image, Image.Image) else Image.open(image))
 
 
 def _video(
@@ -171,29 +178,50 @@ def _video(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
     if isinstance(media, list | tuple):
+        if not media:
+            raise BadInput("the video has no frame")
         images = [_opened(image) for image in media]
         images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
         images += images[-1:] * (-len(images) % span)
         return _resized(images, limits, patch, span, grid), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+    if not Path(media).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), media)
     no_decord = find_spec("decord") is None  # it has no wheel for macOS and for ARM
-    if no_decord or grid is not None:  # a size of ours is more than fetch_video takes
+    total = 0 if no_decord else len(_reader(media))
+    if total < 2 or grid is not None:  # one frame, or a size of ours, is not what fetch_video takes
         images, metadata = (_decode_all if no_decord else _decode)(media, limits.max_frames)
         return _resized(images, limits, patch, span, grid), metadata
+    count = _even(total, limits.max_frames)
+    request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
+    try:
+        frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
+    except Exception:
+        _decode(media, limits.max_frames)  # which says what is wrong: fetch_video tries a reader that is no more
+        raise
+    return frames, metadata
+
+
+def _reader(file: str) -> Any:
+    """decord's reader of a video, which holds at least a frame."""
     import decord
 
-    count = _even(len(decord.VideoReader(media)), limits.max_frames)
-    request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
-    frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
-    return frames, metadata
+    try:
+        reader = decord.VideoReader(file)
+    except (RuntimeError, decord.DECORDError) as error:
+        raise BadInput(f"{Path(file).name} cannot be opened as a video") from error
+    if not len(reader):
+        raise BadInput(f"{Path(file).name} has no frame")
+    return reader
 
 
 def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
     """Evenly spread frames of a file, as fetch_video reads them."""
     import decord
 
-    reader = decord.VideoReader(file)
+    reader = _reader(file)
     chosen = _spread(len(reader), _even(len(reader), max_frames))
-    images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
+    with reading(decord.DECORDError):
+        images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
     return images, _clock(reader.get_avg_fps(), chosen, len(reader))
 
 
@@ -201,8 +229,13 @@ def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str
     """Evenly spread frames of a file, found by decoding all of it: slower than decord, which seeks."""
     import av
 
-    with av.open(file) as container:
-        total = sum(1 for _ in container.decode(video=0))
+    try:
+        with av.open(file) as container:
+            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+    except av.error.InvalidDataError as error:
+        raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
+    if not total:
+        raise BadInput(f"{Path(file).name} has no frame")
     chosen = _spread(total, _even(total, max_frames))
     with av.open(file) as container:
         fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
@@ -227,7 +260,8 @@ def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: i
     # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
     width, height = images[0].size
     pixels = limits.of_frames(len(images), patch, span)
-    rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
+    with reading(ValueError):  # of a shape that it refuses
+        rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
     if grid is not None:
         rows, columns = (2 * patch * side for side in grid[1:])
     frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])

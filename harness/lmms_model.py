@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 from typing import Any
 
@@ -11,8 +11,10 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
+from loguru import logger
 from tqdm import tqdm
 
+from harness.errors import UserError
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
 from harness.loading import Loaded, Pruner, from_flat
@@ -20,6 +22,7 @@ from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
 from harness.store import digest
+from harness.unreadable import BadInput, check_asked, check_some_answered, reading
 
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
 
@@ -33,6 +36,12 @@ class Request:
     doc_id: int
     messages: list[Message]
     generation: dict[str, Any]
+    failed: str | None = None  # why it cannot be shown to a model
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """What a line about it begins with."""
+        return {"key": self.key, "task": self.task, "doc_id": self.doc_id}
 
 
 class HandedOver(Exception):  # noqa: N818  (nothing went wrong)
@@ -44,15 +53,24 @@ class PrunedModel(lmms):
 
     From lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`,
     and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
+    A question that cannot be shown is answered with nothing, or stops the run where it is `strict`.
     """
 
     is_simple = False
 
-    def __init__(self, loaded: Loaded, pruner: Pruner, identity: dict[str, Any], journal: Journal | None = None):
+    def __init__(
+        self,
+        loaded: Loaded,
+        pruner: Pruner,
+        identity: dict[str, Any],
+        journal: Journal | None = None,
+        strict: bool = False,
+    ):
         super().__init__()
         self.loaded = loaded
         self.pruner = pruner
         self.journal = journal
+        self.strict = strict
         self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
@@ -61,7 +79,9 @@ class PrunedModel(lmms):
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
         """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
-        return cls(*from_flat({**arguments, **simple_parse_args_string(arg_string)}))
+        arguments |= simple_parse_args_string(arg_string)
+        strict = bool(arguments.pop("strict", False))
+        return cls(*from_flat(arguments), strict=strict)
 
     def __repr__(self) -> str:
         return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
@@ -96,6 +116,7 @@ class PrunedModel(lmms):
         if not processes.first:
             raise HandedOver
         pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
+        check_some_answered([line for line, _ in pairs])
         if self.journal:
             self.journal.add([line for line, _ in pairs], [kept for _, kept in pairs])
         self.asked += [line["key"] for line, _ in pairs]
@@ -118,20 +139,57 @@ class PrunedModel(lmms):
 
     def _request(self, instance: Instance) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
-        chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-        messages = [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
-        shown = messages_digest(messages)
+        messages, shown, failed = [], None, None
+        try:
+            with reading():
+                chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+                messages = [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
+                shown = messages_digest(messages)
+            check_asked(messages)
+        except BadInput as error:
+            failed = str(error)
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
-        return Request(key, task, doc_id, messages, generation)
+        return Request(key, task, doc_id, messages, generation, failed)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
         journal = self.journal
         if journal is None:
-            return list(zip(*self._answer(batch, handle), strict=True))
-        if any(request.key not in journal.responses for request in batch):
-            journal.add(*self._answer(batch, handle))
-        return [(journal.responses[request.key], journal.kept[request.key]) for request in batch]
+            pairs = list(zip(*self._attempt(batch, handle), strict=True))
+        else:
+            if any(request.key not in journal.responses for request in batch):
+                journal.add(*self._attempt(batch, handle))
+            pairs = [(journal.responses[request.key], journal.kept[request.key]) for request in batch]
+        for line in (line for line, _ in pairs if "failed" in line):
+            about = f"task {line['task']}, question {line['doc_id']}: {line['failed']}"
+            if self.strict:
+                raise UserError(f"{about}; strict=false counts it as failed and goes on")
+            logger.warning(f"failed, scored as an empty answer: {about}")
+        return pairs
+
+    def _attempt(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Answer what can be shown of a batch as one, and the rest with nothing but the reason."""
+        if not any(request.failed for request in batch):
+            try:
+                return self._answer(batch, handle)
+            except BadInput:
+                pass  # of which question, is found below
+        batch = [self._tried(request) for request in batch]
+        readable = [request for request in batch if not request.failed]
+        answers = zip(*self._answer(readable, handle), strict=True) if readable else ()
+        found = dict(zip((request.key for request in readable), answers, strict=True))
+        lines, kept = zip(*(found.get(request.key) or _nothing(request) for request in batch), strict=True)
+        return list(lines), list(kept)
+
+    def _tried(self, request: Request) -> Request:
+        """The question, with the reason why it cannot be shown if it cannot."""
+        if request.failed:
+            return request
+        try:
+            to_inputs(self.loaded.processor, [request.messages], limits_of(self.loaded.processor, self.loaded.config))
+        except BadInput as error:
+            return replace(request, failed=str(error))
+        return request
 
     @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -150,7 +208,7 @@ class PrunedModel(lmms):
         answers = output[:, inputs["input_ids"].shape[1] :]
         texts = processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         lengths = zip(inputs["attention_mask"].sum(1).tolist(), _lengths(answers, processor), strict=True)
-        names = [{"key": request.key, "task": request.task, "doc_id": request.doc_id} for request in batch]
+        names = [request.name for request in batch]
         lines = [
             {**name, "response": text, "input_tokens": before, "output_tokens": after}
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
@@ -169,6 +227,12 @@ def _numbers(record: Kept) -> dict[str, Any]:
     if isinstance(record, Shown):
         numbers |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
     return numbers
+
+
+def _nothing(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The lines of a question that failed."""
+    line = {"response": "", "input_tokens": 0, "output_tokens": 0, "failed": request.failed}
+    return request.name | line, request.name | _numbers(Kept(0, 0, [], []))
 
 
 def _seed(seed: int, request: Request) -> int:

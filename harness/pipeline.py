@@ -46,7 +46,7 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
     identity, wanted = planned(config)
     if not baseline:
         wanted = wanted[-1:]
-    done = processes.gather([_is_done(folder) for _, folder in wanted])[0]
+    done = processes.gather([_is_done(folder, config.strict) for _, folder in wanted])[0]
     todo = [each for each, finished in zip(wanted, done, strict=True) if not finished]
     if config.force and done[-1]:
         todo.append(wanted[-1])
@@ -64,10 +64,12 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
     return wanted[-1][1], wanted[0][1]
 
 
-def _is_done(folder: RunFolder) -> bool:
-    """True for a finished run; UserError if it is damaged, or another one."""
+def _is_done(folder: RunFolder, strict: bool) -> bool:
+    """True for a finished run; UserError if it is damaged, another one, or not free of what `strict` refuses."""
     if folder.done:
         folder.check()
+        if strict and (failed := {task: n for task, n in folder.metrics().get("failed", {}).items() if n}):
+            raise UserError(f"{folder.path} holds failed questions ({failed}): leave strict=true out")
     return folder.done
 
 
@@ -97,13 +99,16 @@ def _complete(
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
             journal = Journal(folder.path, processes.rank)
-        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal)
+        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict)
         found = suite.run(model, config.limit, folder.path / "submissions")
         if found is None:
             return
         metrics, scores = found
         journal.settle(model.asked)
-        metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), list(journal.kept.values()))
+        failed = {key: line["task"] for key, line in journal.responses.items() if "failed" in line}
+        metrics["failed"] = {task: list(failed.values()).count(task) for task in config.tasks.metrics}
+        shown = [line for key, line in journal.kept.items() if key not in failed]
+        metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         folder.finish(metrics, scores, finished)

@@ -120,6 +120,7 @@ def _extra(table: Table, short: bool) -> dict[str, tuple[str, str]]:
         "lost": ("Lost", "questions"),
         "gained": ("Gained", "questions"),
         "agreement": ("Agrees", "% of answers"),
+        "failed": ("Failed", "questions"),
         "kept": ("Kept", "tokens"),
         "per_layer": ("A layer sees", "tokens"),
     }
@@ -132,7 +133,7 @@ def _extra_text(key: str, row: Mapping[str, Any]) -> str:
         return ""
     if key == "low":
         return DASH if pd.isna(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
-    return _number(row[key], 0 if key in ("lost", "gained") else 1)
+    return _number(row[key], 0 if key in ("lost", "gained", "failed") else 1)
 
 
 def _number(item: Any, digits: int, signed: bool = False) -> str:

@@ -78,6 +78,11 @@ class Result:
         asked = sum(questions[task] for task in means)
         return round(sum(questions[task] * mean for task, mean in means.items()) / asked, 1) if asked else None
 
+    @property
+    def failed(self) -> dict[str, int]:
+        """Task -> questions that could not be asked and are scored as empty answers, where there are any."""
+        return {task: count for task, count in self.metrics.get("failed", {}).items() if count}
+
     def score(self, task: str, metric: str | None = None) -> float:
         """The task's primary metric, or another."""
         return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])
@@ -124,6 +129,18 @@ def average(relatives: dict[str, float | None]) -> float | None:
     if not values or any(v is None for v in values):
         return None
     return sum(v for v in values if v is not None) / len(values)
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    """A note on each task of which questions failed: how many, and in which runs."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for task, count in result.failed.items():
+            what = f"{task}: {count} of {result.metrics['questions'][task]} questions failed, scored as empty answers"
+            found.setdefault(what, []).append(f"{result.label} {result.budget}".strip())
+    return [
+        f"{what}, in {'every run' if len(runs) == len(results) else ', '.join(runs)}" for what, runs in found.items()
+    ]
 
 
 def collect(runs: Path | Iterable[Path]) -> list[Result]:
@@ -174,5 +191,6 @@ def _join(runs: Sequence[Result]) -> Result:
     }
     config = first.about["config"]
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
-    metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in first.metrics}
+    keys = dict.fromkeys(key for run in runs for key in run.metrics)
+    metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
     return Result(first.folder, first.about | {"identity": identity, "config": config}, metrics, tuple(runs))

@@ -8,7 +8,7 @@ import pandas as pd
 from harness.wide import AVERAGE, Table
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
-OF_RUNS = ["questions", "setting", "hash", "K", "kept", "per_layer"]
+OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]
 BEHIND = ["low", "high", "lost", "gained", "agreement", "as_best"]
 DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0}
 

@@ -57,6 +57,7 @@ def _run(result: Result, runs: Path) -> dict[str, Any]:
         "hash": result.hash,
         "params": ", ".join(f"{key}={it}" for key, it in {**params, **files}.items()),
         "questions": sum(result.metrics["questions"].values()),
+        "failed": sum(result.failed.values()),
         "tokens": result.tokens("all"),
         "started": str(result.about.get("started", ""))[:16].replace("T", " "),
         "seconds": finished.get("seconds"),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.groups import group_of, group_rank
-from harness.results import Result
+from harness.results import Result, failures
 from harness.settings import differing, flat, unlike
 from harness.stats import AVERAGE
 from harness.summary import COLUMNS, summary
@@ -24,7 +24,7 @@ def standing(results: Sequence[Result], resamples: int = 2000) -> tuple[pd.DataF
     frame, notes = summary(results, resamples)
     for model, tasks in dict.fromkeys(map(_place, results)):
         alike = [result for result in results if _place(result) == (model, tasks)]
-        notes += [f"{model} on {tasks}: {note}" for note in unlike(alike)]
+        notes += [f"{model} on {tasks}: {note}" for note in [*unlike(alike), *failures(alike)]]
     called = names(results)
     facts = pd.DataFrame([_facts(result, called[result.hash]) for result in results], columns=FACTS)
     return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes
