@@ -13,9 +13,10 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
+from harness.benchmarks import check_prompts
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
-from harness.loading import Loaded, Pruner, from_flat
+from harness.loading import Loaded, Pruner, family_of, from_flat
 from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
@@ -56,12 +57,15 @@ class PrunedModel(lmms):
         self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
+        self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
         """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
-        return cls(*from_flat({**arguments, **simple_parse_args_string(arg_string)}))
+        made = cls(*from_flat({**arguments, **simple_parse_args_string(arg_string)}))
+        made._prompts = family_of(made.loaded.folder).prompts
+        return made
 
     def __repr__(self) -> str:
         return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
@@ -118,6 +122,8 @@ class PrunedModel(lmms):
 
     def _request(self, instance: Instance) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
+        if self._prompts is not None:
+            check_prompts(doc_to_messages.__self__, self._prompts)
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         messages = [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
         shown = messages_digest(messages)
