@@ -84,8 +84,9 @@ def main(cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
-    for note in [*_overlaps(result), *(f"note: {text}" for text in failures([baseline, result][result.is_baseline :]))]:
-        print(note)
+    lost = failures([baseline, result][result.is_baseline :])
+    for note in [*_overlaps(result), *_first_ones(config.limit), *lost]:
+        print(f"note: {note}")
     report = {
         "run": str(folder.path),
         "method": result.about["method"],
@@ -120,8 +121,15 @@ def _overlaps(result: "Result") -> list[str]:
     notes = []
     for name, about in result.about.get("made_from", {}).items():
         if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
-            notes.append(f"note: {name} was made from images of {', '.join(both)}, which this run asks about")
+            notes.append(f"{name} was made from images of {', '.join(both)}, which this run asks about")
     return notes
+
+
+def _first_ones(limit: int | None) -> list[str]:
+    """A limited run is a trial; lmms-eval takes questions from the front."""
+    if limit is None:
+        return []
+    return [f"limit={limit} asks the first questions of each task, and many tasks are sorted: no sample of all of them"]
 
 
 def _missed(tokens: dict[str, float]) -> str:

@@ -66,6 +66,17 @@ def check_limit(name: str, task: Any, limit: int | None) -> None:
         raise UserError(f"task mme: its first {limit} questions part a pair or are not of perception: try {min(ends)}")
 
 
+def check_prompts(task: Any, prompts: str) -> None:
+    """UserError if lmms-eval's own command, which knows no family of ours, loaded `task` without the family's prompts.
+
+    Then the question would not be the one that `load` asks a model of id `prompts`.
+    """
+    if task.model_name != prompts and prompts in (task.config.lmms_eval_specific_kwargs or {}):
+        name = task.config.task
+        other = f"lmms-eval's own command has the default ones for --model {task.model_name}"
+        raise UserError(f"task {name} has prompts for {prompts}, {other}: run it by python -m harness tasks={name}")
+
+
 def _drop_submission(config: dict[str, Any]) -> None:
     """Files for a leaderboard are no score, and a control character in an answer makes the writer of one fail."""
     scored = [metric for metric in config.get("metric_list") or [] if metric["metric"] != "submission"]

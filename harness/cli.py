@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.config import conf
 from harness.errors import UserError, one_line
 from harness.processes import launched, only_one
 
@@ -45,14 +47,13 @@ def command(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
     try:
         if not cluster:
-            only_one(f"harness.{config_name}")
+            only_one(_module(config_name))
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]
         args = parser.parse_intermixed_args()
         shown_only = bool(args.help or args.cfg or args.info)
         overrides = args.overrides
-        if cluster:
-            overrides = _experiment(args.config_name or config_name, overrides, args.multirun, shown_only)
+        overrides = _experiment(args.config_name or config_name, overrides, args.multirun, shown_only)
         overrides = prepare(overrides) if prepare else overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
@@ -159,14 +160,32 @@ def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
 def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
     """What an experiment sweeps over, ahead of the command line, which has the last word."""
     named = [override for override in parse(overrides) if override.key_or_group == "experiment"]
-    if not named or (shown_only and not multirun):
+    if not named or named[0].value() is None:
         return overrides
     if len(named) > 1 or named[0].is_sweep_override():
         raise UserError("one experiment at a time: start the others by commands of their own")
-    if not multirun:
-        raise UserError(f"{named[0].input_line} is a sweep: add -m")
+    own, other = _module(config_name), _meant_for(str(named[0].value()))
+    if own != other:
+        raise UserError(f"{named[0].input_line} is for python -m {other}")
     cfg = compose(config_name, [str(named[0].input_line)], return_hydra_config=True)
-    return [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()] + overrides
+    swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    if swept and not multirun and not shown_only:
+        raise UserError(f"{named[0].input_line} is a sweep: add -m")
+    return (swept if multirun else []) + overrides
+
+
+def _module(config_name: str) -> str:
+    return "harness" if config_name == "config" else f"harness.{config_name}"
+
+
+def _meant_for(experiment: str) -> str:
+    """The command of an experiment, which its file names unless it is the main job."""
+    file = conf("experiment", f"{experiment}.yaml")
+    if not file.is_file():
+        known = [path.stem for path in file.parent.glob("table*.yaml")]
+        raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, known)}")
+    about = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return str(about.get("hydra", {}).get("job", {}).get("name", "harness"))
 
 
 def _check_jobs(

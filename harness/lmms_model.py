@@ -14,10 +14,11 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from tqdm import tqdm
 
+from harness.benchmarks import check_prompts
 from harness.errors import UserError
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
-from harness.loading import Loaded, Pruner, from_flat
+from harness.loading import Loaded, Pruner, family_of, from_flat
 from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
@@ -74,6 +75,7 @@ class PrunedModel(lmms):
         self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
+        self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
@@ -81,7 +83,9 @@ class PrunedModel(lmms):
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
         arguments |= simple_parse_args_string(arg_string)
         strict = bool(arguments.pop("strict", False))
-        return cls(*from_flat(arguments), strict=strict)
+        made = cls(*from_flat(arguments), strict=strict)
+        made._prompts = family_of(made.loaded.folder).prompts
+        return made
 
     def __repr__(self) -> str:
         return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
@@ -139,6 +143,8 @@ class PrunedModel(lmms):
 
     def _request(self, instance: Instance) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
+        if self._prompts is not None:
+            check_prompts(doc_to_messages.__self__, self._prompts)
         messages, shown, failed = [], None, None
         try:
             with reading():

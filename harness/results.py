@@ -186,8 +186,10 @@ def _join(runs: Sequence[Result]) -> Result:
     if len(twice := {name for name in names if names.count(name) > 1}):
         name = f"{first.label} {first.budget}".strip()
         raise UserError(f"{name} was run more than once on {', '.join(sorted(twice))}: leave join=true out")
+    data = {name: digest for each in tasks for name, digest in each.get("data", {}).items()}
+    files = [each["files"] for each in tasks]
     identity = first.about["identity"] | {
-        "tasks": {"names": names, "limit": tasks[0]["limit"], "files": [each["files"] for each in tasks]}
+        "tasks": {"names": names, "limit": tasks[0]["limit"], "files": files, "data": data}
     }
     config = first.about["config"]
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}

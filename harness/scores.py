@@ -143,8 +143,12 @@ def same_questions(results: Sequence[Result]) -> None:
         if mine != theirs:
             names = sorted({*mine.items()} ^ {*theirs.items()}, key=str)
             raise UserError(f"{pair} differ in tasks or metrics ({', '.join(sorted({n for n, _ in names}))})")
-        if first.about["identity"]["tasks"]["files"] != other.about["identity"]["tasks"]["files"]:
+        one, two = first.about["identity"]["tasks"], other.about["identity"]["tasks"]
+        if one["files"] != two["files"]:
             raise UserError(f"{pair} answer other data: the files of their tasks differ; run one of them again")
+        copies = one.get("data", {}), two.get("data", {})  # what the Hub had has no digest
+        if unlike := [task for task in mine if copies[0].get(task) != copies[1].get(task)]:
+            raise UserError(f"{pair} answer other data: data_root= gave them other copies for {', '.join(unlike)}")
         for task in mine:
             a, b = first.per_question[task]["doc_id"], other.per_question[task]["doc_id"]
             if a != b:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that is to be measured on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
 #   tests    the selection kernels choose what their references choose
-#   table4   table 4 of arXiv 2602.13315: Qwen2.5-VL-7B, clips of Vinoground's size, every method at 25 %
+#   table4   table 4 of arXiv 2602.13315 (conf/experiment/table4.yaml), with every method
 #   sweep    from how many visual tokens on the best-known methods pay, batch 1 and 8
 # STEPS="table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
 # downloaded. FlashAttention is used where it is installed (pip install -e '.[flash]'), else sdpa.
@@ -16,13 +16,13 @@ out=${1:-results/bench}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 rounds=${ROUNDS:-warmup=2 repeats=7}
 model=(model=qwen25vl7b weights=random model.device=cuda)
-clip=16x20x36 # 32 frames of a 16:9 clip under qwen-vl-utils' cap of 768 tokens a frame: 11,520 visual tokens
+clip=()
 sizes="576,1024,2691,5000,10000" batches=1,8
 steps=${STEPS:-tests table4 sweep}
 
 if [ -n "$smoke" ]; then
     model=(model=qwen25vl7b weights=tiny model.device=cpu model.dtype=float32 new_tokens=2 text_tokens=16)
-    clip=2x4x6 sizes=4x6,6x8 batches=1
+    clip=("sizes=[2x4x6]") sizes=4x6,6x8 batches=1
     rounds=${ROUNDS:-warmup=0 repeats=1}
     steps=${STEPS:-table4 sweep}
 else
@@ -37,7 +37,7 @@ for step in $steps; do
     echo "== $step"
     case $step in
         tests) "$python" -m pytest tests/test_kernels*.py ;;
-        table4) bench "${model[@]}" methods=all keep=0.25 "sizes=[$clip]" batch=1 out="$out/table4" plots="$out/table4" ;;
+        table4) bench experiment=table4 "${model[@]}" methods=all "${clip[@]}" out="$out/table4" plots="$out/table4" ;;
         sweep)
             bench "${model[@]}" "methods=[idpruner,visionselector,visionzip,vispruner,scope,divprune,fastv,resize]" keep=0.25 \
                 "sizes=[$sizes]" "batch=[$batches]" out="$out/sweep" plots="$out/sweep"

@@ -2,7 +2,8 @@
 
 Repositories, configurations, splits, columns and types are those that the real data sets have on the Hub, so that
 lmms-eval's own tasks load, ask and score them; what they say and show was made up here. Vinoground, which is only
-scored as a whole, has its 2000 rows. `FOLDER` is then what data_root= takes.
+scored as a whole, has its 2000 rows, and of its columns only those that lmms-eval reads: `vinoground` says what is
+known. `FOLDER` is then what data_root= takes.
 """
 
 import json
@@ -315,6 +316,13 @@ def videomme(root: Path) -> None:
 
 
 def vinoground(root: Path) -> None:
+    """As far as lmms-eval 0.7.3 (tasks/vinoground) shows: its data set was not looked at.
+
+    Read from that code: the repository, the split, `index` as NUMBER_pos|neg_text|video with all of 0 to 499 there,
+    `major`, `minor` (null or joined by ";"), the column `answer` that the task file names; the two score files with
+    `idx`, `video_name` below the repository, `question`, `GT`. Assumed: the column types, `answer` being `GT`, no other
+    columns, the wording, and .mp4 below the score files' folders.
+    """
     folder = root / "HanSolo9682" / "Vinoground"
     columns = dict.fromkeys(("index", "major", "minor", "answer"), TEXT)
     rows: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ import miniatures
 import pytest
 from lmms_eval.api.model import lmms
 
+from harness.benchmarks import check_prompts
 from harness.choices import register
 from harness.cli import compose
 from harness.config import TasksConfig, validate
@@ -280,6 +281,15 @@ def test_a_family_is_asked_with_its_own_prompts(root, tmp_path):
     text = model.asked["mmstar"][0][0][-1]["text"]
     assert text.startswith("Question: ")
     assert text.endswith("Answer with the option letter only.")
+
+
+def test_other_prompts_than_the_family_s_are_refused(root):
+    """lmms-eval's own command loads a task for the name it was given, which is no family's."""
+    task = suite(root, "mmstar", prompts="harness").load("mmstar")
+    check_prompts(task, "qwen2_5_vl")  # for which the task has none
+    with pytest.raises(UserError, match=r"mmstar has prompts for qwen3_vl.*run it by python -m harness tasks=mmstar"):
+        check_prompts(task, "qwen3_vl")
+    check_prompts(suite(root, "mmstar", prompts="qwen3_vl").load("mmstar"), "qwen3_vl")
 
 
 @pytest.mark.parametrize("limit", [3, 9])

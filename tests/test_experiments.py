@@ -16,6 +16,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 import conf
 import methods
 from harness import cli
+from harness.bench.settings import settings
 from harness.choices import check_tasks, register
 from harness.config import validate
 from harness.errors import UserError
@@ -23,7 +24,7 @@ from harness.evaluate import check_scoring
 from harness.models import adapter_class
 
 ROOT = Path(conf.__file__).parent.parent
-TABLES = (1, 2, 3, 5, 6, 7)  # table 4 is latency
+TABLES = (1, 2, 3, 5, 6, 7)  # table 4 is latency, which python -m harness.bench measures
 FAMILY = {
     "qwen25vl7b": "qwen2_5_vl",
     "qwen25vl3b": "qwen2_5_vl",
@@ -105,7 +106,8 @@ def test_the_command_line_has_the_last_word():
     [
         (["experiment=table1,table2"], "one experiment at a time"),
         (["experiment=table1", "experiment=table2"], "one experiment at a time"),
-        (["experiment=tabel1"], "tabel1"),
+        (["experiment=tabel7"], "unknown experiment=tabel7: did you mean table7"),
+        (["experiment=table4"], "experiment=table4 is for python -m harness.bench"),
         (["method={variant: paper}"], "has no name"),
         (["method={name: fastw, variant: paper}"], "did you mean fastv"),
     ],
@@ -120,6 +122,16 @@ def test_an_experiment_without_a_sweep_is_refused():
     with pytest.raises(UserError, match="experiment=table1 is a sweep: add -m"):
         cli._experiment("config", ["experiment=table1"], False, False)
     assert cli._experiment("config", ["experiment=table1"], False, True) == ["experiment=table1"]  # only shown
+
+
+def test_latency_is_measured_of_the_methods_of_table_4():
+    overrides = cli._experiment("bench", ["experiment=table4"], False, False)
+    chosen = settings(cli.compose("bench", overrides))
+    assert [run.method["name"] for run in chosen.runs] == ["vispruner", "scope", "idpruner"]  # and the unpruned model
+    assert {run.params.get("variant", "paper") for run in chosen.runs} == {"paper"}
+    assert {(run.model.name, run.keep) for run in chosen.runs} == {("qwen25vl7b", 0.25)}
+    with pytest.raises(UserError, match=r"experiment=table1 is for python -m harness$"):
+        cli._experiment("bench", ["experiment=table1"], True, False)
 
 
 @pytest.mark.parametrize("value", ["{name: idpruner, lam: 0.3}", "{name: 'idpruner', lam: 0.3}"])

@@ -237,6 +237,7 @@ def test_smaller_images_are_recorded_beside_their_budget(place):
         ([[1, 3, 2]], [[1, 2, 1]], 3, 2),
     ]
     assert "2.5 of 6.8 (K: 3.2)" in out
+    assert "note: limit=4 asks the first questions of each task" in out
     (table,) = collect(place.root / "out")[1:]
     assert (table.tokens("budget"), table.tokens("kept")) == (3.6, 2.2)
     shutil.rmtree(place.root / "out")
@@ -250,3 +251,12 @@ def test_lmms_evals_own_command_line_gives_the_same_scores(place, swept):
     (file,) = place.root.glob("out/cli/*/*_results.json")
     scores = json.loads(file.read_text())["results"]["tiny_stills"]
     assert numeric(scores) == swept[2][1]["scores"]["tiny_stills"]
+
+
+def test_lmms_evals_own_command_line_refuses_prompts_that_it_would_not_use(place):
+    tasks = write_tiny_tasks(place.root / "asked", 2)
+    with (tasks / "tiny_stills.yaml").open("a") as file:
+        file.write("lmms_eval_specific_kwargs: {default: {}, qwen2_5_vl: {pre_prompt: Look.}}\n")
+    options = ["--model", "harness", "--model_args", f"pretrained={place.model},dtype=float32"]
+    said = place.run("lmms_eval", *options, "--tasks", "tiny_stills", "--include_path", str(tasks))
+    assert "task tiny_stills has prompts for qwen2_5_vl" in "".join(said)

@@ -11,7 +11,7 @@ from runs import coins, make_run
 from statsmodels.stats.contingency_tables import mcnemar
 
 from harness.errors import UserError
-from harness.results import Result
+from harness.results import Result, joined
 from harness.scores import answers, questions
 from harness.stats import (
     AVERAGE,
@@ -281,6 +281,23 @@ def test_other_data_is_refused(tmp_path):
     theirs = make_run(tmp_path, "x", {"t": [1.0]}, tasks={"names": ["t"], "limit": None, "files": "g"})
     with pytest.raises(UserError, match="answer other data"):
         questions(results(mine, theirs))
+
+
+def test_another_copy_of_the_data_is_refused_joined_or_not(tmp_path):
+    def run(method, task, copy):
+        tasks = {"names": [task], "limit": None, "files": None, "data": {task: copy} if copy else {}}
+        return make_run(tmp_path / f"{method}{task}{copy}", method, {task: [1.0]}, tasks=tasks)
+
+    mine, same, other, hub = (
+        run(*about) for about in (("x", "t", "1"), ("y", "t", "1"), ("z", "t", "2"), ("w", "t", ""))
+    )
+    assert len(questions(results(mine, same))) == 1
+    for unlike in (other, hub):
+        with pytest.raises(UserError, match=r"answer other data: data_root= gave them other copies for t$"):
+            questions(results(mine, unlike))
+    one, two = joined(results(mine, run("x", "s", "1"), other, run("z", "s", "1")))
+    with pytest.raises(UserError, match=r"other copies for t$"):
+        questions([one, two])
 
 
 def test_a_run_without_the_score_of_every_question_says_what_to_do(tmp_path):
