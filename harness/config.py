@@ -73,6 +73,7 @@ class RunConfig:
     data_root: Any = None
     limit: int | None = None
     force: bool = False
+    dry_run: bool = False
     runs: str = "results/runs"
 
     @property
