@@ -51,7 +51,7 @@ def check(cfg: DictConfig) -> None:
     check_scoring(config.tasks, config.limit)
     data.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
-    checkpoint.check(config.model)
+    (checkpoint.at_hand if config.dry_run else checkpoint.check)(config.model)
 
 
 def check_parameters(cfg: DictConfig) -> None:
@@ -68,7 +68,18 @@ def check_family(cfg: DictConfig) -> None:
     from harness import loading
 
     config = validate(cfg)
+    if config.dry_run:
+        return  # which says it of a model that is not here, too
     loading.checked_method(config, checkpoint.described(config.model, loading.left_beside(config).values()))
+
+
+def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
+    """List what a command would run."""
+    from harness.dry_run import show
+    from harness.plan import shared
+
+    _, own = shared([point for _, point in jobs])
+    show(list(zip((validate(cfg) for cfg, _ in jobs), own, strict=True)))
 
 
 def main(cfg: DictConfig) -> None:
@@ -144,4 +155,4 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, (check, check_parameters, check_family), prepare, cluster=True)
+    command("config", main, (check, check_parameters, check_family), prepare, cluster=True, preview=preview)

@@ -23,15 +23,35 @@ _IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".p
 
 def check(model: ModelConfig) -> Path | None:
     """The local folder of a model, or None if it has to be downloaded and the Hub answers; UserError otherwise."""
+    found = at_hand(model)
+    if found is None:
+        _check_hub(model.pretrained, model.revision)
+    return found
+
+
+def at_hand(model: ModelConfig) -> Path | None:
+    """The local folder of a model, or None if it has to be downloaded; UserError for a folder that is not whole."""
     name = model.pretrained
     folder = shipped(name)
     if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not _is_hub_id(name):
         check_folder(folder)
         return folder
-    cached = _cached(name, model.revision)
+    cached = cached_config(model)
     if cached is None:
-        _check_hub(name, model.revision)
+        return None
+    try:
+        check_folder(cached)
+    except UserError:
+        return None  # an interrupted download: the Hub has to complete it
     return cached
+
+
+def cached_config(model: ModelConfig) -> Path | None:
+    """The folder in the Hub's cache that has a model's config.json, maybe nothing else; None if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model.pretrained, "config.json", revision=model.revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def fetch(model: ModelConfig) -> Path:
@@ -149,19 +169,6 @@ def _is_hub_id(name: str) -> bool:
     except HFValidationError:  # a mistyped path
         return False
     return "/" in name
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None
-    try:
-        check_folder(Path(config).parent)
-    except UserError:
-        return None  # an interrupted download: the Hub has to complete it
-    return Path(config).parent
 
 
 def _check_hub(repo: str, revision: str | None) -> None:

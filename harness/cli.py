@@ -36,12 +36,14 @@ def command(
     checks: Sequence[Callable[[DictConfig], Any]] = (),
     prepare: Callable[[list[str]], list[str]] | None = None,
     cluster: bool = False,
+    preview: Callable[[list[tuple[DictConfig, list[str]]]], None] | None = None,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
     command-line overrides (to register choices that have no file in conf/). With `cluster`, `hydra/launcher=slurm`
-    submits the jobs, and torchrun may start several processes for them.
+    submits the jobs, and torchrun may start several processes for them. With dry_run=true, `preview` gets all jobs with
+    their overrides, and nothing is run.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
@@ -58,7 +60,12 @@ def command(
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
             _check_launcher(parse(overrides), args.multirun, cluster)
-            _check_jobs(args.config_name or config_name, overrides, args.multirun, () if shown_only else checks)
+            jobs = _checked_jobs(
+                args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
+            )
+            if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
+                with _until_nobody_reads():
+                    return preview(jobs)
         failures: list[UserError] = []
         job = _one_job(task, failures)
         with _until_nobody_reads():
@@ -188,17 +195,18 @@ def _meant_for(experiment: str) -> str:
     return str(about.get("hydra", {}).get("job", {}).get("name", "harness"))
 
 
-def _check_jobs(
+def _checked_jobs(
     config_name: str, overrides: list[str], multirun: bool, checks: Sequence[Callable[[DictConfig], Any]]
-) -> None:
+) -> list[tuple[DictConfig, list[str]]]:
     parsed = parse(overrides)
-    jobs = [[override.input_line or "" for override in parsed]]
+    points = [[override.input_line or "" for override in parsed]]
     if multirun:
-        jobs = BasicSweeper.split_arguments(parsed, None)[0]
-    composed = [compose(config_name, job) for job in jobs]
+        points = BasicSweeper.split_arguments(parsed, None)[0]
+    jobs = [(compose(config_name, point), point) for point in points]
     for check in checks:
-        for cfg in composed:
+        for cfg, _ in jobs:
             check(cfg)
+    return jobs
 
 
 def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) -> None:

@@ -74,6 +74,7 @@ class RunConfig:
     limit: int | None = None
     strict: bool = False
     force: bool = False
+    dry_run: bool = False
     runs: str = "results/runs"
 
     @property

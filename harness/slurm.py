@@ -10,12 +10,11 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, filter_overrides
+from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf, open_dict
@@ -23,6 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from harness.config import RunConfig, validate
 from harness.errors import UserError
 from harness.evaluate import primary
+from harness.plan import shared, wanted_runs
 from harness.store import RunFolder
 from harness.sweep import LIVE, Planned, Run, key_of, survey, write_plan
 
@@ -63,10 +63,9 @@ class Launcher(SlurmLauncher):
         """Submit one array and end with one JSON line; no job's end is waited for."""
         if self.params["nodes"] != 1:
             raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
-        points = [filter_overrides(list(overrides)) for overrides in job_overrides]
-        common = set.intersection(*map(set, points))
         configs = [self._config(overrides) for overrides in job_overrides]
-        own = [[text for text in point if text not in common] for point in points]
+        check(configs)
+        common, own = shared(job_overrides)
         wanted = wanted_runs(list(zip(configs, own, strict=True)))
         runs = Path(configs[0].runs)
         found = {run.key: run for run in survey(runs)}
@@ -76,7 +75,7 @@ class Launcher(SlurmLauncher):
             folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
         left = [(config, plan) for config, plan in wanted if not _is(found, plan, "done", *LIVE)]
         counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
-        number = self._submit(left, sorted(common), runs) if left else None
+        number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
         print(f"python -m harness.status runs={runs}")
         print(json.dumps({"job": number, "runs": str(runs), **counts}), flush=True)
@@ -116,28 +115,12 @@ def register() -> None:
     Plugins.instance().register(Launcher)
 
 
-def wanted_runs(sweep: Sequence[tuple[RunConfig, list[str]]]) -> list[tuple[RunConfig, Planned]]:
-    """The runs of a sweep and their baselines, every one once, baselines first."""
-    from harness.pipeline import planned  # imports torch: nothing that is quickly found wrong waits for it
-
-    if any(config.force for config, _ in sweep):
+def check(sweep: Sequence[RunConfig]) -> None:
+    """UserError for what one process can run, but not jobs that may start again."""
+    if any(config.force for config in sweep):
         raise UserError("force=true would start a requeued job over: move the run folders away instead")
-    if len({config.runs for config, _ in sweep}) > 1:
+    if len({config.runs for config in sweep}) > 1:
         raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
-    baselines: dict[str, tuple[RunConfig, Planned]] = {}
-    runs: dict[str, tuple[RunConfig, Planned]] = {}
-    for config, overrides in sweep:
-        here = replace(config, model=replace(config.model, device="cpu"))  # a login node has no GPU
-        *before, own = [_plan(folder, config.runs) for _, folder in planned(here)[1]]
-        unpruned = replace(config, method={"name": "none"}, keep=None, tokens=None)
-        baselines.update({plan.key: (unpruned, plan) for plan in before})
-        runs.setdefault(own.key, (config, replace(own, overrides=overrides)))
-    return list({**baselines, **runs}.values())  # a baseline that the sweep names, too, keeps its place
-
-
-def _plan(folder: RunFolder, runs: str) -> Planned:
-    where = folder.path.relative_to(runs)
-    return Planned(key_of(folder.identity), str(where.parent / where.name.rpartition("-")[0]))
 
 
 def _is(found: Mapping[str, Run], plan: Planned, *states: str) -> bool:

@@ -23,10 +23,13 @@ if [ -n "$ACCOUNT" ]; then
     launcher+=("account=$ACCOUNT") gather+=("--account=$ACCOUNT")
 fi
 
-report=$(python -m harness -m hydra/launcher=slurm "${launcher[@]/#/hydra.launcher.}" "runs=$RUNS" "$@" | tee /dev/stderr)
+report=$(python -m harness -m hydra/launcher=slurm "${launcher[@]/#/hydra.launcher.}" "runs=$RUNS" "$@")
+echo "$report" >&2
+if [[ " $* " = *" dry_run=true "* ]]; then exit; fi
 job=$(python -c 'import json, sys; print(json.loads(sys.argv[1])["job"] or "")' "${report##*$'\n'}")
 if [ -n "$job" ]; then
     gather+=("--dependency=afterany:$job")
 fi
+mkdir -p "$RUNS/.sweeps" # not there yet if all was run elsewhere
 gathered=$(sbatch "${gather[@]}" "$(dirname "$0")/gather.sbatch" "$RUNS")
 echo "job ${gathered%%;*} gathers the results in $RUNS/.sweeps/gather-${gathered%%;*}.log and $RUNS/table.csv"

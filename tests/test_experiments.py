@@ -6,19 +6,17 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from sweeps import jobs
 
 import conf
 import methods
 from harness import cli
 from harness.bench.settings import settings
-from harness.choices import check_tasks, register
-from harness.config import validate
+from harness.choices import check_tasks
 from harness.errors import UserError
 from harness.evaluate import check_scoring
 from harness.models import adapter_class
@@ -31,14 +29,6 @@ FAMILY = {
     "llava15_7b": "llava",
     "llavaov15_8b": "llavaonevision1_5",
 }
-
-
-@cache
-def jobs(*overrides):
-    """The configurations of a sweep as `python -m harness -m` runs it."""
-    cli.register_resolvers()
-    swept = register(cli._experiment("config", list(overrides), True, False))
-    return [validate(cli.compose("config", job)) for job in BasicSweeper.split_arguments(cli.parse(swept), None)[0]]
 
 
 def published(table):
@@ -149,13 +139,35 @@ def test_a_private_method_may_bring_its_parameters(tmp_path):
 
 
 def test_an_experiment_runs_on_the_embedded_model(tmp_path):
-    call = [sys.executable, "-m", "harness", "-m", "experiment=table7", "model=pocket", "tasks=pocket_existence"]
-    call += ["method=dpp,{name: hybrid, lam: 0.1},{name: idpruner, lam: 0.9}", "limit=2"]
+    call = [
+        sys.executable,
+        "-m",
+        "harness",
+        "-m",
+        "experiment=table7",
+        "model=pocket",
+        "tasks=pocket_existence",
+        "limit=2",
+    ]
+    methods = "method=dpp,{name: hybrid, lam: 0.1},{name: idpruner, lam: 0.9}"
     env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    def run(*more):
+        done = subprocess.run(
+            [*call, "limit=2", *more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+    reports = run(methods)
     assert [report["method"] for report in reports] == ["dpp", "hybrid", "idpruner"]
     lams = [json.loads((tmp_path / r["run"] / "run.json").read_text())["config"]["method"].get("lam") for r in reports]
     assert lams == [None, 0.1, 0.9]
     assert len(list(tmp_path.rglob("DONE"))) == 4
+
+    files = sorted(tmp_path.rglob("*"))
+    (listed,) = run(f"{methods},random", "dry_run=true")
+    assert [row["state"] for row in listed["runs"]] == ["done"] * 4 + ["to do"]
+    assert [f"results/runs/{row['run']}" for row in listed["runs"][1:4]] == [report["run"] for report in reports]
+    assert listed["tflops_per_question"] == listed["runs"][-1]["tflops"] > 0
+    assert sorted(tmp_path.rglob("*")) == files

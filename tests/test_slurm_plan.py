@@ -57,7 +57,7 @@ def test_a_gpu_that_the_login_node_lacks_is_no_mistake():
 )
 def test_what_a_cluster_cannot_do_is_refused(points, message):
     with pytest.raises(UserError, match=message):
-        slurm.wanted_runs(sweep(*points))
+        slurm.check([config for config, _ in sweep(*points)])
 
 
 def test_processes_of_a_run_share_a_node():

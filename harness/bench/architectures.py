@@ -24,6 +24,11 @@ def names() -> list[str]:
     return sorted(file.stem for file in CONFIGS.glob("*.json"))
 
 
+def of_checkpoint(pretrained: str) -> str | None:
+    """The model whose configuration is that of a checkpoint on the Hub, if it is at hand."""
+    return next((name for name in names() if _about(name)["source"].split()[-1] == pretrained), None)
+
+
 def config_of(name: str, tiny: bool = False) -> Any:
     """Return the transformers configuration of a model, or of a tiny one of its family; UserError if it is unknown."""
     about, made = _about(name), llavaov15.MODEL_TYPE
