@@ -5,10 +5,13 @@ import re
 from harness.render import head, keys_of, legend, lines
 from harness.wide import Table
 
+NEEDS = r"needs \usepackage{booktabs}; \tiny and \setlength{\tabcolsep}{3pt} fit many columns on a page"
+SAME = r"\rlap{\smash{\textsuperscript{$\approx$}}}"  # takes no room: numbers stay below each other
+
 
 def latex(table: Table) -> str:
-    r"""A `tabular` to be read by \input; needs booktabs. Notes stand in it as comments."""
-    titles = head(table, short=True)
+    r"""A `tabular` to be read by \input; NEEDS says with what. Notes stand in it as comments."""
+    titles = head(table)
     keys = len(keys_of(table))
     marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
     rows = [
@@ -18,7 +21,7 @@ def latex(table: Table) -> str:
         *([" & ".join(tex(unit) for _, unit in titles) + r" \\"] if any(unit for _, unit in titles) else []),
         r"\midrule",
     ]
-    for line in lines(table, short=True):
+    for line in lines(table):
         if line.heading:
             rows += [
                 r"\midrule",
@@ -26,10 +29,10 @@ def latex(table: Table) -> str:
                 r"\midrule",
             ]
             continue
-        cells = [marked[c.mark] % tex(c.text) + r"\textsuperscript{$\approx$}" * c.same for c in line.cells]
+        cells = [marked[c.mark] % tex(c.text) + SAME * c.same for c in line.cells]
         rows += [r"\addlinespace"] * line.rule + [" & ".join(cells) + r" \\"]
     below = [rf"\multicolumn{{{len(titles)}}}{{l}}{{{tex(note)}}} \\" for note in legend(table)]
-    comments = [f"% {' '.join(note.split())}" for note in [table.caption, r"\usepackage{booktabs}", *table.notes]]
+    comments = [f"% {' '.join(note.split())}" for note in [table.caption, NEEDS, *table.notes]]
     return (
         "\n".join([*comments, *rows, r"\bottomrule", *([r"\addlinespace"] if below else []), *below, r"\end{tabular}"])
         + "\n"

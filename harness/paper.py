@@ -143,12 +143,13 @@ def _beside(table: Table, ours: pd.DataFrame) -> Table | None:
             cells = {b: mine.get(b, float("nan")) for b in table.benchmarks}
             cells[AVERAGE] = sum(share.get(b, float("nan")) for b in table.benchmarks) / len(table.benchmarks)
             label = str(run["label"].iloc[0])
+            name = f"{label} {row['budget']}".strip()
             rows.append(row | cells | {"source": "ours", "label": label})
             rows.append(row | {c: cells[c] - row[c] for c in cells} | {"source": "difference", "label": ""})
             if lacking := [b for b in table.benchmarks if b not in mine]:
-                notes.append(f"ours lacks {label} {row['budget']}: {', '.join(lacking)}".replace("  ", " "))
+                notes.append(f"ours lacks {name}: {', '.join(lacking)}")
             if (limit := run["limit"].iloc[0]) is not None and not pd.isna(limit):
-                notes.append(f"ours of {label} {row['budget']} are of the first {limit:g} questions of each benchmark")
+                notes.append(f"ours of {name} are of the first {limit:g} questions of each benchmark")
     if len(without) == len(table.frame):
         return None
     made = " and ".join(dict.fromkeys(ours.loc[ours["benchmark"].isin(table.benchmarks), "versions"]))

@@ -47,17 +47,17 @@ class Line:
     rule: bool = False
 
 
-def head(table: Table, short: bool = False) -> list[tuple[str, str]]:
-    """Name and unit of every column; `short`, for a printed page, has only the interval behind the average."""
+def head(table: Table) -> list[tuple[str, str]]:
+    """Name and unit of every column."""
     keys = [(name, "") for name in keys_of(table).values()]
     scores = [table.titles[benchmark] for benchmark in table.benchmarks]
-    return [*keys, *scores, ("Avg", "% of unpruned"), *_extra(table, short).values()]
+    return [*keys, *scores, ("Avg", "% of unpruned"), *_extra(table).values()]
 
 
-def lines(table: Table, short: bool = False) -> Iterator[Line]:
+def lines(table: Table) -> Iterator[Line]:
     """The table row by row, the unpruned model first and a heading before every block."""
     found = marks(table)
-    keys, extra = keys_of(table), _extra(table, short)
+    keys, extra = keys_of(table), _extra(table)
     before: dict[str, Any] = {}
     for place, row in zip(table.frame.index, records(table.frame), strict=True):
         block = {key: row[key] for key in ("setting", "budget")}
@@ -113,7 +113,7 @@ def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
     return "" if repeated else str(row[key]).capitalize() if key == "group" else str(row[key])
 
 
-def _extra(table: Table, short: bool) -> dict[str, tuple[str, str]]:
+def _extra(table: Table) -> dict[str, tuple[str, str]]:
     """Columns behind the average that hold anything."""
     titles = {
         "low": ("Interval", "95 % of avg"),
@@ -124,8 +124,7 @@ def _extra(table: Table, short: bool) -> dict[str, tuple[str, str]]:
         "kept": ("Kept", "tokens"),
         "per_layer": ("A layer sees", "tokens"),
     }
-    known = {key: title for key, title in titles.items() if key in table.frame and table.frame[key].notna().any()}
-    return {key: title for key, title in known.items() if key == "low" or not short}
+    return {key: title for key, title in titles.items() if key in table.frame and table.frame[key].notna().any()}
 
 
 def _extra_text(key: str, row: Mapping[str, Any]) -> str:

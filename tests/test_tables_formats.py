@@ -4,13 +4,14 @@ import re
 import shutil
 import subprocess
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from harness.latex import latex, tex
+from harness.latex import SAME, latex, tex
 from harness.render import heading, html, markdown, page
 from harness.scores import read_scores
 from harness.sheet import sheet
@@ -78,7 +79,7 @@ def cells_of_latex(text):
     for row in rows:
         plain = [re.sub(r"\\textbf\{(.*?)\}", r"b\1", cell.strip()) for cell in row]
         plain = [re.sub(r"\\underline\{(.*?)\}", r"u\1", cell) for cell in plain]
-        found.append([c.replace(r"\textsuperscript{$\approx$}", "≈").replace("\\", "") for c in plain])
+        found.append([c.replace(SAME, "≈").replace("\\", "") for c in plain])
     return found
 
 
@@ -173,7 +174,8 @@ def pdflatex():
 
 
 def test_latex_compiles(table, tmp_path, pdflatex):
-    table.frame["low"], table.frame["high"] = 1.0, 2.0
+    behind = {"low": 1.0, "high": 2.0, "lost": 3, "gained": 4, "agreement": 50.0, "kept": 25.0, "per_layer": 25.5}
+    table = replace(table, frame=table.frame.assign(**behind))
     code, log = compiles(tmp_path, latex(table))
     assert code == 0, log[-2000:]
     assert "Overfull" not in log
