@@ -181,7 +181,7 @@ def _check_hub(repo: str, revision: str | None) -> None:
 
         HfApi().model_info(repo, revision=revision, timeout=seconds)
 
-    error = _within(seconds, ask)
+    error = within(seconds, ask)
     if error is not None:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -223,7 +223,7 @@ def _in_one_line(repo: str) -> Iterator[None]:
         raise UserError(f"cannot download {repo} ({what}); {access}; or {ELSEWHERE}") from error
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> BaseException | None:
+def within(seconds: float, call: Callable[[], Any]) -> BaseException | None:
     """The error of `call`, TimeoutError if it takes longer, None if it succeeds; name look-ups have no other limit."""
     errors: list[BaseException] = []
 

@@ -109,7 +109,7 @@ def validate(cfg: DictConfig) -> RunConfig:
         raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {run.positions}")
     if not run.tasks.metrics:
         raise UserError("no task: name at least one, as in tasks=pocket_existence")
-    if not _is_data_root(run.data_root):
+    if not is_data_root(run.data_root):
         raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {run.data_root}")
     if not 0 <= run.seed < 2**63:
         raise UserError(f"seed must lie between 0 and 2^63 - 1, got {run.seed}")
@@ -142,7 +142,8 @@ def _published() -> dict[str, str]:
     return {**published, **pocket["metrics"]}
 
 
-def _is_data_root(value: Any) -> bool:
+def is_data_root(value: Any) -> bool:
+    """True for a folder, a folder for each task, or nothing."""
     if isinstance(value, dict):
         return all(isinstance(item, str) for pair in value.items() for item in pair)
     return value is None or isinstance(value, str)

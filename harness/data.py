@@ -26,6 +26,11 @@ UNPACKED = {
 }
 MEDIA = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".zip", ".tar", ".gz", ".srt"}  # told apart by name and size
 
+
+class NoCopyError(UserError):
+    """`data_root` has no folder for a data set."""
+
+
 DataRoot = str | Mapping[str, str] | None
 
 
@@ -36,7 +41,7 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
     if not isinstance(data_root, str) and (other := sorted(set(data_root) - set(tasks.metrics))):
         raise UserError(f"data_root has a folder for {', '.join(other)}, but the tasks are {', '.join(tasks.metrics)}")
     named = tasks.metrics if isinstance(data_root, str) else data_root
-    repositories = {name: _described(task_file(name, tasks.include)).get("dataset_path", "") for name in named}
+    repositories = {name: described(task_file(name, tasks.include)).get("dataset_path", "") for name in named}
     folders = {}
     for name, repository in repositories.items():
         if isinstance(data_root, str):
@@ -74,7 +79,7 @@ def _copy_of(repository: str, root: Path, task: str) -> Path:
         if folder.is_dir():
             return folder
     download = f"hf download --repo-type dataset {repository} --local-dir {root / repository}"
-    raise UserError(f"no copy of {repository} (task {task}) in data_root={root}: {download}")
+    raise NoCopyError(f"no copy of {repository} (task {task}) in data_root={root}: {download}")
 
 
 def _check(task: str, folder: Path) -> None:
@@ -94,11 +99,11 @@ class _Plain(yaml.SafeLoader):
 _Plain.add_constructor("!function", lambda loader, node: None)
 
 
-def _described(file: Path) -> dict[str, Any]:
+def described(file: Path) -> dict[str, Any]:
     """A task file with those that it includes; lmms-eval's own reader imports what they name, which is slow."""
     own = yaml.load(file.read_text(encoding="utf-8"), _Plain)
     included = own.get("include", [])
     merged: dict[str, Any] = {}
     for path in reversed(included if isinstance(included, list) else [included]):
-        merged |= _described(file.parent / path)
+        merged |= described(file.parent / path)
     return merged | own

@@ -66,8 +66,8 @@ def beside(folder: Path, results: Sequence[Result]) -> list[Table]:
 
     UserError if no run is of a published cell.
     """
-    ours = _ours(results)
-    found = [_beside(table, ours[ours["model"] == table.frame["model"].iloc[0]]) for table in published(folder)]
+    mine = ours(results)
+    found = [_beside(table, mine[mine["model"] == table.frame["model"].iloc[0]]) for table in published(folder)]
     matched = [table for table in found if table is not None]
     if not matched:
         models = sorted({str(table.frame["model"].iloc[0]) for table in published(folder)})
@@ -78,7 +78,7 @@ def beside(folder: Path, results: Sequence[Result]) -> list[Table]:
     return matched
 
 
-def _ours(results: Sequence[Result]) -> pd.DataFrame:
+def ours(results: Sequence[Result]) -> pd.DataFrame:
     """Our scores on the published scales: a row per run and benchmark that the paper has, by its metric."""
     baselines = {result.setting: result for result in results if result.is_baseline}
     names = labels(results)

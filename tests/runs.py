@@ -12,10 +12,11 @@ TASKS = {"t_one": 40, "t_two": 60}
 def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc,none", aggregate=np.mean, **more):
     """A finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
 
-    `more` may also hold `lam`, `model` (its name), `said` (task -> answers) and `scores` (task -> metric -> score).
+    `more` may also hold `lam`, `model` (its name), `said` (task -> answers), `scores` (task -> metric -> score) and
+    `failed` (task -> number of questions).
     """
     lam, model, said = more.pop("lam", None), more.pop("model", "m"), more.pop("said", {})
-    scores = more.pop("scores", {})
+    scores, failed = more.pop("scores", {}), more.pop("failed", {})
     limit = more.pop("limit", None)
     baseline = method == "none"
     keep = 1.0 if baseline else None if tokens else keep
@@ -41,7 +42,7 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     counts = {t: len(next(iter(columns.values()))) for t, columns in each.items()}
     primary = {t: metric if metric in columns else next(iter(columns)) for t, columns in found.items()}
     tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
-    metrics = {"scores": found, "primary": primary, "questions": counts, "visual_tokens": tokens_of}
+    metrics = {"scores": found, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
     folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
     lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
     if lines:

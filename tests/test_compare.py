@@ -39,6 +39,13 @@ def test_every_column_by_hand(pair):
     assert sorted([one["p_holm"], two["p_holm"]]) == pytest.approx([min(1, 2 * min(one["p"], two["p"])), one["p"]])
 
 
+def test_failed_questions_are_noted(tmp_path):
+    a, b = (Result.of(make_run(tmp_path, method, BASE, failed={"t_one": n})) for method, n in (("x", 0), ("y", 2)))
+    notes = compare._notes(compare.compare(a, b, None, 200, 0), None, a, b)
+    assert notes[0] == "t_one: 2 of 6 questions failed, scored as empty answers, in y keep=0.25"
+    assert notes[1].startswith("p: McNemar's exact test; the paired bootstrap in t_two")
+
+
 def test_a_run_against_its_like_has_no_difference(tmp_path):
     a, b = (Result.of(make_run(tmp_path, method, BASE)) for method in ("x", "y"))
     found = compare.compare(a, b, None, 200, 0)

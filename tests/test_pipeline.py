@@ -73,9 +73,7 @@ class Talkative(PrunedModel):
 
     def _answer(self, batch, handle):
         Talkative.calls += 1
-        lines = [
-            {"key": r.key, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch
-        ]
+        lines = [{**r.name, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch]
         return lines, [{"key": r.key, "n": 4, "k": self.calls} for r in batch]
 
 

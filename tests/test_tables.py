@@ -66,6 +66,27 @@ def test_versions_and_positions_that_differ_are_noted(tmp_path):
     assert any("positions: keep and compact" in note or "positions: compact and keep" in note for note in table.notes)
 
 
+def test_failed_questions_are_counted_in_a_note_and_a_column(tmp_path):
+    finished(tmp_path)
+    assert "failed" not in sheet(made(tmp_path))
+    finished(tmp_path, "random", 0.2, failed={"t": 3})
+    (table,) = made(tmp_path)
+    assert "t: 3 of 20 questions failed, scored as empty answers, in random keep=0.25" in table.notes
+    assert sheet([table])["failed"].tolist() == [0, 3]
+    header, _, *rows = (line.split("|") for line in tables.render.markdown(table).splitlines() if "|" in line)
+    (column,) = (place for place, title in enumerate(header) if "Failed" in title)
+    assert [row[column].strip() for row in rows if len(row) > column][-1] == "3"
+
+
+def test_what_failed_everywhere_is_said_once(tmp_path):
+    for method in ("none", "random", "dart"):
+        finished(tmp_path, method, failed={"t": 1})
+    (table,) = made(tmp_path)
+    assert [note for note in table.notes if "failed" in note] == [
+        "t: 1 of 20 questions failed, scored as empty answers, in every run"
+    ]
+
+
 def test_a_copy_of_a_run_is_not_a_second_row(tmp_path):
     finished(tmp_path / "one")
     finished(tmp_path / "two")

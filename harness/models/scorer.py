@@ -101,7 +101,7 @@ def shipped_scorer(name_or_path: str) -> Path | None:
         return None
     if (folder / SCORER_FOLDER).is_dir():
         return folder / SCORER_FOLDER
-    has_weights = any(folder.glob(f"*{suffix}") for suffix in SUFFIXES[:2])
+    has_weights = any(True for suffix in SUFFIXES[:2] for _ in folder.glob(f"*{suffix}"))
     return folder if has_weights and any(_is_scorer(name) for name in _tensor_files(folder)[0]) else None
 
 
