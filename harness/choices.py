@@ -21,6 +21,7 @@ from harness.errors import UserError, one_line
 # Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
 DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 POCKET_TASKS = "harness://pocket/tasks"
+_typed: dict[str, str] = {}  # override -> what it was before `register`, where that changed it
 _TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
@@ -33,11 +34,21 @@ def register(overrides: list[str]) -> list[str]:
     for override in parsed:
         group = override.key_or_group
         if group in resolve and not override.is_delete():
-            values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-            result.append(f"{group}=" + ",".join(resolve[group](_plain(value), given) for value in values))
+            swept = override.is_sweep_override()
+            values = list(override.sweep_iterator()) if swept else [override.value()]
+            texts = override.sweep_string_iterator() if swept else [override.get_value_string()]
+            options = [resolve[group](_plain(value), given) for value in values]
+            for value, text, option in zip(values, texts, options, strict=True):
+                _typed[f"{group}={option}"] = f"{group}={value if isinstance(value, str) else text}"  # no \: in a path
+            result.append(f"{group}=" + ",".join(options))
         else:
             result.append(str(override.input_line))
     return result
+
+
+def typed(override: str) -> str:
+    """An override of one job as it can be typed again; what has no file in conf/ has another name after `register`."""
+    return _typed.get(override, override)
 
 
 def check_tasks(tasks: TasksConfig) -> None:

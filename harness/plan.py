@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from hydra.core.utils import filter_overrides
 
+from harness.choices import typed
 from harness.config import RunConfig
 from harness.store import RunFolder
 from harness.sweep import Planned, key_of
@@ -39,10 +40,10 @@ def unpruned(config: RunConfig) -> RunConfig:
 
 
 def shared(points: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The overrides that all points of a sweep have, and those that each has beside them."""
+    """The overrides that all points of a sweep have, and those that each has beside them, as they can be typed."""
     plain = [list(filter_overrides(list(point))) for point in points]
     common = set.intersection(*map(set, plain))
-    return sorted(common), [[text for text in point if text not in common] for point in plain]
+    return sorted(map(typed, common)), [[typed(text) for text in point if text not in common] for point in plain]
 
 
 def _plan(folder: RunFolder, runs: str) -> Planned:

@@ -61,10 +61,8 @@ class Launcher(SlurmLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit one array and end with one JSON line; no job's end is waited for."""
-        if self.params["nodes"] != 1:
-            raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
         configs = [self._config(overrides) for overrides in job_overrides]
-        check(configs)
+        check(configs, self.params)
         common, own = shared(job_overrides)
         wanted = wanted_runs(list(zip(configs, own, strict=True)))
         runs = Path(configs[0].runs)
@@ -115,8 +113,17 @@ def register() -> None:
     Plugins.instance().register(Launcher)
 
 
-def check(sweep: Sequence[RunConfig]) -> None:
-    """UserError for what one process can run, but not jobs that may start again."""
+def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
+    """UserError for what every job of the array would refuse, and for what cannot be started again."""
+    processes, gpus = params["tasks_per_node"], params["gpus_per_node"]
+    if params["nodes"] != 1:
+        raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
+    if gpus and processes > gpus:
+        raise UserError(
+            f"hydra.launcher.tasks_per_node={processes} processes on gpus_per_node={gpus}: each takes a GPU"
+        )
+    if processes > 1 and any(config.model.device_map for config in sweep):
+        raise UserError("model.device_map spreads one process over the GPUs: set hydra.launcher.tasks_per_node=1")
     if any(config.force for config in sweep):
         raise UserError("force=true would start a requeued job over: move the run folders away instead")
     if len({config.runs for config in sweep}) > 1:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A sweep as one job array, and a step behind it that gathers what came out. On the login node, in the environment of the
 # project:      PARTITION=gpu ACCOUNT=lab scripts/submit.sh experiment=table1
-# The same again after a failure submits what is missing.
+# The same again after a failure submits what is missing; with dry_run=true it only lists the runs. What has no variable
+# below goes behind the experiment: hydra.launcher.qos=high hydra.launcher.constraint=h100 'hydra.launcher.setup=[module load cuda]'
 set -euo pipefail
 
 PARTITION=${PARTITION:-}   # empty: the cluster's default

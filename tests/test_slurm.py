@@ -54,7 +54,8 @@ class Cluster:
         self.root = root
         path = f"{Path(sys.executable).parent}:{env['PATH']}"
         quiet = {"HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GATE": str(root)}
-        job = {"GPUS": "0", "CPUS": "1", "MEMORY_GB": "4", "MINUTES": "30", "PARTITION": "tiny", "RUNS": "runs"}
+        job = {"GPUS": "0", "CPUS": "1", "MEMORY_GB": "4", "MINUTES": "30", "RUNS": "runs"}
+        job |= {"PARTITION": "tiny", "ACCOUNT": "lab"}
         self.env = {**env, **quiet, **job, "PATH": path}
         model = tiny_folder(root)
         tasks = write_tiny_tasks(root / "tasks", QUESTIONS)
@@ -72,11 +73,12 @@ class Cluster:
     def harness(self, *args: str, code: int = 0) -> tuple[str, str]:
         return self.run(sys.executable, "-m", "harness", *args, code=code)
 
-    def submit(self, processes: int = 1) -> dict:
-        """What scripts/submit.sh reports of the array."""
+    def submit(self, *more: str, processes: int = 1) -> dict:
+        """What scripts/submit.sh reports of the array in a file that gets all it says."""
         self.env["PROCESSES"] = str(processes)
-        _, err = self.run(SCRIPTS / "submit.sh", *self.sweep)
-        return json.loads(err.splitlines()[-1])
+        self.run("bash", "-c", 'exec "$@" &> said', "submit", SCRIPTS / "submit.sh", *self.sweep, *more)
+        (report,) = [line for line in (self.root / "said").read_text().splitlines() if line.startswith("{")]
+        return json.loads(report)
 
     def status(self) -> dict:
         out, _ = self.run(sys.executable, "-m", "harness.status", "runs=runs")
@@ -91,6 +93,15 @@ class Cluster:
         folder = self.folder(name)
         file = folder / "responses.jsonl" if folder else self.root / "none"
         return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    def same(self, runs: str, others: str) -> int:
+        """How many runs there are; each has the bytes that it has elsewhere."""
+        folders = [path.parent for path in self.root.glob(f"{runs}/*/*/*/DONE")]
+        for folder in folders:
+            there = self.root / others / folder.relative_to(self.root / runs)
+            for name in ("responses.jsonl", "kept.jsonl", "scores.json", "metrics.json"):
+                assert (there / name).read_bytes() == (folder / name).read_bytes()
+        return len(folders)
 
     def done(self, *names: str) -> bool:
         return all((folder := self.folder(name)) and (folder / "DONE").exists() for name in names)
@@ -115,6 +126,9 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_no_plan(cluster):
 def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_local_one(cluster):
     for name in ("shut", "broken"):
         (cluster.root / name).touch()
+    listed = cluster.submit("dry_run=true")
+    assert [row["state"] for row in listed["runs"]] == ["to do"] * 7
+    assert not (cluster.root / "runs").exists()
     first = cluster.submit()
     assert (first["finished"], first["queued"], first["submitted"]) == (0, 0, 7)
 
@@ -139,7 +153,7 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     assert "CANCELLED" in held["why"]
     assert (broken["state"], broken["answers"]) == ("failed", 0)
     assert broken["why"] == "RuntimeError: broken on purpose"
-    assert broken["overrides"] == [f"method={broken['overrides'][0].partition('=')[2]}"]
+    assert broken["overrides"] == ["method=probe.py:Broken"]
     assert broken["why"] in (cluster.root / broken["log"]).read_text()
 
     for name in ("shut", "broken"):
@@ -152,17 +166,20 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
 
     cluster.harness("-m", *cluster.sweep, "runs=local")
     wait_for("the rest", lambda: cluster.done("probe.py-Held", "probe.py-Broken"))
-    local = sorted(path.parent for path in cluster.root.glob("local/*/*/*/DONE"))
-    assert len(local) == 7
-    for folder in local:
-        there = cluster.root / "runs" / folder.relative_to(cluster.root / "local")
-        for name in ("responses.jsonl", "kept.jsonl", "scores.json", "metrics.json"):
-            assert (there / name).read_bytes() == (folder / name).read_bytes()
+    assert cluster.same("local", "runs") == 7
 
     status = cluster.status()
     assert (status["counts"], status["remain"]) == ({"done": 7}, 0)
     table = cluster.root / "runs" / "table.csv"
     wait_for("the table of the gathering job", lambda: table.exists() and table.read_text().count("\n") == 8)
+
+
+def test_one_run_over_the_processes_of_a_node(cluster):
+    """After the sweep, whose bytes it ends with."""
+    cluster.env["PROCESSES"] = "2"
+    size = ["--gpus-per-node=0", "--cpus-per-task=2", "--mem=4G", "--time=30", "--partition=tiny", "--account=lab"]
+    cluster.run("sbatch", "--wait", *size, SCRIPTS / "node.sbatch", *cluster.sweep[:-1], "method=random", "runs=node")
+    assert cluster.same("node", "runs") == 2
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from harness.choices import register
-from harness.cli import compose
+from harness.cli import compose, parse
 from harness.config import validate
 from harness.errors import UserError
+from harness.plan import shared
 
 slurm = pytest.importorskip("harness.slurm")
 
@@ -52,14 +54,43 @@ def test_a_gpu_that_the_login_node_lacks_is_no_mistake():
 
 
 @pytest.mark.parametrize(
-    ("points", "message"),
-    [(["method=random force=true"], "move the run folders away"), (["runs=a", "runs=b"], "a sweep has one folder")],
+    ("points", "params", "message"),
+    [
+        (["method=random force=true"], {}, "move the run folders away"),
+        (["runs=a", "runs=b"], {}, "a sweep has one folder"),
+        (["method=random"], {"nodes": 2}, "nodes must be 1"),
+        (["method=random"], {"tasks_per_node": 5}, "tasks_per_node=5 on gpus_per_node=4"),
+        (["method=random", "model.device_map=auto"], {"tasks_per_node": 2}, "set hydra.launcher.tasks_per_node=1"),
+    ],
 )
-def test_what_a_cluster_cannot_do_is_refused(points, message):
+def test_what_a_cluster_cannot_do_is_refused(points, params, message):
+    usual = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 4}
+    configs = [config for config, _ in sweep(*points)]
     with pytest.raises(UserError, match=message):
-        slurm.check([config for config, _ in sweep(*points)])
+        slurm.check(configs, usual | params)
 
 
-def test_processes_of_a_run_share_a_node():
-    with pytest.raises(UserError, match=r"nodes must be 1"):
-        slurm.Launcher(nodes=2, tasks_per_node=1).launch([], 0)
+def test_processes_may_be_more_than_gpus_where_there_are_none():
+    slurm.check([], {"nodes": 1, "tasks_per_node": 2, "gpus_per_node": None})
+
+
+def test_overrides_can_be_typed_again(tmp_path, monkeypatch):
+    """Methods with parameters, private ones and lists of tasks have other names while Hydra handles them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").touch()
+    given = [
+        "method={name:fastv,variant:paper},idpruner,a.py:Mine",
+        "tasks=[pocket_text,pocket_video]",
+        "keep=0.5,0.25",
+    ]
+    renamed = [["seed=1", *point] for point in sweep_points(given)]
+    assert any("fastv-variant-paper" in text for point in renamed for text in point)
+    common, own = shared(renamed)
+    assert common == ["seed=1", "tasks=[pocket_text,pocket_video]"]
+    assert own[0] == ["method={name:fastv,variant:paper}", "keep=0.5"]
+    assert own[3] == ["method=idpruner", "keep=0.25"]
+    assert own[4] == ["method=a.py:Mine", "keep=0.5"]
+
+
+def sweep_points(overrides):
+    return BasicSweeper.split_arguments(parse(register(overrides)), None)[0]
