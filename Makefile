@@ -1,5 +1,5 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
-# make bench: where the time of an answer goes, pruned and unpruned, on this machine.
+# make bench: how fast selection is, and where the time of an answer goes, on this machine.
 # make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
@@ -21,6 +21,7 @@ test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: .venv/.installed
+	$(BIN)/python -m harness.bench kernels
 	$(BIN)/python -m harness.bench methods=[idpruner,visionselector,scope,resize] warmup=1 repeats=5
 
 RUNS := results/pocket/runs

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.cosine import BARE_NORM, directions
+from methods.kernels.cosine import BARE_NORM
 from methods.kernels.coverage import coverage
 from methods.kernels.grids import images
+from methods.kernels.rows import Rows
 from methods.kernels.shares import rounded
 
 
@@ -53,10 +54,10 @@ class SCOPE(Method):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
         weight = tokens.vit_attention["last"].double().clamp(min=0) ** self.alpha
-        unit = directions(tokens.features, floor=BARE_NORM)
-        spans = images(tokens.grids) if self.variant == "official" else [(0, len(unit))]
+        spans = images(tokens.grids) if self.variant == "official" else [(0, len(weight))]
         order = []
         for (start, size), share in zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True):
             image = slice(start, start + size)
-            order.append(start + coverage(unit[image], weight[image], share, additive=self.combined == "add"))
+            rows = Rows(tokens.features[image], floor=BARE_NORM)
+            order.append(start + coverage(rows, weight[image], share, additive=self.combined == "add"))
         return Selection.of(torch.cat(order))

@@ -1,5 +1,6 @@
 """`python -m harness.bench` and scripts/gpu_bench.sh as they are called."""
 
+import csv
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import methods
+from harness.bench import kernels
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_bench.sh"
 
@@ -30,6 +32,30 @@ def test_operations_from_the_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_kernel_beside_its_published_loop(tmp_path):
+    done = command("kernels", "sizes=[60]", "width=24", "warmup=0", "repeats=2", "out=made/kernels", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [row["kernel"] for row in report["rows"]] == [
+        *kernels.KERNELS,
+        "mmr",
+        "maxmin",
+        "divprune",
+        "coverage",
+        "dpp",
+    ]
+    assert all(row["same"] and row["n"] == 2 and row["kept"] == 15 for row in report["rows"])
+    assert report["machine"]["processor"]
+    assert report["settings"]["dtype"] == "float32"
+    written = json.loads((tmp_path / "made" / "kernels.json").read_text())
+    assert written == report
+    with (tmp_path / "made" / "kernels.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for line, row in zip(lines, report["rows"], strict=True):
+        assert float(line["ratio"]) == pytest.approx(float(line["published_ms"]) / float(line["kernel_ms"]))
+        assert f"{row['ratio']:.1f}" in done.stdout
+
+
 def test_a_mistake_is_one_line(tmp_path):
     done = command("model=qwen25vl7b", "weights=tiny", "repeat=3", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -42,12 +68,19 @@ def test_the_command_for_a_gpu_runs_through_with_a_tiny_model(tmp_path):
     done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [len(report["rows"]) for report in reports] == [len(methods.names()), 2 * 9]
-    assert {row["visual_tokens"] for row in reports[0]["rows"]} == {2 * 4 * 6}
-    assert {row["error"] for report in reports for row in report["rows"]} == {None}
+    assert [len(report["rows"]) for report in reports] == [12, len(methods.names()), 2 * 9]
+    assert {row["visual_tokens"] for row in reports[1]["rows"]} == {2 * 4 * 6}
+    assert {row["error"] for report in reports[1:] for row in report["rows"]} == {None}
     assert "pays" in done.stdout
     names = {file.name for file in (tmp_path / "bench").rglob("*.*")}
-    assert {"table4.csv", "table4.json", "sweep.csv", "savings-qwen25vl7b-batch1.png"} <= names
+    assert {
+        "kernels.csv",
+        "kernels.json",
+        "table4.csv",
+        "table4.json",
+        "sweep.csv",
+        "savings-qwen25vl7b-batch1.png",
+    } <= names
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,84 +2,78 @@
 
 import logging
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import KINDS, sample
+from kernel_cases import KERNELS, KINDS, cases, tokens_of
 
-from methods.kernels.dpp import greedy_map
-from methods.kernels.maxmin import maxmin
-from methods.kernels.mmr import mmr
-from methods.kernels.paths import using
+from methods.kernels.paths import path, using
 from methods.kernels.rows import Rows
-from methods.numerics import min_max
-
-MORE = (*KINDS, "positive", "equal", "near", "mean")
 
 
-def tokens_of(n, d, seed, kind):
-    if kind not in MORE[len(KINDS) :]:
-        return sample(n, d, seed, kind)
-    tokens = sample(n, d, seed)
-    x = tokens.features
-    if kind == "positive":
-        x.abs_()
-    elif kind == "equal":
-        x.copy_(x[:1].expand_as(x).clone())
-    elif kind == "near":  # nearer than float32 products can tell
-        x.copy_(x[:1] + 1e-6 * x)
-    else:
-        x += 3
-    return tokens
+@pytest.fixture
+def handed_over(caplog):
+    """What the CPU's own paths left to the plain loop."""
+    caplog.set_level(logging.INFO, "methods.kernels.paths")
+    return caplog  # whose list is another one in the test itself
 
 
-def both(kernel):
-    """What the kernel gives by the plain loop and by the CPU's own path, None where this one hands over."""
+def both(run):
     with using("plain"):
-        plain = kernel()
-    seen = []
-    handler = logging.Handler()
-    handler.emit = lambda record: seen.append(record.getMessage())
-    log = logging.getLogger("methods.kernels.paths")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        with using("cpu"):
-            fast = kernel()
-    finally:
-        log.removeHandler(handler)
-    assert torch.equal(plain, fast)
-    return None if seen else fast
+        expected = run()
+    with using("cpu"):
+        assert torch.equal(run(), expected)
 
 
-CASES = {
-    "n": st.integers(2, 150),
-    "d": st.integers(1, 40),
-    "share": st.floats(0, 1, exclude_max=True),
-    "seed": st.integers(0, 9999),
-    "kind": st.sampled_from(MORE),
-}
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(2, 150),
+    d=st.integers(1, 40),
+    share=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9999),
+    kind=st.sampled_from(KINDS),
+)
+def test_the_cpu_picks_what_the_plain_loop_picks(kernel, n, d, share, seed, kind):
+    k = max(1, int(share * n))
+    both(cases(tokens_of(n, d, seed, kind), k, seed)[kernel])
 
 
-@settings(deadline=None, max_examples=80)
-@given(**CASES, lam=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
-def test_mmr_picks_what_the_plain_loop_picks(n, d, share, seed, kind, lam):
-    tokens = tokens_of(n, d, seed, kind)
-    importance = min_max(tokens.importance, 1e-6)
-    both(lambda: mmr(Rows(tokens.features, 0.0, 1e-8), importance, max(1, int(share * n)), lam))
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["normal", "positive", "duplicates", "mean", "zero_rows", "equal", "half"])
+def test_the_cpu_needs_no_plain_loop_at_the_size_of_an_image(kernel, kind, handed_over):
+    both(cases(tokens_of(500, 256, 3, kind), 125, 0)[kernel])
+    assert not handed_over.records
 
 
-@settings(deadline=None, max_examples=80)
-@given(**CASES, count=st.integers(0, 3))
-def test_maxmin_picks_what_the_plain_loop_picks(n, d, share, seed, kind, count):
-    tokens, k = tokens_of(n, d, seed, kind), max(1, int(share * n))
-    first = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count] if 0 < count <= k else None
-    both(lambda: maxmin(Rows(tokens.features), k, first))
+def test_what_float32_cannot_tell_is_left_to_the_plain_loop(handed_over):
+    both(cases(tokens_of(200, 64, 0, "near"), 100, 0)["maxmin"])
+    assert "the plain loop decides" in handed_over.text
 
 
-@settings(deadline=None, max_examples=80)
-@given(**CASES, levels=st.booleans())
-def test_greedy_map_picks_what_the_plain_loop_picks(n, d, share, seed, kind, levels):
-    tokens = tokens_of(n, d, seed, kind)
-    quality = tokens.importance.round() if levels else tokens.importance
-    both(lambda: greedy_map(Rows(tokens.features), (quality / 2).double().exp(), max(1, int(share * n))))
+def test_a_row_that_float32_cannot_hold_is_left_to_the_plain_loop(handed_over):
+    tokens = tokens_of(50, 8, 0, "normal")
+    tokens.features[3] *= 1e30
+    both(cases(tokens, 20, 0)["mmr"])
+    assert "too short or too long" in handed_over.text
+
+
+@pytest.mark.parametrize("d", [8, 300, 3000])
+@pytest.mark.parametrize("outweighing", [1, 200, 40000])
+@pytest.mark.parametrize("kind", ["normal", "positive", "mean", "half"])
+def test_products_are_within_their_error(d, outweighing, kind):
+    tokens = tokens_of(200, d, 1, kind)
+    tokens.features[:, 3] *= outweighing  # of what is beside it, sums lose much, and all with the same sign
+    rows = Rows(tokens.features)
+    unit, single = rows.unit(), rows.features.float()
+    off = (single @ single.T) * rows.factor() * rows.factor()[:, None] - unit @ unit.T
+    assert off.abs().max() < rows.error / 2
+
+
+def test_paths_are_chosen_by_device_and_size():
+    assert path(torch.empty(2691, 3584)) == "cpu"
+    assert path(torch.empty(64, 64)) == "plain"
+    assert path(torch.empty(2691, 3584, device="meta")) == "plain"
+    with using("cpu"):
+        assert path(torch.empty(64, 64)) == "cpu"

@@ -14,6 +14,7 @@ from harness.contract import Waits
 from methods.base import Tokens
 from methods.kernels import cosine
 from methods.kernels.coverage import coverage
+from methods.kernels.rows import Rows
 from methods.scope import SCOPE
 
 KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "huge", "tiny")
@@ -122,11 +123,11 @@ def test_copies_of_a_pick_add_nothing_and_ties_go_to_the_lowest_index():
 def test_gains_are_exact_whatever_the_order_of_updates(table, monkeypatch):
     """The table and the rows computed one by one agree, so that no update leaves a rounding error behind."""
     tokens = image(400, 10, 2, "positive")
-    unit = torch.nn.functional.normalize(tokens.features.double())
-    expected = coverage(unit, scores_of(tokens).double(), 120)
+    rows = Rows(tokens.features)
+    expected = coverage(rows, scores_of(tokens).double(), 120)
     monkeypatch.setattr(cosine, "TABLE", table)
     monkeypatch.setattr("methods.kernels.coverage.ROWS", 7)
-    assert torch.equal(coverage(unit, scores_of(tokens).double(), 120), expected)
+    assert torch.equal(coverage(rows, scores_of(tokens).double(), 120), expected)
 
 
 def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):

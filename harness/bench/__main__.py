@@ -1,9 +1,9 @@
-"""python -m harness.bench [key=value ...] measures latency; flops as its first word, operations instead."""
+"""python -m harness.bench [key=value ...] measures latency; kernels or flops as its first word, those instead."""
 
 import sys
 from importlib import import_module
 
-WORDS = {"flops": "harness.bench.operations"}
+WORDS = {"kernels": "harness.bench.kernels", "flops": "harness.bench.operations"}
 
 
 def main() -> None:

@@ -5,42 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.kernels import cover
 from methods.kernels.cosine import Cosine
+from methods.kernels.paths import run
+from methods.kernels.rows import Rows
 
 BITS = 38  # of a similarity, 4e-12: above the errors of a product
 DECIMALS = 9  # of a gain, above what the last bits of N similarities add up to
 ROWS = 64  # tokens whose coverage is brought up to date at once
 
 
-def coverage(unit: Tensor, weight: Tensor, k: int, additive: bool = False) -> Tensor:
+def coverage(rows: Rows, weight: Tensor, k: int, additive: bool = False) -> Tensor:
     """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
 
         gain_j = sum over i of max(0, cos(i, j) - covered_i)
         pick   = argmax over unpicked j of gain_j * weight_j  (additive: gain_j + weight_j)
         covered_i = max(covered_i, cos(i, pick)), from 0
 
-    The gains are not summed anew for each pick. A pick lifts `covered` of some tokens; only the share of these in the
-    gains is replaced, ROWS tokens at a time, and the next pick is made when none is left. A token is lifted about
-    log K times, so all takes O(N^2 log K) similarities instead of O(N^2 K), and memory O(ROWS x N). Similarities are
-    multiples of 2^-38 (of more for N > 2^15), so that every sum of N of them is exact and gains carry no trace of the
-    order of updates. They count to 9 decimals.
-
-    The device is waited for a few times in all: the rounds that are left after K, and after the rest, and so on.
+    Similarities are multiples of 2^-38 (of more for N > 2^15), so that every sum of N of them is exact, in whatever
+    order it is made; gains count to 9 decimals.
 
     Args:
-        unit: rows of unit length or zero [N, D], float64.
-        weight: [N] float64.
+        rows: N tokens.
+        weight: [N] float64, at least 0.
         k: how many to pick, at most N.
         additive: whether weight is added to the gain or multiplies it.
     """
-    n = len(unit)
-    cosine = Cosine(unit, table=True, scale=2.0 ** min(BITS, 53 - n.bit_length()))
-    everyone = torch.arange(n, device=unit.device).split(ROWS)
+    scale = 2.0 ** min(BITS, 53 - len(rows).bit_length())
+    ways = {
+        "plain": lambda: plain(rows, weight, k, additive, scale),
+        "cpu": lambda: cover.coverage(rows, weight, k, additive, scale, DECIMALS),
+    }
+    return run(rows.features, ways)
+
+
+def plain(rows: Rows, weight: Tensor, k: int, additive: bool, scale: float) -> Tensor:
+    """As `coverage`, with gains brought up to date instead of summed anew for each pick.
+
+    A pick lifts `covered` of some tokens; only the share of these in the gains is replaced, ROWS tokens at a time, and
+    the next pick is made when none is left. A token is lifted about log K times, so all takes O(N^2 log K) similarities
+    instead of O(N^2 K), and memory O(ROWS x N).
+
+    The device is waited for a few times in all: the rounds that are left after K, and after the rest, and so on.
+    """
+    n = len(rows)
+    cosine = Cosine(rows.unit(), table=True, scale=scale)
+    everyone = torch.arange(n, device=rows.device).split(ROWS)
     gain = torch.cat([cosine(part).clamp_(min=0).sum(dim=1) for part in everyone])
     covered, goal = torch.zeros_like(gain), torch.zeros_like(gain)  # [N] what gain reflects, and what it should
     picked = torch.zeros_like(gain, dtype=torch.bool)
-    order = torch.empty(k, dtype=torch.int64, device=unit.device)
-    made = torch.zeros(1, dtype=torch.int64, device=unit.device)
+    order = torch.empty(k, dtype=torch.int64, device=rows.device)
+    made = torch.zeros(1, dtype=torch.int64, device=rows.device)
     rounds = k
     while rounds:
         for _ in range(rounds):  # at most one pick each, so `made` stays below k inside

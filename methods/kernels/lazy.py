@@ -18,7 +18,7 @@ from methods.kernels.seen import Seen
 def novelty(rows: Rows, relevance: Tensor, weight: float, first: Tensor, k: int) -> Tensor:
     """Return `k` indices [k], as `methods.kernels.novelty.novelty`; memory O(N D).
 
-    Raises TooCloseError where float32 decides too little.
+    Raises UnfitError where float32 decides too little.
     """
     search = Greedy(rows, relevance.numpy(), weight, k)
     search.add(first.numpy())
@@ -74,8 +74,9 @@ class Greedy(Seen):
         score = pool.relevance - self.weight * pool.near
         best = int(score.argmax())
         rivals = np.flatnonzero(score >= score[best] - 2 * self.slack)
-        if len(rivals) == 1 and score[best] - self.slack > pool.floor:
-            return best
+        alike = len(rivals) == 1 or self.alike(pool.tokens[rivals])
+        if alike and score[best] - self.slack > pool.floor:
+            return int(rivals[0])
         if score[best] + self.slack < pool.floor:
             return None
         exact = pool.relevance[rivals] - self.weight * self.nearest(pool, rivals)
@@ -107,6 +108,6 @@ class Loneliest(Greedy):
         self.column, self.memory, self.made = np.arange(n), self.features, n
         self.repeats = self.kind != self.column
         self.look_around()
-        zero, copied = self.factor == 0, np.bincount(self.kind, minlength=n)[self.kind] > 1
-        self.know(np.flatnonzero(zero), 0.0)
-        self.know(np.flatnonzero(copied & ~zero), 1.0)
+        copied = np.bincount(self.kind, minlength=n)[self.kind] > 1
+        self.know(np.flatnonzero(self.zero), 0.0)
+        self.know(np.flatnonzero(copied & ~self.zero), 1.0)

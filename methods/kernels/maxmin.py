@@ -32,7 +32,11 @@ def maxmin(rows: Rows, k: int, first: Tensor | None = None) -> Tensor:
 
 def loneliest(rows: Rows) -> Tensor:
     """Return the token [1] whose nearest other one is farthest; of equals the first."""
-    return run(rows.features, {"plain": lambda: plain_loneliest(rows), "cpu": lambda: lazy.loneliest(rows)})
+    ways = {
+        "plain": lambda: plain_loneliest(rows),
+        "cpu": lambda: lazy.loneliest(rows),
+    }
+    return run(rows.features, ways)
 
 
 def plain_loneliest(rows: Rows) -> Tensor:

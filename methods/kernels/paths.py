@@ -1,8 +1,7 @@
-"""Which path a kernel takes: the plain loop in torch, a lazy one on the CPU, or Triton on a GPU. All pick the same."""
+"""Which path a kernel takes: the plain loop in torch or a lazy one on the CPU. Both pick the same."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,16 +16,14 @@ log = logging.getLogger(__name__)
 _forced: ContextVar[str | None] = ContextVar("path", default=None)
 
 
-class TooCloseError(Exception):
-    """Too much is as good as equal in float32, or beyond it: the plain loop is faster."""
+class UnfitError(Exception):
+    """A path does not fit these tokens: too much is as good as equal in float32, or beyond it, or too large."""
 
 
 def path(features: Tensor) -> str:
-    """Return "plain", "cpu" or "gpu" for tokens with these `features` [N, D]."""
+    """Return "plain" or "cpu" for tokens with these `features` [N, D]."""
     if (forced := _forced.get()) is not None:
         return forced
-    if features.device.type == "cuda":
-        return "gpu" if importlib.util.find_spec("triton") else "plain"
     return "cpu" if features.device.type == "cpu" and features.numel() >= LARGE else "plain"
 
 
@@ -47,6 +44,6 @@ def run(features: Tensor, ways: Mapping[str, Callable[[], Tensor]]) -> Tensor:
     try:
         with torch.no_grad():
             return way()
-    except TooCloseError as error:
+    except UnfitError as error:
         log.info("%s: the plain loop decides", error)
         return ways["plain"]()

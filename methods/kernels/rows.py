@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,9 @@ from methods.kernels.ties import DECIMALS
 
 SCALE = 10.0**DECIMALS  # cosines are multiples of 1 / SCALE
 TAME = (1e-12, 1e18)  # lengths whose squares float32 holds
-SLACK = 32.0  # units of 2^-24
+WALK, SLACK = 4.0, 32.0  # of the error of a product: times sqrt(D), and besides, in units of 2^-24
+SAMPLE = 64  # tokens whose products are looked at for larger errors
+SAFETY = 4.0  # times as much is taken for possible
 
 
 class Rows:
@@ -38,20 +42,26 @@ class Rows:
         rows = (self.features if idx is None else self.features.index_select(0, idx)).double()
         return rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(self.floor) + self.plus)
 
-    def single(self) -> tuple[Tensor, Tensor]:
-        """Return the features in float32 [N, D], and the factor [N] of each row; infinite where float32 fails it."""
-        rows = self.features.float()
-        norm = torch.linalg.vector_norm(rows, dim=1)
+    def factor(self) -> Tensor:
+        """Return the float32 factor [N] that makes each row a direction; infinite where float32 cannot do that."""
+        dtype = torch.promote_types(self.features.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(self.features, dim=1, dtype=dtype)
         factor = 1 / (norm.clamp_min(self.floor) + self.plus)
         tame = (norm >= TAME[0]) & (norm <= TAME[1])
-        return rows, torch.where(tame, factor, torch.where(norm == 0, 0.0, torch.inf))
+        return torch.where(tame, factor, torch.where(norm == 0, 0.0, torch.inf)).float()
 
-    @property
+    @cached_property
     def error(self) -> float:
         """How far a cosine by a float32 product is taken to be from the exact one, at most.
 
         Rounding errors of a sum add up like a random walk, to sqrt(D) units of 2^-24 (Higham & Mary, SIAM J. Sci.
-        Comput. 41, 2019), and kernels keep several partial sums: seen were a tenth of this, a third where one dimension
-        outweighs all others. The worst case, D units, would let nothing be decided in float32. SLACK is for the rest.
+        Comput. 41, 2019); a few times that, and SLACK for what is short, is the floor. Where one dimension outweighs
+        all others by far, what is lost has one sign: so the largest error among some tokens counts, several times.
+        The worst case, D units each, would let nothing be decided in float32.
         """
-        return (self.features.shape[1] ** 0.5 + SLACK) * 2.0**-24
+        some = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self)), device=self.device).long()
+        factor, features = self.factor()[some], self.features[some].float()
+        exact = self.unit(some)
+        off = ((features @ features.T) * factor[:, None] * factor - exact @ exact.T).abs().amax()
+        walk = (WALK * self.features.shape[1] ** 0.5 + SLACK) * 2.0**-24
+        return max(walk, SAFETY * float(off.nan_to_num()))

@@ -100,18 +100,27 @@ class Search:
         """Let tokens see the picks that are new to them, in turn, while their bound is not below `threshold`."""
         tokens = tokens[np.argsort(self.stamp[tokens], kind="stable")]
         here, spare = self.scratch
-        here[: len(tokens)] = self.features.index_select(0, torch.from_numpy(tokens))
+        _take(self.features, tokens, here)
         for start in range(int(self.stamp[tokens[0]]) // CHUNK * CHUNK, self.made, CHUNK):
             stop = min(start + CHUNK, self.made)
             hopeful = np.flatnonzero(self.bound[tokens] >= threshold)
             if not len(hopeful):
                 return
             if len(hopeful) < CROWDED * len(tokens):
-                torch.index_select(here, 0, torch.from_numpy(hopeful), out=spare[: len(hopeful)])
+                _take(here, hopeful, spare)
                 tokens, here, spare = tokens[hopeful], spare, here
             some = tokens[: np.searchsorted(self.stamp[tokens], stop)]  # the others have seen these picks
             if len(some):
                 self.see(some, here[: len(some)], start, stop)
+
+
+def _take(source: Tensor, rows: Ints, target: Tensor) -> None:
+    """Copy `rows` of `source` to the head of `target`, which may be of a wider dtype."""
+    idx, head = torch.from_numpy(rows), target[: len(rows)]
+    if source.dtype == target.dtype:
+        torch.index_select(source, 0, idx, out=head)
+    else:
+        head.copy_(source.index_select(0, idx))
 
 
 def _largest(values: Floats, rank: int) -> float:

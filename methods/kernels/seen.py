@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.kernels.paths import TooCloseError
+from methods.kernels.paths import UnfitError
 from methods.kernels.rows import SCALE, Rows
 from methods.kernels.search import Floats, Ints, Search
 
@@ -14,7 +14,7 @@ SPARED = 16  # of the products of all tokens and picks, one in so many may be ta
 KEPT = 512  # directions kept in float64
 UNSEEN = -1.5  # below any cosine
 ROUNDING = 1e-11  # of float64, in cosines
-AROUND = 96  # tokens in a row whose neighbours are looked at together
+AROUND = 16  # tokens in a row whose neighbours are looked at together
 
 
 class Seen(Search):
@@ -30,10 +30,10 @@ class Seen(Search):
     """
 
     def __init__(self, rows: Rows, relevance: Floats, weight: float, k: int) -> None:
-        features, factor = rows.single()
-        self.factor: Floats = factor.numpy()
+        features = rows.features.float()
+        self.factor: Floats = rows.factor().numpy()
         if not np.isfinite(self.factor).all():
-            raise TooCloseError("a row is too short or too long for float32")
+            raise UnfitError("a row is too short or too long for float32")
         n = len(rows)
         self.rows = rows
         self.error = rows.error
@@ -46,7 +46,8 @@ class Seen(Search):
         self.best = np.full(n, UNSEEN, dtype=np.float32)
         self.next = np.full(n, UNSEEN, dtype=np.float32)
         self.owner = np.zeros(n, dtype=np.int64)  # the column of `best`
-        self.known: dict[int, float] = {}  # largest cosines that need no search
+        self.zero = self.factor == 0
+        self.known = dict.fromkeys(np.flatnonzero(self.zero).tolist(), 0.0)  # largest cosines that need no search
         self.units: dict[int, Floats] = {}
         self.left = n * k // SPARED
 
@@ -110,6 +111,10 @@ class Seen(Search):
             near[there] = np.maximum(near[there], similar.max(axis=0))
         self.tighten(every, near)
 
+    def alike(self, tokens: Ints) -> bool:
+        """Whether tokens have equal features and equal relevance."""
+        return len(set(self.kind[tokens].tolist())) == 1 == len(set(self.relevance[tokens].tolist()))
+
     def exactly(self, token: int, peak: float, more: Ints) -> float:
         """Return the largest cosine of a token, which is near `peak`, in float64 to 12 decimals.
 
@@ -134,9 +139,12 @@ class Seen(Search):
         others = others[np.unique(self.kind[others], return_index=True)[1]]
         self.left -= len(others)
         if self.left < 0:
-            raise TooCloseError("too many cosines are as good as equal in float32")
+            raise UnfitError("too many cosines are as good as equal in float32")
         row = self.unit(token)
-        return max(float(np.rint((row * self.unit(other)).sum() * SCALE) / SCALE) for other in others)
+        found = max(float(np.rint((row * self.unit(other)).sum() * SCALE) / SCALE) for other in others)
+        if found >= 1:  # no later pick is nearer
+            self.known[token] = found
+        return found
 
     def unit(self, token: int) -> Floats:
         """Return the direction [D] of a token in float64."""

@@ -77,6 +77,7 @@ class Volume(Search):
         """Pick from a pool until the next pick could lie outside, or none is left that gains."""
         pool, before = Pool(self), self.made
         tokens, taken = pool.tokens, pool.taken
+        self.spent = not len(tokens)  # but for copies of picks
         here = torch.from_numpy(tokens)
         features = self.features[here].double() / torch.from_numpy(self.length[tokens, None])
         seen = self.factor[here, :before]
