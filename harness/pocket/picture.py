@@ -28,13 +28,13 @@ def _line(file: Path, task: str, doc: int) -> dict:
     raise SystemExit(f"error: no document {doc} of {task} in {file}: run `python -m harness` without limit first")
 
 
-def faded(image: Image.Image, kept: list[int]) -> Image.Image:
-    """The picture with every token that was dropped faded; `kept` are indices in reading order."""
+def faded(image: Image.Image, kept: list[int], token: int = TOKEN) -> Image.Image:
+    """The picture with every token that was dropped faded; `kept` are indices in reading order, `token` their side."""
     pixels = np.asarray(image, dtype=float)
-    rows, columns = pixels.shape[0] // TOKEN, pixels.shape[1] // TOKEN
+    rows, columns = pixels.shape[0] // token, pixels.shape[1] // token
     mask = np.zeros(rows * columns, dtype=bool)
     mask[kept] = True
-    stays = mask.reshape(rows, columns).repeat(TOKEN, 0).repeat(TOKEN, 1)[..., None]
+    stays = mask.reshape(rows, columns).repeat(token, 0).repeat(token, 1)[..., None]
     return Image.fromarray(np.where(stays, pixels, 255 * FAINT + pixels * (1 - FAINT)).astype(np.uint8))
 
 

@@ -1,0 +1,33 @@
+"""python -m harness.analyze pareto|angles|masks|ablation|bias|redundancy [key=value ...]."""
+
+import sys
+from importlib import import_module
+
+from harness.cli import did_you_mean, fail
+
+ANALYSES = {
+    "pareto": "importance retained against clustering of what is kept, over the parameters of methods",
+    "angles": "the angles between the visual tokens of an image",
+    "masks": "which tokens of chosen images each method keeps, as a picture",
+    "ablation": "score over lambda, from the runs of a sweep",
+    "bias": "where in an image each method keeps tokens: histograms over rows and columns",
+    "redundancy": "how alike the visual tokens are behind each decoder layer",
+}
+
+
+def main() -> None:
+    """Hand over to the analysis that the first word names."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in ("-h", "--help"):
+        for name, about in ANALYSES.items():
+            print(f"python -m harness.analyze {name:<11} {about}")
+        print("Each takes key=value arguments and --help.")
+    elif word in ANALYSES:
+        del sys.argv[1]
+        import_module(f"harness.analyze.{word}").main()
+    else:
+        fail(f"the first word names an analysis, got {word or 'none'}: {did_you_mean(word, ANALYSES)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Score over lambda, from the runs of a sweep: python -m harness.analyze ablation runs=results/analysis/runs.
+
+Table 7 of arXiv 2602.13315: maximal marginal relevance against the naive hybrid over lambda, and against the DPP, which
+has no parameter. All methods answer the same questions, so differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from harness import plots
+from harness.analyze.output import leave
+from harness.cli import command
+from harness.errors import UserError
+from harness.report.standing import standing
+from harness.results import Result, average, named, relative
+from harness.stats import AVERAGE, draw, interval
+from harness.store import check_place
+
+SWEEP = "start them with python -m harness -m experiment=ablation"
+OURS = "idpruner"
+
+
+def main() -> None:
+    """`python -m harness.analyze ablation`."""
+    command("analyze_ablation", ablation, (check,))
+
+
+def check(cfg: DictConfig) -> None:
+    """Settings of this analysis."""
+    if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
+        raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
+    check_place(Path(str(cfg.out)), "out")
+
+
+def ablation(cfg: DictConfig) -> None:
+    """Read the runs, compare, draw."""
+    results = swept(cfg)
+    frame, notes = standing(results, cfg.resamples)
+    differences = compared(results, cfg.resamples, cfg.seed)
+    model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
+    for note in notes:
+        print(f"note: {note}")
+    print(differences.to_string(index=False, float_format="%.2f"))
+    questions = int(frame["questions"].iloc[0])
+    found = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
+    found |= {"differences": differences.to_dict("records")}
+    figure = picture(frame, f"{model} on {tasks}, {questions} questions")
+    leave(Path(str(cfg.out)), model, table(frame), figure, found)
+
+
+def swept(cfg: DictConfig) -> list[Result]:
+    """The runs of the compared methods, and the unpruned model; UserError if they do not make an ablation."""
+    try:
+        results = named(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+    except UserError as error:
+        raise UserError(f"{error}; {SWEEP}".replace(": start with python -m harness;", ";")) from error
+    results = [result for result in results if result.is_baseline or result.method in cfg.methods]
+    models = sorted({str(result.folder.parent) for result in results})
+    if len({result.setting for result in results}) > 1:
+        raise UserError(f"the runs are of several settings: pass one of {', '.join(models)}, or runs of one version")
+    if sum(result.method == OURS for result in results) < 2 or not any(result.is_baseline for result in results):
+        raise UserError(f"runs={cfg.runs} holds no sweep of {OURS} with its unpruned model: {SWEEP}")
+    return results
+
+
+def lam_of(result: Result) -> float | None:
+    """The run's lambda; None for a method without."""
+    found = result.about["config"]["method"].get("lam")
+    return None if found is None else float(found)
+
+
+def compared(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
+    """In points of the average, how much better ours is than each other run of its budget, at the same lambda.
+
+    Against a run without lambda: at each of ours. And, as lambda "best", the best of both, each chosen by the same
+    questions, which flatters what has more values to choose from. Intervals are of 95 %, questions drawn anew.
+    """
+    baseline = next(result for result in results if result.is_baseline)
+    draws = draw(results, baseline, resamples, seed)
+    means = {result.hash: _average(result, baseline) for result in results}
+    rows = []
+
+    def row(ours: Result, theirs: Result, lam: Any) -> dict[str, Any]:
+        low, high = interval(draws.of(AVERAGE, ours.hash) - draws.of(AVERAGE, theirs.hash))
+        found = {"difference": means[ours.hash] - means[theirs.hash], "low": low, "high": high}
+        about = {"budget": ours.budget, "lambda": lam, "against": theirs.method}
+        return {**about, **{key: round(it, 3) for key, it in found.items()}}
+
+    for budget in dict.fromkeys(result.budget for result in results if not result.is_baseline):
+        here = [result for result in results if result.budget == budget]
+        ours = sorted((result for result in here if result.method == OURS), key=lambda it: lam_of(it) or 0.0)
+        for method in dict.fromkeys(result.method for result in here if result.method != OURS):
+            theirs = [result for result in here if result.method == method]
+            for mine in ours:
+                rows += [row(mine, it, lam_of(mine)) for it in theirs if lam_of(it) in (None, lam_of(mine))]
+            if ours:
+                best, their_best = (max(each, key=lambda it: means[it.hash]) for each in (ours, theirs))
+                rows.append(row(best, their_best, "best"))
+    return pd.DataFrame(rows)
+
+
+def _average(result: Result, baseline: Result) -> float:
+    found = average(relative(result, baseline))
+    if found is None:
+        raise UserError(f"{baseline.folder} scored nothing on one of its tasks, there are no percentages of that")
+    return found
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run: percent of the unpruned score in every benchmark, and the average with its interval."""
+    rows = frame[frame["budget"] != ""].sort_values(["budget", "method", "lambda"], ascending=[False, True, True])
+    keys = ["budget", "method", "lambda"]
+    wide = rows.pivot_table(index="hash", columns="benchmark", values="relative", sort=False).round(2)
+    whole = rows[rows["benchmark"] == AVERAGE].set_index("hash")
+    benchmarks = [name for name in dict.fromkeys(rows["benchmark"]) if name != AVERAGE]
+    return whole[keys].join(wide[[*benchmarks, AVERAGE]]).join(whole[["low", "high"]].round(2)).reset_index(drop=True)
+
+
+def picture(frame: pd.DataFrame, title: str) -> Figure:
+    """Average over lambda, a panel for each budget; dashed across: methods without one."""
+    rows = frame[(frame["benchmark"] == AVERAGE) & (frame["budget"] != "")]
+    budgets = list(dict.fromkeys(rows["budget"]))
+    looks = dict(zip(dict.fromkeys(rows["method"]), zip(plots.SERIES, plots.MARKS, strict=True), strict=False))
+    with plots.style():
+        figure = Figure(figsize=(3.9 * len(budgets) + 1.3, 3.5), layout="constrained")
+        for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+            for method, (color, mark) in looks.items():
+                each = rows[(rows["budget"] == budget) & (rows["method"] == method)].sort_values("lambda")
+                line = each.dropna(subset="lambda")
+                axis.plot(line["lambda"], line["relative"], color=color, marker=mark, ms=4.5, lw=1.5)
+                axis.fill_between(line["lambda"], line["low"], line["high"], color=color, alpha=0.14, lw=0)
+                for value in each.loc[each["lambda"].isna(), "relative"]:
+                    axis.axhline(value, color=color, lw=1.3, ls=(0, (4, 3)))
+            axis.set_title(budget)
+            axis.set_xlabel("lambda (1: importance, 0: diversity)")
+        for method, (color, mark) in looks.items():
+            curve = rows.loc[rows["method"] == method, "lambda"].notna().any()
+            look = {"marker": mark, "ms": 4.5} if curve else {"ls": (0, (4, 3))}
+            figure.axes[-1].plot([], [], color=color, lw=1.4, label=method, **look)
+        figure.axes[0].set_ylabel("average, % of unpruned")
+        figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure

@@ -1,0 +1,130 @@
+"""Where in an image methods keep tokens: python -m harness.analyze bias model=pocket.
+
+D2Pruner (arXiv 2512.19443) argues that attention inside the language model prefers places, whatever the image shows.
+Here are histograms of the kept tokens over rows and columns, beside that of all tokens. Distance from even is 0 for a
+method that keeps the same share everywhere and near 1 for one that keeps a single band; `random` shows how much of it
+is chance. What images show is not spread evenly either: compare methods with each other before blaming one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from harness import plots
+from harness.__main__ import prepare
+from harness.analyze import settings
+from harness.analyze.keeping import check_cut, kept
+from harness.analyze.output import leave, samples
+from harness.analyze.questions import Source
+from harness.cli import command
+from harness.errors import UserError
+from harness.loading import load
+from harness.prune import Kept
+from harness.stats import Array, interval
+
+AXES = ("rows", "columns")
+
+
+def main() -> None:
+    """`python -m harness.analyze bias`."""
+    command("analyze_bias", bias, (settings.check, settings.check_methods, check_cut), prepare)
+
+
+def bias(cfg: DictConfig) -> None:
+    """Ask every method about the same images, and draw."""
+    config = settings.about(cfg)
+    loaded = load(config.model)
+    questions = list(islice(Source(config, loaded).drawn(cfg.seed), cfg.limit))
+    rows, facts = [], []
+    for label, keep, records in kept(cfg, loaded, questions):
+        pruned = [record for record in records if record.k < record.n]
+        if not pruned:
+            raise UserError(f"keep={keep:g} keeps every token of these images: lower it, or choose larger ones")
+        for axis in AXES:
+            mine, everyone = histograms(pruned, AXES.index(axis), cfg.bands)
+            about = {"keep": keep, "method": label, "axis": axis}
+            rows += [
+                {**about, "band": band, "kept": p, "all": q, "ratio": p / q if q else np.nan}
+                for band, (p, q) in enumerate(zip(mine.mean(0), everyone.mean(0), strict=True))
+            ]
+            facts.append({**about, "images": len(pruned), **uneven(mine, everyone, cfg.resamples, cfg.seed)})
+    named: dict[str, Any] = {"analysis": "bias", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    found = {**named, "bands": cfg.bands, "distances": facts}
+    print(pd.DataFrame(facts).to_string(index=False))
+    frame = pd.DataFrame(rows)
+    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)
+
+
+def places(grids: Sequence[tuple[int, int, int]]) -> Array:
+    """Row and column [2, N] of every token in its image or frame, from 0 to 1."""
+    each = [np.indices(grid).reshape(3, -1)[1:] for grid in grids]
+    sizes = [np.array(grid[1:])[:, None] for grid in grids]
+    return np.concatenate([(cells + 0.5) / size for cells, size in zip(each, sizes, strict=True)], axis=1)
+
+
+def histograms(records: Sequence[Kept], axis: int, bands: int) -> tuple[Array, Array]:
+    """Shares [images, bands] of the kept tokens, and of all, in bands of equal width from top or left."""
+    mine, everyone = [], []
+    for record in records:
+        band = (places(record.grids)[axis] * bands).astype(int)
+        mine.append(np.bincount(band[record.kept], minlength=bands) / record.k)
+        everyone.append(np.bincount(band, minlength=bands) / record.n)
+    return np.array(mine), np.array(everyone)
+
+
+def uneven(mine: Array, everyone: Array, resamples: int, seed: int) -> dict[str, float]:
+    """Total variation distance of where tokens are kept from where they are, with its 95 % interval over images.
+
+    And `shift`: by how much of the image's side the kept ones lie further down, or to the right.
+    """
+    middles = (np.arange(mine.shape[1]) + 0.5) / mine.shape[1]
+    difference = mine - everyone
+    drawn = samples(len(mine), resamples, seed) @ difference
+    low, high = interval(np.abs(drawn).sum(1) / 2)
+    shifts = interval(drawn @ middles)
+    mean = difference.mean(0)
+    found = {"distance": np.abs(mean).sum() / 2, "low": low, "high": high, "shift": mean @ middles}
+    found |= {"shift_low": shifts[0], "shift_high": shifts[1]}
+    return {key: round(float(it), 5) for key, it in found.items()}
+
+
+def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
+    """Ratio of kept to all tokens over rows and columns, a panel for each method, a line of panels for each budget."""
+    labels, keeps = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["keep"]))
+    columns = min(5, len(labels))
+    distances = {(it["keep"], it["method"], it["axis"]): it["distance"] for it in found["distances"]}
+    with plots.style():
+        lines = -(-len(labels) // columns)
+        size = (1.85 * columns + 1.2, 1.75 * lines * len(keeps) + 0.5)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(lines * len(keeps), columns, squeeze=False, sharex=True, sharey=True)
+        for axis in axes.flat:
+            axis.set_visible(False)
+        for place, keep in enumerate(keeps):
+            for axis, label in zip(axes[place * lines : (place + 1) * lines].flat, labels, strict=False):
+                axis.set_visible(True)
+                axis.axhline(1, color=plots.MUTED, lw=0.8, ls=(0, (4, 3)))
+                here = frame[(frame["keep"] == keep) & (frame["method"] == label)]
+                for name, color in zip(AXES, plots.SERIES, strict=False):
+                    line = here[here["axis"] == name]
+                    x = (line["band"] + 0.5) / found["bands"]
+                    axis.plot(x, line["ratio"], color=color, lw=1.4, marker="o", ms=2.4, label=name)
+                said = " / ".join(f"{distances[keep, label, name]:.2f}" for name in AXES)
+                axis.set_title(f"{label}, {keep:g}\n{said}", fontsize=8)
+                axis.set_xlim(0, 1)
+                axis.set_xticks([0, 0.5, 1], ["top, left", "", "bottom,\nright"], fontsize=6.5)
+        figure.supylabel("kept, as a multiple of an even share", fontsize=8.5, color=plots.MUTED)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper right", ncols=2)
+        images = found["distances"][0]["images"]
+        title = f"{found['model']}, {images} images; below each name: distance from even, rows / columns"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+    return figure

@@ -1,0 +1,118 @@
+"""Which tokens of chosen images each method keeps, as a picture: python -m harness.analyze masks model=pocket.
+
+In the manner of figure 4 of arXiv 2602.13315. The pictures are what the model was shown, from its own input tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, islice
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from PIL import Image
+
+from harness import plots
+from harness.__main__ import prepare
+from harness.analyze import settings
+from harness.analyze.keeping import check_cut, kept
+from harness.analyze.output import leave
+from harness.analyze.questions import Question, Source
+from harness.cli import command
+from harness.errors import UserError
+from harness.loading import Loaded, load
+from harness.pocket.picture import faded
+from harness.prune import Kept
+from harness.report.pictures import shown
+
+
+def main() -> None:
+    """`python -m harness.analyze masks`."""
+    command("analyze_masks", masks, (check, settings.check_methods, check_cut), prepare)
+
+
+def check(cfg: DictConfig) -> None:
+    """Settings of this analysis."""
+    settings.check(cfg)
+    for place in cfg.docs:
+        if not str(place).partition("/")[2].isdigit():
+            raise UserError(f"docs takes a task and a number, as in docs=[pocket_text/6], got {place}")
+
+
+def masks(cfg: DictConfig) -> None:
+    """Ask every method about the same images, and draw what it kept of them."""
+    config = settings.about(cfg)
+    loaded = load(config.model)
+    questions = chosen(cfg, Source(config, loaded))
+    found = {(label, keep): records for label, keep, records in kept(cfg, loaded, questions)}
+    names = [f"{question.task}/{question.doc_id}" for question in questions]
+    rows = [
+        {"question": name, "keep": keep, "method": label, "n": it.n, "k": it.k, "kept": " ".join(map(str, it.kept))}
+        for (label, keep), records in found.items()
+        for name, it in zip(names, records, strict=True)
+    ]
+    about = {"analysis": "masks", "model": config.model.name, "questions": names, "overlaps": overlaps(found)}
+    leave(Path(str(cfg.out)), config.model.name, pd.DataFrame(rows), picture(loaded, questions, found), about)
+
+
+def chosen(cfg: DictConfig, source: Source) -> list[Question]:
+    """The questions named by `docs`, or random ones."""
+    if not cfg.docs:
+        return list(islice(source.drawn(cfg.seed), cfg.limit))
+    found = []
+    for place in cfg.docs:
+        task, _, doc_id = str(place).partition("/")
+        question = source.question(task, int(doc_id))
+        if not question.pictures:
+            raise UserError(f"{place} is not about images alone: choose another one")
+        found.append(question)
+    return found
+
+
+def overlaps(found: dict[tuple[str, float], Sequence[Kept]]) -> list[dict[str, Any]]:
+    """Mean Jaccard index of what two methods kept of a question, for all pairs of one budget."""
+    pairs = [(a, b) for a, b in combinations(found, 2) if a[1] == b[1]]
+    return [
+        {"keep": a[1], "methods": [a[0], b[0]], "jaccard": round(float(np.mean(_jaccards(found[a], found[b]))), 4)}
+        for a, b in pairs
+    ]
+
+
+def _jaccards(a: Sequence[Kept], b: Sequence[Kept]) -> list[float]:
+    sets = [(set(mine.kept), set(theirs.kept)) for mine, theirs in zip(a, b, strict=True)]
+    return [len(mine & theirs) / len(mine | theirs) for mine, theirs in sets]
+
+
+def picture(loaded: Loaded, questions: Sequence[Question], found: dict[tuple[str, float], Sequence[Kept]]) -> Figure:
+    """A line for each question: its (first) picture whole, then what each method kept of it."""
+    size = (1.55 * (1 + len(found)), 1.8 * len(questions))
+    with plots.style():
+        figure = Figure(figsize=size, layout="constrained")
+        lines = figure.subplots(len(questions), 1 + len(found), squeeze=False)
+        for place, (question, line) in enumerate(zip(questions, lines, strict=True)):
+            for axis in line:
+                axis.set_axis_off()
+            grids = next(iter(found.values()))[place].grids
+            (image, *_), _ = shown(loaded.processor, question.inputs(loaded).to("cpu"), question.messages, grids)
+            line[0].imshow(image)
+            line[0].set_title(fill(_text(question), 26, max_lines=3), fontsize=6, loc="left")
+            for ((label, _), records), axis in zip(found.items(), line[1:], strict=True):
+                axis.imshow(_masked(image, records[place]))
+                axis.set_title(f"{label}\n{records[place].k} of {records[place].n}", fontsize=7, loc="left")
+    return figure
+
+
+def _masked(image: Image.Image, record: Kept) -> Image.Image:
+    _, rows, columns = record.grids[0]
+    mine = [index for index in record.kept if index < rows * columns]
+    return faded(image, mine, image.width // columns)
+
+
+def _text(question: Question) -> str:
+    parts = [part["text"] for message in question.messages for part in message["content"] if part["type"] == "text"]
+    return next((line for line in "\n".join(parts).splitlines() if line.strip()), "")

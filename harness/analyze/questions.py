@@ -1,0 +1,70 @@
+"""The pictures that an analysis looks at, each once, with a question about it as the model would be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.evaluate import Suite
+from harness.inputs import Message, limits_of, messages_digest, to_inputs
+from harness.loading import Loaded
+from harness.models import adapter_class
+
+
+@dataclass(frozen=True)
+class Question:
+    """A document of a task, as messages."""
+
+    task: str
+    doc_id: int
+    messages: list[Message]
+
+    @cached_property
+    def pictures(self) -> str:
+        """Digest of the pictures that it shows; empty without one, or with a video."""
+        parts = [part for message in self.messages for part in message["content"] if part["type"] != "text"]
+        if not parts or any(part["type"] != "image" for part in parts):
+            return ""
+        return messages_digest([{"role": "user", "content": parts}])
+
+    def inputs(self, loaded: Loaded) -> Any:
+        """What the model's processor makes of it, on the model's device."""
+        limits = limits_of(loaded.processor, loaded.config)
+        return to_inputs(loaded.processor, [self.messages], limits).to(loaded.device)
+
+
+class Source:
+    """The tasks of a configuration; every task is loaded once."""
+
+    def __init__(self, config: RunConfig, loaded: Loaded):
+        family = adapter_class(loaded.model.config.model_type)
+        self.suite = Suite(config.tasks, family.prompts, config.data_root)
+        self.tasks = {name: self.suite.load(name) for name in config.tasks.metrics}
+
+    def question(self, task: str, doc_id: int) -> Question:
+        """One document; UserError if there is none of that number."""
+        if task not in self.tasks:
+            raise UserError(f"{task} is not among the tasks {', '.join(self.tasks)}: name it in tasks=")
+        docs = self.tasks[task].task_docs
+        if not 0 <= doc_id < len(docs):
+            raise UserError(f"task {task} has {len(docs)} questions, there is no number {doc_id}")
+        return Question(task, doc_id, self.suite.messages(self.tasks[task], docs[doc_id]))
+
+    def drawn(self, seed: int) -> Iterator[Question]:
+        """Questions in random order, taking turns among the tasks; every picture once, no video."""
+        known = {""}
+        rng = np.random.default_rng(seed)
+        orders = [[(name, int(doc)) for doc in rng.permutation(len(it.task_docs))] for name, it in self.tasks.items()]
+        for turn in zip_longest(*orders):
+            for place in (place for place in turn if place is not None):
+                question = self.question(*place)
+                if question.pictures not in known:
+                    known.add(question.pictures)
+                    yield question

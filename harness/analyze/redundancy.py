@@ -1,0 +1,136 @@
+"""How alike visual tokens are behind each decoder layer: python -m harness.analyze redundancy model=pocket.
+
+Why methods cut where they do: tokens that have become alike can be dropped at little loss. The unpruned model is read,
+by hooks on its decoder's layers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from harness import plots
+from harness.__main__ import prepare
+from harness.analyze import settings
+from harness.analyze.measures import directions
+from harness.analyze.output import estimate, leave, no_image
+from harness.analyze.questions import Source
+from harness.cli import command
+from harness.loading import Loaded, load
+from harness.models import adapter_for
+from harness.models.base import Adapter
+from harness.models.hooking import Handles, arguments, submodule
+
+COLUMNS = {"cosine": "mean of all pairs", "nearest": "mean of nearest neighbours"}
+
+
+def main() -> None:
+    """`python -m harness.analyze redundancy`."""
+    command("analyze_redundancy", redundancy, (settings.check, settings.check_methods), prepare)
+
+
+def redundancy(cfg: DictConfig) -> None:
+    """Measure every layer on every image, and draw."""
+    config = settings.about(cfg)
+    loaded = load(config.model)
+    each = measured(cfg, loaded, Source(config, loaded))
+    if each.empty:
+        raise no_image(cfg)
+    rows: list[dict[str, Any]] = []
+    for layer, some in each.groupby("layer"):
+        row: dict[str, Any] = {"layer": layer}
+        for column in COLUMNS:
+            found = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
+            row |= {column: found["mean"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    about: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    found = {**about, "images": len(each) // len(frame), "layers": rows}
+    first, last = rows[0]["cosine"], rows[-1]["cosine"]
+    print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} behind the last layer")
+    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)
+
+
+def measured(cfg: DictConfig, loaded: Loaded, source: Source) -> pd.DataFrame:
+    """A row for each image and layer; layer 0 is the entry of the language model."""
+    rows: list[dict[str, Any]] = []
+    reader = Reader(adapter_for(loaded.model))
+    with tqdm(total=cfg.limit, desc="images") as progress:
+        for question in source.drawn(cfg.seed):
+            if progress.n >= cfg.limit:
+                break
+            states = reader.read(question.inputs(loaded))
+            if len(states[0]) < cfg.min_tokens:
+                continue
+            rows += [{"image": progress.n, "layer": layer, **alike(it)} for layer, it in enumerate(states)]
+            progress.update()
+    return pd.DataFrame(rows)
+
+
+def alike(states: Tensor) -> dict[str, float]:
+    """Mean cosine of all pairs of rows [N, D], and of each row with the nearest other."""
+    unit = directions(states)
+    cos, n = unit @ unit.T, len(unit)
+    everyone = float((cos.sum() - cos.diagonal().sum()) / (n * (n - 1)))
+    return {"cosine": everyone, "nearest": float(cos.fill_diagonal_(-torch.inf).amax(1).mean())}
+
+
+class Reader:
+    """The visual rows of one prompt at the entry of the language model and behind each decoder layer."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.layers = list(submodule(adapter.model, adapter.decoder.layers).children())
+
+    def read(self, inputs: Any) -> list[Tensor]:
+        """States [N, D], one more than there are layers; hooks are gone afterwards."""
+        self.visual, self.states = torch.zeros(0), list[Tensor]()
+        handles = Handles()
+        try:
+            handles.before(self.adapter.modules()["multimodal"], self._find)
+            handles.before(self.layers[0], self._enter)
+            for layer in self.layers:
+                handles.after(layer, self._leave)
+            with torch.inference_mode():
+                self.adapter.model(**inputs)
+        finally:
+            handles.remove()
+        return self.states
+
+    def _find(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.visual = self.adapter.layout(arguments(module, args, kwargs)).visual[0]
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._note(arguments(module, args, kwargs)["hidden_states"])
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._note(output[0] if isinstance(output, tuple) else output)
+
+    def _note(self, states: Tensor) -> None:
+        self.states.append(states[0, self.visual.to(states.device)].float())
+
+
+def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
+    """Both means over the depth."""
+    with plots.style():
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axis = figure.subplots()
+        for (column, label), color, mark in zip(COLUMNS.items(), plots.SERIES, plots.MARKS, strict=False):
+            axis.plot(frame["layer"], frame[column], color=color, marker=mark, ms=4.5, lw=1.5, label=label)
+            axis.fill_between(
+                frame["layer"], frame[f"{column}_low"], frame[f"{column}_high"], color=color, alpha=0.15, lw=0
+            )
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel("decoder layers passed (0: entry of the language model)")
+        axis.set_ylabel("cosine of visual tokens")
+        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        axis.set_title(f"{found['model']}, {found['images']} images")
+    return figure
