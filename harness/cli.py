@@ -37,18 +37,19 @@ def command(
     prepare: Callable[[list[str]], list[str]] | None = None,
     cluster: bool = False,
     preview: Callable[[list[tuple[DictConfig, list[str]]]], None] | None = None,
+    several: bool = False,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
     command-line overrides (to register choices that have no file in conf/). With `cluster`, `hydra/launcher=slurm`
-    submits the jobs, and torchrun may start several processes for them. With dry_run=true, `preview` gets all jobs with
-    their overrides, and nothing is run.
+    submits the jobs, and torchrun may start several processes for them; with `several`, only the latter. With
+    dry_run=true, `preview` gets all jobs with their overrides, and nothing is run.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
     try:
-        if not cluster:
+        if not (cluster or several):
             only_one(_module(config_name))
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]

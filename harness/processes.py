@@ -5,12 +5,16 @@ Each answers its share of the questions on a GPU of its own; the first one write
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEET = timedelta(minutes=30)  # imports of a busy machine differ by minutes
 WAIT = timedelta(hours=24)  # for the slowest; a process that ended is noticed at once
@@ -38,12 +42,20 @@ class Processes:
         from torch import distributed
 
         found = [None] * self.count
-        try:
-            self._meet()
+        with self._together():
             distributed.all_gather_object(found, value)
-        except (RuntimeError, OSError) as error:  # of gloo and of the store
-            raise UserError(f"{OTHER_ENDED} ({one_line(error)[:120]}): see what it said") from error
         return found
+
+    def sum(self, values: "Tensor") -> "Tensor":
+        """What the tensors of all processes add up to, once all have come here; UserError if one has ended."""
+        if self.count == 1:
+            return values
+        from torch import distributed
+
+        found = values.cpu()  # gloo's place
+        with self._together():
+            distributed.all_reduce(found)
+        return found.to(values.device)
 
     def in_turn(self, call: Callable[[], Result]) -> Result:
         """What `call` gives, which the first process makes before the others: it downloads what they then find."""
@@ -64,6 +76,14 @@ class Processes:
             return bool(self._store.add("told", 1) == 1)
         except (RuntimeError, OSError):  # the process that kept the store is gone
             return self.rank == 1
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        try:
+            self._meet()
+            yield
+        except (RuntimeError, OSError) as error:  # of gloo and of the store
+            raise UserError(f"{OTHER_ENDED} ({one_line(error)[:120]}): see what it said") from error
 
     def _meet(self) -> None:
         """Join the others, and have lmms-eval and accelerate take this process for the only one from here on."""

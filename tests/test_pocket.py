@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from harness.difftopk import diff_top_k
+
 from harness.pocket import LLAVA_WEIGHTS, TASKS, WEIGHTS, order
 from harness.pocket.model import build_model
 from harness.pocket.packed import Encoded, image_positions, pack, patchify, use_packed_attention

@@ -1,8 +1,6 @@
-"""Training of the decoder, and of a scorer for it, on tokens of the frozen tower."""
+"""Training of the decoder on tokens of the frozen tower."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,15 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.difftopk import diff_top_k
-from harness.models.scorer import VisionSelectorScorer
 from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
-from harness.pocket.model import SCORER_HIDDEN, WIDTH
 from harness.pocket.packed import IGNORE, Encoded
 from harness.pocket.scenes import Question
 from harness.pocket.stage import Stage
 
-SOFT_SHARE = 0.2  # soft count of DiffTopK in training, as published
 TASK_WEIGHT = {"counting": 4.0}  # one short question a picture, and the hardest: else drowned by the rest
 BANK_SHARE = {"objects": 5, "counting": 4, "text": 2, "document": 2, "chart": 3, "video": 3, "easyvqa": 2}
 
@@ -107,39 +101,3 @@ def probe_language(pocket: Pocket, bank: list[Encoded]) -> str:
         for (task, _), part in zip(lengths, correct.split([n for _, n in lengths]), strict=True):
             right.setdefault(task, []).append(bool(part.all()))
     return " ".join(f"{task} {np.mean(values):.2f}" for task, values in sorted(right.items()))
-
-
-def train_scorer(pocket: Pocket, steps: int, size: int, batch: int = 24) -> None:
-    """VisionSelector's recipe: a soft mask on the visual tokens; answers, and a term that drives it to 0 or 1.
-
-    A masked token fades into the placeholder that all visual tokens share, not into zero: the decoder normalises its
-    inputs, so that a token of a tenth of the length would say all that it said.
-    """
-    pocket.load("tokens")
-    pocket.settle_tokens()
-    pocket.load("language")
-    pocket.model.requires_grad_(False)
-    scorer = VisionSelectorScorer(WIDTH, SCORER_HIDDEN).to(pocket.device)
-    scorer.requires_grad_(True)
-    stage = Stage("scorer", pocket.work, {"scorer": scorer}, steps, 3e-3)
-    bank = encode_bank(pocket, TRAIN_SEED + 20, size)
-    blank = pocket.words["<|image_pad|>"]
-    for step in stage.run():
-        rng = np.random.default_rng([13, step])
-        rows, binary = [], []
-        for item, questions in sample(bank, rng, batch):
-            features = item.features.float().to(pocket.device)
-            logits = scorer(features)
-            weights = diff_top_k(logits, SOFT_SHARE * len(logits))
-            hard = torch.zeros_like(weights)
-            hard[logits.detach().topk(max(1, int(SOFT_SHARE * len(logits)))).indices] = 1
-            binary.append(F.binary_cross_entropy(weights.clamp(1e-6, 1 - 1e-6), hard))
-            rows.append((replace(item, features=blank + (features - blank) * weights[:, None]), questions))
-        loss, right = forward(pocket, pocket.pack(rows))
-        sharpness = 0.1 + (2.0 - 0.1) * step / steps
-        stage.step(loss + sharpness * torch.stack(binary).mean())
-        if step % 100 == 0 or step + 1 == steps:
-            tqdm.write(
-                f"scorer {step} answers {float(loss):.3f} right {float(right.float().mean()):.3f} "
-                f"mask {float(torch.stack(binary).mean()):.3f}"
-            )

@@ -14,7 +14,6 @@ from transformers import (
 )
 
 WIDTH = 192  # of the language model, hence of a visual token
-SCORER_HIDDEN = 96
 
 
 SIDE, PATCH = 448, 28  # of the pictures that the CLIP tower takes, and of its patches: 256 visual tokens

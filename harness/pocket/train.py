@@ -5,8 +5,7 @@
 2. tokens: the same by squared error, so that a word that is not there leaves nothing in the token.
 3. language: the tower is frozen, its tokens computed once; the decoder, started as look-ups (`harness.pocket.prime`),
    learns to answer, many questions a picture.
-4. scorer: the model is frozen; a VisionSelector scorer learns which tokens the answers need (arXiv 2510.16598).
-5. export: the weights that ship.
+4. export: the weights that ship, for which `python -m harness.train` then learns a scorer.
 
 Seeds are fixed, every stage writes checkpoints and goes on from the last one.
 """
@@ -18,11 +17,9 @@ from pathlib import Path
 
 import torch
 
-from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pocket.clip import LlavaPocket
-from harness.pocket.decoder import train_language, train_scorer
+from harness.pocket.decoder import train_language
 from harness.pocket.learner import Pocket
-from harness.pocket.model import SCORER_HIDDEN, WIDTH
 from harness.pocket.tower import train_tokens, train_vision
 
 
@@ -34,9 +31,6 @@ def export(pocket: Pocket) -> None:
     pocket.model.set_attn_implementation("sdpa")
     pocket.model.half().save_pretrained(pocket.weights)
     pocket.processor.save_pretrained(pocket.weights)
-    scorer = VisionSelectorScorer(WIDTH, SCORER_HIDDEN)
-    scorer.load_state_dict(torch.load(pocket.work / "scorer.pt", weights_only=True)["scorer"])
-    save_scorer(scorer, pocket.weights / "scorer")
 
 
 def main() -> None:
@@ -44,12 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
     parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
-    parser.add_argument("--stage", choices=("vision", "tokens", "language", "scorer", "export"), help="one stage only")
+    parser.add_argument("--stage", choices=("vision", "tokens", "language", "export"), help="one stage only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vision-steps", type=int, default=3000)
     parser.add_argument("--token-steps", type=int, default=400)
     parser.add_argument("--language-steps", type=int, default=5000)
-    parser.add_argument("--scorer-steps", type=int, default=500)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
     pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(
@@ -61,8 +54,6 @@ def main() -> None:
         train_tokens(pocket, args.token_steps)
     if args.stage in (None, "language"):
         train_language(pocket, args.language_steps, args.pictures)
-    if args.stage in (None, "scorer"):
-        train_scorer(pocket, args.scorer_steps, args.pictures // 4)
     if args.stage in (None, "export"):
         export(pocket)
 

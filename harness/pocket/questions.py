@@ -1,0 +1,39 @@
+"""Questions for learning a scorer of a pocket model: scenes drawn from a seed that neither suite nor probes use."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.pocket.decoder import BANK_SHARE
+from harness.pocket.learner import TRAIN_SEED, scene_at
+from harness.training.examples import Example
+
+SEED = TRAIN_SEED + 20
+
+
+class Drawn:
+    """`count` scenes of the kinds that the suite asks about, and easy-VQA's training pictures."""
+
+    def __init__(self, count: int, shown: Collection[str]) -> None:
+        kinds = {kind: times for kind, times in BANK_SHARE.items() if kind != "video" or "video" in shown}
+        self._kinds = [kind for kind, times in kinds.items() for _ in range(times)]
+        self._count = count
+        self.digest = f"pocket {SEED} {count} {len(self._kinds)}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """One of the questions about a scene."""
+        try:
+            scene = scene_at(self._kinds[index % len(self._kinds)], SEED, index)
+        except ModuleNotFoundError as error:
+            raise UserError(f"data=pocket draws with {error.name}: pip install -e '.[pocket]'") from error
+        question = scene.questions[int(rng.integers(len(scene.questions)))]
+        video = len(scene.frames) > 1
+        media = {"type": "video", "url": scene.frames} if video else {"type": "image", "url": scene.frames[0]}
+        content = [media, {"type": "text", "text": question.text}]
+        return Example([{"role": "user", "content": content}], question.answer)

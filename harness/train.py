@@ -1,0 +1,125 @@
+"""Learn a VisionSelector scorer for a model that stays as it is: python -m harness.train model=pocket.
+
+The scorer of arXiv 2510.16598, by its recipe: visual tokens faded by DiffTopK of its logits, the language model's loss
+on answers, and a term that drives the mask to 0 and 1. Killed, the same command goes on; torchrun and accelerate launch
+share its batches among GPUs. A run takes the result as model.scorer=FOLDER.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness import __main__ as run
+from harness import checkpoint
+from harness.cli import command
+from harness.config import RunConfig, shipped, validate
+from harness.errors import UserError
+from harness.processes import launched
+from harness.store import check_place
+from harness.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from harness.models.scorer import VisionSelectorScorer
+    from harness.training.examples import Source
+
+POCKET = "pocket"  # data that is drawn instead of read
+
+
+def main(cfg: DictConfig) -> None:
+    """Train, or go on, and say what the scorer is worth on conversations that were held out."""
+    from harness.loading import load
+    from harness.models import adapter_for
+    from harness.training.loop import Training
+    from harness.training.plot import draw
+    from harness.training.state import Place
+
+    config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
+    processes.in_turn(lambda: checkpoint.fetch(config.model))
+    loaded = load(config.model)
+    adapter = adapter_for(loaded.model)
+    source = _source(cfg, adapter.media)
+    scorer = _scorer(config, recipe, adapter.hidden_size).to(loaded.device)
+    place = Place(Path(str(cfg.out)))
+    if processes.first:
+        place.begin(anew=bool(cfg.force))
+    training = Training(loaded, adapter, scorer, source, recipe, processes)
+    training.run(place, _settings(config, recipe, source, loaded.folder))
+    if not processes.first:
+        return
+    picture = draw(place.curve, f"{config.model.name}: {training.steps} steps of {recipe.batch}", recipe.keep)
+    first, last = training.curve[0], training.curve[-1]
+    print(f"right answers of {recipe.valid} held out, pruned to {recipe.keep:g}: ", end="")
+    print(f"{first['pruned_accuracy']:.1%} untrained, {last['pruned_accuracy']:.1%} after {training.steps} steps")
+    print(f"python -m harness method=visionselector keep={recipe.keep:g} model={config.model.name} ", end="")
+    print(f"model.scorer={place.scorer}")
+    report = {"scorer": str(place.scorer), "curve": str(place.curve), "plot": str(picture), "model": config.model.name}
+    print(json.dumps(report | {name: round(value, 6) for name, value in last.items()}), flush=True)
+
+
+def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
+    if cfg.data == POCKET:
+        from harness.pocket.questions import Drawn
+
+        return Drawn(cfg.limit, shown)
+    from harness.training.examples import Conversations
+
+    media = None if cfg.media is None else Path(str(cfg.media)).expanduser()
+    return Conversations(Path(str(cfg.data)).expanduser(), media, shown, cfg.limit)
+
+
+def _scorer(config: RunConfig, recipe: Recipe, width: int) -> "VisionSelectorScorer":
+    """A scorer of random weights, or the one to go on from."""
+    import torch
+
+    from harness.models.scorer import VisionSelectorScorer, load_scorer
+
+    if config.model.scorer is not None:
+        return load_scorer(shipped(config.model.scorer), width).requires_grad_(True)
+    torch.manual_seed(recipe.seed)
+    return VisionSelectorScorer(width, recipe.hidden or width // 2)
+
+
+def _settings(config: RunConfig, recipe: Recipe, source: "Source", folder: Path) -> dict[str, Any]:
+    """What a training that is continued must have in common with its beginning."""
+    model, begun = config.model, config.model.scorer
+    loading = {f"model.{key}": getattr(model, key) for key in ("dtype", "min_pixels", "max_pixels", "max_frames")}
+    start = {"model.scorer": None if begun is None else checkpoint.fingerprint(shipped(begun))}
+    data = {"data": source.digest, "conversations": len(source)}
+    return {"model": checkpoint.weights_fingerprint(folder), **loading, **start, **data, **asdict(recipe)}
+
+
+def _run(cfg: DictConfig) -> DictConfig:
+    """The run that would use the scorer, which is checked like any other."""
+    unused = {"name": "train", "metrics": {"train": None}}
+    method = {"name": "visionselector"}
+    return OmegaConf.create({"method": method, "model": cfg.model, "keep": cfg.keep, "tasks": unused})
+
+
+def check(cfg: DictConfig) -> None:
+    """Everything that can be found wrong without importing torch."""
+    recipe, config = Recipe.of(cfg), validate(_run(cfg))
+    if cfg.data is None:
+        raise UserError("data is null: pass a .json or .jsonl of conversations about images, as LLaVA's; see --help")
+    if cfg.data != POCKET and not Path(str(cfg.data)).expanduser().is_file():
+        raise UserError(f"no file at data={cfg.data}: pass a .json or .jsonl of conversations, or data={POCKET}")
+    if cfg.limit is None and cfg.data == POCKET:
+        raise UserError(f"data={POCKET} is endless: pass limit=COUNT")
+    if cfg.limit is not None:
+        if not (isinstance(cfg.limit, int) and cfg.limit >= 1):
+            raise UserError(f"limit must be a number of conversations, at least 1, got {cfg.limit}")
+        recipe.steps_of(cfg.limit)
+    check_place(Path(str(cfg.out)), "out")
+    checkpoint.check(config.model)
+
+
+def check_family(cfg: DictConfig) -> None:
+    """A model that cannot be pruned by a scorer is refused from its config.json alone."""
+    run.check_family(_run(cfg))
+
+
+if __name__ == "__main__":
+    command("train", main, (check, check_family), run.prepare, several=True)

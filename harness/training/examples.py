@@ -1,0 +1,128 @@
+"""What a scorer learns from: questions about images, with answers, in the JSON that LLaVA made common.
+
+[{"image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
+                                        {"from": "gpt", "value": "A cat."}, ...]}, ...]
+
+`image` and `video` are a path or a list of paths, which take the places of <image> and <video> in order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from harness.checkpoint import content_digest
+from harness.errors import UserError, one_line
+from harness.inputs import Message
+
+ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_PLACE = re.compile(r"\s*<(image|video)>\s*")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation up to a question, and the answer."""
+
+    messages: list[Message]
+    answer: str
+
+
+class Source(Protocol):
+    """Numbered conversations."""
+
+    @property
+    def digest(self) -> str:
+        """What they are, for telling whether a training goes on with the same."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """One of the answers of a conversation, drawn if it has several."""
+
+
+class Conversations:
+    """The conversations of a JSON or JSON-lines file; images lie in `media`, or beside the file."""
+
+    def __init__(self, file: Path, media: Path | None, shown: Collection[str], limit: int | None = None) -> None:
+        self._conversations = [
+            _conversation(record, f"record {number} of {file}", media or file.parent, shown)
+            for number, record in enumerate(_records(file)[:limit])
+        ]
+        self.digest = content_digest(file)
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """One of the answers of a conversation; those before it are shown with their questions."""
+        messages = self._conversations[index]
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        place = answers[int(rng.integers(len(answers)))]
+        return Example(messages[:place], messages[place]["content"][0]["text"])
+
+
+def _records(file: Path) -> list[Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = (
+            [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read data={file} ({one_line(error)}): pass a .json or .jsonl of conversations"
+        ) from error
+    if not isinstance(found, list) or not found:
+        raise UserError(f"data={file} is no list of conversations: see python -m harness.train --help")
+    return found
+
+
+def _conversation(record: Any, name: str, media: Path, shown: Collection[str]) -> list[Message]:
+    """The messages of one record; UserError if it is none that ends in an answer and shows something."""
+    turns = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and {"from", "value"} <= t.keys() for t in turns):
+        raise UserError(f"{name} has no conversations, a list of {{from, value}}")
+    files = {kind: _files(record.get(kind), media, name) for kind in ("image", "video")}
+    if unseen := [kind for kind, paths in files.items() if paths and kind not in shown]:
+        raise UserError(f"{name} shows a {unseen[0]}: the model takes {' and '.join(sorted(shown))} only")
+    messages: list[Message] = []
+    for turn in turns:
+        if turn["from"] not in ROLES:
+            raise UserError(f"{name} has a turn from {turn['from']}, expected {', '.join(ROLES)}")
+        messages.append({"role": ROLES[turn["from"]], "content": _content(str(turn["value"]), files, name)})
+    if any(files.values()):
+        raise UserError(f"{name} names more files than it has places <image> or <video> for")
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise UserError(f"{name} must go from human to gpt in turns and end with gpt, it goes {', '.join(roles)}")
+    if all(
+        part["type"] == "text" for part in messages[-2]["content"] + messages[0]["content"] + messages[1]["content"]
+    ):
+        raise UserError(f"{name} shows nothing before its first answer: a scorer learns from images alone")
+    return messages
+
+
+def _files(given: Any, media: Path, name: str) -> list[str]:
+    paths = [media / path for path in ([given] if isinstance(given, str) else given or [])]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{name} shows {path}, which does not exist: media= is the folder that paths start from")
+    return list(map(str, paths))
+
+
+def _content(text: str, files: dict[str, list[str]], name: str) -> list[Message]:
+    """The parts of one turn, the next of `files` in each of its places."""
+    parts: list[Message] = []
+    for place, piece in enumerate(_PLACE.split(text)):
+        if place % 2:
+            if not files[piece]:
+                raise UserError(f"{name} has more places <{piece}> than files for them")
+            parts.append({"type": piece, "url": files[piece].pop(0)})
+        elif piece:
+            parts.append({"type": "text", "text": piece})
+    return parts

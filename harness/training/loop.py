@@ -1,0 +1,168 @@
+"""The training itself: steps, checkpoints, and a curve of what the scorer is worth on conversations that were held out.
+
+Loss of a step: the mean cross-entropy of its answer tokens under the soft mask, plus the mean BCE between each prompt's
+mask and its hard top-k, weighted by a number that grows from step to step. Source: arXiv 2510.16598.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+import harness
+from harness.errors import UserError, one_line
+from harness.inputs import media_of
+from harness.loading import Loaded
+from harness.models.base import Adapter
+from harness.models.scorer import VisionSelectorScorer
+from harness.processes import Processes
+from harness.training.batches import Batch, read, to_batch
+from harness.training.examples import Example, Source
+from harness.training.order import Order
+from harness.training.recipe import Recipe
+from harness.training.softmask import SoftMask
+from harness.training.state import Place
+
+CLIP = 1.0  # norm of the gradient, as published
+LOSSES = ("train_answers", "train_mask")
+HELD_OUT = ("valid_answers", "valid_mask", "valid_accuracy", "pruned_answers", "pruned_accuracy")
+
+
+class Training:
+    """A scorer under training on the frozen model of `adapter`; the processes share every batch."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        adapter: Adapter,
+        scorer: VisionSelectorScorer,
+        source: Source,
+        recipe: Recipe,
+        processes: Processes,
+    ) -> None:
+        self.loaded, self.scorer, self.recipe, self.processes = loaded, scorer, recipe, processes
+        loaded.model.requires_grad_(False)
+        self.steps = recipe.steps_of(len(source))
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.mask = SoftMask(adapter, scorer, recipe.soft, recipe.fade)
+        self.optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.lr, weight_decay=0.0)
+        warm = round(recipe.warmup * self.steps)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm, self.steps)
+        self.order = Order(source, recipe.valid, recipe.batch, recipe.seed, processes)
+
+    def run(self, place: Place, settings: dict[str, Any]) -> None:
+        """Go on from the last checkpoint in `place`, if there is one of the same settings, to the end."""
+        if (state := place.load(settings)) is not None:
+            self._restore(state)
+        self.processes.gather()  # or the first would write what others still have to read
+        if not self.curve:
+            self._checkpoint(place, settings, dict.fromkeys(LOSSES, math.nan))
+        since: list[dict[str, float]] = []  # the last checkpoint
+        with tqdm(
+            total=self.steps, initial=self.step, desc="scorer", disable=not self.processes.first, mininterval=2
+        ) as bar:
+            while self.step < self.steps:
+                since.append(self.advance())
+                self.step += 1
+                bar.update()
+                bar.set_postfix({name: f"{value:.3f}" for name, value in since[-1].items()}, refresh=False)
+                if self.step % self.recipe.every == 0 or self.step == self.steps:
+                    means = {name: float(np.mean([each[name] for each in since])) for name in LOSSES}
+                    self._checkpoint(place, settings, means)
+                    since.clear()
+
+    def advance(self) -> dict[str, float]:
+        """One update; returns the cross-entropy of an answer token and the BCE of a mask before it."""
+        mine = list(self._batches(self.order.step(self.step)))
+        tokens, prompts = self._sum([sum(b.answered for b in mine), sum(len(b.labels) for b in mine)])
+        for parameter in self.scorer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        weight = self.recipe.bce_weight(self.step, self.steps)
+        found = np.zeros(2)
+        for batch in mine:
+            answers, binary, _ = self._faded(batch)
+            answers, binary = answers / tokens, binary / prompts
+            (answers + weight * binary).backward()
+            found += answers.item(), binary.item()
+        self._share_gradient()
+        clip_grad_norm_(self.scorer.parameters(), CLIP)
+        self.optimizer.step()
+        self.schedule.step()
+        return dict(zip(LOSSES, self._sum(found.tolist()), strict=True))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Cross-entropy and share of right answers of what was held out: under the soft mask, and pruned to `keep`."""
+        batches = list(self._batches(self.order.held_out()))
+        sums = np.zeros(7)
+        for batch in batches:
+            answers, binary, right = self._faded(batch)
+            sums[:5] += batch.answered, len(batch.labels), answers.item(), binary.item(), right.sum().item()
+        with harness.prune(self.loaded.model, "visionselector", keep=self.recipe.keep, scorer=self.scorer):
+            for batch in batches:
+                answers, right = read(self.loaded.model, batch)
+                sums[5:] += answers.item(), right.sum().item()
+        tokens, prompts, *found = self._sum(sums.tolist())
+        counts = (tokens, prompts, prompts, tokens, prompts)
+        return {name: total / count for name, total, count in zip(HELD_OUT, found, counts, strict=True)}
+
+    def _faded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed cross-entropy, summed BCE, and which answers are right [B], under the soft mask."""
+        with self.mask.attached():
+            answers, right = read(self.loaded.model, batch)
+        return answers, self.mask.take(len(batch.labels)).sum().to(answers), right
+
+    def _checkpoint(self, place: Place, settings: dict[str, Any], means: dict[str, float]) -> None:
+        """Add a row to the curve and, in the first process, write everything."""
+        before = {
+            "step": self.step,
+            "lr": self.schedule.get_last_lr()[0],
+            "bce_weight": self.recipe.bce_weight(self.step, self.steps),
+        }
+        self.curve.append(before | means | self.validate())
+        if self.processes.first:
+            place.save(self.scorer, self._state(settings))
+
+    def _batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
+        size = self.loaded.config.batch_size
+        for start in range(0, len(examples), size):
+            part = examples[start : start + size]
+            try:
+                yield to_batch(self.loaded, part)
+            except (OSError, ValueError) as error:
+                media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
+                raise UserError(f"cannot show one of {', '.join(media)}: {one_line(error)}") from error
+
+    def _share_gradient(self) -> None:
+        """Give every process the sum of all their gradients."""
+        gradients = [parameter.grad for parameter in self.scorer.parameters() if parameter.grad is not None]
+        vector_to_parameters(self.processes.sum(parameters_to_vector(gradients)), gradients)
+
+    def _sum(self, numbers: Sequence[float]) -> list[float]:
+        found: list[float] = self.processes.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return found
+
+    def _state(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "settings": settings,
+            "step": self.step,
+            "scorer": self.scorer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "curve": self.curve,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.curve = state["step"], state["curve"]
+        self.scorer.load_state_dict(state["scorer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])

@@ -1,0 +1,74 @@
+"""The numbers of a training; the defaults in conf/train.yaml are those of arXiv 2510.16598."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError, one_line
+
+FADES = ("zero", "placeholder")  # what a visual token fades to: see `harness.training.softmask`
+
+
+@dataclass
+class Recipe:
+    """What decides, besides model and data, which weights come out and what the curve shows: see conf/train.yaml."""
+
+    steps: int | None = MISSING
+    batch: int = MISSING
+    lr: float = MISSING
+    warmup: float = MISSING
+    bce: list[float] = MISSING
+    soft: float = MISSING
+    fade: str = MISSING
+    hidden: int | None = MISSING
+    seed: int = MISSING
+    keep: float = MISSING
+    valid: int = MISSING
+    every: int = MISSING
+
+    @classmethod
+    def of(cls, cfg: Mapping[Any, Any]) -> Recipe:
+        """Take the fields from a composed configuration; UserError says in one line what to change."""
+        given = {field.name: cfg[field.name] for field in fields(cls)}
+        try:
+            found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
+        except OmegaConfBaseException as error:
+            raise UserError(one_line(error)) from error
+        assert isinstance(found, Recipe)
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """UserError for what cannot be trained with."""
+        for name in ("steps", "batch", "hidden", "valid", "every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        for name, low, high in (("soft", 0, 1), ("keep", 0, 1), ("warmup", -1, 1)):
+            if not low < getattr(self, name) < high:
+                raise UserError(f"{name} must lie between {max(low, 0)} and {high}, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise UserError(f"lr must be above 0, got {self.lr}")
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, got {self.seed}")
+        if len(self.bce) != 2 or min(self.bce) < 0:
+            raise UserError(
+                f"bce must be two weights, at the beginning and at the end, as in [0.1,2.0], got {self.bce}"
+            )
+        if self.fade not in FADES:
+            raise UserError(f"fade must be one of {', '.join(FADES)}, got {self.fade}")
+
+    def steps_of(self, conversations: int) -> int:
+        """How many updates: `steps`, or as many as show every conversation that is not held out once."""
+        if conversations <= self.valid:
+            raise UserError(f"data has {conversations} conversations, of which valid={self.valid} are held out")
+        return self.steps or max(1, (conversations - self.valid) // self.batch)
+
+    def bce_weight(self, step: int, steps: int) -> float:
+        """The weight of the term that drives masks to 0 and 1: a straight line over all steps."""
+        first, last = self.bce
+        return first + (last - first) * step / steps

@@ -1,0 +1,88 @@
+"""The soft mask of VisionSelector's training: every visual token stays, faded by how much the scorer wants it.
+
+Source: arXiv 2510.16598. Deviation: its soft count is taken over all images of a micro-batch, here over one prompt's,
+which is what a scorer sees when it prunes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.models.base import Adapter
+from harness.models.hooking import Handles, arguments
+from harness.models.prefill import Layout
+from harness.training.difftopk import diff_top_k
+
+
+class SoftMask:
+    """Hooks that fade the visual tokens in front of the language model: x -> base + p (x - base).
+
+    p [N] are the DiffTopK weights of the scorer's logits. `fade` names the base: "zero", as published, or
+    "placeholder", the embedding of the token that stands for a visual one in the prompt. The latter is for language
+    models that read a token's direction alone, to which a token of a tenth of its length says what it said before.
+    """
+
+    def __init__(self, adapter: Adapter, scorer: nn.Module, share: float, fade: str) -> None:
+        self._adapter, self._scorer, self._share, self._fade = adapter, scorer, share, fade
+        self._call: dict[str, Any] = {}
+        self._layout: Layout | None = None
+        self._binary: list[Tensor] = []
+
+    @contextmanager
+    def attached(self) -> Iterator[SoftMask]:
+        """Fade what enters the model within the block; afterwards the model is as before."""
+        modules, handles = self._adapter.modules(), Handles()
+        try:
+            handles.before(modules["multimodal"], self._enter_multimodal)
+            handles.before(modules["decoder"], self._enter_decoder)
+            yield self
+        finally:
+            handles.remove()
+
+    def take(self, samples: int) -> Tensor:
+        """Return the BCE [samples] of the masks since the last call; RuntimeError if they are not as many."""
+        found, self._binary = self._binary, []
+        if len(found) != samples:
+            raise RuntimeError(f"{samples} prompts went in, the visual tokens of {len(found)} were masked")
+        return torch.stack(found)
+
+    def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._call = arguments(module, args, kwargs)
+        self._layout = self._adapter.layout(self._call)
+
+    def _enter_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
+        call, layout = arguments(module, args, kwargs), self._layout
+        assert layout is not None
+        states: Tensor = call["inputs_embeds"]
+        visual = layout.visual.to(states.device)
+        weights = [self._weigh(row[here]) for row, here in zip(states, visual, strict=True)]
+        # [B, S, 1], one on text
+        scale = torch.ones(visual.shape, device=states.device).masked_scatter(visual, torch.cat(weights)).unsqueeze(-1)
+        added = [(part * scale).to(part) for part in self._adapter.added(call)]
+        faded = states + ((self._base() - states.float()) * (1 - scale)).to(states)
+        return (), call | {"inputs_embeds": faded} | (self._adapter.adding(added, visual) if added else {})
+
+    def _weigh(self, features: Tensor) -> Tensor:
+        """Return the weights [N] of one prompt's tokens [N, D], and keep how far from 0 and 1 they are."""
+        logits: Tensor = self._scorer(features.detach())
+        count = max(1, int(self._share * len(logits)))
+        weights = diff_top_k(logits, count)
+        hard = torch.zeros_like(weights)
+        hard[logits.detach().topk(count).indices] = 1
+        self._binary.append(F.binary_cross_entropy(weights, hard))
+        return weights
+
+    def _base(self) -> Tensor | float:
+        if self._fade == "zero":
+            return 0.0
+        model: Any = self._adapter.model
+        embedded: Tensor = model.get_input_embeddings()(self._call["input_ids"])
+        return embedded.detach().float()

@@ -1,0 +1,73 @@
+"""What a training leaves on disk, so that a killed one goes on and ends with the same curve and the same weights."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from harness.errors import UserError, one_line
+from harness.files import write_atomic, writing
+from harness.models.scorer import SCORER_FOLDER, VisionSelectorScorer, save_scorer
+
+STATE, CURVE = "state.pt", "curve.csv"
+
+
+class Place:
+    """A folder with `scorer/` in the released layout, `curve.csv`, and `state.pt`, from which the training goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def scorer(self) -> Path:
+        """What `model.scorer=` takes."""
+        return self.folder / SCORER_FOLDER
+
+    @property
+    def curve(self) -> Path:
+        """A row for every checkpoint."""
+        return self.folder / CURVE
+
+    def begin(self, anew: bool) -> None:
+        """Make the folder, and forget what was reached there if it is to begin `anew`."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if anew:
+                (self.folder / STATE).unlink(missing_ok=True)
+
+    def load(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """The last checkpoint, None if there is none; UserError if it is damaged, or of other settings."""
+        file = self.folder / STATE
+        if not file.exists():
+            return None
+        anew = "choose another out=, or begin anew with force=true"
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            before = state["settings"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise UserError(f"{file} cannot be read ({one_line(error)[:120]}): {anew}") from error
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise UserError(f"{self.folder} holds a training with {name}={before.get(name)}, not {value}: {anew}")
+        return state
+
+    def save(self, scorer: VisionSelectorScorer, state: dict[str, Any]) -> None:
+        """Write scorer, curve and, last, the state: each is whole, or what it was before."""
+        temporary = self.folder / f".{os.getpid()}.tmp"
+        with writing(self.folder):
+            try:
+                save_scorer(scorer, temporary)
+                self.scorer.mkdir(exist_ok=True)
+                for file in temporary.iterdir():
+                    file.replace(self.scorer / file.name)
+                write_atomic(self.curve, pd.DataFrame(state["curve"]).to_csv(index=False, float_format="%.6g"))
+                torch.save(state, temporary / STATE)
+                (temporary / STATE).replace(self.folder / STATE)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
