@@ -48,8 +48,8 @@ def redundancy(cfg: DictConfig) -> None:
     for layer, some in each.groupby("layer"):
         row: dict[str, Any] = {"layer": layer}
         for column in COLUMNS:
-            found = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
-            row |= {column: found["mean"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
+            value = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
+            row |= {column: value["mean"], f"{column}_low": value["low"], f"{column}_high": value["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
     about: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
