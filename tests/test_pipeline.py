@@ -74,15 +74,16 @@ class Talkative(PrunedModel):
     def _answer(self, batch, handle):
         Talkative.calls += 1
         lines = [
-            {"key": r.key, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch
+            {"key": r.key, "task": "t", "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1}
+            for r in batch
         ]
         return lines, [{"key": r.key, "n": 4, "k": self.calls} for r in batch]
 
 
 def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
     folder = RunFolder(tmp_path / "run", {})
-    loaded = SimpleNamespace(model=None, device="cpu")
-    pruner = SimpleNamespace(attach=lambda model: nullcontext(), label="none-1.0")
+    loaded = SimpleNamespace(model=None, device="cpu", shared=None)
+    pruner = SimpleNamespace(attach=lambda model, shared: nullcontext(), label="none-1.0")
 
     def answers():
         model = Talkative(loaded, pruner, {}, folder.open({}))
