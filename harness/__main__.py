@@ -65,12 +65,13 @@ def check_parameters(cfg: DictConfig) -> None:
 
 def check_family(cfg: DictConfig) -> None:
     """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
-    from harness import loading
+    from harness import loading, sharing
 
     config = validate(cfg)
     if config.dry_run:
         return  # which says it of a model that is not here, too
-    loading.checked_method(config, checkpoint.described(config.model, loading.left_beside(config).values()))
+    beside = loading.left_beside(config).values()
+    sharing.expect(config.model, loading.checked_method(config, checkpoint.described(config.model, beside)))
 
 
 def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:

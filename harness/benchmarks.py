@@ -19,10 +19,11 @@ OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
 
 
-def load(name: str, file: Path, prompts: str, folder: Path | None = None) -> Any:
+def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: dict[str, Any] | None = None) -> Any:
     """A fresh lmms-eval Task read from `file`, with the prompts meant for model id `prompts`.
 
-    `folder` holds a copy of its data set, which is then taken from nowhere else.
+    `folder` holds a copy of its data set, which is then taken from nowhere else. `rows` remembers the data sets that
+    were read, by task, for the next one.
     """
     from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.utils import load_yaml_config
@@ -37,7 +38,21 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None) -> Any
         ADAPTED[name](config)
     if folder is not None:
         _point_to(config, folder)
-    return ConfigurableMessagesTask(config=config, model_name=prompts)
+    known = {} if rows is None else rows
+
+    class Task(ConfigurableMessagesTask):
+        """Takes the rows of an earlier one.
+
+        What `process_docs` notes reaches no other function of a task: each is read from the file by itself.
+        """
+
+        def download(self, dataset_kwargs: Any = None) -> None:
+            if name not in known:
+                super().download(dataset_kwargs)
+                known[name] = vars(self)["dataset"], vars(self)["dataset_no_image"]
+            self.dataset, self.dataset_no_image = known[name]
+
+    return Task(config=config, model_name=prompts)
 
 
 def code(names: Iterable[str]) -> str | None:

@@ -75,6 +75,7 @@ class RunConfig:
     strict: bool = False
     force: bool = False
     dry_run: bool = False
+    share_gb: float = 2.0
     runs: str = "results/runs"
 
     @property
@@ -113,6 +114,8 @@ def validate(cfg: DictConfig) -> RunConfig:
         raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {run.data_root}")
     if not 0 <= run.seed < 2**63:
         raise UserError(f"seed must lie between 0 and 2^63 - 1, got {run.seed}")
+    if run.share_gb < 0:
+        raise UserError(f"share_gb must be at least 0, which shares no vision pass, got {run.share_gb}")
     for key, value in {"limit": run.limit, "model.batch_size": run.model.batch_size}.items():
         if value is not None and value < 1:
             raise UserError(f"{key} must be at least 1, got {value}")

@@ -79,11 +79,12 @@ class Suite:
         self.tasks = tasks
         self.prompts = prompts
         self.folders = data.local(tasks, data_root)
+        self._rows: dict[str, Any] = {}  # read once for all Task objects
 
     def load(self, name: str) -> Any:
         """A fresh Task object: what one run leaves in a task's code, no other one sees."""
         file = task_file(name, self.tasks.include)
-        return benchmarks.load(name, file, self.prompts, self.folders.get(name))
+        return benchmarks.load(name, file, self.prompts, self.folders.get(name), self._rows)
 
     def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
         """Load every task's data and look at its questions, so that what is missing shows before the model runs.

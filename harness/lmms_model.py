@@ -19,9 +19,11 @@ from harness.errors import UserError
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
 from harness.loading import Loaded, Pruner, family_of, from_flat
+from harness.models import adapter_for
 from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
+from harness.stages import Stages
 from harness.store import digest
 from harness.unreadable import BadInput, check_asked, check_some_answered, reading
 
@@ -66,12 +68,14 @@ class PrunedModel(lmms):
         identity: dict[str, Any],
         journal: Journal | None = None,
         strict: bool = False,
+        stages: Stages | None = None,
     ):
         super().__init__()
         self.loaded = loaded
         self.pruner = pruner
         self.journal = journal
         self.strict = strict
+        self.stages = stages or Stages()
         self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._identity = digest(identity)
@@ -109,6 +113,7 @@ class PrunedModel(lmms):
         processes = launched()
         mine = []
         with (
+            self.stages("data"),
             self.pruner.attach(self.loaded.model, self.loaded.shared) as handle,
             tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
         ):
@@ -206,7 +211,9 @@ class PrunedModel(lmms):
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         handle.seed(seeds)
         torch.manual_seed(seeds[0])
-        output = model.generate(**inputs, **_generation(batch[0].generation, processor.tokenizer.pad_token_id))
+        tower = adapter_for(model).modules()["vision"]
+        with self.stages("llm"), self.stages.watching("vision", tower):
+            output = model.generate(**inputs, **_generation(batch[0].generation, processor.tokenizer.pad_token_id))
         shown = any(part["type"] != "text" for r in batch for message in r.messages for part in message["content"])
         records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
         if len(records) != len(batch):

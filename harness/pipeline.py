@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from harness import benchmarks, checkpoint, data
+from harness import benchmarks, checkpoint, data, sharing
 from harness.choices import task_files
 from harness.config import RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
 from harness.journal import Journal
-from harness.loading import Identity, Loaded, Pruner, device_of, family_of, load, pruner_of
+from harness.loading import Identity, Loaded, Pruner, device_of, family_of, pruner_of
 from harness.processes import launched
+from harness.stages import Stages
 from harness.store import RunFolder, digest, slug
-
-_last_loaded: list[tuple[str, Loaded]] = []  # the jobs of a sweep share one model in memory
 
 
 def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
@@ -51,13 +50,15 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
     if config.force and done[-1]:
         todo.append(wanted[-1])
     if todo:
-        family = family_of(identity.folder)
-        suite = Suite(config.tasks, family.prompts, config.data_root)
-        processes.in_turn(lambda: suite.check(family.media, config.limit))
-        loaded = _model(config, identity)
+        stages = Stages()
+        with stages("data"):
+            suite = sharing.suite(config, identity, wanted[-1][1].identity["tasks"])
+        with stages("load"):
+            loaded = sharing.loaded(config, identity, [pruner.method for pruner, _ in todo])
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
-            _complete(config, p, folder, suite, loaded, identity)
+            _complete(config, p, folder, suite, loaded, identity, stages)
+            stages = Stages()
     if processes.first:
         for _, folder in wanted:
             folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
@@ -83,7 +84,13 @@ def _try_on(pruner: Pruner, loaded: Loaded) -> None:
 
 
 def _complete(
-    config: RunConfig, pruner: Pruner, folder: RunFolder, suite: Suite, loaded: Loaded, identity: Identity
+    config: RunConfig,
+    pruner: Pruner,
+    folder: RunFolder,
+    suite: Suite,
+    loaded: Loaded,
+    identity: Identity,
+    stages: Stages,
 ) -> None:
     from harness.lmms_model import PrunedModel
 
@@ -99,8 +106,9 @@ def _complete(
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
             journal = Journal(folder.path, processes.rank)
-        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict)
-        found = suite.run(model, config.limit, folder.path / "submissions")
+        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict, stages)
+        with stages("scoring"):
+            found = suite.run(model, config.limit, folder.path / "submissions")
         if found is None:
             return
         metrics, scores = found
@@ -111,7 +119,8 @@ def _complete(
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        folder.finish(metrics, scores, finished)
+        spent = {stage: round(each, 3) for stage, each in stages.seconds.items()}
+        folder.finish(metrics, scores, {**finished, "stages": spent})
 
 
 def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
@@ -142,14 +151,6 @@ def _files_digest(folder: Path) -> str:
         else:
             files += [p for name in names if not name.startswith(".") and (p := Path(root, name)).is_file()]
     return digest([[str(p.relative_to(folder)), checkpoint.content_digest(p)] for p in sorted(files)])[:16]
-
-
-def _model(config: RunConfig, identity: Identity) -> Loaded:
-    key = digest(identity.model)
-    if not _last_loaded or _last_loaded[0][0] != key:
-        _last_loaded.clear()  # before the next one needs the memory
-        _last_loaded.append((key, load(config.model)))
-    return _last_loaded[0][1]
 
 
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

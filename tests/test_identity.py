@@ -194,7 +194,9 @@ IN_FOLDER = {  # answers of such runs never meet; what is asked is in each key
 }
 CANNOT = {
     "force": "computes the same again",
-    "strict": "stops where others go on",
+    "dry_run": "computes nothing",
+    "strict": "stops at a question that has no answer",
+    "share_gb": "what is shared are the same bits, see test_sharing.py",
     "runs": "where results lie",
     "tasks.name": "names a folder",
     "model.name": "names a folder",
@@ -275,7 +277,14 @@ def test_a_setting_that_changes_what_is_asked_changes_the_folder(setting, found)
 
 @pytest.mark.parametrize("setting", CANNOT)
 def test_a_setting_that_changes_no_answer_changes_nothing(setting, found):
-    values = {"force": True, "runs": "elsewhere", "model.device": "cpu"}
+    values = {
+        "force": True,
+        "dry_run": True,
+        "strict": True,
+        "share_gb": 0.0,
+        "runs": "elsewhere",
+        "model.device": "cpu",
+    }
     assert found({}) == found({setting: values.get(setting, "another")})
 
 

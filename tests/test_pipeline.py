@@ -79,8 +79,8 @@ class Talkative(PrunedModel):
 
 def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
     folder = RunFolder(tmp_path / "run", {})
-    loaded = SimpleNamespace(model=None, device="cpu")
-    pruner = SimpleNamespace(attach=lambda model: nullcontext(), label="none-1.0")
+    loaded = SimpleNamespace(model=None, device="cpu", shared=None)
+    pruner = SimpleNamespace(attach=lambda model, shared: nullcontext(), label="none-1.0")
 
     def answers():
         model = Talkative(loaded, pruner, {}, folder.open({}))

@@ -1,0 +1,80 @@
+"""Where the time of a run goes: every moment belongs to the stage that was entered last and not left yet."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.models.hooking import Handles
+
+MEANINGS = {
+    "load": "the model from the disk",
+    "data": "questions from the tasks, pixels from their images, tokens to words, answers to the disk",
+    "vision": "the vision tower, with what methods read in it",
+    "llm": "all that generates beside it: projector, selection, language model",
+    "scoring": "lmms-eval around the answers",
+}
+
+
+class Stages:
+    """Seconds by the names in MEANINGS."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.seconds = dict.fromkeys(MEANINGS, 0.0)
+        self._clock = clock
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def enter(self, stage: str) -> None:
+        """Let the time from here on be this stage's."""
+        self._settle()
+        self._open.append(stage)
+
+    def leave(self) -> None:
+        """Let it be again that of the stage around this one, if there is one."""
+        self._settle()
+        self._open.pop()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Enter a stage for the length of a block."""
+        self.enter(stage)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    @contextmanager
+    def watching(self, stage: str, module: nn.Module) -> Iterator[None]:
+        """Let the passes through `module` be a stage within the block."""
+
+        def before(*_: Any) -> None:
+            _wait()
+            self.enter(stage)
+
+        def after(*_: Any) -> None:
+            _wait()
+            self.leave()
+
+        handles = Handles()
+        handles.before(module, before)
+        handles.after(module, after, always=True)
+        try:
+            yield
+        finally:
+            handles.remove()
+
+    def _settle(self) -> None:
+        now = self._clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+
+def _wait() -> None:
+    """A GPU works behind the host's clock."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -1,0 +1,121 @@
+"""Runs of one process share the model, its vision passes and the tasks, and end with the bytes of runs apart."""
+
+from dataclasses import replace
+
+import datasets
+import pytest
+from forked import record
+from tiny import tiny_llava, tiny_llava_processor, tiny_qwen
+from tiny import tiny_processor as tiny_qwen_processor
+from tiny_tasks import write_tiny_tasks
+
+from harness import sharing
+from harness.__main__ import check_family
+from harness.choices import register
+from harness.cli import compose
+from harness.config import TasksConfig, validate
+from harness.evaluate import Suite
+from harness.pipeline import run
+
+QUESTIONS, BATCH = 3, 2
+POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the tower; cut inside the language model
+TINY = {
+    "qwen25vl7b": (lambda: tiny_qwen(layers=4), tiny_qwen_processor, "[tiny_stills,tiny_clips]"),
+    "llava15_7b": (lambda: tiny_llava(layers=4), tiny_llava_processor, "[tiny_stills]"),
+}
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Forget what earlier runs left in memory, and count the models that are loaded from here on."""
+    load = sharing.load
+
+    def begin() -> list[str]:
+        loaded: list[str] = []
+        for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
+            monkeypatch.setattr(sharing, name, empty)
+        monkeypatch.setattr(sharing, "load", lambda config: loaded.append(config.name) or load(config))
+        return loaded
+
+    return begin
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def jobs(request, tmp_path, cache):
+    """The configurations of a sweep, one for every method and budget."""
+    common = ["model=pocket", "tasks=[pocket_existence,pocket_video]", f"limit={QUESTIONS}"]
+    name = getattr(request, "param", "pocket")
+    if name in TINY:
+        build, process, tasks = TINY[name]
+        build().save_pretrained(tmp_path / "tiny")
+        process().save_pretrained(tmp_path / "tiny")
+        include = write_tiny_tasks(tmp_path / "tasks", QUESTIONS)
+        common = [f"model={name}", f"model.pretrained={tmp_path / 'tiny'}", "model.dtype=float32"]
+        common += [f"tasks={tasks}", f"tasks.include={include}"]
+
+    def of(name: str, gigabytes: float) -> list:
+        more = [f"model.batch_size={BATCH}", f"runs={tmp_path / name}", f"share_gb={gigabytes}"]
+        points = [[f"method={method}", f"keep={keep}"] for method, keep in POINTS]
+        return [compose("config", register([*common, *more, *point])) for point in points]
+
+    return of
+
+
+@pytest.mark.parametrize(("jobs", "gigabytes"), [("pocket", 2), *((name, 1e-9) for name in TINY)], indirect=["jobs"])
+def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, tmp_path, gigabytes):
+    def records(name: str) -> dict:
+        return {file.parent.name: record(file.parent) for file in (tmp_path / name).rglob("run.json")}
+
+    for job in jobs("apart", 0):
+        process()
+        run(validate(job))
+        assert sharing._last_loaded[0][1].shared is None
+    apart = records("apart")
+    assert len(apart) == 1 + len(POINTS)
+    assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
+    loaded, sweep = process(), jobs("swept", gigabytes)
+    for job in sweep:
+        check_family(job)  # as the command does with all jobs of a sweep before the first
+    for job in sweep:
+        run(validate(job))
+    assert records("swept") == apart
+    assert len(loaded) == 1
+    shared = sharing._last_loaded[0][1].shared
+    assert shared.computed > 0
+    assert shared.reused == shared.computed * len(POINTS)  # the baseline comes first
+
+
+def test_a_single_run_shares_with_its_baseline_or_nothing(jobs, process):
+    job = validate(jobs("alone", 2)[0])
+    process()
+    run(job)
+    shared = sharing._last_loaded[0][1].shared
+    assert shared.computed == shared.reused > 0
+    process()
+    run(replace(job, force=True))
+    assert sharing._last_loaded[0][1].shared is None
+
+
+def test_rows_are_read_once_and_what_a_task_notes_is_its_own(tmp_path, cache, monkeypatch):
+    folder = write_tiny_tasks(tmp_path / "tasks", QUESTIONS)
+    with (folder / "tiny_stills.yaml").open("a") as stream:
+        stream.write("process_docs: !function utils.first\n")
+    with (folder / "utils.py").open("a") as stream:
+        stream.write("\nseen = []\n\n\ndef first(rows):\n    seen.append(rows)\n    return rows.select([0])\n")
+    read = datasets.load_dataset
+    count: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **how: count.append(how["path"]) or read(**how))
+    suite = Suite(TasksConfig(name="tiny", include=str(folder), metrics={"tiny_stills": None}))
+    tasks = [suite.load("tiny_stills") for _ in range(3)]
+    assert count == ["parquet"]
+    for task in tasks:
+        assert task.task_docs["question"] == ["Is it 0?"]
+        assert task.dataset_no_image["test"].column_names == ["question", "answer"]
+        # Of the functions that the file names, each has a module of its own: none could read what another one notes.
+        assert task.config.process_results.__globals__["seen"] == []
+    assert len({id(task.config.process_results.__globals__) for task in tasks}) == len(tasks)
