@@ -195,6 +195,7 @@ IN_FOLDER = {  # answers of such runs never meet; what is asked is in each key
 CANNOT = {
     "force": "computes the same again",
     "strict": "stops where others go on",
+    "dry_run": "answers nothing",
     "runs": "where results lie",
     "tasks.name": "names a folder",
     "model.name": "names a folder",
