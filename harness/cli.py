@@ -167,7 +167,7 @@ def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
 
 def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
     """What an experiment sweeps over, ahead of the command line, which has the last word."""
-    named = [override for override in parse(overrides) if override.key_or_group == "experiment"]
+    named = parse([text for text in overrides if text.startswith("experiment=")])  # others may be folders to compare
     if not named or named[0].value() is None:
         return overrides
     if len(named) > 1 or named[0].is_sweep_override():
