@@ -119,9 +119,7 @@ def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
     if params["nodes"] != 1:
         raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
     if gpus and processes > gpus:
-        raise UserError(
-            f"hydra.launcher.tasks_per_node={processes} processes on gpus_per_node={gpus}: each takes a GPU"
-        )
+        raise UserError(f"hydra.launcher.tasks_per_node={processes} on gpus_per_node={gpus}: each process takes a GPU")
     if processes > 1 and any(config.model.device_map for config in sweep):
         raise UserError("model.device_map spreads one process over the GPUs: set hydra.launcher.tasks_per_node=1")
     if any(config.force for config in sweep):
