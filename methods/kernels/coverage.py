@@ -7,7 +7,7 @@ from torch import Tensor
 
 from methods.kernels import cover
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import run
+from methods.kernels.paths import gpu, run
 from methods.kernels.rows import Rows
 
 BITS = 38  # of a similarity, 4e-12: above the errors of a product
@@ -35,6 +35,7 @@ def coverage(rows: Rows, weight: Tensor, k: int, additive: bool = False) -> Tens
     ways = {
         "plain": lambda: plain(rows, weight, k, additive, scale),
         "cpu": lambda: cover.coverage(rows, weight, k, additive, scale, DECIMALS),
+        "gpu": lambda: gpu("cover").coverage(rows, weight, k, additive, scale),
     }
     return run(rows.features, ways)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from methods.kernels import volume
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import run
+from methods.kernels.paths import gpu, run
 from methods.kernels.rows import Rows
 from methods.kernels.ties import DECIMALS
 
@@ -33,6 +33,7 @@ def greedy_map(rows: Rows, quality: Tensor, k: int) -> Tensor:
     ways = {
         "plain": lambda: plain(rows, quality, k),
         "cpu": lambda: volume.greedy_map(rows, quality, k, TOLERANCE),
+        "gpu": lambda: gpu("volume").greedy_map(rows, quality, k, TOLERANCE),
     }
     return run(rows.features, ways)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
 from methods.kernels.novelty import novelty
-from methods.kernels.paths import run
+from methods.kernels.paths import gpu, run
 from methods.kernels.rows import Rows
 
 TILE = 256  # rows whose similarities to all others are held at once
@@ -35,6 +35,7 @@ def loneliest(rows: Rows) -> Tensor:
     ways = {
         "plain": lambda: plain_loneliest(rows),
         "cpu": lambda: lazy.loneliest(rows),
+        "gpu": lambda: gpu("novelty").loneliest(rows),
     }
     return run(rows.features, ways)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import run
+from methods.kernels.paths import gpu, run
 from methods.kernels.rows import Rows
 
 
@@ -29,6 +29,7 @@ def novelty(rows: Rows, relevance: Tensor, weight: float, first: Tensor, k: int,
     ways = {"plain": lambda: plain(rows, relevance, weight, first, k, parallel)}
     if parallel == 1:
         ways["cpu"] = lambda: lazy.novelty(rows, relevance, weight, first, k)
+        ways["gpu"] = lambda: gpu("novelty").novelty(rows, relevance, weight, first, k)
     return run(rows.features, ways)
 
 

@@ -1,11 +1,14 @@
-"""Which path a kernel takes: the plain loop in torch or a lazy one on the CPU. Both pick the same."""
+"""Which path a kernel takes: the plain loop in torch, a lazy one on the CPU, or Triton on a GPU. All pick the same."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +24,17 @@ class UnfitError(Exception):
 
 
 def path(features: Tensor) -> str:
-    """Return "plain" or "cpu" for tokens with these `features` [N, D]."""
+    """Return "plain", "cpu" or "gpu" for tokens with these `features` [N, D]."""
     if (forced := _forced.get()) is not None:
         return forced
+    if features.device.type == "cuda":
+        return "gpu" if importlib.util.find_spec("triton") else "plain"
     return "cpu" if features.device.type == "cpu" and features.numel() >= LARGE else "plain"
+
+
+def gpu(name: str) -> Any:
+    """Return the module of a kernel's Triton path, which needs triton to be imported at all."""
+    return import_module(f"methods.kernels.gpu.{name}")
 
 
 @contextmanager
