@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ class Suite:
 
     def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: data.DataRoot = None):
         _quiet_logger()
+        import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
         self.tasks = tasks
         self.prompts = prompts
         self.folders = data.local(tasks, data_root)

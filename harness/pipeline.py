@@ -51,8 +51,7 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
         todo.append(wanted[-1])
     if todo:
         stages = Stages()
-        with stages("data"):
-            suite = sharing.suite(config, identity, wanted[-1][1].identity["tasks"])
+        suite = sharing.suite(config, identity, wanted[-1][1].identity["tasks"], stages)
         with stages("load"):
             loaded = sharing.loaded(config, identity, [pruner.method for pruner, _ in todo])
         _try_on(todo[-1][0], loaded)

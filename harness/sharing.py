@@ -8,6 +8,7 @@ from harness.evaluate import Suite
 from harness.loading import Identity, Loaded, family_of, load
 from harness.models.shared import SharedVision
 from harness.processes import launched
+from harness.stages import Stages
 from harness.store import digest
 from methods.base import Method
 
@@ -39,12 +40,13 @@ def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> 
     return found
 
 
-def suite(config: RunConfig, identity: Identity, tasks: object) -> Suite:
+def suite(config: RunConfig, identity: Identity, tasks: object, stages: Stages) -> Suite:
     """The tasks of a job, checked; those of an earlier one if they are the same, which `tasks` in its folder tells."""
     family = family_of(identity.folder)
     key = digest([tasks, asdict(config.tasks), config.data_root, sorted(family.media)])
     if key not in _suites:
         made = Suite(config.tasks, family.prompts, config.data_root)
-        launched().in_turn(lambda: made.check(family.media, config.limit))
+        with stages("data"):
+            launched().in_turn(lambda: made.check(family.media, config.limit))
         _suites[key] = made
     return _suites[key]

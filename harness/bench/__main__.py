@@ -1,9 +1,13 @@
-"""python -m harness.bench [key=value ...] measures latency; kernels or flops as its first word, those instead."""
+"""python -m harness.bench [key=value ...] measures latency; kernels, flops or sweep as its first word, those instead."""
 
 import sys
 from importlib import import_module
 
-WORDS = {"kernels": "harness.bench.kernels", "flops": "harness.bench.operations"}
+WORDS = {
+    "kernels": "harness.bench.kernels",
+    "flops": "harness.bench.operations",
+    "sweep": "harness.bench.sweep",
+}
 
 
 def main() -> None:
