@@ -122,9 +122,9 @@ def failing() -> None:
         raise UserError("this machine has a problem")
 
     loading.load = fail
-    import harness.pipeline
+    import harness.sharing
 
-    harness.pipeline.load = fail
+    harness.sharing.load = fail
 
 
 @pytest.mark.parametrize(("rank", "agent"), [(0, False), (1, True)])

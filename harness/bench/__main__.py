@@ -1,4 +1,4 @@
-"""python -m harness.bench [key=value ...] measures latency; kernels, flops or sweep as its first word, those instead."""
+"""python -m harness.bench [key=value ...] measures latency; its first word kernels, flops or sweep, those instead."""
 
 import sys
 from importlib import import_module
