@@ -20,7 +20,7 @@ from harness.tracking import log_to_wandb
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
-OF_ANSWER = ("response", "input_tokens", "output_tokens")
+OF_ANSWER = ("response", "failed", "input_tokens", "output_tokens")
 OF_TOKENS = {"n": "visual_tokens", "k": "kept_tokens", "per_layer": "tokens_per_layer"}
 
 
@@ -28,7 +28,8 @@ def per_question(results: Sequence[Result]) -> pd.DataFrame:
     """One row per run and question: what was run, the score, the answer, the tokens before and after.
 
     `score` is what the question adds to the task's metric (NaN where the task keeps no number), `record` what lmms-eval
-    keeps of it otherwise, as JSON. Answers and tokens are missing of runs that are kept without them.
+    keeps of it otherwise, as JSON; `failed` is why a question could not be asked.
+    Answers and tokens are missing of runs that are kept without them.
     """
     names = labels(results)
     return pd.concat([_of(result, names[result.hash]) for result in results], ignore_index=True)
@@ -58,9 +59,9 @@ def _of(result: Result, label: str) -> pd.DataFrame:
         answer, counted = answers.get((task, doc_id), {}), tokens.get((task, doc_id), {})
         row |= {name: answer.get(name) for name in OF_ANSWER}
         rows.append(row | {name: counted.get(key) for key, name in OF_TOKENS.items()})
-    counts = dict.fromkeys([*OF_ANSWER[1:], "visual_tokens", "kept_tokens"], "Int64")
+    counts = dict.fromkeys([*OF_ANSWER[2:], "visual_tokens", "kept_tokens"], "Int64")
     floats = {"lambda": "Float64", "tokens_per_layer": "Float64"}
-    return pd.DataFrame(rows).astype({"response": "string", "record": "string", **counts, **floats})
+    return pd.DataFrame(rows).astype({"response": "string", "failed": "string", "record": "string", **counts, **floats})
 
 
 def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:

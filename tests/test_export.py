@@ -42,6 +42,16 @@ def test_one_row_a_question_and_run(folder, capsys):
     assert all((out / name).is_file() for name in ("leaderboard.csv", "README.md"))
 
 
+def test_why_a_question_failed_is_a_column(folder):
+    (said,) = folder.rglob("responses.jsonl")
+    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    lines[1]["failed"] = "the question is empty"
+    said.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = pd.read_parquet(exported(folder) / "data" / "questions.parquet")
+    failed = rows[rows["failed"].notna()]
+    assert failed[["method", "doc_id", "failed"]].to_numpy().tolist() == [["baseline", 1, "the question is empty"]]
+
+
 def test_datasets_loads_it(folder, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     out = exported(folder)

@@ -6,6 +6,7 @@ from PIL import Image
 from tiny import tiny_processor
 
 from harness.inputs import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, messages_digest, to_inputs
+from harness.unreadable import BadInput
 
 LIMITS = PixelLimits(min_pixels=4 * 784, max_pixels=64 * 784, max_frames=4)
 
@@ -90,6 +91,38 @@ def test_a_video_file_is_read_with_at_most_max_frames(processor, tmp_path, reade
     assert [float(seconds) for seconds in inputs["second_per_grid_ts"]] == [1.0]  # 4 of 8 frames at 4 a second
     shown = to_inputs(processor, [ask([images[i] for i in (0, 2, 5, 7)])], LIMITS)
     assert inputs["pixel_values_videos"].allclose(shown["pixel_values_videos"], atol=0.2)  # as far as mpeg4 is lossy
+
+
+def test_a_video_of_one_frame_shows_it_twice(processor, tmp_path, reader):
+    (image,) = clip(tmp_path / "clip.mp4", 1)
+    inputs = to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)
+    shown = to_inputs(processor, [ask([image])], LIMITS)
+    assert inputs["video_grid_thw"].tolist() == shown["video_grid_thw"].tolist() == [[1, 4, 4]]
+    assert inputs["pixel_values_videos"].allclose(shown["pixel_values_videos"], atol=0.2)
+
+
+def test_what_is_no_video_is_told_from_what_is_not_there(processor, tmp_path, reader):
+    file = tmp_path / "clip.mp4"
+    with pytest.raises(FileNotFoundError):
+        to_inputs(processor, [ask(str(file))], LIMITS)
+    file.write_bytes(bytes(range(200)))
+    with pytest.raises(BadInput, match=r"^clip\.mp4 cannot be (opened as a video|decoded: Invalid data)"):
+        to_inputs(processor, [ask(str(file))], LIMITS)
+    with pytest.raises(BadInput, match="the video has no frame"):
+        to_inputs(processor, [ask([])], LIMITS)
+
+
+def test_sound_alone_is_no_video(processor, tmp_path, reader):
+    import av
+
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), "float32"), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(BadInput, match=r"clip\.mp4 (cannot be opened as a video|has no frame)"):
+        to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)
 
 
 def test_frames_of_files_and_of_lists_have_one_cap(processor, tmp_path, reader):

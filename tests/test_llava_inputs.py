@@ -22,6 +22,7 @@ from harness.inputs import PixelLimits, limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pipeline import run
 from harness.results import Result
+from harness.unreadable import BadInput
 
 NULLS = [f"model.{key}=null" for key in ("min_pixels", "max_pixels", "max_frames")]
 # Names of the released checkpoint, by those that the model has.
@@ -152,3 +153,20 @@ class TestRun:
             started("method=fastv", "method.variant=paper", "keep=0.5", "positions=compact")
         with pytest.raises(UserError, match="positions must be one of keep, compact, got packed"):
             started("method=uniform", "positions=packed")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10_000, 40)])
+def test_a_processor_with_a_resolution_of_its_own_takes_every_shape(size):
+    inputs = to_inputs(tiny_llava_processor(), [ask(picture(*size))], None)
+    assert (
+        inputs["pixel_values"].shape
+        == to_inputs(tiny_llava_processor(), [ask(picture(60, 60))], None)["pixel_values"].shape
+    )
+
+
+def test_a_file_that_is_no_picture_is_bad_input(tmp_path):
+    (tmp_path / "a.png").write_bytes(bytes(range(200)))
+    message = [{"role": "user", "content": [{"type": "image", "url": str(tmp_path / "a.png")}]}]
+    for processor, limits in ((tiny_llava_processor(), None), (tiny_processor(), LIMITS)):
+        with pytest.raises(BadInput, match="UnidentifiedImageError: cannot identify image file"):
+            to_inputs(processor, [message], limits)

@@ -149,6 +149,16 @@ def test_what_did_not_finish_is_listed_and_counts_nowhere(tmp_path):
     assert 'data-method="greedy"' not in text
 
 
+def test_failed_questions_are_noted_and_counted(tmp_path):
+    some(tmp_path)
+    (file,) = (tmp_path / "runs").rglob("random-*/metrics.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "failed": {"one": 2, "two": 0}}))
+    make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    text = (tmp_path / "page.html").read_text()
+    assert "one: 2 of 20 questions failed, scored as empty answers, in random keep=0.25" in text
+    assert text.count("<td>40 (2 failed)</td>") == 1
+
+
 def test_names_tell_runs_of_one_budget_apart(tmp_path):
     write_run(tmp_path, "none")
     write_run(tmp_path, "random")
