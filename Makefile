@@ -46,6 +46,7 @@ results: .venv/.installed
 
 # Of committed runs the answers are gone: the sample holds those that the page shows, with what they kept.
 REPORT := $(BIN)/python -m harness.report runs=$(RUNS) sample=results/pocket/sample.json
+REPORT += $(patsubst %,prefill=%,$(wildcard results/pocket/times))
 report: .venv/.installed
 	$(REPORT)
 

@@ -121,19 +121,48 @@ def test_pictures_that_cannot_be_loaded_are_named(tmp_path):
     assert re.search("Shown without pictures: m on suite: no model folder at /no/such/model", text)
 
 
+def agreement(page):
+    """What the cells say of it, row by row: three runs with an average and two benchmarks."""
+    found = re.findall(r'<span class="same">(.*?)</span>', page.read_text())
+    assert len(found) == 9
+    return found
+
+
 def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp_path):
     some(tmp_path)
     where = (f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
     sample = f"sample={tmp_path / 'sample.json'}"
     assert make(*where, sample)["questions"] == 12
     kept = (tmp_path / "sample.json").read_text()
+    whole = agreement(tmp_path / "page.html")
+    assert whole[0] == "100.0"
+    assert all(0 < float(percent) < 100 for percent in whole[3:])
     for name in ("responses.jsonl", "kept.jsonl"):
         for file in (tmp_path / "runs").rglob(name):
             file.unlink()
     assert make(*where)["questions"] == 0
-    assert "No run here holds its answers" in (tmp_path / "page.html").read_text()
+    assert "No pruned run here holds its answers" in (tmp_path / "page.html").read_text()
+    assert set(agreement(tmp_path / "page.html")) == {"–"}
     assert make(*where, sample)["questions"] == 12
     assert (tmp_path / "sample.json").read_text() == kept
+    assert agreement(tmp_path / "page.html") == whole
+
+
+def test_orders_can_be_found_for_a_sample_whose_runs_lost_their_answers(tmp_path, monkeypatch):
+    def asked_again(setting, results):
+        for question in setting["questions"]:
+            question.update(orders=[None] * len(setting["runs"]), importance="AA==")
+        return [f"{len(results)} runs"]
+
+    some(tmp_path)
+    where = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", f"sample={tmp_path / 'sample.json'}"]
+    make(*where, "pictures=false")
+    for file in (tmp_path / "runs").rglob("kept.jsonl"):
+        file.unlink()
+    monkeypatch.setattr("harness.report.replay.replay", asked_again)
+    make(*where, "pictures=false", "replay=true")
+    assert (tmp_path / "sample.json").read_text().count('"importance": "AA=="') == 12
+    assert '<p class="warn">3 runs</p>' in (tmp_path / "page.html").read_text()
 
 
 def test_what_did_not_finish_is_listed_and_counts_nowhere(tmp_path):
@@ -188,7 +217,7 @@ def test_times_join_the_runs_they_were_measured_for(tmp_path):
     runs = [("a", "baseline", ""), ("b", "random", "keep=0.25"), ("c", "fps", "keep=0.25"), ("d", "dart", "keep=0.25")]
     runs.append(("e", "dpp", "tokens=64"))
     frame = pd.DataFrame([{"hash": h, "model": "m", "method": m, "budget": b, "name": m} for h, m, b in runs])
-    known, without = join(read_times(file), frame)
+    known, without = join(read_times([file]), frame)
     assert dict(zip(known["hash"], known["prefill_ms"], strict=True)) == {"a": 40.5, "b": 12.0, "e": 7.0}
     assert without == ["dart keep=0.25", "fps keep=0.25"]  # of another model, and measured twice
 
@@ -209,7 +238,7 @@ def test_times_that_do_not_compare_are_refused(tmp_path, text, message):
     file = tmp_path / "times.csv"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
-        read_times(file)
+        read_times([file])
 
 
 def test_the_files_of_the_bench_are_read(tmp_path):
@@ -218,8 +247,8 @@ def test_the_files_of_the_bench_are_read(tmp_path):
     shared = {"model": "m", "workload": "1x2x2", "weights": "real", "batch": 1, "device": "cpu"}
     rows = [{**shared, "method": "none", "budget": "1.0", "prefill_ms": 9.0}]
     output.write(tmp_path / "bench", rows, {"machine": "x"})
-    one, two = (read_times(tmp_path / f"bench.{kind}") for kind in ("csv", "json"))
-    assert one.measured == two.measured == "workload 1x2x2, batch 1, weights real, device cpu"
+    one, two = (read_times([tmp_path / f"bench.{kind}"]) for kind in ("csv", "json"))
+    assert one.measured == two.measured == {"m": "workload 1x2x2, batch 1, weights real, device cpu"}
     assert one.frame.to_dict("records") == two.frame.to_dict("records")
     assert one.frame.iloc[0].tolist() == ["m", "none", "", 9.0]
 
@@ -227,7 +256,7 @@ def test_the_files_of_the_bench_are_read(tmp_path):
 def test_raw_scores_are_plotted_without_runs(tmp_path):
     report = make("scores=results/paper/published_scores.csv", f"plots={tmp_path}")
     names = {file.stem for file in tmp_path.iterdir()}
-    assert {"1-qwen25vl7b-keep0.25-radar", "6-qwen25vl7b-lambda"} <= names
+    assert {"1-qwen25vl7b-keep0.25-radar", "2-llava15_7b-budgets", "6-qwen25vl7b-lambda"} <= names
     assert report["plots"] == 3 * len(names)
     frame = of_scores(read_scores(Path("results/paper/published_scores.csv")))
     whole = frame[(frame["benchmark"] == "avg") & (frame["method"] == "idpruner") & (frame["budget"] == "keep=0.10")]

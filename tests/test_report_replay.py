@@ -98,7 +98,9 @@ def test_a_processor_that_pads_is_shown_with_its_margin():
         "model": {"name": "pocket_llava", "pretrained": "harness://pocket/weights_llava"},
         "tasks": {"name": "text", "include": "harness://pocket/tasks", "metrics": {"pocket_text": None}},
     }
-    ((asked,),) = [list(pictures.Questions(config).ask("pocket_text", [(0, [[1, 16, 16]])]))]
+    questions = pictures.Questions(config)
+    assert questions.suite.prompts == "llava"  # as the run was asked
+    (asked,) = questions.ask("pocket_text", [(0, [[1, 16, 16]])])
     rows = pd.read_parquet(TASKS / "data" / "text.parquet")
     original = Image.open(io.BytesIO(rows.iloc[order(len(rows))[0]]["image"]["bytes"])).convert("RGB")
     (picture,) = asked.pictures

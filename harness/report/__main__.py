@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from harness.cli import command
 from harness.errors import UserError
+from harness.report.times import files_of
 from harness.store import check_place
 
 GALLERIES = ("page", "all", "none")
@@ -26,7 +27,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"questions must be a number of questions, at least 1, got {cfg.questions}")
     if cfg.out is None and cfg.plots is None:
         raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
-    if cfg.prefill is not None and not Path(str(cfg.prefill)).is_file():
+    if cfg.prefill is not None and not all(file.is_file() for file in files_of(cfg.prefill) or [Path()]):
         raise UserError(f"no file at prefill={cfg.prefill}")
     if cfg.scores is not None and not (cfg.plots is not None and Path(str(cfg.scores)).is_file()):
         raise UserError(

@@ -11,10 +11,10 @@ from PIL import Image
 
 from harness import plots
 from harness.errors import UserError
-from harness.report import context, drawn, gallery, page, pictures
+from harness.report import alike, context, drawn, gallery, page, pictures
 from harness.report.page import plural
 from harness.report.standing import of_scores, standing
-from harness.report.times import read_times
+from harness.report.times import files_of, read_times
 from harness.results import Result, collect
 from harness.scores import read_scores
 from harness.store import write_atomic
@@ -33,7 +33,8 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     results = collect(runs)
     if not results:
         raise UserError(f"no finished run below runs={runs}: start with python -m harness")
-    times = None if cfg.prefill is None else read_times(Path(str(cfg.prefill)))
+    measured = files_of(cfg.prefill)
+    times = read_times(measured) if measured else None
     frame, notes = standing(results)
     sets = drawn.draw(frame, times)
     written = len(_draw(cfg, sets))
@@ -41,7 +42,8 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     if cfg.out is None:
         return report
     out = Path(str(cfg.out))
-    sample, failures = _sample(cfg, results)
+    sample, failures = _sample(cfg, results, frame)
+    frame = alike.filled(frame, sample)
     about = {**context.of_runs(cfg, results, frame, sets), "notes": notes, "failures": failures}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,25 +63,24 @@ def _draw(cfg: DictConfig, sets: Sequence[drawn.Set]) -> list[Path]:
     return files
 
 
-def _sample(cfg: DictConfig, results: Sequence[Result]) -> tuple[gallery.Sample, list[str]]:
+def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> tuple[gallery.Sample, list[str]]:
     """The gallery's answers, from the runs or from the file that kept them; and what could not be computed again."""
     if cfg.gallery == "none":
         return gallery.EMPTY, []
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
+    alike.keep(sample, frame)
+    file = None if cfg.sample is None else Path(str(cfg.sample))
+    if file is not None and file.is_file():
+        fresh = {setting["setting"] for setting in sample["settings"]}
+        for key, kept in gallery.load(file, results).items():
+            sample[key] += [it for it in kept if it["setting"] not in fresh]
     failures: list[str] = []
     if cfg.replay:
         from harness.report.replay import replay
 
         for setting in sample["settings"]:
             failures += replay(setting, {result.hash: result for result in results})
-    if cfg.sample is None:
-        return sample, failures
-    file = Path(str(cfg.sample))
-    if file.is_file():
-        fresh = {setting["setting"] for setting in sample["settings"]}
-        for key, kept in gallery.load(file, results).items():
-            sample[key] += [it for it in kept if it["setting"] not in fresh]
-    if sample["settings"] and cfg.gallery == "page":
+    if file is not None and sample["settings"] and cfg.gallery == "page":
         gallery.save(sample, file)
     return sample, failures
 

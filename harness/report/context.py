@@ -132,7 +132,7 @@ def _missing(cfg: DictConfig, sample: gallery.Sample, missing: list[str]) -> lis
         return ["gallery=none was given."]
     if not sample["settings"]:
         return [
-            "No run here holds its answers and kept tokens (responses.jsonl, kept.jsonl): committed results are kept "
-            "without them. Run python -m harness again, or pass the sample= that was made from whole runs."
+            "No pruned run here holds its answers and kept tokens (responses.jsonl, kept.jsonl): committed results are "
+            "kept without them. Run python -m harness again, or pass the sample= that was made from whole runs."
         ]
     return [f"Shown without pictures: {text}" for text in missing]

@@ -87,7 +87,8 @@ def _add_time(made: Set, rows: pd.DataFrame, times: Times | None, stem: str) -> 
     known, without = join(times, rows)
     gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
     caption = "Dashed: the Pareto front; no run is both faster and better than one that lies on it. "
-    caption += f"Measured by python -m harness.bench: {times.measured}.{gone}" if times.measured else gone.strip()
+    how = times.measured.get(str(rows["model"].iloc[0]))
+    caption += f"Measured by python -m harness.bench: {how}.{gone}" if how else gone.strip()
     none = "The file with prefill times has fewer than two of these runs, so there is no score against time."
     title, name = "Score against measured prefill time", f"{stem}-prefill"
     _add(made, name, title, caption, plots.pareto(rows, known), none)

@@ -1,7 +1,8 @@
 """The questions that a page shows, with every run's answer and kept tokens, as JSON that outlives the run folders.
 
 A sample is {"settings": [...], "overlaps": [...]}. A setting is a model on a set of tasks with all its runs:
-{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "questions": [...]}; a question is
+{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "agreement": [{benchmark: percent
+of the unpruned model's answers} for each run], "questions": [...]}; a question is
 {"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
 in base 64 or null. An overlap is a budget of a setting: {"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
@@ -24,13 +25,16 @@ EMPTY: Sample = {"settings": [], "overlaps": []}
 
 
 def gather(results: Sequence[Result], per_task: int | None) -> Sample:
-    """The most telling `per_task` questions of every task (None: all), and the overlap of what runs kept."""
+    """The most telling `per_task` questions of every task (None: all), and the overlap of what runs kept.
+
+    Settings in which nothing was pruned have nothing to show.
+    """
     sample: Sample = {"settings": [], "overlaps": []}
     for setting in dict.fromkeys(result.setting for result in results):
         group = [result for result in results if result.setting == setting]
         found = {result.hash: said for result in group if (said := answers.read(result))}
         group = [result for result in group if result.hash in found]
-        if group:
+        if any(not result.is_baseline for result in group):
             sample["settings"].append(_setting(group, found, per_task))
             sample["overlaps"] += _overlaps(group, found)
     return sample
@@ -51,6 +55,7 @@ def _setting(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answ
         "setting": group[0].setting,
         "runs": [result.hash for result in group],
         "answered": len(asked),
+        "agreement": [{} for _ in group],
         "questions": questions,
     }
 
@@ -136,4 +141,4 @@ def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
     each = [
         {key: cut(it) if key in ("answers", "orders") else it for key, it in q.items()} for q in setting["questions"]
     ]
-    return {**setting, "runs": cut(setting["runs"]), "questions": each}
+    return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": each}

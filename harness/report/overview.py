@@ -49,6 +49,6 @@ def _cell(found: dict[str, Any] | None) -> dict[str, Any] | None:
     """What one cell shows; None where the run has no such benchmark. NaN becomes None."""
     if found is None:
         return None
-    numbers = ("score", "relative", "low", "high", "se", "lost", "gained", "p_best")
+    numbers = ("score", "relative", "low", "high", "se", "lost", "gained", "agreement", "p_best")
     known = {name: None if pd.isna(found[name]) else float(found[name]) for name in numbers}
     return {**known, "best": found["best"] is True or bool(found["best"] == 1), "as_best": bool(found["as_best"] == 1)}

@@ -13,7 +13,7 @@ from harness import checkpoint
 from harness.config import RunConfig, validate
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite
-from harness.loading import Loaded, Pruner, load, pruner_of
+from harness.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.report.answers import text
 from harness.report.page import plural
 from harness.results import Result
@@ -28,7 +28,9 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
     failed: list[str] = []
     runs = [results[name] for name in setting["runs"]]
     config = configuration(runs[0])
-    suite, loaded = Suite(config.tasks, data_root=config.data_root), load(config.model)
+    suite = Suite(config.tasks, family_of(checkpoint.fetch(config.model)).prompts, config.data_root)
+    loaded = load(config.model)
+    tasks = {name: suite.load(name) for name in dict.fromkeys(question["task"] for question in setting["questions"])}
     for question in setting["questions"]:
         question.update(orders=[None] * len(runs), importance=None)
     for index, run in enumerate(runs):
@@ -38,7 +40,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
             config = configuration(run)
             pruner = pruner_of(config, checkpoint.fetch(config.model))
             if pruner.method.stage != "pixels":
-                differ = _ask(setting["questions"], index, pruner, suite, loaded)
+                differ = _ask(setting["questions"], index, pruner, tasks, loaded)
                 failed += [f"{run.folder.name}: {plural(differ, 'selection')} other than recorded"] * bool(differ)
         except UserError as error:
             failed.append(f"{run.folder.name}: {one_line(error)}")
@@ -60,14 +62,13 @@ def configuration(run: Result) -> RunConfig:
     return validate(OmegaConf.create({**config, "method": {"name": name, **params}}))
 
 
-def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, suite: Suite, loaded: Loaded) -> int:
+def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, tasks: dict[str, Any], loaded: Loaded) -> int:
     """Ask one run's questions again; returns how many selections came out otherwise."""
     from harness.lmms_model import PrunedModel
 
     differ = 0
-    for name in dict.fromkeys(question["task"] for question in questions):
+    for name, task in tasks.items():
         those = [question for question in questions if question["task"] == name and question["answers"][index]]
-        task = suite.load(name)
         split = task.config.test_split if task.has_test_docs() else task.config.validation_split
         model = PrunedModel(loaded, pruner, {})
         model.task_dict[name] = {split: task.task_docs}

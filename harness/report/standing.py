@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.groups import group_of, group_rank
 from harness.results import Result, failures
+from harness.scores import budget_key
 from harness.settings import differing, flat, unlike
 from harness.stats import AVERAGE
 from harness.summary import COLUMNS, summary
@@ -82,6 +83,7 @@ def of_scores(raw: pd.DataFrame) -> pd.DataFrame:
     rows["hash"] = rows["setting"] + " " + rows["budget"] + " " + rows["method"] + " " + rows["lambda"].map(str)
     several = rows.groupby(["setting", "budget", "method"])["lambda"].transform("nunique") > 1
     rows["name"] = rows["method"] + (" (lam " + rows["lambda"].map(str) + ")").where(several, "")
+    rows["K"] = [count if kind == "tokens" else math.nan for kind, count in map(budget_key, rows["budget"])]
     whole = rows.drop_duplicates("hash").assign(benchmark=AVERAGE, score=math.nan)
     counts = rows["setting"].map(rows.groupby("setting")["benchmark"].nunique())
     there = rows.groupby("hash")["relative"].transform("count") == counts  # no average over what is missing

@@ -1,8 +1,10 @@
 """Measured prefill times, as `python -m harness.bench` writes them, joined to runs; nothing is estimated here."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -16,14 +18,30 @@ UNPRUNED = ("none", "baseline")
 
 @dataclass(frozen=True)
 class Times:
-    """COLUMNS of every measurement, budgets as runs have them, and in words what all of them share."""
+    """COLUMNS of every measurement, budgets as runs have them, and model -> in words what those of it share."""
 
     frame: pd.DataFrame
-    measured: str = ""
+    measured: dict[str, str]
 
 
-def read_times(file: Path) -> Times:
+def files_of(prefill: Any) -> list[Path]:
+    """What a command was given as `prefill=`: nothing, a file, or a folder of CSV files."""
+    if prefill is None:
+        return []
+    place = Path(str(prefill))
+    return sorted(place.glob("*.csv")) if place.is_dir() else [place]
+
+
+def read_times(files: Sequence[Path]) -> Times:
     """From bench.csv or bench.json, or any CSV or list of records with COLUMNS; UserError for what cannot compare."""
+    frame = pd.concat([_rows(file) for file in files], ignore_index=True)
+    measured = {str(model): _shared(rows, str(model)) for model, rows in frame.groupby("model")}
+    frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
+    frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], frame["budget"], strict=True)]
+    return Times(frame, measured)
+
+
+def _rows(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".json":
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -36,17 +54,20 @@ def read_times(file: Path) -> Times:
         raise UserError(f"prefill={file} lacks the columns {', '.join(lacking)}: it needs {', '.join(COLUMNS)}")
     if not pd.api.types.is_numeric_dtype(frame["prefill_ms"]):
         raise UserError(f"prefill={file}: prefill_ms has to be a number of milliseconds in every row")
+    return frame
+
+
+def _shared(rows: pd.DataFrame, model: str) -> str:
+    """In words what all measurements of a model have in common; UserError where one of ALIKE is not."""
     shared = []
-    for name in (name for name in ALIKE if name in frame):
-        values = [str(value) for value in frame[name].dropna().unique()]
+    for name in (name for name in ALIKE if name in rows):
+        values = [str(value) for value in rows[name].dropna().unique()]
         if len(values) > 1:
-            raise UserError(f"prefill={file} has several of {name} ({', '.join(values)}): leave the rows of one in it")
+            raise UserError(f"prefill= has several of {name} ({', '.join(values)}) for {model}: leave the rows of one")
         shared += [f"{name} {value}" for value in values]
     if "weights tiny" in shared:
-        raise UserError(f"prefill={file} was measured on tiny stand-ins: measure the models that the runs are of")
-    frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
-    frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], frame["budget"], strict=True)]
-    return Times(frame, ", ".join(shared))
+        raise UserError(f"prefill= of {model} is of tiny stand-ins: measure the models that the runs are of")
+    return ", ".join(shared)
 
 
 def _budget(method: str, budget: str | float | None) -> str:
