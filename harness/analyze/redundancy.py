@@ -52,8 +52,8 @@ def redundancy(cfg: DictConfig) -> None:
             row |= {column: found["mean"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    about: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
-    found = {**about, "images": len(each) // len(frame), "layers": rows}
+    found: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    found |= {"images": len(each) // len(frame), "layers": rows}
     first, last = rows[0]["cosine"], rows[-1]["cosine"]
     print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} behind the last layer")
     leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)
