@@ -48,8 +48,8 @@ def redundancy(cfg: DictConfig) -> None:
     for layer, some in each.groupby("layer"):
         row: dict[str, Any] = {"layer": layer}
         for column in COLUMNS:
-            found = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
-            row |= {column: found["mean"], f"{column}_low": found["low"], f"{column}_high": found["high"]}
+            mean = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
+            row |= {column: mean["mean"], f"{column}_low": mean["low"], f"{column}_high": mean["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
     found: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
