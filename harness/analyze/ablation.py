@@ -47,7 +47,7 @@ def ablation(cfg: DictConfig) -> None:
     model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
     for note in notes:
         print(f"note: {note}")
-    print(differences.to_string(index=False, float_format="%.2f"))
+    print(differences.to_string(index=False, float_format="{:.2f}".format))
     questions = int(frame["questions"].iloc[0])
     found = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
     found |= {"differences": differences.to_dict("records")}

@@ -103,7 +103,7 @@ def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
     distances = {(it["keep"], it["method"], it["axis"]): it["distance"] for it in found["distances"]}
     with plots.style():
         lines = -(-len(labels) // columns)
-        size = (1.85 * columns + 1.2, 1.75 * lines * len(keeps) + 0.5)
+        size = (1.5 * columns + 0.6, 1.45 * lines * len(keeps) + 0.4)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(lines * len(keeps), columns, squeeze=False, sharex=True, sharey=True)
         for axis in axes.flat:
@@ -116,15 +116,16 @@ def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
                 for name, color in zip(AXES, plots.SERIES, strict=False):
                     line = here[here["axis"] == name]
                     x = (line["band"] + 0.5) / found["bands"]
-                    axis.plot(x, line["ratio"], color=color, lw=1.4, marker="o", ms=2.4, label=name)
+                    axis.plot(x, line["ratio"], color=color, lw=1.2, marker="o", ms=1.8, label=name)
                 said = " / ".join(f"{distances[keep, label, name]:.2f}" for name in AXES)
-                axis.set_title(f"{label}, {keep:g}\n{said}", fontsize=8)
+                axis.set_title(f"{label}, {keep:g}\n{said}", fontsize=7)
+                axis.tick_params(axis="y", labelsize=6.5)
                 axis.set_xlim(0, 1)
-                axis.set_xticks([0, 0.5, 1], ["top, left", "", "bottom,\nright"], fontsize=6.5)
-        figure.supylabel("kept, as a multiple of an even share", fontsize=8.5, color=plots.MUTED)
+                axis.set_xticks([0, 0.5, 1], ["top,\nleft", "", "bottom,\nright"], fontsize=6)
+        figure.supylabel("kept, as a multiple of an even share", fontsize=7.5, color=plots.MUTED)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=2)
         images = found["distances"][0]["images"]
         title = f"{found['model']}, {images} images; below each name: distance from even, rows / columns"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     return figure

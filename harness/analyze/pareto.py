@@ -104,10 +104,6 @@ def judged(cfg: DictConfig, each: pd.DataFrame) -> tuple[pd.DataFrame, list[dict
 def sentence(verdict: dict[str, Any]) -> str:
     """One verdict for people."""
     ours, theirs, keep = verdict["ours"], verdict["theirs"], verdict["keep"]
-    if verdict["difference"] is None:
-        return f"keep {keep:g}: {ours} and {theirs} are nowhere equally clustered"
-    if verdict["low"] is None:
-        return f"keep {keep:g}: {theirs} lies at an end of {ours}, where samples of images do not always reach"
     gain, low, high = (100 * verdict[key] for key in ("difference", "low", "high"))
     said = "more than" if low > 0 else "less than" if high < 0 else "no clearly different share than"
     numbers = f"{gain:+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
@@ -124,7 +120,7 @@ def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
         for axis, keep in zip(figure.subplots(1, len(keeps), squeeze=False)[0], keeps, strict=True):
             here = frame[frame["keep"] == keep]
             for curve, (color, mark) in looks.items():
-                line = here[here["curve"] == curve].sort_values(reference)
+                line = here[here["curve"] == curve]
                 single = len(line) == 1
                 style = {"color": color, "marker": mark, "ms": 7 if single else 3.6, "lw": 1.3}
                 axis.plot(line[reference], line["retention"], label=curve, zorder=3 if single else 2, **style)

@@ -48,12 +48,12 @@ def redundancy(cfg: DictConfig) -> None:
     for layer, some in each.groupby("layer"):
         row: dict[str, Any] = {"layer": layer}
         for column in COLUMNS:
-            value = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
-            row |= {column: value["mean"], f"{column}_low": value["low"], f"{column}_high": value["high"]}
+            mean = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
+            row |= {column: mean["mean"], f"{column}_low": mean["low"], f"{column}_high": mean["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    about: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
-    found = {**about, "images": len(each) // len(frame), "layers": rows}
+    found: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    found |= {"images": len(each) // len(frame), "layers": rows}
     first, last = rows[0]["cosine"], rows[-1]["cosine"]
     print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} behind the last layer")
     leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)

@@ -11,12 +11,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+import methods
 from harness.analyze import settings
 from harness.analyze.measures import Cloud, retention
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, gathered
 from harness.analyze.settings import Contestant
-from harness.loading import Loaded, checked_method, load_scorer, pruner_of
+from harness.loading import Loaded, pruner_of
+from harness.models.scorer import load_scorer
 from methods.base import Method, Received, Signal, Tokens
 from methods.budget import Budget
 from methods.numerics import min_max
@@ -62,8 +64,7 @@ def rows(cfg: DictConfig, loaded: Loaded, source: Source) -> Iterator[dict[str, 
     A budget that leaves fewer than two tokens of an image, or drops none, has no row of it.
     """
     importance = Importance(cfg, loaded)
-    asked = settings.contestants(cfg)
-    players = [(one, checked_method(settings.run_of(cfg, one, 0.5), loaded.folder)) for one in asked]
+    players = [(one, methods.load(one.name, **one.params)) for one in settings.contestants(cfg)]
     keys = list(dict.fromkeys(importance.signals(method) for _, method in players))
     probes = [Noted(wanted=wanted, reading=reading) for wanted, reading in keys]
     images = gathered(loaded, source, probes, cfg.seed, cfg.limit, cfg.min_tokens, importance.scorer)
