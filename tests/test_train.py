@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tiny import HIDDEN, tiny_folder, tiny_llava, tiny_llava_processor
 
 from harness import cli, train
-from harness.__main__ import prepare
 from harness.errors import UserError
 from harness.models.scorer import PARTS, VisionSelectorScorer, load_scorer
 from harness.training.loop import Training
@@ -212,8 +211,15 @@ def test_a_damaged_checkpoint_is_one_line(place):
 )
 def test_mistakes_are_found_before_the_model_is_loaded(place, change, message):
     with pytest.raises(UserError, match=message):
-        train.check(cli.compose("train", prepare([*place.call("wrong")[1:], change])))
+        train.check(cli.compose("train", train.prepare([*place.call("wrong")[1:], change])))
     assert not (place.root / "wrong").exists()
+
+
+def test_an_unknown_recipe_is_not_passed_over():
+    with pytest.raises(UserError, match=r"unknown recipe pockt: did you mean pocket\?"):
+        train.prepare(["model=pocket", "recipe=pockt"])
+    published = cli.compose("train", train.prepare(["model=pocket", "recipe=published"]))
+    assert (published.data, published.lr) == (None, 5e-5)
 
 
 def test_the_pocket_models_have_a_recipe_of_their_own_and_others_the_published_one():
