@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from harness.cli import command
 from harness.errors import UserError
+from harness.files import write_atomic
 from harness.results import Result, average, collect, failures, relative
 from harness.scores import answers, of_task, questions
 from harness.settings import differing
@@ -33,6 +34,8 @@ def check(cfg: DictConfig) -> None:
     for key in ("a", "b"):
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
+    if cfg.csv is not None and not Path(str(cfg.csv)).absolute().parent.is_dir():
+        raise UserError(f"cannot write csv={cfg.csv}: there is no folder {Path(str(cfg.csv)).parent}")
     if Path(str(cfg.a)).resolve() == Path(str(cfg.b)).resolve():
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 
@@ -117,6 +120,8 @@ def main(cfg: DictConfig) -> None:
     a, b = (Result.of(Path(str(cfg[key]))) for key in ("a", "b"))
     baseline = baseline_of(a, b)
     found = compare(a, b, baseline, int(cfg.resamples), int(cfg.seed))
+    if cfg.csv is not None:
+        write_atomic(Path(str(cfg.csv)), found.to_csv(index=False, float_format="%.6g"))
     settings = _settings(a, b)
     for name, run in (("A", a), ("B", b)):
         print(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")

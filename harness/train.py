@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import __main__ as run
 from harness import checkpoint
-from harness.cli import command
-from harness.config import RunConfig, shipped, validate
+from harness.cli import command, did_you_mean, parse
+from harness.config import RunConfig, conf, shipped, validate
 from harness.errors import UserError
 from harness.processes import launched
 from harness.store import check_place
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from harness.training.examples import Source
 
 POCKET = "pocket"  # data that is drawn instead of read
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """As in the main job; a recipe that there is not is refused, since most models have none of their own."""
+    known = [file.stem for file in conf("recipe").glob("*.yaml")]
+    for override in parse(overrides):
+        if override.key_or_group == "recipe" and not override.is_sweep_override() and override.value() not in known:
+            raise UserError(f"unknown recipe {override.value()}: {did_you_mean(str(override.value()), known)}")
+    return run.prepare(overrides)
 
 
 def main(cfg: DictConfig) -> None:
@@ -122,4 +131,4 @@ def check_family(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("train", main, (check, check_family), run.prepare, several=True)
+    command("train", main, (check, check_family), prepare, several=True)

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 
-def write_conversations(folder: Path, count: int) -> Path:
-    """`count` conversations of one to three questions, each about a picture of one of several sizes."""
+def write_conversations(folder: Path, count: int, most: int = 3) -> Path:
+    """`count` conversations of one to `most` questions, each about a picture of one of several sizes."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     records = []
@@ -16,7 +16,7 @@ def write_conversations(folder: Path, count: int) -> Path:
         side = 56 + 28 * (number % 3)
         Image.fromarray(rng.integers(0, 256, (56, side, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         turns = []
-        for question in range(1 + number % 3):
+        for question in range(1 + number % most):
             place = "<image>\n" * (question == 0)
             turns.append({"from": "human", "value": f"{place}Question {question}?"})
             turns.append({"from": "gpt", "value": "yes " * question + "no"})

@@ -11,6 +11,7 @@ import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 import harness.lmms_model
 import harness.pipeline
 import harness.tables
+import harness.training.loop
 import methods
 
 __all__ = ["harness", "hydra", "lmms_eval", "methods", "pytest", "transformers"]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from runs import make_run
 
@@ -76,7 +77,7 @@ def test_folders_are_given_by_place_or_by_name(tmp_path):
 
 def test_the_command(pair, tmp_path):
     a, b = pair
-    call = [sys.executable, "-m", "harness.compare", str(a.folder), str(b.folder)]
+    call = [sys.executable, "-m", "harness.compare", str(a.folder), str(b.folder), "csv=found.csv"]
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -85,6 +86,8 @@ def test_the_command(pair, tmp_path):
     report = json.loads(lines[-1])
     assert report["tasks"]["t_one"]["a_only"] == 3
     assert report["settings"] == {}
+    written = pd.read_csv(tmp_path / "found.csv", index_col="task")
+    assert written["difference"].to_dict() == pytest.approx({t: r["difference"] for t, r in report["tasks"].items()})
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,7 @@ def test_the_command(pair, tmp_path):
         (["here"], "b is null: pass two run folders"),
         (["here", "./here"], "a and b are one folder"),
         (["here", "there"], "here is no finished run"),
+        (["here", "there", "csv=no/file.csv"], "cannot write csv=no/file.csv: there is no folder no"),
     ],
 )
 def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch):

@@ -97,18 +97,22 @@ def _conversation(record: Any, name: str, media: Path, shown: Collection[str]) -
         messages.append({"role": ROLES[turn["from"]], "content": _content(str(turn["value"]), files, name)})
     if any(files.values()):
         raise UserError(f"{name} names more files than it has places <image> or <video> for")
-    roles = [message["role"] for message in messages if message["role"] != "system"]
-    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise UserError(f"{name} must go from human to gpt in turns and end with gpt, it goes {', '.join(roles)}")
-    if all(
-        part["type"] == "text" for part in messages[-2]["content"] + messages[0]["content"] + messages[1]["content"]
-    ):
-        raise UserError(f"{name} shows nothing before its first answer: a scorer learns from images alone")
+    _check_turns([message for message in messages if message["role"] != "system"], name)
     return messages
 
 
+def _check_turns(messages: list[Message], name: str) -> None:
+    roles = [message["role"] for message in messages]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise UserError(f"{name} must go from human to gpt in turns and end with gpt, it goes {', '.join(roles)}")
+    if any([part["type"] for part in answer["content"]] != ["text"] for answer in messages[1::2]):
+        raise UserError(f"{name} has an answer that is no text, or empty")
+    if all(part["type"] == "text" for part in messages[0]["content"]):
+        raise UserError(f"{name} shows nothing in its first turn: a scorer learns from questions about images")
+
+
 def _files(given: Any, media: Path, name: str) -> list[str]:
-    paths = [media / path for path in ([given] if isinstance(given, str) else given or [])]
+    paths = [media / str(path) for path in ([given] if isinstance(given, str) else given or [])]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{name} shows {path}, which does not exist: media= is the folder that paths start from")

@@ -138,7 +138,7 @@ class Training:
             part = examples[start : start + size]
             try:
                 yield to_batch(self.loaded, part)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
                 raise UserError(f"cannot show one of {', '.join(media)}: {one_line(error)}") from error
 
