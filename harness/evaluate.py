@@ -165,6 +165,7 @@ class Suite:
 
         from methods.checks import SelectionError
 
+        _quiet_logger()  # importing more of lmms-eval has undone it
         try:
             with redirect_stdout(sys.stderr):  # some tasks print tables
                 results: dict[str, Any] = simple_evaluate(

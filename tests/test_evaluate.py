@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from lmms_eval.models.registry_v2 import ModelRegistryV2
+from loguru import logger
 from tiny_tasks import write_tiny_tasks
 
 from harness.config import TasksConfig
@@ -59,6 +61,20 @@ def run(tasks, monkeypatch, instead):
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", instead)
     loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
     suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), None, tasks)
+
+
+def test_what_is_logged_while_a_task_runs_does_not_reach_stdout(tasks, monkeypatch, capfd):
+    def leave(**_):
+        logger.warning("question 3 failed")
+        raise SystemExit
+
+    logger.add(sys.stdout)  # as lmms-eval does whenever some of its modules are imported
+    loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
+    monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
+    with pytest.raises(UserError):
+        Suite._score(None, "t", type("Model", (), {"loaded": loaded})(), None, tasks)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "WARNING: question 3 failed\n")
 
 
 def test_a_task_that_exits_while_it_runs_is_one_line(tasks, monkeypatch):
