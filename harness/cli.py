@@ -190,7 +190,7 @@ def _meant_for(experiment: str) -> str:
     """The command of an experiment, which its file names unless it is the main job."""
     file = conf("experiment", f"{experiment}.yaml")
     if not file.is_file():
-        known = [path.stem for path in file.parent.glob("table*.yaml")]
+        known = [path.stem for path in file.parent.glob("*.yaml")]
         raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, known)}")
     about = yaml.safe_load(file.read_text(encoding="utf-8"))
     return str(about.get("hydra", {}).get("job", {}).get("name", "harness"))
