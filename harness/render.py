@@ -22,8 +22,9 @@ STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
 body { margin: 1.5rem } div { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0 }
 caption { text-align: left; font-weight: 600; padding: .4rem 0 } th, td { padding: .2rem .6rem; text-align: right }
-th[scope=row], th[scope=rowgroup], td.key { text-align: left; font-weight: normal } td, th { white-space: nowrap }
-sup { line-height: 0 } thead { border-block: 2px solid }
+th[scope=row], th[scope=rowgroup], .key { text-align: left } td, th { white-space: nowrap; vertical-align: top }
+th[scope=row], th[scope=rowgroup] { font-weight: normal } thead { border-block: 2px solid }
+sup { position: absolute; line-height: 1.2 } /* takes no room: numbers stay below each other */
 th[scope=rowgroup] { font-style: italic; border-top: 1px solid } thead small { font-weight: normal; display: block }
 table { border-bottom: 2px solid }
 """
@@ -175,7 +176,8 @@ def html(table: Table) -> str:
     key = ' class="key"'
     same = '<sup title="cannot be told from the best of its block">≈</sup>'
     rows = [f"<caption>{text(table.caption)}</caption>", "<thead><tr>"]
-    rows += [f'<th scope="col">{text(name)}<small>{text(unit)}</small></th>' for name, unit in head(table)]
+    for place, (name, unit) in enumerate(head(table)):
+        rows.append(f'<th scope="col"{key * (place < len(keys))}>{text(name)}<small>{text(unit)}</small></th>')
     rows += ["</tr></thead>", "<tbody>"]
     for line in lines(table):
         if line.heading:
@@ -190,7 +192,8 @@ def html(table: Table) -> str:
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{text(note)}</li>" for note in [*legend(table), *table.notes])
-    return "<div><table>\n" + "\n".join(rows) + f"\n</tbody></table></div>\n<ul>{notes}</ul>\n"
+    region = f'<div tabindex="0" role="region" aria-label="{text(table.caption)}">'  # which scrolls, by keys as well
+    return f"{region}<table>\n" + "\n".join(rows) + f"\n</tbody></table></div>\n<ul>{notes}</ul>\n"
 
 
 def page(fragments: str, title: str) -> str:

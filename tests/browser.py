@@ -11,7 +11,6 @@ from typing import Any
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync"
 WIDE, PHONE = (1280, 860), (390, 844)
-COLORS = 64  # of a picture of the README: enough for a page of text and drawings, and a fifth of the bytes
 
 
 def chromium() -> str | None:
@@ -63,15 +62,15 @@ def pictures(file: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     with browser() as started:
-        for name, section, scheme in (("report", "overview", "light"), ("report-tokens", "gallery", "dark")):
+        for name, section, scheme in (("report", "overview", "light"), ("report-tokens", "viewer", "dark")):
             with opened(started, file, (1440, 900), scheme, reduced_motion="reduce", device_scale_factor=1.25) as shown:
-                if section == "gallery":
+                if section == "viewer":
                     shown.page.locator("#g-differ").check()
                 shown.page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
                 shown.page.wait_for_timeout(300)
                 made.append(folder / f"{name}.png")
                 shown.page.screenshot(path=made[-1])
-                Image.open(made[-1]).convert("RGB").quantize(COLORS).save(made[-1], optimize=True)
+                Image.open(made[-1]).convert("RGB").save(made[-1], optimize=True)
     return made
 
 

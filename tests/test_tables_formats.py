@@ -141,7 +141,7 @@ def test_html_is_escaped_and_has_scopes(table):
     text = page(html(table), "<t>")
     assert "<script>" not in text
     assert '<th scope="row">' in text
-    assert '<th scope="col">' in text
+    assert '<th scope="col" class="key">Group<' in text
     assert "<title>&lt;t&gt;</title>" in text
 
 
