@@ -127,9 +127,13 @@ def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
                 error = {"color": color, "lw": 0.8, "alpha": 0.7}
                 axis.vlines(line[reference], line["retention_low"], line["retention_high"], **error)
                 axis.hlines(line["retention"], line[f"{reference}_low"], line[f"{reference}_high"], **error)
+                for place in sorted({len(line) // 4, len(line) // 2}) if not single else ():
+                    x, y, value = (line[key].iloc[place] for key in (reference, "retention", "value"))
+                    near = {"textcoords": "offset points", "fontsize": 6.5, "color": color}
+                    axis.annotate(f"{value:g}" if isinstance(value, float) else str(value), (x, y), (4, -9), **near)
             axis.set_title(f"keep {keep:g}")
             axis.set_xlabel(f"Hopkins statistic, reference: {reference}\n(larger: more clustered)")
-        figure.axes[0].set_ylabel("share of importance retained")
+        figure.axes[0].set_ylabel("share of importance retained\n(numbers: value of the parameter)")
         figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
