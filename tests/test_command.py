@@ -130,7 +130,7 @@ def test_only_runs_are_submitted():
 def test_a_check_sees_every_job_before_the_next_check_starts(monkeypatch):
     seen = []
     checks = [lambda cfg, name=name: seen.append((name, cfg.seed)) for name in ("quick", "slow")]
-    cli._check_jobs("config", ["seed=1,2"], True, checks)
+    cli._checked_jobs("config", ["seed=1,2"], True, checks)
     assert seen == [("quick", 1), ("quick", 2), ("slow", 1), ("slow", 2)]
 
 
