@@ -23,9 +23,12 @@ SCORES = ("normal", "equal", "few_levels", "huge", "outlier")
 GRIDS = ([(1, 5, 7)], [(1, 3, 4), (1, 2, 2)], [(3, 2, 5)])  # an image, two of them, a video
 
 
-def check_contract(method: Method) -> None:
-    """Run every check on `method`, in seconds, on the CPU."""
-    for check in CHECKS:
+def check_contract(method: Method, by_value: bool = False) -> None:
+    """Run every check on `method`, in seconds, on the CPU.
+
+    With `by_value`, also that ties go to the lowest index: for methods that draw nothing and look at no token's place.
+    """
+    for check in (*CHECKS, *([the_first_of_equals_goes_first] if by_value else [])):
         check(method)
 
 
@@ -86,13 +89,26 @@ def inputs_are_left_alone(method: Method) -> None:
     _owes(method, all(torch.equal(a, b) for a, b in same), "it writes into its input")
 
 
+def the_first_of_equals_goes_first(method: Method) -> None:
+    """Of tokens that are alike in everything, a later one is not kept without those before it."""
+    for seed in range(4):
+        source = torch.randint(0, 8, (24,), generator=torch.Generator().manual_seed(seed))
+        tokens = _repeated(make_tokens(24, seed=seed, scores=SCORES[seed % 3]), source)
+        for k in (1, 5, 11, 20):
+            kept = torch.zeros(24, dtype=torch.bool)
+            kept[method.select(tokens, k).kept] = True
+            for original in source.unique():
+                alike = kept[source == original].tolist()
+                _owes(method, alike == sorted(alike, reverse=True), "of equal tokens it keeps a later one first")
+
+
 CHECKS: Sequence[Callable[[Method], None]] = (
+    inputs_are_left_alone,
     exactly_k_of_any_finite_input,
     edges_of_the_budget,
     half_precision_equals_its_float32_copy,
     randomness_comes_from_the_generator_alone,
     no_pick_waits_for_the_device,
-    inputs_are_left_alone,
 )
 
 
@@ -121,6 +137,28 @@ def make_tokens(
             visual_idx=torch.arange(2, 2 + n),
         ),
         text=torch.randn(3, d, generator=generator),
+    )
+
+
+def _repeated(tokens: Tokens, source: Tensor) -> Tokens:
+    """The sample in which visual token i is the former token source[i], in every signal."""
+
+    def rows(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[source]
+
+    assert tokens.llm is not None
+    order = torch.arange(len(tokens.llm.hidden))
+    order[tokens.llm.visual_idx] = tokens.llm.visual_idx[source]
+    llm = dataclasses.replace(
+        tokens.llm, q=tokens.llm.q[:, order], k=tokens.llm.k[:, order], hidden=tokens.llm.hidden[order]
+    )
+    return dataclasses.replace(
+        tokens,
+        features=tokens.features[source],
+        importance=rows(tokens.importance),
+        vit_attention={role: scores[source] for role, scores in (tokens.vit_attention or {}).items()},
+        vit_keys=rows(tokens.vit_keys),
+        llm=llm,
     )
 
 

@@ -10,12 +10,24 @@ from hypothesis import strategies as st
 
 import methods
 from harness import list as listing
-from harness.contract import CHECKS, FEATURES, SCORES, Copies, Waits, check_contract, make_tokens
+from harness.contract import (
+    CHECKS,
+    FEATURES,
+    SCORES,
+    Copies,
+    Waits,
+    check_contract,
+    exactly_k_of_any_finite_input,
+    make_tokens,
+    the_first_of_equals_goes_first,
+)
 from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
+
+LOOK_AT_PLACES = {"random", "uniform", "avg_pool", "hiprune", "holov", "visionzip", "vispruner"}
 
 
 def choices(name):
@@ -130,9 +142,16 @@ def test_a_missing_signal_is_named(name):
 
 
 @pytest.mark.parametrize(("name", "params"), VARIANTS)
-@pytest.mark.parametrize("check", CHECKS[1:], ids=lambda check: check.__name__)  # the first is drawn at random, above
+@pytest.mark.parametrize(
+    "check", [c for c in CHECKS if c is not exactly_k_of_any_finite_input], ids=lambda c: c.__name__
+)
 def test_what_authors_of_other_methods_can_check(name, params, check):
     check(methods.load(name, **params))
+
+
+@pytest.mark.parametrize("name", sorted({*PRUNING} - LOOK_AT_PLACES))
+def test_of_equal_tokens_the_first_goes_first(name):
+    the_first_of_equals_goes_first(methods.load(name))
 
 
 def first(k):
@@ -188,6 +207,10 @@ def picks(read):
         (picks(lambda scores: scores.argmax().item()), "reads a number from the device"),
         (picks(lambda scores: range(scores.argmax())), "reads a number from the device"),
         (lambda tokens, k: first(k - 1), "kept must be"),
+        (
+            lambda tokens, k: Selection(torch.arange(len(tokens.features) - k, len(tokens.features))),
+            "keeps a later one",
+        ),
     ],
 )
 def test_their_authors_are_told_what_is_wrong(select, says):
@@ -196,7 +219,7 @@ def test_their_authors_are_told_what_is_wrong(select, says):
             return select(tokens, k)
 
     with pytest.raises((AssertionError, ValueError), match=f"theirs broke its contract: .*{says}"):
-        check_contract(Theirs())
+        check_contract(Theirs(), by_value=True)
 
 
 def test_waits_are_seen():
