@@ -67,7 +67,7 @@ def test_products_are_within_their_error(d, outweighing, kind):
     tokens.features[:, 3] *= outweighing  # of what is beside it, sums lose much, and all with the same sign
     rows = Rows(tokens.features)
     unit, single = rows.unit(), rows.features.float()
-    off = (single @ single.T) * rows.factor() * rows.factor()[:, None] - unit @ unit.T
+    off = (single @ single.T) * rows.factor * rows.factor[:, None] - unit @ unit.T
     assert off.abs().max() < rows.error / 2
 
 

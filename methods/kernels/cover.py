@@ -43,7 +43,7 @@ class Cover:
         self.kind = kinds(rows.features)
         self.had: set[int] = set()  # kinds picked
         self.similar = _similar(rows)
-        self.closed = (rows.factor() == 0).numpy()  # what no later pick covers further: zero rows, and copies of picks
+        self.closed = (rows.factor == 0).numpy()  # what no later pick covers further: zero rows, and copies of picks
         self.error = rows.error
         self.covered = np.zeros(n, dtype=np.float32)
         self.owner = np.full(n, -1)  # the pick that covers a token, if any
@@ -153,7 +153,7 @@ class Cover:
 
 def _similar(rows: Rows) -> Floats:
     """Return the cosines [N, N] in float32, of which the half is computed."""
-    features, factor = rows.features.float(), rows.factor()
+    features, factor = rows.features.float(), rows.factor
     if not factor.isfinite().all():
         raise UnfitError("a row is too short or too long for float32")
     n = len(rows)

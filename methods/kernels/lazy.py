@@ -100,7 +100,8 @@ class Greedy(Seen):
 class Loneliest(Greedy):
     """All tokens count as picks, and none has seen them."""
 
-    enough = growth = 1
+    enough = 1
+    wide = 32
 
     def __init__(self, rows: Rows) -> None:
         n = len(rows)

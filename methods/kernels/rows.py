@@ -42,8 +42,9 @@ class Rows:
         rows = (self.features if idx is None else self.features.index_select(0, idx)).double()
         return rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(self.floor) + self.plus)
 
+    @cached_property
     def factor(self) -> Tensor:
-        """Return the float32 factor [N] that makes each row a direction; infinite where float32 cannot do that."""
+        """The float32 factor [N] that makes each row a direction; infinite where float32 cannot do that."""
         dtype = torch.promote_types(self.features.dtype, torch.float32)
         norm = torch.linalg.vector_norm(self.features, dim=1, dtype=dtype)
         factor = 1 / (norm.clamp_min(self.floor) + self.plus)
@@ -60,7 +61,7 @@ class Rows:
         The worst case, D units each, would let nothing be decided in float32.
         """
         some = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self)), device=self.device).long()
-        factor, features = self.factor()[some], self.features[some].float()
+        factor, features = self.factor[some], self.features[some].float()
         exact = self.unit(some)
         off = ((features @ features.T) * factor[:, None] * factor - exact @ exact.T).abs().amax()
         walk = (WALK * self.features.shape[1] ** 0.5 + SLACK) * 2.0**-24

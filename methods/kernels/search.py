@@ -14,10 +14,10 @@ from torch import Tensor
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
-CHUNK = 32  # picks that a token sees at once
+CHUNK = 64  # picks that a token sees at once
 POOL = 96  # tokens in a pool at most
 ENOUGH = 24  # tokens that make a pool
-FIRST, WIDEST = 128, 1024  # tokens whose bounds are looked into at once
+WIDE, WIDEST = 256, 2048  # tokens whose bounds are looked into at once, to begin with and at most
 TILE = 512  # tokens that see picks together
 CROWDED = 0.75  # the share of these that must be left, or else the rest moves together
 GONE = 2**40  # the stamp of what cannot be picked any more
@@ -53,6 +53,7 @@ class Search:
     """
 
     enough = ENOUGH
+    wide = WIDE
     growth = 2  # times more tokens are looked into each time that it did not suffice
 
     def __init__(self, features: Tensor, bound: Floats, k: int, dtype: torch.dtype) -> None:
@@ -79,7 +80,7 @@ class Search:
 
     def front(self) -> Ints:
         """Tokens, ascending, that saw all picks and stand above all others; others see picks until there are some."""
-        wide = FIRST
+        wide = self.wide
         while True:
             fresh, stale = np.flatnonzero(self.stamp == self.made), np.flatnonzero(self.stamp < self.made)
             score, bound = self.bound[fresh], self.bound[stale]

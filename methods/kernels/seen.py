@@ -31,7 +31,7 @@ class Seen(Search):
 
     def __init__(self, rows: Rows, relevance: Floats, weight: float, k: int) -> None:
         features = rows.features.float()
-        self.factor: Floats = rows.factor().numpy()
+        self.factor: Floats = rows.factor.numpy()
         if not np.isfinite(self.factor).all():
             raise UnfitError("a row is too short or too long for float32")
         n = len(rows)

@@ -106,7 +106,7 @@ def pick(
 
 
 def _prepared(rows: Rows) -> tuple[Tensor, Tensor]:
-    factor = rows.factor()
+    factor = rows.factor
     if not bool(factor.isfinite().all()):
         raise UnfitError("a row is too short or too long for float32")
     features = rows.features
