@@ -91,7 +91,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     numbered = ", ".join(f"{number} {family}" for number, family in enumerate(FAMILIES, 1))
     legend = [
         f"families (- cannot run it): {numbered}",
-        "fidelity: exact, the indices of the authors' code wherever it keeps K; or adapted, and how. flash: it runs so.",
+        "fidelity: exact, the indices of the authors' code wherever it keeps K, or adapted. flash: runs under it.",
         "serve: a serving engine could run it: it reads what leaves the vision tower, and nothing inside.",
         "* not public: our choice where the authors give no value.",
         "python -m harness.list method=NAME says more of one: idea, paper, formula, parameters.",

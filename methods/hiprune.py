@@ -30,8 +30,8 @@ class HiPrune(Method):
         alpha: share of K for anchors and buffers, in [0, 1]; default 0.1.
         variant: "official" (default) takes all images and videos of a sample as one sequence of rows as long as the
             first image's; "paper", as in the comparison of arXiv 2602.13315, takes each by itself, with its share of K,
-            and at least one anchor if that is 5 or more; it leaves the key of CLS out of the softmax, numbers the middle
-            layer otherwise, and without CLS takes the mean query alone from 6,144 patches on.
+            and at least one anchor if that is 5 or more; it leaves the key of CLS out of the softmax, numbers the
+            middle layer otherwise, and without CLS takes the mean query alone from 6,144 patches on.
         row: length of a row, "grid" (default) the image's, or "sqrt", the root of its number of tokens, which the
             comparison used on LLaVA-OneVision-1.5: no neighbours above and below unless the image is square.
 

@@ -28,8 +28,8 @@ class VisionZip(Method):
 
     Args:
         contextual: share of K that is contextual; default 10/64, as in the presets of 54 + 10, 108 + 20 and 162 + 30.
-        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention otherwise: no
-            key of CLS in the softmax, and without CLS the mean query alone from 6,144 patches on.
+        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention otherwise:
+            no key of CLS in the softmax, and without CLS the mean query alone from 6,144 patches on.
 
     Deviation: a merged row is the average of its tokens' embeddings, as in the comparison; the original adds the mean
     of the others to the contextual token itself, and merges before the projector. It also keeps CLS as one of the
