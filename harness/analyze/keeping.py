@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question
 from harness.errors import UserError, one_line
@@ -17,8 +18,6 @@ from harness.prune import Kept
 
 def check_cut(cfg: DictConfig) -> None:
     """Methods that make images smaller have no token that they keep."""
-    import methods
-
     for one in settings.contestants(cfg):
         if methods.load(one.name, **one.params).stage == "pixels":
             raise UserError(f"{one.name} makes images smaller, of which it keeps every token: leave it out")
