@@ -124,7 +124,7 @@ def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
                 single = len(line) == 1
                 style = {"color": color, "marker": mark, "ms": 7 if single else 3.6, "lw": 1.3}
                 axis.plot(line[reference], line["retention"], label=curve, zorder=3 if single else 2, **style)
-                error = {"color": color, "lw": 0.8, "alpha": 0.7}
+                error = {"color": color, "lw": 0.7, "alpha": 0.25}  # of means; differences of methods are paired
                 axis.vlines(line[reference], line["retention_low"], line["retention_high"], **error)
                 axis.hlines(line["retention"], line[f"{reference}_low"], line[f"{reference}_high"], **error)
                 for place in sorted({len(line) // 4, len(line) // 2}) if not single else ():
