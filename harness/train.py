@@ -53,8 +53,7 @@ def main(cfg: DictConfig) -> None:
     source = _source(cfg, adapter.media)
     scorer = _scorer(config, recipe, adapter.hidden_size).to(loaded.device)
     place = Place(Path(str(cfg.out)))
-    if processes.first:
-        place.begin(anew=bool(cfg.force))
+    processes.in_turn(lambda: place.begin(anew=bool(cfg.force)))
     training = Training(loaded, adapter, scorer, source, recipe, processes)
     training.run(place, _settings(config, recipe, source, loaded.folder))
     if not processes.first:
