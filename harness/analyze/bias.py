@@ -83,6 +83,7 @@ def histograms(records: Sequence[Kept], axis: int, bands: int) -> tuple[Array, A
 def uneven(mine: Array, everyone: Array, resamples: int, seed: int) -> dict[str, float]:
     """Total variation distance of where tokens are kept from where they are, with its 95 % interval over images.
 
+    Samples of images are less even than all of them, so that interval leans upwards: compare it with that of `random`.
     And `shift`: by how much of the image's side the kept ones lie further down, or to the right.
     """
     middles = (np.arange(mine.shape[1]) + 0.5) / mine.shape[1]
