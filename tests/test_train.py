@@ -204,7 +204,6 @@ def test_a_damaged_checkpoint_is_one_line(place):
         ("keep=1.0", "keep must lie between 0 and 1, got 1.0"),
         ("bce=[0.1]", "bce must be two weights"),
         ("bce=much", "full_key: bce"),
-        ("fade=black", "fade must be one of zero, placeholder, got black"),
         ("model.scorer=nowhere", "no scorer at model.scorer=nowhere"),
         ("model.pretrained=/nowhere", "no model folder at /nowhere"),
     ],
@@ -226,12 +225,14 @@ def test_the_pocket_models_have_a_recipe_of_their_own_and_others_the_published_o
     pocket, llava, real = (cli.compose("train", [f"model={name}"]) for name in ("pocket", "pocket_llava", "qwen25vl7b"))
     for cfg in (pocket, llava):
         train.check(cfg)
-        assert (cfg.data, cfg.fade) == ("pocket", "placeholder")
-    assert (real.data, real.lr, real.fade, real.soft, real.warmup, list(real.bce)) == (
-        None,
-        5e-5,
-        "zero",
-        0.2,
-        0.03,
-        [0.1, 2.0],
-    )
+        assert (cfg.data, cfg.lr, cfg.keep) == ("pocket", 3e-3, 0.1)
+    assert (real.data, real.lr, real.soft, real.warmup, list(real.bce)) == (None, 5e-5, 0.2, 0.03, [0.1, 2.0])
+
+
+@pytest.mark.parametrize("other", ["hiprune", "random"])
+def test_the_committed_scorer_beats_what_has_not_learned(other):
+    results = Path(__file__).parents[1] / "results" / "analysis" / "train"
+    average = pd.read_csv(results / f"against_{other}.csv", index_col="task").loc["avg"]
+    said = f"| {average['a']:.2f} | {average['b']:.2f} | {average['difference']:+.2f} ({average['low']:+.2f} to"
+    assert average["low"] > 0
+    assert said in (results / "README.md").read_text()

@@ -1,5 +1,6 @@
 """What the language model gets under the soft mask, what it is asked, and that it stays as it is."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -62,31 +63,22 @@ def visual_rows(loaded, batch):
     return batch.inputs["input_ids"] == loaded.model.config.image_token_id
 
 
-def masked(loaded, scorer, batch, fade="zero"):
-    mask = SoftMask(adapter_for(loaded.model), scorer, SHARE, fade)
+def masked(loaded, scorer, batch):
+    mask = SoftMask(adapter_for(loaded.model), scorer, SHARE)
     with mask.attached():
         answers, _ = read(loaded.model, batch)
     return answers, mask.take(len(batch.labels))
 
 
-def entering(loaded, batch, **how):
-    """What the decoder gets, plain or under a mask."""
-    seen = {}
-    decoder = loaded.model.get_submodule(adapter_for(loaded.model).decoder.path)
-
-    def note(module, args, kwargs):
-        seen.update(kwargs)
-
-    if how:
-        mask = SoftMask(adapter_for(loaded.model), how["scorer"], SHARE, how["fade"])
-        with mask.attached():
-            handle = decoder.register_forward_pre_hook(note, with_kwargs=True)  # behind the mask's own
-            read(loaded.model, batch)
-        handle.remove()
-    else:
-        handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+def entering(loaded, batch, scorer=None):
+    """What the decoder gets, plain or under a scorer's mask."""
+    seen, adapter = {}, adapter_for(loaded.model)
+    decoder = loaded.model.get_submodule(adapter.decoder.path)
+    with nullcontext() if scorer is None else SoftMask(adapter, scorer, SHARE).attached():
+        # Behind the mask's own hook.
+        handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
         read(loaded.model, batch)
-        handle.remove()
+    handle.remove()
     return seen
 
 
@@ -98,23 +90,21 @@ def quadratic(scorer, x):
     return (q @ k.T).mean(1) / w["q_proj.bias"].numel() ** 0.5
 
 
-@pytest.mark.parametrize("fade", ["zero", "placeholder"])
-def test_visual_tokens_fade_by_their_weight_and_text_does_not(loaded, batch, scorer, fade):
-    plain, faded = entering(loaded, batch), entering(loaded, batch, scorer=scorer, fade=fade)
-    place, visual = loaded.model.config.image_token_id, visual_rows(loaded, batch)
-    base = loaded.model.get_input_embeddings().weight[place] if fade == "placeholder" else torch.zeros(HIDDEN)
+def test_visual_tokens_fade_by_their_weight_and_text_does_not(loaded, batch, scorer):
+    plain, faded = entering(loaded, batch), entering(loaded, batch, scorer)
+    visual = visual_rows(loaded, batch)
     assert torch.equal(faded["inputs_embeds"][~visual], plain["inputs_embeds"][~visual])
     for row, before, after in zip(visual, plain["inputs_embeds"], faded["inputs_embeds"], strict=True):
         x = before[row]
         logits = quadratic(scorer, x).numpy()
         p = torch.from_numpy(soft(logits, max(1, int(SHARE * len(x))))).float().unsqueeze(1)
         assert float(p.max() - p.min()) > 0.5  # or there would be nothing to see
-        torch.testing.assert_close(after[row], p * x + (1 - p) * base, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(after[row], p * x, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("loaded", ["qwen3_vl"], indirect=True)
 def test_deepstack_fades_along(loaded, batch, scorer):
-    plain, faded = entering(loaded, batch), entering(loaded, batch, scorer=scorer, fade="zero")
+    plain, faded = entering(loaded, batch), entering(loaded, batch, scorer)
     visual = visual_rows(loaded, batch)
     p = faded["inputs_embeds"][visual].norm(dim=1) / plain["inputs_embeds"][visual].norm(dim=1)
     assert len(plain["deepstack_visual_embeds"]) == 3
@@ -208,7 +198,7 @@ def test_pruned_answers_of_a_batch_are_those_of_its_rows(loaded, examples, batch
 
 
 def test_a_mask_that_saw_no_image_is_an_error(loaded, batch, scorer):
-    mask = SoftMask(adapter_for(loaded.model), scorer, SHARE, "zero")
+    mask = SoftMask(adapter_for(loaded.model), scorer, SHARE)
     read(loaded.model, batch)  # outside
     with pytest.raises(RuntimeError, match="3 prompts went in, the visual tokens of 0 were masked"):
         mask.take(3)

@@ -53,7 +53,7 @@ class Training:
         self.steps = recipe.steps_of(len(source))
         self.step = 0
         self.curve: list[dict[str, float]] = []
-        self.mask = SoftMask(adapter, scorer, recipe.soft, recipe.fade)
+        self.mask = SoftMask(adapter, scorer, recipe.soft)
         self.optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.lr, weight_decay=0.0)
         warm = round(recipe.warmup * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm, self.steps)

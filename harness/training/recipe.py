@@ -11,8 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, one_line
 
-FADES = ("zero", "placeholder")  # what a visual token fades to: see `harness.training.softmask`
-
 
 @dataclass
 class Recipe:
@@ -24,7 +22,6 @@ class Recipe:
     warmup: float = MISSING
     bce: list[float] = MISSING
     soft: float = MISSING
-    fade: str = MISSING
     hidden: int | None = MISSING
     seed: int = MISSING
     keep: float = MISSING
@@ -59,8 +56,6 @@ class Recipe:
             raise UserError(
                 f"bce must be two weights, at the beginning and at the end, as in [0.1,2.0], got {self.bce}"
             )
-        if self.fade not in FADES:
-            raise UserError(f"fade must be one of {', '.join(FADES)}, got {self.fade}")
 
     def steps_of(self, conversations: int) -> int:
         """How many updates: `steps`, or as many as show every conversation that is not held out once."""

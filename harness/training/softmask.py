@@ -21,16 +21,13 @@ from harness.training.difftopk import diff_top_k
 
 
 class SoftMask:
-    """Hooks that fade the visual tokens in front of the language model: x -> base + p (x - base).
+    """Hooks that multiply the visual tokens in front of the language model by DiffTopK weights of the scorer's logits.
 
-    p [N] are the DiffTopK weights of the scorer's logits. `fade` names the base: "zero", as published, or
-    "placeholder", the embedding of the token that stands for a visual one in the prompt. The latter is for language
-    models that read a token's direction alone, to which a token of a tenth of its length says what it said before.
+    The soft count is `share` of a prompt's tokens.
     """
 
-    def __init__(self, adapter: Adapter, scorer: nn.Module, share: float, fade: str) -> None:
-        self._adapter, self._scorer, self._share, self._fade = adapter, scorer, share, fade
-        self._call: dict[str, Any] = {}
+    def __init__(self, adapter: Adapter, scorer: nn.Module, share: float) -> None:
+        self._adapter, self._scorer, self._share = adapter, scorer, share
         self._layout: Layout | None = None
         self._binary: list[Tensor] = []
 
@@ -53,8 +50,7 @@ class SoftMask:
         return torch.stack(found)
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._call = arguments(module, args, kwargs)
-        self._layout = self._adapter.layout(self._call)
+        self._layout = self._adapter.layout(arguments(module, args, kwargs))
 
     def _enter_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -66,8 +62,7 @@ class SoftMask:
         weights = [self._weigh(row[here]) for row, here in zip(states, visual, strict=True)]
         # [B, S, 1], one on text
         scale = torch.ones(visual.shape, device=states.device).masked_scatter(visual, torch.cat(weights)).unsqueeze(-1)
-        added = [(part * scale).to(part) for part in self._adapter.added(call)]
-        faded = states + ((self._base() - states.float()) * (1 - scale)).to(states)
+        faded, *added = [(part * scale).to(part) for part in (states, *self._adapter.added(call))]
         return (), call | {"inputs_embeds": faded} | (self._adapter.adding(added, visual) if added else {})
 
     def _weigh(self, features: Tensor) -> Tensor:
@@ -79,10 +74,3 @@ class SoftMask:
         hard[logits.detach().topk(count).indices] = 1
         self._binary.append(F.binary_cross_entropy(weights, hard))
         return weights
-
-    def _base(self) -> Tensor | float:
-        if self._fade == "zero":
-            return 0.0
-        model: Any = self._adapter.model
-        embedded: Tensor = model.get_input_embeddings()(self._call["input_ids"])
-        return embedded.detach().float()
