@@ -6,20 +6,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from plain import WORKED, WORKED_SCORES
 
 from harness.analyze.measures import AMBIENT, REFERENCES, Cloud, between, cosines, directions, hopkins, retention
 
-GOLDEN = [
-    [4, 1, 0, 0],
-    [4, 2, 0, 0],
-    [1, 4, 0, 0],
-    [0, 3, 1, 0],
-    [0, 0, 4, 1],
-    [0, 0, 3, 3],
-    [1, 0, 0, 4],
-    [1, 1, 1, 1],
-]
-IMPORTANCE = torch.tensor([0.9, 0.8, 0.2, 0.7, 0.1, 0.3, 0.5, 0.4])
+IMPORTANCE = torch.tensor(WORKED_SCORES)
 GREEDY, FPS = torch.tensor([0, 1, 3, 6]), torch.tensor([6, 3, 0, 4])
 
 
@@ -41,7 +32,7 @@ def naive_hopkins(reference, kept):
 
 
 def test_golden_vectors():
-    rows = torch.tensor(GOLDEN, dtype=torch.float32)
+    rows = torch.tensor(WORKED, dtype=torch.float32)
     assert retention(IMPORTANCE, GREEDY) == pytest.approx(0.743590, abs=1e-6)
     assert retention(IMPORTANCE, FPS) == pytest.approx(0.564103, abs=1e-6)
     unit, axes = directions(rows), torch.eye(4, dtype=torch.float64)
