@@ -59,7 +59,7 @@ report: .venv/.installed
 	touch $@
 
 .venv/.installed-test: pyproject.toml .venv/.installed | .venv/bin/python
-	$(BIN)/pip install -qq -e ".[test]"
+	$(BIN)/pip install -qq -e ".[test,pocket]"
 	touch $@
 
 clean:

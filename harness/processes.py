@@ -3,6 +3,7 @@
 Each answers its share of the questions on a GPU of its own; the first one writes and scores.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -99,9 +100,18 @@ class Processes:
             raise UserError(f"WORLD_SIZE={self.count}, but {one_line(error)}: {launcher}") from error
         gloo = distributed.PrefixStore("harness", store)
         distributed.init_process_group("gloo", store=gloo, rank=rank, world_size=count, timeout=WAIT)
+        # Python would take the group apart after what its threads need, which now and then ends a process by a signal.
+        atexit.register(_leave)
         self._store = store
         for name in VARIABLES:
             os.environ.pop(name, None)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @cache
