@@ -26,9 +26,10 @@ from harness.analyze.questions import Question, Source
 from harness.cli import command
 from harness.errors import UserError
 from harness.loading import Loaded, load
-from harness.pocket.picture import faded
 from harness.prune import Kept
 from harness.report.pictures import shown
+
+FAINT = 0.82  # how far a dropped token fades to white
 
 
 def main() -> None:
@@ -116,3 +117,13 @@ def _masked(image: Image.Image, record: Kept) -> Image.Image:
 def _text(question: Question) -> str:
     parts = [part["text"] for message in question.messages for part in message["content"] if part["type"] == "text"]
     return next((line for line in "\n".join(parts).splitlines() if line.strip()), "")
+
+
+def faded(image: Image.Image, kept: list[int], token: int) -> Image.Image:
+    """The picture with every token that was dropped faded; `kept` are indices in reading order, `token` their side."""
+    pixels = np.asarray(image, dtype=float)
+    rows, columns = pixels.shape[0] // token, pixels.shape[1] // token
+    mask = np.zeros(rows * columns, dtype=bool)
+    mask[kept] = True
+    stays = mask.reshape(rows, columns).repeat(token, 0).repeat(token, 1)[..., None]
+    return Image.fromarray(np.where(stays, pixels, 255 * FAINT + pixels * (1 - FAINT)).astype(np.uint8))
