@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from harness.errors import UserError
 from harness.scores import Result, same_questions
 from harness.units import Strata, strata, terms
 
@@ -33,6 +34,7 @@ class Draws:
     runs: list[str]  # Result.hash
     scores: Array  # [T, R, B] as lmms-eval counts
     relative: Array  # [T + 1, R, B] percent of the baseline's, the average last; NaN where it is undefined
+    observed: Array  # [T + 1, R] the same of the questions themselves
     unknown: dict[str, str] = field(default_factory=dict)  # task -> why nothing can be drawn
 
     def of(self, benchmark: str, run: str) -> Array:
@@ -40,6 +42,10 @@ class Draws:
         row = len(self.tasks) if benchmark == AVERAGE else self.tasks.index(benchmark)
         found: Array = self.relative[row, self.runs.index(run)]
         return found
+
+    def average(self, run: str) -> float:
+        """Mean of the relative scores of one run on the questions that were drawn from; NaN where it is undefined."""
+        return float(self.observed[-1, self.runs.index(run)])
 
 
 def task_strata(results: Sequence[Result], task: str) -> list[Strata]:
@@ -58,8 +64,17 @@ def task_strata(results: Sequence[Result], task: str) -> list[Strata]:
     return found
 
 
-def draw(results: Sequence[Result], baseline: Result | None, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
-    """Draw the questions of every benchmark with replacement, for all runs together; relative to `baseline` if any."""
+def draw(
+    results: Sequence[Result],
+    baseline: Result | None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    units: slice = slice(None),
+) -> Draws:
+    """Draw the questions of every benchmark with replacement, for all runs together; relative to `baseline` if any.
+
+    `units` are those to draw from of what a benchmark counts, in its order: questions, or groups that count as one.
+    """
     runs = list(results) if baseline is None or baseline in results else [baseline, *results]
     same_questions(runs)
     tasks = list(runs[0].metrics["primary"])
@@ -72,13 +87,27 @@ def draw(results: Sequence[Result], baseline: Result | None, resamples: int = RE
             unknown[task] = str(error)
             continue
         for same in zip(*found, strict=True):
-            parts.append((place, same[0][0], np.stack([values for _, values in same])))
+            values = np.stack([values for _, values in same])[:, units]
+            if not values.size:
+                raise UserError(f"task {task} has too few questions of a kind to take a part of them")
+            parts.append((place, same[0][0], values))
+    whole = np.zeros((len(tasks), len(runs), 1))
+    for place, weight, values in parts:
+        whole[place] += weight * values.mean(axis=1, keepdims=True)
     scores = _resampled(parts, len(tasks), len(runs), resamples, seed)
-    scores[[tasks.index(task) for task in unknown]] = np.nan
+    base = None if baseline is None else runs.index(baseline)
+    for each in (whole, scores):
+        each[[tasks.index(task) for task in unknown]] = np.nan
+    shares = _relative(scores, base)
+    return Draws(tasks, [run.hash for run in runs], scores, shares, _relative(whole, base)[..., 0], unknown)
+
+
+def _relative(scores: Array, base: int | None) -> Array:
+    """Scores [T, R, B] in percent of those of run `base`, and their mean over the benchmarks behind them."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = 100 * scores / (np.nan if baseline is None else scores[:, [runs.index(baseline)]])
-    share = np.concatenate([share, share.mean(axis=0, keepdims=True)])
-    return Draws(tasks, [run.hash for run in runs], scores, share, unknown)
+        shares = 100 * scores / (np.nan if base is None else scores[:, [base]])
+    found: Array = np.concatenate([shares, shares.mean(axis=0, keepdims=True)])
+    return found
 
 
 def _resampled(parts: list[tuple[int, float, Array]], tasks: int, runs: int, resamples: int, seed: int) -> Array:

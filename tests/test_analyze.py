@@ -19,7 +19,7 @@ from tiny_tasks import write_tiny_tasks
 import harness
 from harness import loading
 from harness.__main__ import prepare
-from harness.analyze import ablation, angles, bias, masks, pareto, redundancy, settings
+from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, read
 from harness.cli import compose
@@ -307,6 +307,44 @@ def test_the_ablation_of_a_sweep_from_the_command_line(sweep, tmp_path):
     assert best == max(told["keep=0.25", "dpp", lam]["difference"] for lam in (0.1, 0.5, 0.9))
 
 
+def test_variants_are_chosen_by_one_half_and_judged_by_the_other(sweep, tmp_path, capsys):
+    heldout.heldout(compose("analyze_heldout", [f"runs={sweep}", "resamples=200", f"out={tmp_path}"]))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    runs = {(run.method, run.budget, ablation.lam_of(run)): run for run in collect(sweep)}
+
+    def percent(run, start):
+        ratios = []
+        for task in ("one", "two"):
+            mine, base = (
+                np.mean(each.per_question[task]["accuracy,none"][start::2])
+                for each in (run, runs["baseline", "", None])
+            )
+            ratios.append(100 * mine / base)
+        return sum(ratios) / 2
+
+    def best(method, budget):
+        return max(
+            (run for (name, of, _), run in runs.items() if (name, of) == (method, budget)),
+            key=lambda run: percent(run, 0),
+        )
+
+    assert len(found["verdicts"]) == 4
+    for verdict in found["verdicts"]:
+        mine, theirs = (best(method, verdict["budget"]) for method in ("idpruner", verdict["method"].split()[0]))
+        assert verdict["gain"] == pytest.approx(percent(theirs, 1) - percent(mine, 1), abs=1e-3)
+        assert verdict["low"] < verdict["gain"] < verdict["high"]
+    table = pd.read_csv(tmp_path / "m.csv")
+    assert len(table) == 14
+    assert table.groupby(["budget", "method"])["chosen"].sum().tolist() == [1] * 6
+
+
+def test_what_is_judged_has_to_be_there(sweep, tmp_path):
+    cfg = compose("analyze_heldout", [f"runs={sweep}", "ours=random", f"out={tmp_path / 'out'}"])
+    with pytest.raises(UserError, match=r"no run of ours=random"):
+        heldout.heldout(cfg)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_ablation_without_a_sweep_says_how_to_make_one(sweep, tmp_path):
     for runs, more in ((tmp_path / "none", []), (sweep, ["methods=[dpp]"])):
         cfg = compose("analyze_ablation", [f"runs={runs}", f"out={tmp_path / 'out'}", *more])
@@ -323,4 +361,4 @@ def test_the_first_word_names_an_analysis(tmp_path):
     )
     listed = command("--help", cwd=tmp_path)
     assert listed.returncode == 0
-    assert len(listed.stdout.splitlines()) == 7
+    assert len(listed.stdout.splitlines()) == 8

@@ -73,6 +73,19 @@ def test_the_mean_of_the_draws_and_their_spread_are_those_of_the_closed_form(tmp
         assert mine.std() == pytest.approx(math.sqrt(values.var() / n), rel=0.03)
 
 
+def test_a_part_of_the_questions_is_drawn_alone(tmp_path):
+    """As if there were no others: the even ones are all right in one run, the odd ones all wrong."""
+    base, half = {t: v * 0 + 1 for t, v in coins(0, 0.5).items()}, {}
+    for task, values in base.items():
+        half[task] = values.copy()
+        half[task][1::2] = 0
+    unpruned, run = results(make_run(tmp_path, each=base), make_run(tmp_path, "half", half))
+    for start, share in ((0, 100.0), (1, 0.0)):
+        found = draw([unpruned, run], unpruned, 50, units=slice(start, None, 2))
+        assert found.average(run.hash) == share
+        assert set(found.of(AVERAGE, run.hash)) == {share}
+
+
 def test_resampling_is_joint_and_seeded(tmp_path):
     """A copy of the baseline's answers stays at exactly 100 %: both are drawn on the same questions."""
     base = coins(0, 0.7)

@@ -1,1 +1,1 @@
-"""What selection does to the visual tokens of a model: trade-off, angles, masks, ablation, bias, redundancy."""
+"""What selection does to the visual tokens of a model, and what runs of many methods say about them."""

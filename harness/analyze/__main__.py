@@ -1,4 +1,4 @@
-"""python -m harness.analyze pareto|angles|masks|ablation|bias|redundancy [key=value ...]."""
+"""python -m harness.analyze pareto|angles|masks|ablation|heldout|bias|redundancy [key=value ...]."""
 
 import sys
 from importlib import import_module
@@ -10,6 +10,7 @@ ANALYSES = {
     "angles": "the angles between the visual tokens of an image",
     "masks": "which tokens of chosen images each method keeps, as a picture",
     "ablation": "score over lambda, from the runs of a sweep",
+    "heldout": "variants chosen by one half of the questions, judged by the other",
     "bias": "where in an image each method keeps tokens: histograms over rows and columns",
     "redundancy": "how alike the visual tokens are behind each decoder layer",
 }

@@ -1,0 +1,119 @@
+"""Variants chosen by one half of the questions and judged by the other: python -m harness.analyze heldout.
+
+Whoever tries forty variants on a suite and reports the best reports luck as well. Here every method, ours among them,
+chooses its variant by every other question of each benchmark; the rest, which nothing was chosen by, decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+
+from harness import plots
+from harness.analyze.output import leave
+from harness.cli import command
+from harness.errors import UserError
+from harness.report.standing import names
+from harness.results import Result, named
+from harness.stats import AVERAGE, Draws, draw, interval
+from harness.store import check_place
+
+CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
+
+
+def main() -> None:
+    """`python -m harness.analyze heldout`."""
+    command("analyze_heldout", heldout, (check,))
+
+
+def check(cfg: DictConfig) -> None:
+    """Settings of this analysis."""
+    if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
+        raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
+    check_place(Path(str(cfg.out)), "out")
+
+
+def heldout(cfg: DictConfig) -> None:
+    """Read the runs, choose, judge, draw."""
+    results = named(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+    settings = {result.setting: str(result.folder.parent) for result in results}
+    if len(settings) > 1:
+        raise UserError(f"the runs are of several settings: pass one of {', '.join(settings.values())}")
+    baseline = next((result for result in results if result.is_baseline), None)
+    if baseline is None:
+        raise UserError(f"no unpruned run below runs={cfg.runs}: start with python -m harness")
+    if cfg.ours not in {result.method for result in results}:
+        raise UserError(f"no run of ours={cfg.ours} below runs={cfg.runs}: name one that is there")
+    halves = [draw(results, baseline, cfg.resamples, cfg.seed, units) for units in (CHOOSE, JUDGE)]
+    table, verdicts = judged(results, halves[0], halves[1], cfg.ours)
+    model = str(baseline.about["model"])
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+    print(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format))
+    found = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
+    leave(Path(str(cfg.out)), model, table, picture(table, str(cfg.ours)), found)
+
+
+def judged(
+    results: Sequence[Result], choose: Draws, judge: Draws, ours: str
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """A row for each run, averages in percent of the unpruned model; and how far each method is above `ours`.
+
+    Of both it is the variant that was `chosen`, the first of equals; intervals of 95 % are of the judging half,
+    questions drawn anew.
+    """
+    called = names(results)
+    rows, verdicts = [], []
+    for budget in dict.fromkeys(result.budget for result in results if not result.is_baseline):
+        here = [result for result in results if result.budget == budget]
+        best = {
+            method: max((run for run in here if run.method == method), key=lambda run: choose.average(run.hash))
+            for method in dict.fromkeys(run.method for run in here)
+        }
+        for run in here:
+            low, high = interval(judge.of(AVERAGE, run.hash))
+            row: dict[str, Any] = {"budget": budget, "method": run.method, "variant": called[run.hash]}
+            row |= {"params": _params(run), "chosen": run is best[run.method], "choosing": choose.average(run.hash)}
+            rows.append(row | {"judging": judge.average(run.hash), "low": low, "high": high})
+        if ours not in best:
+            continue
+        mine = best[ours].hash
+        for method, run in best.items():
+            if method != ours:
+                low, high = interval(judge.of(AVERAGE, run.hash) - judge.of(AVERAGE, mine))
+                gain = judge.average(run.hash) - judge.average(mine)
+                row = {"budget": budget, "method": called[run.hash], "against": called[mine]}
+                verdicts.append(row | {k: round(v, 3) for k, v in (("gain", gain), ("low", low), ("high", high))})
+    return pd.DataFrame(rows).round(3), verdicts
+
+
+def _params(run: Result) -> str:
+    own = {key: it for key, it in run.about["config"]["method"].items() if key != "name"}
+    return json.dumps(own, sort_keys=True)
+
+
+def picture(table: pd.DataFrame, ours: str) -> Figure:
+    """The judging half over the choosing half, a panel for each budget; filled: chosen; dashed: what is level."""
+    budgets = list(dict.fromkeys(table["budget"]))
+    looks = dict(zip(dict.fromkeys([ours, *table["method"]]), plots.SERIES, strict=False))
+    with plots.style():
+        figure = Figure(figsize=(3.9 * len(budgets) + 1.5, 3.7), layout="constrained")
+        for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+            here = table[table["budget"] == budget]
+            for method, color in looks.items():
+                each = here[here["method"] == method]
+                faces = [color if chosen else "none" for chosen in each["chosen"]]
+                axis.scatter(each["choosing"], each["judging"], s=26, facecolors=faces, edgecolors=color)
+            axis.axline((here["choosing"].max(),) * 2, slope=1, lw=0.8, ls=(0, (4, 3)), color="0.6")
+            axis.set_title(budget)
+            axis.set_xlabel("questions that choose, % of unpruned")
+        for method, color in looks.items():
+            figure.axes[-1].scatter([], [], s=26, color=color, label=method)
+        figure.axes[0].set_ylabel("questions that judge, % of unpruned")
+        figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
