@@ -22,7 +22,7 @@ from harness.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from harness.inputs import Message
-    from harness.lmms_model import PrunedModel
+    from harness.lmms_model import LookedAt, PrunedModel
 
 MODEL_ID = "harness"
 ALIASES = ("harness_qwen2_5_vl",)  # what it was called when there was one family
@@ -82,6 +82,7 @@ class Suite:
         self.prompts = prompts
         self.folders = data.local(tasks, data_root)
         self._rows: dict[str, Any] = {}  # read once for all Task objects
+        self.looked_at: dict[tuple[str, int], LookedAt] = {}  # questions, once for all runs
 
     def load(self, name: str) -> Any:
         """A fresh Task object: what one run leaves in a task's code, no other one sees."""

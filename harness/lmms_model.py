@@ -1,8 +1,10 @@
 """lmms-eval's view of a pruned model: a chat wrapper with a journal, for our command and lmms-eval's own alike."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby, zip_longest
 from typing import Any
 
@@ -20,6 +22,7 @@ from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
 from harness.loading import Loaded, Pruner, family_of, from_flat
 from harness.models import adapter_for
+from harness.models.placeholders import PIXELS
 from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
@@ -27,6 +30,7 @@ from harness.stages import Stages
 from harness.store import digest
 from harness.unreadable import BadInput, check_asked, check_some_answered, reading
 
+LookedAt = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
 
 
@@ -37,7 +41,8 @@ class Request:
     key: str
     task: str
     doc_id: int
-    messages: list[Message]
+    messages: Callable[[], list[Message]]  # which takes decoding
+    shown: str | None  # their digest
     generation: dict[str, Any]
     failed: str | None = None  # why it cannot be shown to a model
 
@@ -69,6 +74,7 @@ class PrunedModel(lmms):
         journal: Journal | None = None,
         strict: bool = False,
         stages: Stages | None = None,
+        looked_at: dict[tuple[str, int], LookedAt] | None = None,
     ):
         super().__init__()
         self.loaded = loaded
@@ -78,6 +84,7 @@ class PrunedModel(lmms):
         self.stages = stages or Stages()
         self.device = loaded.device
         self.asked: list[str] = []  # the keys of all that was answered, in order
+        self._looked_at = {} if looked_at is None else looked_at  # by task and document
         self._identity = digest(identity)
         self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
 
@@ -150,17 +157,17 @@ class PrunedModel(lmms):
         _, doc_to_messages, generation, doc_id, task, split = instance.args
         if self._prompts is not None:
             check_prompts(doc_to_messages.__self__, self._prompts)
-        messages, shown, failed = [], None, None
-        try:
-            with reading():
-                chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-                messages = [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
-                shown = messages_digest(messages)
-            check_asked(messages)
-        except BadInput as error:
-            failed = str(error)
+
+        @cache
+        def messages() -> list[Message]:
+            chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+            return [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
+
+        if (task, doc_id) not in self._looked_at:
+            self._looked_at[task, doc_id] = _look_at(messages)
+        shown, failed = self._looked_at[task, doc_id]
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
-        return Request(key, task, doc_id, messages, generation, failed)
+        return Request(key, task, doc_id, messages, shown, generation, failed)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
@@ -197,24 +204,35 @@ class PrunedModel(lmms):
         if request.failed:
             return request
         try:
-            to_inputs(self.loaded.processor, [request.messages], limits_of(self.loaded.processor, self.loaded.config))
+            to_inputs(self.loaded.processor, [request.messages()], limits_of(self.loaded.processor, self.loaded.config))
         except BadInput as error:
             return replace(request, failed=str(error))
         return request
 
+    def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
+        """What the model is given, which is made once for all runs that show the same batch to the same model."""
+        processor, shared = self.loaded.processor, self.loaded.shared
+        limits = limits_of(processor, self.loaded.config)
+
+        def made() -> Any:
+            make = handle.inputs if isinstance(handle, Resizing) else to_inputs
+            return make(processor, [request.messages() for request in batch], limits).to(self.loaded.device)
+
+        if shared is None or isinstance(handle, Resizing):
+            return nullcontext(made())
+        return shared.inputs(digest([[request.shown, request.generation] for request in batch]), made)
+
     @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        config, processor, model = self.loaded.config, self.loaded.processor, self.loaded.model
-        limits = limits_of(processor, config)
-        make = handle.inputs if isinstance(handle, Resizing) else to_inputs
-        inputs = make(processor, [request.messages for request in batch], limits).to(self.loaded.device)
+        processor, model = self.loaded.processor, self.loaded.model
         seeds = [_seed(self.pruner.seed, request) for request in batch]
-        handle.seed(seeds)
-        torch.manual_seed(seeds[0])
         tower = adapter_for(model).modules()["vision"]
-        with self.stages("llm"), self.stages.watching("vision", tower):
-            output = model.generate(**inputs, **_generation(batch[0].generation, processor.tokenizer.pad_token_id))
-        shown = any(part["type"] != "text" for r in batch for message in r.messages for part in message["content"])
+        generation = _generation(batch[0].generation, processor.tokenizer.pad_token_id)
+        with self._inputs(batch, handle) as inputs, self.stages("llm"), self.stages.watching("vision", tower):
+            handle.seed(seeds)
+            torch.manual_seed(seeds[0])
+            output = model.generate(**inputs, **generation)
+        shown = any(inputs.get(name) is not None for name in PIXELS.values())
         records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
         if len(records) != len(batch):
             raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
@@ -228,6 +246,18 @@ class PrunedModel(lmms):
         ]
         kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
         return lines, kept
+
+
+def _look_at(messages: Callable[[], list[Message]]) -> LookedAt:
+    """Digest of what a question shows, and why it cannot be shown if it cannot."""
+    shown = None
+    try:
+        with reading():
+            shown = messages_digest(messages())
+        check_asked(messages())
+    except BadInput as error:
+        return shown, str(error)
+    return shown, None
 
 
 def _numbers(record: Kept) -> dict[str, Any]:

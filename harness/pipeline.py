@@ -105,7 +105,7 @@ def _complete(
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
             journal = Journal(folder.path, processes.rank)
-        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict, stages)
+        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict, stages, suite.looked_at)
         with stages("scoring"):
             found = suite.run(model, config.limit, folder.path / "submissions")
         if found is None:

@@ -161,6 +161,11 @@ def test_the_other_answers_are_those_of_each_question_alone(place, ran):
         assert together == alone
 
 
+def test_runs_that_share_nothing_record_the_same(place, ran):
+    place.run("apart", "share_gb=0")
+    assert record(place.folder("apart")) == record(place.folder("runs"))
+
+
 def test_strict_stops_at_the_first_and_without_it_the_run_goes_on(place, ran):
     stopped = place.run("strict", "strict=true", code=2)
     (said,) = stopped.errors

@@ -66,7 +66,7 @@ class Talkative(PrunedModel):
     calls = 0
 
     def _batches(self, requests):
-        yield [Request(key, "t", i, [], {}) for i, key in enumerate("ab")]
+        yield [Request(key, "t", i, list, None, {}) for i, key in enumerate("ab")]
 
     def _request(self, request):
         return request

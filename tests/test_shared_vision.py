@@ -1,6 +1,7 @@
 """Passes through the vision tower that blocks have in common: as many as there are images, and no answer changes."""
 
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -34,17 +35,26 @@ def family(request):
     return model, batches, scorer, [answered(model, batches, name, scorer) for name in SWEEP]
 
 
-def answered(model, batches, name, scorer, shared=None):
-    keep = 1.0 if name == "none" else 0.5
+def answered(model, batches, name, scorer, shared=None, given=nullcontext):
+    """Answers and records; `given` is what each batch goes through."""
+    keep, answers = 1.0 if name == "none" else 0.5, []
     with torch.inference_mode(), harness.prune(model, name, keep=keep, scorer=scorer, shared=shared) as pruning:
-        return [generate(model, inputs, max_new_tokens=3) for inputs in batches], pruning.take()
+        for batch in batches:
+            with given(batch) as inputs:
+                answers.append(generate(model, inputs, max_new_tokens=3))
+    return answers, pruning.take()
 
 
-@pytest.mark.parametrize("memory", [PLENTY, 0], ids=["in memory", "on disk"])
-def test_a_sweep_answers_and_keeps_the_same_with_one_pass_for_each_batch(family, memory):
+@pytest.mark.parametrize(("memory", "pixels"), [(PLENTY, True), (0, False)], ids=["in memory", "on disk, once seen"])
+def test_a_sweep_answers_and_keeps_the_same_with_one_pass_for_each_batch(family, memory, pixels):
     model, batches, scorer, expected = family
     shared = SharedVision(model, memory, [methods.load(name) for name in SWEEP])
-    assert [answered(model, batches, name, scorer, shared) for name in SWEEP] == expected
+
+    def once(batch):
+        return shared.inputs(fingerprint(batch["input_ids"]), lambda: batch)
+
+    given = nullcontext if pixels else once
+    assert [answered(model, batches, name, scorer, shared, given) for name in SWEEP] == expected
     assert (shared.computed, shared.reused) == (len(batches), len(batches) * (len(SWEEP) - 1))
     assert len({str(found) for found in expected}) > len(SWEEP) // 2  # else it does not matter what is handed over
 
@@ -109,6 +119,69 @@ def test_nothing_that_a_block_does_to_a_pass_reaches_the_next(tiny, model, proce
     hook.remove()
     assert run("one image", method="hiprune") == expected
     assert shared.reused == 2
+
+
+@pytest.fixture
+def ask(tiny, model, processor):
+    """What a block makes of a batch whose inputs it shares, and how often those were made."""
+    shared, _ = tiny
+    made: list[str] = []
+
+    def asked(*names, method="random"):
+        def make():
+            made.extend(names)
+            return inputs_of(processor, list(names))
+
+        with (
+            torch.inference_mode(),
+            harness.prune(model, method, keep=0.5, shared=shared) as pruning,
+            shared.inputs(" ".join(names), make) as inputs,
+        ):
+            answers = generate(model, inputs, max_new_tokens=2)
+        return answers, pruning.take(), inputs["pixel_values"]
+
+    return asked, made
+
+
+@pytest.mark.parametrize("names", [("one image",), ("one image", "text between"), ("mixed",)])
+def test_a_batch_that_was_shown_before_needs_no_pixels(ask, names):
+    asked, made = ask
+    (*first, pixels), (*second, stand_in) = asked(*names), asked(*names)
+    assert first == second
+    assert made == list(names)
+    assert stand_in.shape == pixels.shape
+    assert stand_in.isnan().all()
+    assert stand_in.untyped_storage().nbytes() == stand_in.element_size()
+
+
+def test_where_a_pass_is_missing_the_pixels_come_again(ask):
+    asked, made = ask
+    watch = Watch(wanted=OFFICIAL)
+    for method in ("random", watch, watch):
+        asked("one image", method=method)
+    assert made == ["one image"] * 2
+    assert torch.equal(watch.seen[0].vit_keys, watch.seen[1].vit_keys)
+
+
+def test_a_batch_in_which_something_went_wrong_is_not_remembered(tiny):
+    shared, _ = tiny
+    for attempt in ("first", "second"):
+        with pytest.raises(ValueError, match=attempt), shared.inputs("batch", dict):
+            raise ValueError(attempt)
+    with shared.inputs("batch", lambda: {"made": 1}) as inputs:
+        assert inputs == {"made": 1}
+
+
+def test_pixels_that_are_not_there_are_never_shown(ask, tiny, model):
+    asked, _ = ask
+    asked("one image")
+    with (
+        pytest.raises(RuntimeError, match="more often than when it was shown this batch first"),
+        torch.inference_mode(),
+        harness.prune(model, "random", keep=0.5, shared=tiny[0]),
+        tiny[0].inputs("one image", dict) as inputs,
+    ):
+        _ = [generate(model, inputs, max_new_tokens=1) for _ in range(2)]
 
 
 def test_passes_of_one_model_are_not_for_another(model):

@@ -1,5 +1,6 @@
 """Runs of one process share the model, its vision passes and the tasks, and end with the bytes of runs apart."""
 
+from collections import Counter
 from dataclasses import replace
 
 import datasets
@@ -9,7 +10,7 @@ from tiny import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness import sharing
+from harness import lmms_model, sharing
 from harness.__main__ import check_family
 from harness.choices import register
 from harness.cli import compose
@@ -41,6 +42,23 @@ def process(monkeypatch):
 
 
 @pytest.fixture
+def work(monkeypatch):
+    """Count what is done to questions from here on."""
+    done: Counter[str] = Counter()
+
+    def counted(name):
+        plain = getattr(lmms_model, name)
+        monkeypatch.setattr(lmms_model, name, lambda *args: done.update([name]) or plain(*args))
+
+    def begin() -> Counter:
+        for name in ("messages_digest", "to_inputs"):
+            counted(name)
+        return done
+
+    return begin
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
 
@@ -67,7 +85,7 @@ def jobs(request, tmp_path, cache):
 
 
 @pytest.mark.parametrize(("jobs", "gigabytes"), [("pocket", 2), *((name, 1e-9) for name in TINY)], indirect=["jobs"])
-def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, tmp_path, gigabytes):
+def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path, gigabytes):
     def records(name: str) -> dict:
         return {file.parent.name: record(file.parent) for file in (tmp_path / name).rglob("run.json")}
 
@@ -78,7 +96,7 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, tmp_path, giga
     apart = records("apart")
     assert len(apart) == 1 + len(POINTS)
     assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
-    loaded, sweep = process(), jobs("swept", gigabytes)
+    loaded, sweep, done = process(), jobs("swept", gigabytes), work()
     for job in sweep:
         check_family(job)  # as the command does with all jobs of a sweep before the first
     for job in sweep:
@@ -88,6 +106,8 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, tmp_path, giga
     shared = sharing._last_loaded[0][1].shared
     assert shared.computed > 0
     assert shared.reused == shared.computed * len(POINTS)  # the baseline comes first
+    questions = sum(found["responses.jsonl"].count(b"\n") for found in apart.values()) // len(apart)
+    assert done == {"messages_digest": questions, "to_inputs": shared.computed}
 
 
 def test_a_single_run_shares_with_its_baseline_or_nothing(jobs, process):

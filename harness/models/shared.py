@@ -1,13 +1,15 @@
 """Passes through the vision tower, kept: blocks that show the same pixels one after another compute each pass once.
 
 What leaves the tower depends on what the whole pass was shown and on nothing that a method drops later. The first block
-computes it and reads, inside the tower, what the methods of all blocks need; the others get the same bits back.
+computes it and reads, inside the tower, what the methods of all blocks need; the others get the same bits back. Where
+they ask the same questions, they need no pixels at all.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -16,9 +18,12 @@ from torch import Tensor, nn
 
 from harness.models.base import Adapter
 from harness.models.hooking import Handles, arguments
+from harness.models.placeholders import PIXELS
 from harness.models.shelf import Shelf
 from harness.models.vision import Reading, VisionReader, VisionSignals
 from methods.base import Method
+
+Pass = tuple[Any, VisionSignals | None]  # what left the tower, and what was read of it
 
 
 class SharedVision:
@@ -37,6 +42,9 @@ class SharedVision:
         self._shelf = Shelf(memory)
         self._readings = list(dict.fromkeys(filter(None, map(Reading.of, methods))))
         self._kind: type[Any] = dict  # of what leaves the tower
+        self._reading: Reading | None = None  # of the latest block
+        self._keys: list[str] = []  # of the passes of this batch
+        self._waiting: list[Pass] | None = None  # those of a batch that comes without its pixels
 
     def reader(self, adapter: Adapter, reading: Reading | None) -> SharedReader:
         """Return the hooks of a block whose method reads this."""
@@ -44,9 +52,40 @@ class SharedVision:
             raise ValueError(f"these passes are of another model than this {adapter.name}: share those of one model")
         if reading is not None and reading not in self._readings:
             self._readings.append(reading)
+        self._reading = reading
         return SharedReader(self, adapter, reading, self._readings)
 
-    def get(self, key: str, reading: Reading | None) -> tuple[Any, VisionSignals | None] | None:
+    @contextmanager
+    def inputs(self, batch: str, make: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """Give what `make` does to the one prompt, or batch of them, that the model sees within the block.
+
+        `batch` stands for what is shown. Once its passes are kept it comes without its pixels: instead of them, there
+        are tensors of their shape that are not a number anywhere, and take no room.
+        """
+        found = self._shelf.get(("inputs", batch))
+        inputs, keys = ({}, []) if found is None else torch.load(BytesIO(found), weights_only=True)
+        passes = [kept for key in keys if (kept := self.get(key, self._reading))]
+        known = found is not None and len(passes) == len(keys)
+        self._keys, self._waiting = [], passes if known else None
+        try:
+            yield inputs if known else (inputs := make())
+        finally:
+            self._waiting = None
+        if not known:
+            data = BytesIO()
+            torch.save(({name: _without_pixels(name, value) for name, value in inputs.items()}, self._keys), data)
+            self._shelf.put(("inputs", batch), data.getvalue())
+
+    def pass_of(self, call: Mapping[str, Any]) -> tuple[str, Pass | None]:
+        """Return the key of the pass that the tower is called for, and the pass if it is there."""
+        if self._waiting is None:
+            self._keys.append(fingerprint(call))
+            return self._keys[-1], self.get(self._keys[-1], self._reading)
+        if not self._waiting:
+            raise RuntimeError("the vision tower is called more often than when it was shown this batch first")
+        return "", self._waiting.pop(0)
+
+    def get(self, key: str, reading: Reading | None) -> Pass | None:
         """Return a pass and what was read of it; None if it is not there, or was not read so."""
         data = self._shelf.get(key)
         if data is None:
@@ -89,8 +128,8 @@ class SharedReader:
         return signals
 
     def _pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = fingerprint(arguments(self._adapter.modules()["vision"], args, kwargs))
-        if found := self._shared.get(key, self._reading):
+        key, found = self._shared.pass_of(arguments(self._adapter.modules()["vision"], args, kwargs))
+        if found:
             self._shared.reused += 1
             for reader in self._readers.values():
                 reader.forget()
@@ -121,6 +160,12 @@ def fingerprint(value: Any) -> str:
     else:
         raise TypeError(f"a pass through the vision tower was called with a {type(value).__name__}, cannot share it")
     return hashlib.sha256(f"{type(value).__name__} {content}".encode()).hexdigest()
+
+
+def _without_pixels(name: str, value: Any) -> Any:
+    if name not in PIXELS.values():
+        return value
+    return value.new_full((), float("nan")).expand(value.shape)
 
 
 def _own(value: Any) -> Any:
