@@ -17,7 +17,7 @@ import torch
 import yaml
 from conversations import write_conversations
 from forked import Forks
-from guides import PAGES, ROOT, Reader
+from guides import PAGES, ROOT, Page, Reader
 from runs import make_run
 from tiny import HIDDEN, tiny_folder
 
@@ -112,8 +112,26 @@ def test_links_lead_somewhere(name):
         assert found.exists(), link
         heads = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if part else []
         assert part in ["", *(re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads)], link
+
+
+def test_the_index_has_every_page():
     index = [link for link in PAGES["README.md"].links if "/" not in link]
     assert sorted([*index, "README.md"]) == sorted(PAGES)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("rm -r results", "a command that no test can run: rm -r results"),
+        ("python -m harness.tables runs=results/*-0.5", "nothing is called runs="),
+        ("python -m harness.tables runs=nowhere", "error: no finished run below runs=nowhere"),
+    ],
+)
+def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, fork_server):
+    page = Page("a.md")
+    vars(page)["text"] = f"# A page\n\n```\n{command}\n```\n"
+    with pytest.raises(AssertionError, match=re.escape(why)):
+        Reader(page, tmp_path, Forks(tmp_path, tmp_path), {}).work_through()
 
 
 @pytest.mark.parametrize("name", GUIDES)
