@@ -48,6 +48,7 @@ BUILT_IN = {
     "cdpruner": "methods.cdpruner:CDPruner",
     "d2pruner": "methods.d2pruner:D2Pruner",
     "id_selection": "methods.id_selection:IDSelection",
+    "qmmr": "methods.qmmr:QMMR",
     "holov": "methods.holov:HoloV",
 }
 

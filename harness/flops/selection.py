@@ -86,6 +86,7 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
         ("none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "hiprune"), lambda case: 0
     ),
     "idpruner": lambda case: case.rows,
+    "qmmr": lambda case: case.rows + 2 * (case.length - case.n) * case.n * case.width,  # of all text
     "fps": _fps,
     "divprune": _fps,
     "hybrid": _hybrid,
