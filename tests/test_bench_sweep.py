@@ -8,7 +8,8 @@ from forked import Forks
 from runs import make_run
 
 from harness.bench import sweep
-from harness.bench.sweep import COLUMNS, STAGES, Plan, check, check_same, table
+from harness.bench.sweep import COLUMNS, Plan, check, check_same
+from harness.bench.timed import STAGES, run, table
 from harness.cli import compose
 from harness.errors import UserError
 
@@ -64,16 +65,16 @@ def test_other_answers_are_an_error(tmp_path):
 
 def test_a_run_that_fails_is_one_line():
     with pytest.raises(UserError, match=r"^python -m harness method=hipprune: .*did you mean hiprune"):
-        sweep._run(["method=hipprune"])
+        run(["method=hipprune"])
 
 
-def row(how, run, **seconds):
-    return {"how": how, "run": run, **dict.fromkeys((name for name in COLUMNS if name.endswith("_s")), 0.0), **seconds}
+def row(**seconds):
+    return {**dict.fromkeys((name for name in COLUMNS if name.endswith("_s")), 0.0), **seconds}
 
 
 def test_the_table_has_shares_and_ratios():
-    rows = [row("sweep", "all", wall_s=30.0, vision_s=3.0), row("apart", "all", wall_s=120.0, vision_s=24.0)]
-    *_, apart, swept, ratios = table([*rows, *rows]).splitlines()
+    rows = {"2 runs apart": row(wall_s=120.0, vision_s=24.0), "one sweep": row(wall_s=30.0, vision_s=3.0)}
+    *_, apart, swept, ratios = table(rows, "sweep / apart").splitlines()
     nothing = "0.0 s (0%)"
     shares = f"120.0 s (100%) {nothing} {nothing} 24.0 s (20%) {nothing} {nothing} {nothing}"
     assert " ".join(apart.split()) == f"2 runs apart {shares}"
@@ -84,18 +85,18 @@ def test_the_table_has_shares_and_ratios():
 def test_the_command_measures_real_runs(tmp_path, fork_server, monkeypatch, capsys):
     forks, said = Forks(tmp_path, tmp_path / "said"), tmp_path / "said"
     said.mkdir()
-    monkeypatch.setattr(sweep, "_run", lambda call: forks.run("harness", *call))
+    monkeypatch.setattr(sweep, "run", lambda call: forks.run("harness", *call))
     told = ["methods=[hiprune]", "keep=[0.25]", "limit=2", "each=['model=pocket','tasks=[pocket_text]']"]
     sweep.bench(compose("bench_sweep", [*told, f"out={tmp_path / 's'}"]))
     *_, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
     swept, total, *apart = report["rows"]
-    assert [run["run"] for run in apart] == ["method=none", "method=hiprune keep=0.25"]
+    assert [one["run"] for one in apart] == ["method=none", "method=hiprune keep=0.25"]
     for stage in ("wall", *STAGES, "other"):
-        assert total[f"{stage}_s"] == pytest.approx(sum(run[f"{stage}_s"] for run in apart), abs=0.02)
-    for run in report["rows"]:
-        assert sum(run[f"{stage}_s"] for stage in (*STAGES, "other")) == pytest.approx(run["wall_s"], abs=0.05)
-        assert all(run[f"{stage}_s"] > 0 for stage in STAGES)
+        assert total[f"{stage}_s"] == pytest.approx(sum(one[f"{stage}_s"] for one in apart), abs=0.02)
+    for row in report["rows"]:
+        assert sum(row[f"{stage}_s"] for stage in (*STAGES, "other")) == pytest.approx(row["wall_s"], abs=0.05)
+        assert all(row[f"{stage}_s"] > 0 for stage in STAGES)
     assert swept["load_s"] < total["load_s"]
     assert report["sweep_over_apart"] == pytest.approx(swept["wall_s"] / total["wall_s"], abs=0.002)
     assert list(csv.DictReader((tmp_path / "s.csv").open())) == [

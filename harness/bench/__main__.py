@@ -1,4 +1,4 @@
-"""python -m harness.bench [key=value ...] measures latency; its first word kernels, flops or sweep, those instead."""
+"""python -m harness.bench [key=value ...] measures latency; the words kernels, flops, sweep and main measure those."""
 
 import sys
 from importlib import import_module
@@ -7,6 +7,7 @@ WORDS = {
     "kernels": "harness.bench.kernels",
     "flops": "harness.bench.operations",
     "sweep": "harness.bench.sweep",
+    "main": "harness.bench.job",
 }
 
 

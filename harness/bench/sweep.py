@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
+from harness.bench.timed import STAGE_COLUMNS, Row, about, hand_over, run, seconds, table
 from harness.choices import register
 from harness.cli import command, compose
-from harness.config import ModelConfig, validate
+from harness.config import validate
 from harness.errors import UserError
-from harness.store import DONE, KEPT, METRICS, RESPONSES, SCORES, check_place, to_json, write_atomic
+from harness.store import DONE, KEPT, METRICS, RESPONSES, SCORES, check_place
 
-STAGES = ("load", "data", "vision", "llm", "scoring")  # as `harness.stages` has them, which imports torch
 COLUMNS = {
     "how": "sweep: all runs in one process; apart: each in its own, whose times are added up where run is all",
     "run": "method and share of the visual tokens that stays",
     "wall_s": "seconds from the start of the process to its end",
-    **{f"{stage}_s": f"of these, seconds of the stage {stage}" for stage in STAGES},
+    **STAGE_COLUMNS,
     "other_s": "what is left: imports, checking configurations, writing",
 }
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,18 +74,10 @@ def bench(cfg: DictConfig) -> None:
     """Run everything both ways, print a table for people and one JSON line, and write what was asked for."""
     plan = Plan.of(cfg)
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
-        rows, about = measured(plan, Path(folder)), _about(cfg, Path(folder))
-    report = about | {"sweep_over_apart": round(rows[0]["wall_s"] / rows[1]["wall_s"], 3), "rows": rows}
-    print(table(rows))
-    if cfg.out is not None:
-        out = Path(str(cfg.out)).expanduser()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        text = StringIO()
-        pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(text, index=False, lineterminator="\n")
-        write_atomic(out.with_name(f"{out.name}.csv"), text.getvalue())
-        write_atomic(out.with_name(f"{out.name}.json"), to_json(report))
-        print(f"wrote {out}.csv and {out}.json")
-    print(json.dumps(report))
+        rows, common = measured(plan, Path(folder)), about(cfg, COLUMNS, Path(folder))
+    sweep, apart, *each = rows
+    print(table({f"{len(each)} runs apart": apart, "one sweep": sweep}, "sweep / apart"))
+    hand_over({**common, "sweep_over_apart": round(sweep["wall_s"] / apart["wall_s"], 3), "rows": rows}, cfg.out)
 
 
 def measured(plan: Plan, folder: Path) -> list[Row]:
@@ -99,18 +85,18 @@ def measured(plan: Plan, folder: Path) -> list[Row]:
     calls = plan.apart()
     with tqdm(total=2 + len(calls), desc="processes") as progress:
 
-        def timed(how: str, run: str, call: Sequence[str], runs: Path) -> Row:
-            progress.set_postfix_str(f"{how} {run}")
+        def timed(how: str, name: str, call: Sequence[str], runs: Path) -> Row:
+            progress.set_postfix_str(f"{how} {name}")
             before, start = set(runs.rglob(DONE)), time.monotonic()
-            _run([*call, f"runs={runs}"])
+            run([*call, f"runs={runs}"])
             wall = time.monotonic() - start
             progress.update()
-            return _row(how, run, wall, sorted(set(runs.rglob(DONE)) - before))
+            return {"how": how, "run": name, **seconds(wall, set(runs.rglob(DONE)) - before)}
 
         # What the first run on a machine reads from the disk, and prepares of the data sets, no other one has to.
         timed("warm-up", *calls[0], folder / "warm-up")
         sweep = timed("sweep", "all", plan.swept(), folder / "sweep")
-        apart = [timed("apart", run, call, folder / "apart") for run, call in calls]
+        apart = [timed("apart", name, call, folder / "apart") for name, call in calls]
     check_same(folder / "sweep", folder / "apart")
     total = {name: round(sum(row[name] for row in apart), 2) for name in COLUMNS if name.endswith("_s")}
     return [sweep, {"how": "apart", "run": "all", **total}, *apart]
@@ -121,47 +107,10 @@ def check_same(one: Path, other: Path) -> None:
     found = [{done.parent.relative_to(root) for done in root.rglob(DONE)} for root in (one, other)]
     if found[0] != found[1]:
         raise UserError(f"runs that only one way has: {', '.join(map(str, sorted(found[0] ^ found[1])))}")
-    for run in sorted(found[0]):
+    for each in sorted(found[0]):
         for name in (RESPONSES, KEPT, SCORES, METRICS):
-            if (one / run / name).read_bytes() != (other / run / name).read_bytes():
-                raise UserError(f"{run}: its {name} in the sweep is not that of the run on its own")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Both ways stage by stage, with the share of each, and what the sweep takes of the other's time."""
-    sweep, apart = rows[:2]
-    names = [name for name in COLUMNS if name.endswith("_s")]
-    lines = [f"{'':<16}" + "".join(f"{name.removesuffix('_s'):>18}" for name in names)]
-    for title, row in ((f"{len(rows) - 2} runs apart", apart), ("one sweep", sweep)):
-        cells = (f"{row[name]:.1f} s ({row[name] / row['wall_s']:.0%})" for name in names)
-        lines.append(f"{title:<16}" + "".join(f"{cell:>18}" for cell in cells))
-    ratios = (f"{sweep[name] / apart[name]:.2f}" if apart[name] else "-" for name in names)
-    return "\n".join([*lines, f"{'sweep / apart':<16}" + "".join(f"{ratio:>18}" for ratio in ratios)])
-
-
-def _run(call: Sequence[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "harness", *call], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise UserError(f"python -m harness {' '.join(call)}: {said[-1].removeprefix('error: ')}")
-
-
-def _row(how: str, run: str, wall: float, finished: Sequence[Path]) -> Row:
-    spent = [json.loads(done.read_text(encoding="utf-8"))["stages"] for done in finished]
-    stages = {stage: sum(each[stage] for each in spent) for stage in STAGES}
-    seconds = {"wall": wall, **stages, "other": wall - sum(stages.values())}
-    return {"how": how, "run": run, **{f"{name}_s": round(value, 2) for name, value in seconds.items()}}
-
-
-def _about(cfg: DictConfig, runs: Path) -> Row:
-    import torch
-
-    from harness.bench.machine import machine
-    from harness.loading import device_of
-
-    told = json.loads(next(runs.rglob("run.json")).read_text(encoding="utf-8"))["config"]["model"]
-    device = torch.device(device_of(ModelConfig(**told)))
-    return {"machine": machine(device), "settings": OmegaConf.to_container(cfg), "columns": COLUMNS}
+            if (one / each / name).read_bytes() != (other / each / name).read_bytes():
+                raise UserError(f"{each}: its {name} in the sweep is not that of the run on its own")
 
 
 def _typed(method: Any) -> str:
