@@ -81,6 +81,18 @@ def no_pick_waits_for_the_device(method: Method) -> None:
     _owes(method, total[1] <= total[0] + 2, f"it waits for the device at each pick ({kinds})")
 
 
+def several_samples_are_as_one_by_one(method: Method) -> None:
+    """Samples of different sizes that are asked for at once, as those of a batch are, select what each does alone."""
+    sizes, ks = (40, 6, 23, 577), (13, 9, 5, 144)
+    samples = [make_tokens(n, seed=n) for n in sizes]
+    together = method.select_batch(samples, ks, [torch.Generator().manual_seed(n) for n in sizes])
+    for tokens, n, k, got in zip(samples, sizes, ks, together, strict=True):
+        alone = method.select(tokens, k, torch.Generator().manual_seed(n))
+        for a, b in ((alone.kept, got.kept), (alone.order, got.order), (alone.owner, got.owner)):
+            same = a is b is None or (a is not None and b is not None and torch.equal(a, b))
+            _owes(method, same, f"a sample of {n} tokens selects other ones beside samples of other sizes")
+
+
 def inputs_are_left_alone(method: Method) -> None:
     """Nothing is written into the tensors that it was given."""
     tokens, fresh = make_tokens(20, seed=3), make_tokens(20, seed=3)
@@ -105,6 +117,7 @@ def the_first_of_equals_goes_first(method: Method) -> None:
 CHECKS: Sequence[Callable[[Method], None]] = (
     inputs_are_left_alone,
     exactly_k_of_any_finite_input,
+    several_samples_are_as_one_by_one,
     edges_of_the_budget,
     half_precision_equals_its_float32_copy,
     randomness_comes_from_the_generator_alone,

@@ -10,19 +10,20 @@ with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=
 # The package exports the function of this name, so this module must stay importable without torch.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from methods.budget import Budget
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from harness.models.shared import SharedVision
-    from methods.base import Method, Selection
+    from methods.base import Method, Selection, Tokens
 
 
 POSITIONS = ("keep", "compact")  # of kept tokens: see `prune`
@@ -78,22 +79,27 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def select(self, features: Tensor, grids: Sequence[tuple[int, int, int]], **signals: Any) -> Selection:
-        """Choose among the visual tokens `features` [N, D] of one sample; `signals` are further fields of `Tokens`."""
+    def select(self, samples: Iterable[Tokens], sizes: Sequence[int]) -> list[Selection]:
+        """Choose among the visual tokens of each sample, which comes without importance; `sizes` is N of each."""
+        ks = [self.budget.count(n) for n in sizes]
+        scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
+        return self.method.select_batch(scored, ks, [self._chance() for _ in sizes])
+
+    def _scored(self, tokens: Tokens, k: int) -> Tokens:
         import torch
 
-        from methods.base import Signal, Tokens
+        from methods.base import Signal
 
+        if self._scorer is None or k >= len(tokens.features) or Signal.IMPORTANCE not in self.method.needs:
+            return tokens
+        with torch.no_grad():
+            return replace(tokens, importance=self._scorer(tokens.features))
+
+    def _chance(self) -> torch.Generator:
+        """Return where the next sample's random numbers come from."""
         if self._seeds:
-            self._generator.manual_seed(self._seeds.pop(0))
-        n = len(features)
-        k = self.budget.count(n)
-        importance = None
-        if Signal.IMPORTANCE in self.method.needs and k < n and self._scorer is not None:
-            with torch.no_grad():
-                importance = self._scorer(features.detach())
-        tokens = Tokens(features=features.detach(), grids=list(grids), importance=importance, **signals)
-        return self.method.select(tokens, k, self._generator)
+            self._generator = type(self._generator)().manual_seed(self._seeds.pop(0))
+        return self._generator
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from methods import checks
+from methods.selecting import selections
 from methods.tokens import OFFICIAL, PAPER, HiddenState, LayerState, Received, Selection, Signal, Tokens
 
 __all__ = ["OFFICIAL", "PAPER", "HiddenState", "LayerState", "Method", "Received", "Selection", "Signal", "Tokens"]
@@ -58,10 +59,7 @@ class Method:
 
     @property
     def hidden_state(self) -> HiddenState:
-        """What `LayerState.hidden` is: what enters layer j, normed, what leaves it, or that after the LLM's last norm.
-
-        "unused" stands for any of them.
-        """
+        """What `LayerState.hidden` is: layer j's input, normed; its output; that after the LLM's last norm; or any."""
         return "output"
 
     @property
@@ -102,18 +100,21 @@ class Method:
         Randomness comes from `generator` alone, or from a fresh one with seed 0. Raises ValueError for NaN or infinite
         input, for a missing signal, and for a subclass that broke the contract.
         """
-        n = checks.tokens(self.name, tokens)
-        k = checks.count(self.name, k, n)
-        if k >= n:
-            return Selection(kept=torch.arange(n, device=tokens.features.device))
-        checks.signals(self.name, self.needs, tokens, n)
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        # Autocast would take the similarities down to half precision behind the method's back.
-        with torch.no_grad(), torch.autocast(tokens.features.device.type, enabled=False):
-            selection = self._select(tokens, k, generator)
-        checks.selection(self.name, selection, n, k)
-        return selection
+        return self.select_batch([tokens], [k], [generator])[0]
+
+    def select_batch(
+        self, samples: Iterable[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator | None] | None = None
+    ) -> list[Selection]:
+        """Choose `ks[i]` tokens of each sample i, as `select` does; samples may differ in N."""
+        given = zip(samples, ks, generators or [None] * len(ks), strict=True)
+        return selections(self, given, together=type(self)._select_batch is not Method._select_batch)
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         """Choose `k` < N tokens; everything in `tokens` is finite and what `needs` lists is there."""
         raise NotImplementedError(f"{type(self).__name__} must override _select")
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        """As `_select`, for several samples: for methods whose kernels take them side by side on a GPU."""
+        return [self._select(*one) for one in zip(samples, ks, generators, strict=True)]

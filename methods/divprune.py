@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.maxmin import maxmin
+from methods.kernels.maxmin import maxmin_batch
 from methods.kernels.rows import Rows
 
 # The released code divides by the bare norm, the comparison's through `normalize`; 1e-50 is below any float32.
@@ -41,4 +42,10 @@ class DivPrune(Method):
     variant: Literal["official", "paper"] = "official"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return Selection.of(maxmin(Rows(tokens.features, NORM_FLOOR[self.variant]), k))
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        rows = [Rows(tokens.features, NORM_FLOOR[self.variant]) for tokens in samples]
+        return [Selection.of(order) for order in maxmin_batch(rows, ks)]

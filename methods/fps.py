@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.maxmin import maxmin
+from methods.kernels.maxmin import maxmin_batch
 from methods.kernels.rows import Rows
 from methods.numerics import top
 
@@ -42,10 +44,18 @@ class FPS(Method):
             vars(self)["needs"] = frozenset({Signal.IMPORTANCE})
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
         first = None
-        if self.start == "max_importance":
-            assert tokens.importance is not None
-            first = top(tokens.importance, 1)
-        elif self.start == "random":
-            first = torch.randint(len(tokens.features), (1,), generator=generator, device=generator.device)
-        return Selection.of(maxmin(Rows(tokens.features), k, first))
+        if self.start != "maximin":
+            first = [self._first(tokens, chance) for tokens, chance in zip(samples, generators, strict=True)]
+        return [Selection.of(order) for order in maxmin_batch([Rows(one.features) for one in samples], ks, first)]
+
+    def _first(self, tokens: Tokens, generator: torch.Generator) -> Tensor:
+        if self.start == "random":
+            return torch.randint(len(tokens.features), (1,), generator=generator, device=generator.device)
+        assert tokens.importance is not None
+        return top(tokens.importance, 1)

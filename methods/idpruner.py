@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.mmr import mmr
+from methods.kernels.mmr import mmr_batch
 from methods.kernels.rows import Rows
 from methods.numerics import min_max, soft_top_k
 
@@ -50,9 +52,18 @@ class IDPruner(Method):
         self.require("epsilon", self.epsilon > 0, "above 0")
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        rows = [Rows(tokens.features, floor=0.0, plus=1e-8) for tokens in samples]
+        importance = [self._importance(tokens) for tokens in samples]
+        return [Selection.of(order) for order in mmr_batch(rows, importance, ks, self.lam, self.parallel_k)]
+
+    def _importance(self, tokens: Tokens) -> Tensor:
         scores = tokens.importance
         assert scores is not None
         if self.importance == "soft_topk":
             scores = soft_top_k(scores, self.soft_topk_ratio * len(scores))
-        importance = min_max(scores, self.epsilon)
-        return Selection.of(mmr(Rows(tokens.features, floor=0.0, plus=1e-8), importance, k, self.lam, self.parallel_k))
+        return min_max(scores, self.epsilon)

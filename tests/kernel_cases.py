@@ -6,8 +6,8 @@ import torch
 from methods.base import Tokens
 from methods.kernels.coverage import coverage
 from methods.kernels.dpp import greedy_map
-from methods.kernels.maxmin import maxmin
-from methods.kernels.mmr import mmr
+from methods.kernels.maxmin import maxmin, maxmin_batch
+from methods.kernels.mmr import mmr, mmr_batch
 from methods.kernels.rows import Rows
 from methods.numerics import min_max
 
@@ -30,6 +30,20 @@ def tokens_of(n: int, d: int, seed: int, kind: str) -> Tokens:
     return Tokens(x, tokens.grids, importance=tokens.importance)
 
 
+BATCHED = ("mmr", "maxmin")
+LAMS = (0.5, 0.1, 0.0, 1.0, 0.9)
+
+
+def batches(samples: list[Tokens], ks: list[int], seed: int) -> dict:
+    """Every kernel that takes several samples at once, on these."""
+    scores = [min_max(tokens.importance.double(), 1e-6) for tokens in samples]
+    rows = [Rows(tokens.features, 0.0, 1e-8) for tokens in samples]
+    return {
+        "mmr": lambda: mmr_batch(rows, scores, ks, LAMS[seed % 5]),
+        "maxmin": lambda: maxmin_batch(rows, ks),
+    }
+
+
 def cases(tokens: Tokens, k: int, seed: int) -> dict:
     """Every kernel on one sample, by name; `seed` varies parameters and whether scores tie."""
     x, scores = tokens.features, tokens.importance.double()
@@ -37,7 +51,7 @@ def cases(tokens: Tokens, k: int, seed: int) -> dict:
         scores = scores.round()
     first = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: seed % 4]
     return {
-        "mmr": lambda: mmr(Rows(x, 0.0, 1e-8), min_max(scores, 1e-6), k, (0.5, 0.1, 0.0, 1.0, 0.9)[seed % 5]),
+        "mmr": lambda: mmr(Rows(x, 0.0, 1e-8), min_max(scores, 1e-6), k, LAMS[seed % 5]),
         "maxmin": lambda: maxmin(Rows(x), k, first if 0 < len(first) <= k else None),
         "coverage": lambda: coverage(Rows(x), scores.abs(), k, additive=seed % 3 == 0),
         "greedy_map": lambda: greedy_map(Rows(x), (scores / 2).exp(), k),

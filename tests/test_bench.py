@@ -132,7 +132,7 @@ def test_stages_belong_to_those_who_need_them_and_the_model_is_restored(model):
     assert {name for name, time in times.items() if time["cut"]} == {"random", "visionzip", "idpruner", "dart"}
     assert all(time["vit"] and time["projector"] and time["llm_prefill"] for time in times.values())
     assert hooks(it.model) == before
-    assert all("select" not in vars(one.method) for one in it.contestants if one.method)
+    assert all("select_batch" not in vars(one.method) for one in it.contestants if one.method)
 
 
 def test_the_model_is_restored_after_a_failure():
@@ -141,7 +141,7 @@ def test_the_model_is_restored_after_a_failure():
     with pytest.raises((ValueError, RuntimeError, TypeError)):
         runner.time(it.contestants[1], {"input_ids": it.workloads[0].prepare(1)["input_ids"]})  # no pixels
     assert hooks(it.model) == before
-    assert "select" not in vars(it.contestants[1].method)
+    assert "select_batch" not in vars(it.contestants[1].method)
 
 
 @pytest.fixture

@@ -93,6 +93,23 @@ def test_a_budget_of_n_or_more_is_the_identity(name, n):
         assert methods.load(name).select(bare, k).kept.tolist() == list(range(n))
 
 
+def test_samples_are_made_one_at_a_time_for_what_takes_one_at_a_time():
+    events = []
+
+    class Alone(Method):
+        def _select(self, tokens, k, generator):
+            events.append(f"chose from {len(tokens.features)}")
+            return Selection(torch.arange(k))
+
+    def samples():
+        for n in (6, 9):
+            events.append(f"made {n}")
+            yield make_tokens(n)
+
+    assert [len(one.kept) for one in Alone().select_batch(samples(), [2, 3])] == [2, 3]
+    assert events == ["made 6", "chose from 6", "made 9", "chose from 9"]
+
+
 def test_none_refuses_a_smaller_budget():
     with pytest.raises(ValueError, match="keeps all 6 tokens, not 3"):
         methods.load("none").select(make_tokens(6), 3)

@@ -242,8 +242,8 @@ class TestNeverSilent:
         assert [record.per_layer for record in pruning.records] == [28, 20] * 2
 
     def test_a_cut_that_does_not_happen_is_caught(self, deep, processor, monkeypatch):
-        def keep_all(self, features, grids, **signals):
-            return Selection(kept=torch.arange(len(features)))
+        def keep_all(self, samples, sizes):
+            return [Selection(kept=torch.arange(n)) for n in sizes]
 
         monkeypatch.setattr(harness.Pruning, "select", keep_all)
         inputs = inputs_of(processor, ["one image"])

@@ -20,16 +20,20 @@ SCORES = {
     "keys": "i32",
     "width": "i32",
 }
-COMPARE = {"factor": "*fp32", "picks": "*i64", "nearest": "*fp32", "n": "i32", "d": "i32", "count": "i32"}
+COMPARE = {
+    **dict.fromkeys(("factor", "nearest"), "*fp32"),
+    **dict.fromkeys(("starts", "sizes", "picks", "before", "made"), "*i64"),
+    **dict.fromkeys(("n", "d", "most"), "i32"),
+}
 SHAPE = {"SELVES": True, "PICKS": 64, "TOKENS": 64, "WIDTH": 64}
 GIVEN = {
-    "novelty._compare": {"features": "*bf16", **COMPARE, **SHAPE},
-    "novelty._compare float32": {"features": "*fp32", **COMPARE, **SHAPE, "SELVES": False},
+    "batch._compare": {"features": "*bf16", **COMPARE, **SHAPE},
+    "batch._compare float32": {"features": "*fp32", **COMPARE, **SHAPE, "SELVES": False},
     "novelty._pick": {
         **POOL,
         **dict.fromkeys(("relevance", "near", "weight"), "*fp64"),
-        **dict.fromkeys(("order", "count"), "*i64"),
-        **dict.fromkeys(("size", "most"), "i32"),
+        **dict.fromkeys(("order", "made", "most", "count"), "*i64"),
+        **dict.fromkeys(("size", "room"), "i32"),
         "SIZE": 256,
     },
     "volume._pick": {

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 import torch
-from kernel_cases import KERNELS, KINDS, cases, tokens_of
+from kernel_cases import BATCHED, KERNELS, KINDS, batches, cases, tokens_of
 
 from methods.kernels.gpu import novelty, volume
 from methods.kernels.paths import using
@@ -23,28 +23,53 @@ POOL = 16  # less than there are tokens, so that no pool sees all
 
 def choices(kernel: str, seeds: int) -> dict:
     """Compare the picks of a kernel with those of its plain loop on small samples of every kind."""
+
+    def run(seed):
+        tokens, k = _sample(seed)
+        return cases(tokens, k, seed)[kernel]
+
+    return compared(run, range(seeds))
+
+
+def side_by_side(kernel: str, seeds: int) -> dict:
+    """Compare the picks of several samples at once, of different N and K, with those of the plain loop."""
+
+    def run(seed):
+        samples, ks = zip(*(_sample(seed + i, d=17) for i in range(3)), strict=True)
+        picked = batches(samples, ks, seed)[kernel]
+        return lambda: torch.cat(picked())
+
+    return compared(run, range(0, seeds, 2))
+
+
+def compared(case, seeds) -> dict:
+    """Which seeds pick otherwise than the plain loop, and what was left to others."""
     told, handler = [], logging.Handler()
     handler.emit = lambda record: told.append(record.getMessage())
     log = logging.getLogger("methods.kernels.paths")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     wrong, done = [], 0
-    for seed in range(seeds):
-        kind = KINDS[seed % len(KINDS)]
-        g = torch.Generator().manual_seed(seed)
-        n, d = (int(torch.randint(low, high, (1,), generator=g)) for low, high in ((2, 70), (1, 40)))
-        k = int(torch.randint(1, n, (1,), generator=g))
-        run = cases(_there(tokens_of(n, d, seed, kind)), k, seed)[kernel]
-        before = len(told)
+    for seed in seeds:
+        run, before = case(seed), len(told)
         with using("plain"):
             plain = run()
         with using("gpu"):
             given = run()
         done += len(told) == before
         if not torch.equal(given, plain):
-            wrong.append([seed, kind, n, d, k])
+            wrong.append(seed)
     log.removeHandler(handler)
-    return {"wrong": wrong, "done": done, "handed_over": sorted(set(told))}
+    return {"wrong": wrong, "share": done / len(seeds), "handed_over": sorted(set(told))}
+
+
+def _sample(seed: int, d: int | None = None) -> tuple:
+    """A small sample of one kind after the other, and how many are kept of it."""
+    g = torch.Generator().manual_seed(seed)
+    n, width = (int(torch.randint(low, high, (1,), generator=g)) for low, high in ((2, 70), (1, 40)))
+    k = int(torch.randint(1, n, (1,), generator=g))
+    tokens = _there(tokens_of(n, d or width, seed, KINDS[seed % len(KINDS)]))
+    return (tokens if d is None else replace(tokens, features=tokens.features.float())), k
 
 
 def _there(tokens):
@@ -70,4 +95,7 @@ def attention() -> float:
 
 if __name__ == "__main__":
     novelty.POOL = volume.POOL = POOL
-    print(json.dumps({"attention": attention(), **{name: choices(name, int(sys.argv[1])) for name in KERNELS}}))
+    seeds = int(sys.argv[1])
+    alone = {name: choices(name, seeds) for name in KERNELS}
+    several = {f"several {name}": side_by_side(name, seeds) for name in BATCHED}
+    print(json.dumps({"attention": attention(), **alone, **several}))

@@ -6,7 +6,7 @@ that was hooked before it and one that was hooked after; nothing is patched, no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from harness.bench.trace import ROOT, Trace
 from harness.models.base import Adapter, inside_layer
 from harness.models.hooking import Handles, submodule
 from harness.prune import Pruning
-from methods.base import Method, Signal
+from methods.base import Method, Signal, Tokens
 
 # Where the projector of a family is, between the tower's last layer and the language model.
 PROJECTORS = {
@@ -97,17 +97,26 @@ def _watched(contestant: Contestant, trace: Trace, handles: Handles) -> Iterator
     if method is None:
         yield
         return
-    choose = method.select
+    choose = method.select_batch
 
-    def select(*args: Any, **kwargs: Any) -> Any:
+    def outside(samples: Iterable[Tokens]) -> Iterator[Tokens]:
+        """Making a sample is no part of the choice."""
+        trace.leave("select")
+        for tokens in samples:
+            trace.enter("select")
+            yield tokens
+            trace.leave("select")
+        trace.enter("select")
+
+    def select_batch(samples: Iterable[Tokens], *args: Any) -> Any:
         trace.enter("select")
         try:
-            return choose(*args, **kwargs)
+            return choose(outside(samples), *args)
         finally:
             trace.leave("select")
 
-    vars(method)["select"] = select  # of this instance, which is the bench's own
+    vars(method)["select_batch"] = select_batch  # of this instance, which is the bench's own
     try:
         yield
     finally:
-        del vars(method)["select"]
+        del vars(method)["select_batch"]

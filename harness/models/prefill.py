@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.models.rows import averaged
 from harness.models.vision import VisionSignals
 from harness.prune import Kept
-from methods.base import LayerState, Selection
+from methods.base import LayerState, Selection, Tokens
 
 if TYPE_CHECKING:
     from harness.prune import Pruning
@@ -55,13 +55,13 @@ class Prefill:
             read: gives the state of the decoder layer, to methods that need it.
         """
         stay, merged, records = ~self.visual, False, []
-        for prompt, grids in enumerate(self.layout.grids):
+        places = [
+            self.visual[prompt * self.layout.copies].nonzero().squeeze(1) for prompt in range(len(self.layout.grids))
+        ]
+        samples = (self._tokens(prompt, where, pruning, read) for prompt, where in enumerate(places))
+        chosen = zip(places, self.layout.grids, pruning.select(samples, [len(where) for where in places]), strict=True)
+        for prompt, (where, grids, selection) in enumerate(chosen):
             rows = slice(prompt * self.layout.copies, (prompt + 1) * self.layout.copies)
-            where = self.visual[rows.start].nonzero().squeeze(1)
-            features = self.embeddings[rows.start, where]
-            dropping = pruning.budget.count(len(where)) < len(where)
-            signals = self._signals(prompt, read) if dropping else {}
-            selection = pruning.select(features, grids, **signals)
             stay[rows, where[selection.kept]] = True
             if selection.owner is not None:
                 if not states.numel():
@@ -73,6 +73,13 @@ class Prefill:
             records.append(Kept(len(where), len(kept), kept, list(grids), full * len(where) + (1 - full) * len(kept)))
         pruning.records.extend(records)
         return states, stay
+
+    def _tokens(self, prompt: int, where: Tensor, pruning: Pruning, read: ReadLayer | None) -> Tokens:
+        """Return what the method sees of a prompt whose visual tokens stand at `where` [N]."""
+        dropping = pruning.budget.count(len(where)) < len(where)
+        signals = self._signals(prompt, read) if dropping else {}
+        features = self.embeddings[prompt * self.layout.copies, where].detach()
+        return Tokens(features, list(self.layout.grids[prompt]), **signals)
 
     def _signals(self, prompt: int, read: ReadLayer | None) -> dict[str, Any]:
         """Return what the method needs beyond the features, as fields of `Tokens`."""

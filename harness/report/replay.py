@@ -1,7 +1,7 @@
 """In which order a run picked its tokens, and which importance it saw: not stored, so its questions are asked again."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,22 +91,24 @@ def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, tasks: dic
 def watched(method: Method) -> Iterator[list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]]:
     """Note each selection of `method` within the block: kept [n] as booleans, order [K], importance [n]."""
     seen: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
-    select = method.select
+    select_batch = method.select_batch
 
-    def noted(tokens: Any, k: int, generator: Any = None) -> Any:
-        selection = select(tokens, k, generator)
-        kept = np.zeros(len(tokens.features), bool)
-        kept[selection.kept.cpu().numpy()] = True
-        order = None if selection.order is None else selection.order.cpu().numpy()
-        importance = None if tokens.importance is None else tokens.importance.float().cpu().numpy()
-        seen.append((kept, order, importance))
-        return selection
+    def noted(samples: Iterable[Any], *args: Any) -> Any:
+        samples = list(samples)
+        selections = select_batch(samples, *args)
+        for tokens, selection in zip(samples, selections, strict=True):
+            kept = np.zeros(len(tokens.features), bool)
+            kept[selection.kept.cpu().numpy()] = True
+            order = None if selection.order is None else selection.order.cpu().numpy()
+            importance = None if tokens.importance is None else tokens.importance.float().cpu().numpy()
+            seen.append((kept, order, importance))
+        return selections
 
-    method.select = noted  # type: ignore[method-assign]
+    vars(method)["select_batch"] = noted
     try:
         yield seen
     finally:
-        del method.select  # the class's own again
+        del vars(method)["select_batch"]  # the class's own again
 
 
 def levels(importance: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from methods.kernels.search import Floats, Ints
 from methods.kernels.seen import kinds
 
 MOST = 4096  # tokens whose similarities to each other are kept: 64 MiB
-TILE = 256  # rows of similarities computed, or taken in float64, at once
-BATCH = 32  # gains brought up to date at once
+TILE = 256  # cosines taken in float64 at once
+LOWEST = -np.finfo(np.float64).max  # of what can be picked
+BATCH = 16  # gains brought up to date at once
 SAMPLE = 256  # tokens by which the rounding error of sums is measured
 SAFETY = 8.0  # times as much is taken for possible
 SPARED = 16  # of the products of all pairs, one in so many may be taken again
@@ -35,26 +36,24 @@ def coverage(rows: Rows, weight: Tensor, k: int, additive: bool, scale: float, d
 
 
 class Cover:
-    """The gains [N] of tokens, how far they may be from the exact ones, and after how many picks they were summed."""
+    """Bounds [N] of the scores of tokens, and after how many picks their gains were summed."""
 
     def __init__(self, rows: Rows, weight: Floats, additive: bool, scale: float, decimals: int) -> None:
         n = len(rows)
         self.rows, self.weight, self.additive, self.scale, self.decimals = rows, weight, additive, scale, decimals
         self.kind = kinds(rows.features)
-        self.had: set[int] = set()  # kinds picked
+        self.had: dict[int, int] = {}  # of each kind picked, the first pick
         self.similar = _similar(rows)
         self.closed = (rows.factor == 0).numpy()  # what no later pick covers further: zero rows, and copies of picks
         self.error = rows.error
         self.covered = np.zeros(n, dtype=np.float32)
-        self.owner = np.full(n, -1)  # the pick that covers a token, if any
         self.exactly = np.zeros(n)  # `covered` in float64
         self.valid = np.ones(n, dtype=bool)  # whether `exactly` is up to date
         self.left = n * n // SPARED
         self.noise = SAFETY * self._noise()
-        self.gain, self.slack = np.empty(n), np.empty(n)
         self.stamp = np.zeros(n, dtype=np.int64)
-        self.open = np.zeros(n)  # minus infinity once picked
-        self.made = 0
+        self.high = np.empty(n)  # bounds of the scores, minus infinity once picked
+        self.made, self.least = 0, -np.inf
         for start in range(0, n, BATCH):
             self.sum_up(np.arange(start, min(start + BATCH, n)))
 
@@ -72,54 +71,41 @@ class Cover:
         return scores
 
     def sum_up(self, tokens: Ints) -> None:
-        """Bring the gains of tokens up to date."""
+        """Bring the bounds of tokens up to date, and `least`, which some score since the last pick is not below."""
         part = self.similar[tokens] - self.covered
         np.maximum(part, 0, out=part)
-        gain = part.sum(axis=1)
-        self.gain[tokens] = gain
-        self.slack[tokens] = self.noise * np.sqrt(1 + np.count_nonzero(part, axis=1)) + 2.0**-20 * gain
+        gain = part.sum(axis=1).astype(np.float64)
+        terms = np.sign(part).sum(axis=1)  # several times as fast as count_nonzero
+        slack = self.noise * np.sqrt(1 + terms) + 2.0**-20 * gain
+        self.high[tokens] = self.score(gain + slack, tokens)
         self.stamp[tokens] = self.made
+        self.least = max(self.least, float(self.score(np.maximum(gain - slack, 0), tokens).max()))
 
     def pick(self) -> int:
         """Pick the token of highest score; of equals the first."""
-        every = np.arange(len(self.gain))
         while True:
-            high = self.score(self.gain + self.slack, every) + self.open
-            low = self.score(np.maximum(self.gain - self.slack, 0), every) + self.open
-            fresh = self.stamp == self.made
-            rivals = np.flatnonzero(high >= low[fresh].max(initial=-np.inf))
-            stale = rivals[~fresh[rivals]]
+            rivals = np.flatnonzero(self.high >= max(self.least, LOWEST))
+            stale = rivals[self.stamp[rivals] < self.made]
             if not len(stale):
                 break
             if len(stale) > BATCH:
-                stale = stale[np.argpartition(-high[stale], BATCH)[:BATCH]]
+                stale = stale[np.argpartition(-self.high[stale], BATCH)[:BATCH]]
             self.sum_up(stale)
         chosen = int(rivals[0])
         if len(rivals) > 1 and not self.alike(rivals):
             chosen = int(rivals[self.exact_scores(rivals).argmax()])
-        self.open[chosen] = -np.inf
+        self.high[chosen], self.least = -np.inf, -np.inf
         self.made += 1
         if self.kind[chosen] not in self.had:  # else it covers nothing new
-            self.had.add(int(self.kind[chosen]))
-            self.cover(chosen)
+            self.had[int(self.kind[chosen])] = chosen
+            self.valid &= self.similar[chosen] < self.covered - 2 * self.error
+            np.maximum(self.covered, self.similar[chosen], out=self.covered)
             self.closed |= self.kind == self.kind[chosen]
         return chosen
 
     def alike(self, tokens: Ints) -> bool:
         """Whether tokens have equal features and equal weight."""
         return len(set(self.kind[tokens].tolist())) == 1 == len(set(self.weight[tokens].tolist()))
-
-    def cover(self, pick: int) -> None:
-        """Let a pick cover those that are more similar to it than to any before."""
-        similar = self.similar[pick]
-        ahead = similar - self.covered
-        near = np.flatnonzero((np.abs(ahead) <= 2 * self.error) & ~self.closed)
-        exact, mine = self.exact_cover(near), self.cosines(near, np.array([pick]))
-        wins = np.flatnonzero(ahead > 2 * self.error)
-        self.valid[wins], self.covered[wins], self.owner[wins] = False, similar[wins], pick
-        more = near[mine > exact]
-        self.covered[more], self.owner[more] = similar[more], pick
-        self.exactly[more] = mine[mine > exact]
 
     def exact_scores(self, tokens: Ints) -> Floats:
         """Return the scores of tokens as the plain loop has them."""
@@ -133,8 +119,10 @@ class Cover:
 
     def exact_cover(self, tokens: Ints) -> Floats:
         """Return how far tokens are covered, in float64."""
-        old = tokens[~self.valid[tokens]]
-        self.exactly[old] = np.maximum(self.cosines(old, self.owner[old]), 0)
+        old, picks = tokens[~self.valid[tokens]], np.array(list(self.had.values()), dtype=np.int64)
+        token, near = np.nonzero(self.similar[np.ix_(old, picks)] >= self.covered[old, None] - 2 * self.error)
+        self.exactly[old] = 0
+        np.maximum.at(self.exactly, old[token], self.cosines(old[token], picks[near]))
         self.valid[old] = True
         return self.exactly[tokens]
 
@@ -153,16 +141,9 @@ class Cover:
 
 def _similar(rows: Rows) -> Floats:
     """Return the cosines [N, N] in float32, of which the half is computed."""
-    features, factor = rows.features.float(), rows.factor
-    if not factor.isfinite().all():
+    if not rows.factor.isfinite().all():
         raise UnfitError("a row is too short or too long for float32")
-    n = len(rows)
-    found = torch.empty(n, n)
-    for start in range(0, n, TILE):
-        here = slice(start, start + TILE)
-        part = features[here] @ features[start:].T
-        part *= factor[here, None]
-        part *= factor[start:]
-        found[here, start:] = part
-        found[start + TILE :, here] = part[:, TILE:].T
-    return found.numpy()
+    features = rows.features.float().numpy()
+    found = features @ features.T  # by numpy, whose library computes one half; torch has no product that does
+    torch.from_numpy(found).mul_(rows.factor).mul_(rows.factor[:, None])
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
-from methods.kernels.novelty import novelty
-from methods.kernels.paths import gpu, run
+from methods.kernels.novelty import Job, novelties, novelty
+from methods.kernels.paths import gpu, run, run_several
 from methods.kernels.rows import Rows
 
 TILE = 256  # rows whose similarities to all others are held at once
@@ -25,9 +27,19 @@ def maxmin(rows: Rows, k: int, first: Tensor | None = None) -> Tensor:
         first: [F] distinct indices, F <= k, that count as picked; by default the token whose nearest neighbour is
             farthest.
     """
-    first = loneliest(rows) if first is None else first.to(rows.device)
+    return novelty(*_job(rows, k, loneliest(rows) if first is None else first))
+
+
+def maxmin_batch(rows: Sequence[Rows], ks: Sequence[int], first: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Return what `maxmin` does for each of several samples, which may differ in N and k."""
+    if first is None:
+        first = loneliest_batch(rows)
+    return novelties([_job(x, k, start) for x, k, start in zip(rows, ks, first, strict=True)])
+
+
+def _job(rows: Rows, k: int, first: Tensor) -> Job:
     relevance = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    return novelty(rows, relevance, 1.0, first, k)
+    return Job(rows, relevance, 1.0, first.to(rows.device), k)
 
 
 def loneliest(rows: Rows) -> Tensor:
@@ -35,9 +47,17 @@ def loneliest(rows: Rows) -> Tensor:
     ways = {
         "plain": lambda: plain_loneliest(rows),
         "cpu": lambda: lazy.loneliest(rows),
-        "gpu": lambda: gpu("novelty").loneliest(rows),
+        "gpu": lambda: gpu("novelty").loneliest([rows])[0],
     }
     return run(rows.features, ways)
+
+
+def loneliest_batch(samples: Sequence[Rows]) -> list[Tensor]:
+    """Return what `loneliest` does for each of several samples."""
+    features = [rows.features for rows in samples]
+    return run_several(
+        features, lambda: [loneliest(rows) for rows in samples], lambda: gpu("novelty").loneliest(samples)
+    )
 
 
 def plain_loneliest(rows: Rows) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from methods.kernels.novelty import novelty
+from methods.kernels.novelty import Job, novelties, novelty
 from methods.kernels.rows import Rows
 
 
@@ -21,5 +23,17 @@ def mmr(rows: Rows, importance: Tensor, k: int, lam: float, parallel_k: int = 1)
         lam: weight of importance; 1 - lam is that of the similarity to the nearest pick.
         parallel_k: picks per round after the first; the similarities are brought up to date once a round.
     """
-    first = importance.argmax().view(1)  # the first of equal maxima
-    return novelty(rows, lam * importance, 1 - lam, first, k, parallel_k)
+    return novelty(*_job(rows, importance, k, lam), parallel_k)
+
+
+def mmr_batch(
+    rows: Sequence[Rows], importance: Sequence[Tensor], ks: Sequence[int], lam: float, parallel_k: int = 1
+) -> list[Tensor]:
+    """Return what `mmr` does for each of several samples, which may differ in N and k."""
+    jobs = [_job(x, scores, k, lam) for x, scores, k in zip(rows, importance, ks, strict=True)]
+    return novelties(jobs, parallel_k)
+
+
+def _job(rows: Rows, importance: Tensor, k: int, lam: float) -> Job:
+    first = importance.argmax().view(1)  # of equal maxima
+    return Job(rows, lam * importance, 1 - lam, first, k)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run
+from methods.kernels.paths import gpu, run, run_several
 from methods.kernels.rows import Rows
+
+
+class Job(NamedTuple):
+    """What `novelty` takes of one sample."""
+
+    rows: Rows
+    relevance: Tensor
+    weight: float
+    first: Tensor
+    k: int
 
 
 def novelty(rows: Rows, relevance: Tensor, weight: float, first: Tensor, k: int, parallel: int = 1) -> Tensor:
@@ -29,8 +42,15 @@ def novelty(rows: Rows, relevance: Tensor, weight: float, first: Tensor, k: int,
     ways = {"plain": lambda: plain(rows, relevance, weight, first, k, parallel)}
     if parallel == 1:
         ways["cpu"] = lambda: lazy.novelty(rows, relevance, weight, first, k)
-        ways["gpu"] = lambda: gpu("novelty").novelty(rows, relevance, weight, first, k)
+        ways["gpu"] = lambda: gpu("novelty").novelties([Job(rows, relevance, weight, first, k)])[0]
     return run(rows.features, ways)
+
+
+def novelties(jobs: Sequence[Job], parallel: int = 1) -> list[Tensor]:
+    """Return what `novelty` does for each sample: side by side on a GPU, one after the other elsewhere."""
+    together = (lambda: gpu("novelty").novelties(jobs)) if parallel == 1 else None
+    features = [job.rows.features for job in jobs]
+    return run_several(features, lambda: [novelty(*job, parallel) for job in jobs], together)
 
 
 def plain(rows: Rows, relevance: Tensor, weight: float, first: Tensor, k: int, parallel: int = 1) -> Tensor:

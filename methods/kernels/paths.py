@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 LARGE = 2**19  # features below which the plain loop on the CPU is as fast as any
+
+Found = TypeVar("Found")
 
 log = logging.getLogger(__name__)
 _forced: ContextVar[str | None] = ContextVar("path", default=None)
@@ -47,7 +49,7 @@ def using(name: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def run(features: Tensor, ways: Mapping[str, Callable[[], Tensor]]) -> Tensor:
+def run(features: Tensor, ways: Mapping[str, Callable[[], Found]], otherwise: str = "the plain loop decides") -> Found:
     """Return what the path for `features` gives, of `ways` by their names; "plain" is the last resort."""
     name = path(features)
     way = ways.get(name, ways["plain"])
@@ -55,5 +57,15 @@ def run(features: Tensor, ways: Mapping[str, Callable[[], Tensor]]) -> Tensor:
         with torch.no_grad():
             return way()
     except UnfitError as error:
-        log.info("%s: the plain loop decides", error)
+        log.info("%s: %s", error, otherwise)
         return ways["plain"]()
+
+
+def run_several(
+    features: Sequence[Tensor], apart: Callable[[], list[Tensor]], together: Callable[[], list[Tensor]] | None
+) -> list[Tensor]:
+    """Return what samples with these `features` give: several `together` on a GPU, where that can be, or `apart`."""
+    ways = {"plain": apart}
+    if together is not None and len(features) > 1:
+        ways["gpu"] = together
+    return run(features[0], ways, "one sample after the other")
