@@ -6,20 +6,18 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from methods.base import Method, Selection, Signal, Tokens
+from methods.base import Signal, Tokens
+from methods.idpruner import IDPruner
 from methods.kernels.cosine import Cosine, directions
-from methods.kernels.mmr import mmr
-from methods.kernels.rows import Rows
 from methods.numerics import min_max
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class QMMR(Method):
+class QMMR(IDPruner):
     """IDPruner's greedy pass over an importance that knows the question. No paper: results/analysis/beyond.
 
         c_ij  = cos(visual token i, question token j)
@@ -32,40 +30,31 @@ class QMMR(Method):
     which a model aligns with its visual tokens more or less well.
 
     Args:
-        share: weight of relevance in the score, in [0, 1]; 0 is IDPruner.
-        lam: weight of the score against redundancy, in [0, 1].
+        share: weight of relevance in the score, in [0, 1]; default 0.5, 0 is IDPruner.
         relevance: "words" (default), or "mean", which takes c_i of the mean embedding of the question instead.
-        epsilon: added to the spans in min-max scaling, which makes constant scores harmless; default 1e-6.
+        lam, parallel_k, importance, soft_topk_ratio, epsilon: as in IDPruner.
 
     Deviation: none; an empty question leaves the scorer's importance alone.
     """
 
     name = "qmmr"
-    fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE, Signal.TEXT})
 
     share: float = 0.5
-    lam: float = 0.5
     relevance: Literal["words", "mean"] = "words"
-    epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("share", 0 <= self.share <= 1, "in [0, 1]")
-        self.require("lam", 0 <= self.lam <= 1, "in [0, 1]")
-        self.require("epsilon", self.epsilon > 0, "above 0")
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+    def _importance(self, tokens: Tokens) -> Tensor:
         importance, relevance = self._scores(tokens)
-        score = (1 - self.share) * importance + self.share * relevance
-        return Selection.of(mmr(Rows(tokens.features, floor=0.0, plus=1e-8), score, k, self.lam))
+        return (1 - self.share) * importance + self.share * relevance
 
     def _scores(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return importance and relevance [N], both in [0, 1)."""
-        logits, text = tokens.importance, tokens.text
-        assert logits is not None
+        importance, text = super()._importance(tokens), tokens.text
         assert text is not None
-        importance = min_max(logits, self.epsilon)
         if not len(text):
             log.warning("qmmr: the question is empty, so importance alone counts")
             return importance, importance

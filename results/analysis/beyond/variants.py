@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.base import Selection, Tokens
+from methods.base import Method, Selection, Tokens
 from methods.kernels.dpp import greedy_map
 from methods.kernels.mmr import mmr
 from methods.kernels.rows import Rows
@@ -32,6 +32,8 @@ class Variant(QMMR):
     join: Literal["sum", "product", "max"] = "sum"
     pick: Literal["mmr", "spread", "dpp", "cover"] = "mmr"
     compare: Literal["plain", "centred", "whitened"] = "plain"
+
+    _select_batch = Method._select_batch  # IDPruner's knows one way to pick
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         score, features = self._joined(*self._scores(tokens)), self._features(tokens.features)
