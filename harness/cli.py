@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config import conf
 from harness.errors import UserError, one_line
 from harness.processes import launched, only_one
+from harness.startup import importing
 
 VERSION_BASE = "1.3"
 
@@ -61,9 +62,10 @@ def command(
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
             _check_launcher(parse(overrides), args.multirun, cluster)
-            jobs = _checked_jobs(
-                args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
-            )
+            with importing():  # torch, which some checks need
+                jobs = _checked_jobs(
+                    args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
+                )
             if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
                 with _until_nobody_reads():
                     return preview(jobs)

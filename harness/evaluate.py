@@ -19,6 +19,7 @@ from harness import benchmarks, data
 from harness.choices import lmms_eval_tasks, task_file, task_files
 from harness.config import TasksConfig, shipped
 from harness.errors import UserError, one_line
+from harness.startup import importing
 
 if TYPE_CHECKING:
     from harness.inputs import Message
@@ -77,7 +78,8 @@ class Suite:
 
     def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: data.DataRoot = None):
         _quiet_logger()
-        import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
+        with importing():
+            import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
         self.tasks = tasks
         self.prompts = prompts
         self.folders = data.local(tasks, data_root)
