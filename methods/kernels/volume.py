@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.rows import Rows
-from methods.kernels.search import GONE, Floats, Ints, Pool, Search
+from methods.kernels.search import GONE, TILE, Floats, Ints, Pool, Search
 from methods.kernels.seen import kinds
 from methods.kernels.ties import DECIMALS
 
@@ -35,7 +35,8 @@ class Volume(Search):
 
     def __init__(self, rows: Rows, weight: Floats, k: int, tolerance: float) -> None:
         n = len(rows)
-        norm = torch.linalg.vector_norm(rows.features, dim=1, dtype=torch.float64).numpy()
+        parts = rows.features.split(TILE)  # in one piece, the copy in float64 would be as large as it is slow
+        norm = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in parts]).numpy()
         super().__init__(rows.features, weight + SLACK * weight, k, torch.float64)
         self.length = np.maximum(norm, rows.floor) + rows.plus
         self.weight = weight
