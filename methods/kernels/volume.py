@@ -1,6 +1,7 @@
 """Greedy volume on the CPU, lazily: a pick only lowers what the picks leave of a token.
 
-In float64: rounding errors grow as the volume shrinks, and float32 would decide nothing where it is small.
+In float64: rounding errors grow as the volume shrinks, and float32 would decide nothing where it is small. That is half
+as fast, and sets the limit: first comparing all tokens in float32 saves none of what the pools then ask for.
 """
 
 from __future__ import annotations
