@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.cosine import BARE_NORM
-from methods.kernels.coverage import coverage
+from methods.kernels.coverage import coverage_batch
 from methods.kernels.grids import images
 from methods.kernels.rows import Rows
 from methods.kernels.shares import rounded
@@ -52,12 +54,21 @@ class SCOPE(Method):
         self.require("alpha", 0 <= self.alpha <= 4, "in [0, 4]")  # no float32 to a higher power than float64 holds
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        parts = [self._parts(tokens, k) for tokens, k in zip(samples, ks, strict=True)]
+        rows, weights, shares = zip(*(part for one in parts for _, *part in one), strict=True)
+        orders = iter(coverage_batch(rows, weights, shares, additive=self.combined == "add"))
+        return [Selection.of(torch.cat([start + next(orders) for start, *_ in one])) for one in parts]
+
+    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Rows, Tensor, int]]:
+        """Return what is selected from by itself: where it starts, its rows, their weights, and its share of K."""
         assert tokens.vit_attention is not None
         weight = tokens.vit_attention["last"].double().clamp(min=0) ** self.alpha
         spans = images(tokens.grids) if self.variant == "official" else [(0, len(weight))]
-        order = []
-        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True):
-            image = slice(start, start + size)
-            rows = Rows(tokens.features[image], floor=BARE_NORM)
-            order.append(start + coverage(rows, weight[image], share, additive=self.combined == "add"))
-        return Selection.of(torch.cat(order))
+        shares = zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True)
+        parts = [(slice(start, start + size), share) for (start, size), share in shares]
+        return [(at.start, Rows(tokens.features[at], floor=BARE_NORM), weight[at], share) for at, share in parts]

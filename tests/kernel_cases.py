@@ -4,7 +4,7 @@ import plain
 import torch
 
 from methods.base import Tokens
-from methods.kernels.coverage import coverage
+from methods.kernels.coverage import coverage, coverage_batch
 from methods.kernels.dpp import greedy_map
 from methods.kernels.maxmin import maxmin, maxmin_batch
 from methods.kernels.mmr import mmr, mmr_batch
@@ -30,7 +30,7 @@ def tokens_of(n: int, d: int, seed: int, kind: str) -> Tokens:
     return Tokens(x, tokens.grids, importance=tokens.importance)
 
 
-BATCHED = ("mmr", "maxmin")
+BATCHED = ("mmr", "maxmin", "coverage")
 LAMS = (0.5, 0.1, 0.0, 1.0, 0.9)
 
 
@@ -41,6 +41,7 @@ def batches(samples: list[Tokens], ks: list[int], seed: int) -> dict:
     return {
         "mmr": lambda: mmr_batch(rows, scores, ks, LAMS[seed % 5]),
         "maxmin": lambda: maxmin_batch(rows, ks),
+        "coverage": lambda: coverage_batch(rows, scores, ks, additive=seed % 3 == 0),
     }
 
 

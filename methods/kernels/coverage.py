@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from methods.kernels import cover
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run
+from methods.kernels.paths import gpu, run, run_several
 from methods.kernels.rows import Rows
 
 BITS = 38  # of a similarity, 4e-12: above the errors of a product
@@ -31,13 +33,27 @@ def coverage(rows: Rows, weight: Tensor, k: int, additive: bool = False) -> Tens
         k: how many to pick, at most N.
         additive: whether weight is added to the gain or multiplies it.
     """
-    scale = 2.0 ** min(BITS, 53 - len(rows).bit_length())
+    scale = _scale(len(rows))
     ways = {
         "plain": lambda: plain(rows, weight, k, additive, scale),
         "cpu": lambda: cover.coverage(rows, weight, k, additive, scale, DECIMALS),
-        "gpu": lambda: gpu("cover").coverage(rows, weight, k, additive, scale),
+        "gpu": lambda: gpu("cover").coverage([rows], [weight], [k], additive, scale)[0],
     }
     return run(rows.features, ways)
+
+
+def coverage_batch(
+    rows: Sequence[Rows], weight: Sequence[Tensor], ks: Sequence[int], additive: bool = False
+) -> list[Tensor]:
+    """Return what `coverage` does for each of several samples, which may differ in N and k."""
+    scales = {_scale(len(one)) for one in rows}
+    given = list(zip(rows, weight, ks, strict=True))
+    together = (lambda: gpu("cover").coverage(rows, weight, ks, additive, *scales)) if len(scales) == 1 else None
+    return run_several([one.features for one in rows], lambda: [coverage(*one, additive) for one in given], together)
+
+
+def _scale(n: int) -> float:
+    return 2.0 ** min(BITS, 53 - n.bit_length())
 
 
 def plain(rows: Rows, weight: Tensor, k: int, additive: bool, scale: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Novelty on the CPU, lazily: a pick only raises the cosine of a token to its nearest pick.
 
-Most similarities are never computed. Products are float32; where their error could decide, the few that matter are
+Most similarities are never computed, unless features are as good as noise: then the loneliest token alone asks for
+many, and tokens fall behind others late. Products are float32; where their error could decide, the few that matter are
 taken in float64: the picks are those of the plain loop, ties included.
 """
 

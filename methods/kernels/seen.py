@@ -136,7 +136,8 @@ class Seen(Search):
             columns = np.append(self.owner[token], more)
         others = self.column[columns]
         others = others[others != token]
-        others = others[np.unique(self.kind[others], return_index=True)[1]]
+        if len(others) > 1:
+            others = others[np.unique(self.kind[others], return_index=True)[1]]
         self.left -= len(others)
         if self.left < 0:
             raise UnfitError("too many cosines are as good as equal in float32")
