@@ -19,7 +19,6 @@ from harness.config import validate
 from harness.errors import UserError, one_line
 from harness.evaluate import check_scoring, refuse_group
 from harness.processes import launched
-from harness.startup import leave
 from harness.store import check_place
 
 if TYPE_CHECKING:
@@ -158,4 +157,3 @@ def _percent(share: float | None) -> str:
 
 if __name__ == "__main__":
     command("config", main, (check, check_parameters, check_family), prepare, cluster=True, preview=preview)
-    leave()

@@ -8,25 +8,30 @@ import pytest
 
 from harness.startup import importing
 
-LEAVING = """
-import atexit
-from harness.startup import leave
+ENDING = """
+import atexit, sys, weakref
+from harness.startup import end_quickly
 
-class Slow:
+class Ring:
+    def __init__(self):
+        self.me = self
+
     def __del__(self):
-        print("taken apart")
+        print("garbage")
 
-kept = Slow()
+end_quickly()
 atexit.register(print, "registered")
-print("said")
-leave()
-print("never")
+weakref.finalize(Ring, print, "finalized")
+Ring()
+sys.exit(2)
 """
 
 
-def test_what_is_registered_for_the_end_still_happens_and_nothing_is_taken_apart():
-    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "said\nregistered\n", "")
+def test_the_end_looks_for_no_garbage_and_does_the_rest():
+    for text, words in ((ENDING, []), (ENDING.replace("\nend_quickly()", ""), ["garbage"])):
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (2, "")
+        assert sorted(done.stdout.split()) == ["finalized", *words, "registered"]
 
 
 def test_garbage_is_looked_for_again_after_a_failed_import():
