@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config import conf
 from harness.errors import UserError, one_line
 from harness.processes import launched, only_one
-from harness.startup import end_quickly, importing
+from harness.startup import importing
 
 VERSION_BASE = "1.3"
 
@@ -47,7 +47,6 @@ def command(
     submits the jobs, and torchrun may start several processes for them; with `several`, only the latter. With
     dry_run=true, `preview` gets all jobs with their overrides, and nothing is run.
     """
-    end_quickly()
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
     try:

@@ -1,6 +1,5 @@
-"""Start and end of a process without searches for garbage that cannot be there."""
+"""Start of a process without searches for garbage that cannot be there."""
 
-import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +12,4 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
-
-
-def end_quickly() -> None:
-    """Look for none at the end of the process either, which takes seconds once torch and transformers are loaded."""
-    atexit.register(gc.freeze)
