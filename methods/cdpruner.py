@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.cosine import Cosine, directions
-from methods.kernels.dpp import greedy_map
+from methods.kernels.dpp import greedy_map_batch
 from methods.kernels.rows import Rows
 from methods.kernels.shares import largest_remainder
 
@@ -63,16 +64,27 @@ class CDPruner(Method):
         self.require("theta", self.theta is None or (number and 0 < self.theta < 1), "in (0, 1) or null")
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        parts = [self._parts(tokens, k) for tokens, k in zip(samples, ks, strict=True)]
+        orders = iter(greedy_map_batch(*zip(*(part for one in parts for _, *part in one), strict=True)))
+        return [Selection.of(torch.cat([start + next(orders) for start, *_ in one])) for one in parts]
+
+    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Rows, Tensor, int]]:
+        """Return what is selected from by itself: where it starts, its rows, their quality, and its share of K."""
         tiles = [h * w for t, h, w in tokens.grids for _ in range(t) if h * w]
         raw = self._relevance(tokens)
         r = torch.cat([_scaled(part) for part in raw.split(tiles if self.norm_scope == "per_tile" else len(raw))])
         if self.theta is not None:
             r = ((r - r.max()) * self.theta / (2 * (1 - self.theta))).exp()  # a common factor changes no pick
         if self.scope == "sample":
-            return Selection.of(greedy_map(Rows(tokens.features), r, k))
+            return [(0, Rows(tokens.features), r, k)]
         starts, quotas = accumulate(tiles, initial=0), largest_remainder(k, tiles)
         parts = zip(starts, tokens.features.split(tiles), r.split(tiles), quotas, strict=False)
-        return Selection.of(torch.cat([start + greedy_map(Rows(x), q, share) for start, x, q, share in parts]))
+        return [(start, Rows(x), q, share) for start, x, q, share in parts]
 
     def _relevance(self, tokens: Tokens) -> Tensor:
         """Return the signed cosine [N] of each token and the question."""

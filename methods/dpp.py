@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.dpp import greedy_map
+from methods.kernels.dpp import greedy_map_batch
 from methods.kernels.rows import Rows
 from methods.numerics import min_max, soft_top_k
 
@@ -48,10 +50,18 @@ class DPP(Method):
         self.require("soft_topk_ratio", 0 < self.soft_topk_ratio < 1, "in (0, 1)")
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return self._select_batch([tokens], [k], [generator])[0]
+
+    def _select_batch(
+        self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        rows = [Rows(tokens.features) for tokens in samples]
+        return [Selection.of(order) for order in greedy_map_batch(rows, [self._quality(one) for one in samples], ks)]
+
+    def _quality(self, tokens: Tokens) -> Tensor:
         scores = tokens.importance
         assert scores is not None
         if self.importance == "soft_topk":
             scores = soft_top_k(scores, self.soft_topk_ratio * len(scores))
         scaled = min_max(scores, EPSILON)
-        quality = {"minmax": scaled + EPSILON, "exp": (scaled / 2).exp(), "uniform": torch.ones_like(scaled)}
-        return Selection.of(greedy_map(Rows(tokens.features), quality[self.quality], k))
+        return {"minmax": scaled + EPSILON, "exp": (scaled / 2).exp(), "uniform": torch.ones_like(scaled)}[self.quality]

@@ -5,7 +5,7 @@ import torch
 
 from methods.base import Tokens
 from methods.kernels.coverage import coverage, coverage_batch
-from methods.kernels.dpp import greedy_map
+from methods.kernels.dpp import greedy_map, greedy_map_batch
 from methods.kernels.maxmin import maxmin, maxmin_batch
 from methods.kernels.mmr import mmr, mmr_batch
 from methods.kernels.rows import Rows
@@ -30,7 +30,6 @@ def tokens_of(n: int, d: int, seed: int, kind: str) -> Tokens:
     return Tokens(x, tokens.grids, importance=tokens.importance)
 
 
-BATCHED = ("mmr", "maxmin", "coverage")
 LAMS = (0.5, 0.1, 0.0, 1.0, 0.9)
 
 
@@ -38,10 +37,12 @@ def batches(samples: list[Tokens], ks: list[int], seed: int) -> dict:
     """Every kernel that takes several samples at once, on these."""
     scores = [min_max(tokens.importance.double(), 1e-6) for tokens in samples]
     rows = [Rows(tokens.features, 0.0, 1e-8) for tokens in samples]
+    quality = [(score / 2).exp() for score in scores]
     return {
         "mmr": lambda: mmr_batch(rows, scores, ks, LAMS[seed % 5]),
         "maxmin": lambda: maxmin_batch(rows, ks),
         "coverage": lambda: coverage_batch(rows, scores, ks, additive=seed % 3 == 0),
+        "greedy_map": lambda: greedy_map_batch([Rows(tokens.features) for tokens in samples], quality, ks),
     }
 
 

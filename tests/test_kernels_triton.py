@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import BATCHED, KERNELS, KINDS
+from kernel_cases import KERNELS, KINDS
 
 HERE = Path(__file__).parent
 SEEDS = 2 * len(KINDS)
@@ -39,7 +39,7 @@ def found(request):
     return run("triton_paths.py", SEEDS, TRITON_INTERPRET=request.param)
 
 
-@pytest.mark.parametrize("kernel", [*KERNELS, *(f"several {name}" for name in BATCHED)])
+@pytest.mark.parametrize("kernel", [*KERNELS, *(f"several {name}" for name in KERNELS)])
 def test_same_picks_as_the_plain_loop(found, kernel):
     assert not found[kernel]["wrong"]
     enough = 0.3 if "several" in kernel else 0.6  # one sample that is left to the plain loop is enough

@@ -39,8 +39,8 @@ GIVEN = {
     "volume._pick": {
         **POOL,
         **dict.fromkeys(("left", "weight", "volume", "limit", "part"), "*fp64"),
-        **dict.fromkeys(("members", "told"), "*i64"),
-        **dict.fromkeys(("size", "most"), "i32"),
+        **dict.fromkeys(("most", "members", "told"), "*i64"),
+        "size": "i32",
         "SIZE": 64,
     },
     "cover._choose": {

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 
 import torch
-from kernel_cases import BATCHED, KERNELS, KINDS, batches, cases, tokens_of
+from kernel_cases import KERNELS, KINDS, batches, cases, tokens_of
 
 from methods.kernels.gpu import novelty, volume
 from methods.kernels.paths import using
@@ -97,5 +97,5 @@ if __name__ == "__main__":
     novelty.POOL = volume.POOL = POOL
     seeds = int(sys.argv[1])
     alone = {name: choices(name, seeds) for name in KERNELS}
-    several = {f"several {name}": side_by_side(name, seeds) for name in BATCHED}
+    several = {f"several {name}": side_by_side(name, seeds) for name in KERNELS}
     print(json.dumps({"attention": attention(), **alone, **several}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from methods.kernels import volume
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run
+from methods.kernels.paths import gpu, run, run_several
 from methods.kernels.rows import Rows
 from methods.kernels.ties import DECIMALS
 
@@ -33,9 +35,19 @@ def greedy_map(rows: Rows, quality: Tensor, k: int) -> Tensor:
     ways = {
         "plain": lambda: plain(rows, quality, k),
         "cpu": lambda: volume.greedy_map(rows, quality, k, TOLERANCE),
-        "gpu": lambda: gpu("volume").greedy_map(rows, quality, k, TOLERANCE),
+        "gpu": lambda: gpu("volume").greedy_map([rows], [quality], [k], TOLERANCE)[0],
     }
     return run(rows.features, ways)
+
+
+def greedy_map_batch(rows: Sequence[Rows], quality: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
+    """Return what `greedy_map` does for each of several samples, which may differ in N and k."""
+    given = list(zip(rows, quality, ks, strict=True))
+    return run_several(
+        [one.features for one in rows],
+        lambda: [greedy_map(*one) for one in given],
+        lambda: gpu("volume").greedy_map(rows, quality, ks, TOLERANCE),
+    )
 
 
 def plain(rows: Rows, quality: Tensor, k: int) -> Tensor:
