@@ -51,7 +51,7 @@ def test_only_a_few_blocks_of_a_large_file_are_read(tmp_path):
         stream.truncate(64 << 30)  # sparse
     started = time.monotonic()
     checkpoint.content_digest(file)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.fixture
