@@ -38,6 +38,7 @@ class QMMR(IDPruner):
     """
 
     name = "qmmr"
+    fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE, Signal.TEXT})
 
     share: float = 0.5

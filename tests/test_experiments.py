@@ -171,3 +171,17 @@ def test_an_experiment_runs_on_the_embedded_model(tmp_path):
     assert [f"results/runs/{row['run']}" for row in listed["runs"][1:4]] == [report["run"] for report in reports]
     assert listed["tflops_per_question"] == listed["runs"][-1]["tflops"] > 0
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_the_sweep_of_what_was_tried_beside_idpruner_lists_its_runs():
+    call = [ROOT / "scripts" / "beyond.sh", "tokens=14", "keep=null", "dry_run=true"]
+    done = subprocess.run(call, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=True)
+    runs = json.loads(done.stdout.splitlines()[-1])["runs"]
+    assert Counter(run["run"].split("/")[-1].split("-")[0] for run in runs) == {
+        "none": 1,
+        "cdpruner": 1,
+        "dpp": 1,
+        "idpruner": 4,
+        "qmmr": 11,
+        "variants.py": 9,
+    }

@@ -61,11 +61,14 @@ def test_the_suite_tells_methods_apart(table, model):
         assert averages(table, budget)["idpruner"] > averages(table, budget)["random"]
 
 
+CHOSEN_HERE = {"qmmr"}  # by these very questions: results/analysis/beyond judges it by those that chose nothing
+
+
 def test_every_method_that_can_run_is_in_the_table(table, model):
     family = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}[model]
-    can = {name for name in methods.names() if adapter_class(family).refusal(methods.load(name)) is None} - {"none"}
+    can = {name for name in methods.names() if adapter_class(family).refusal(methods.load(name)) is None}
     for budget in BUDGETS[model]:
-        assert set(averages(table, budget)) == can
+        assert set(averages(table, budget)) == can - {"none"} - CHOSEN_HERE
 
 
 def test_the_shipped_weights_read(tmp_path, model):

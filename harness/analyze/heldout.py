@@ -6,7 +6,6 @@ chooses its variant by every other question of each benchmark; the rest, which n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,9 @@ def check(cfg: DictConfig) -> None:
 def heldout(cfg: DictConfig) -> None:
     """Read the runs, choose, judge, draw."""
     results = named(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
-    settings = {result.setting: str(result.folder.parent) for result in results}
-    if len(settings) > 1:
-        raise UserError(f"the runs are of several settings: pass one of {', '.join(settings.values())}")
+    if len({result.setting for result in results}) > 1:
+        folders = ", ".join(sorted({str(result.folder.parent) for result in results}))
+        raise UserError(f"the runs differ in their model, tasks, limit or versions ({folders}): pass runs that do not")
     baseline = next((result for result in results if result.is_baseline), None)
     if baseline is None:
         raise UserError(f"no unpruned run below runs={cfg.runs}: start with python -m harness")
@@ -52,8 +51,12 @@ def heldout(cfg: DictConfig) -> None:
         raise UserError(f"no run of ours={cfg.ours} below runs={cfg.runs}: name one that is there")
     halves = [draw(results, baseline, cfg.resamples, cfg.seed, units) for units in (CHOOSE, JUDGE)]
     table, verdicts = judged(results, halves[0], halves[1], cfg.ours)
+    if not verdicts:
+        raise UserError(f"ours={cfg.ours} was run at no budget at which another method was: run one of them there")
     model = str(baseline.about["model"])
-    print(table.to_string(index=False, float_format="{:.2f}".format))
+    shown = ["budget", "variant", "chosen", "choosing", "judging", "low", "high"]
+    print("percent of the unpruned model, on the questions that choose and on those that judge; interval of the latter")
+    print(table[shown].to_string(index=False, float_format="{:.2f}".format))
     print(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format))
     found = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
     leave(Path(str(cfg.out)), model, table, picture(table, str(cfg.ours)), found)
@@ -62,10 +65,10 @@ def heldout(cfg: DictConfig) -> None:
 def judged(
     results: Sequence[Result], choose: Draws, judge: Draws, ours: str
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """A row for each run, averages in percent of the unpruned model; and how far each method is above `ours`.
+    """A row for each run, in percent of the unpruned model; and how far each method is above `ours`.
 
-    Of both it is the variant that was `chosen`, the first of equals; intervals of 95 % are of the judging half,
-    questions drawn anew.
+    Of both it is the variant that was `chosen`, the first of equals. Single tasks are those of the judging half, and so
+    are the intervals of 95 %, questions drawn anew.
     """
     called = names(results)
     rows, verdicts = [], []
@@ -78,8 +81,9 @@ def judged(
         for run in here:
             low, high = interval(judge.of(AVERAGE, run.hash))
             row: dict[str, Any] = {"budget": budget, "method": run.method, "variant": called[run.hash]}
-            row |= {"params": _params(run), "chosen": run is best[run.method], "choosing": choose.average(run.hash)}
-            rows.append(row | {"judging": judge.average(run.hash), "low": low, "high": high})
+            row |= {"chosen": run is best[run.method], "choosing": choose.average(run.hash)}
+            tasks = dict(zip(judge.tasks, judge.observed[:-1, judge.runs.index(run.hash)], strict=True))
+            rows.append({**row, "judging": judge.average(run.hash), "low": low, "high": high, **tasks})
         if ours not in best:
             continue
         mine = best[ours].hash
@@ -90,11 +94,6 @@ def judged(
                 row = {"budget": budget, "method": called[run.hash], "against": called[mine]}
                 verdicts.append(row | {k: round(v, 3) for k, v in (("gain", gain), ("low", low), ("high", high))})
     return pd.DataFrame(rows).round(3), verdicts
-
-
-def _params(run: Result) -> str:
-    own = {key: it for key, it in run.about["config"]["method"].items() if key != "name"}
-    return json.dumps(own, sort_keys=True)
 
 
 def picture(table: pd.DataFrame, ours: str) -> Figure:

@@ -1,4 +1,4 @@
-"""What was tried beside `qmmr`: other ways to join, to pick and to compare tokens. Loaded by experiment=beyond."""
+"""What was tried beside `qmmr`: other ways to join, to pick and to compare tokens. Run by scripts/beyond.sh."""
 
 from __future__ import annotations
 
