@@ -229,10 +229,11 @@ def test_the_pocket_models_have_a_recipe_of_their_own_and_others_the_published_o
     assert (real.data, real.lr, real.soft, real.warmup, list(real.bce)) == (None, 5e-5, 0.2, 0.03, [0.1, 2.0])
 
 
+@pytest.mark.parametrize("model", ["pocket", "pocket_llava"])
 @pytest.mark.parametrize("other", ["hiprune", "random"])
-def test_the_committed_scorer_beats_what_has_not_learned(other):
+def test_the_committed_scorers_beat_what_has_not_learned(model, other):
     results = Path(__file__).parents[1] / "results" / "analysis" / "train"
-    average = pd.read_csv(results / f"against_{other}.csv", index_col="task").loc["avg"]
+    average = pd.read_csv(results / model / f"against_{other}.csv", index_col="task").loc["avg"]
     said = f"| {average['a']:.2f} | {average['b']:.2f} | {average['difference']:+.2f} ({average['low']:+.2f} to"
     assert average["low"] > 0
     assert said in (results / "README.md").read_text()
