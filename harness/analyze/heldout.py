@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness import plots
+from harness.analyze.ablation import check
 from harness.analyze.output import leave
 from harness.cli import command
 from harness.errors import UserError
 from harness.report.standing import names
 from harness.results import Result, named
 from harness.stats import AVERAGE, Draws, draw, interval
-from harness.store import check_place
 
 CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 
@@ -29,13 +29,6 @@ CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 def main() -> None:
     """`python -m harness.analyze heldout`."""
     command("analyze_heldout", heldout, (check,))
-
-
-def check(cfg: DictConfig) -> None:
-    """Settings of this analysis."""
-    if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
-        raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
-    check_place(Path(str(cfg.out)), "out")
 
 
 def heldout(cfg: DictConfig) -> None:
