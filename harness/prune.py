@@ -62,13 +62,18 @@ class Pruning:
         self.budget = budget
         self.positions = positions
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
+        self.before_take: Callable[[], None] | None = None  # checks that wait until somebody wants the records
+        self._selections: list[Selection] = []  # of the latest prefill
+        self._replayed: list[Selection] | None = None
         self._scorer = scorer
         self._generator = torch.Generator()
         self._seeds: list[int] = []
         self.seed(seed)
 
     def take(self) -> list[Kept]:
-        """Return the records since the last call and forget them."""
+        """Return the records since the last call and forget them; ValueError if decoding went wrong meanwhile."""
+        if self.before_take is not None:
+            self.before_take()
         taken = list(self.records)
         self.records.clear()
         return taken
@@ -81,9 +86,43 @@ class Pruning:
 
     def select(self, samples: Iterable[Tokens], sizes: Sequence[int]) -> list[Selection]:
         """Choose among the visual tokens of each sample, which comes without importance; `sizes` is N of each."""
+        if self._replayed is not None:
+            return self._replay(self._replayed, sizes)
         ks = [self.budget.count(n) for n in sizes]
         scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
-        return self.method.select_batch(scored, ks, [self._chance() for _ in sizes])
+        self._selections = self.method.select_batch(scored, ks, [self._chance() for _ in sizes])
+        return self._selections
+
+    @property
+    def replays(self) -> bool:
+        """True within `replaying`."""
+        return self._replayed is not None
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Forget the records of what happens within the block."""
+        recorded = len(self.records)
+        try:
+            yield
+        finally:
+            del self.records[recorded:]
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Let prefills within the block keep what the latest one kept: no method is asked, and nothing is recorded."""
+        self._replayed = self._selections
+        try:
+            with self.unrecorded():
+                yield
+        finally:
+            self._replayed = None
+
+    def _replay(self, selections: list[Selection], sizes: Sequence[int]) -> list[Selection]:
+        ks = [self.budget.count(n) for n in sizes]
+        kept = [len(selection.kept) for selection in selections]
+        if kept != ks:
+            raise RuntimeError(f"a prefill of {list(sizes)} visual tokens keeps {ks}, the one to repeat kept {kept}")
+        return selections
 
     def _scored(self, tokens: Tokens, k: int) -> Tokens:
         import torch
@@ -151,7 +190,9 @@ def prune(
     # Where everything stays there is nothing to score.
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed, positions)
-    with Session(adapter, pruning, shared).attached():
+    session = Session(adapter, pruning, shared)
+    pruning.before_take = session.settle
+    with session.attached():
         yield pruning
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ MEANINGS = {
     "data": "questions from the tasks, pixels from their images, tokens to words, answers to the disk",
     "vision": "the vision tower, with what methods read in it",
     "llm": "all that generates beside it: projector, selection, language model",
+    "verify": "the first questions once more, without the cache, to prove the decoding",
     "scoring": "lmms-eval around the answers",
 }
 
@@ -51,17 +51,17 @@ class Stages:
     def watching(self, stage: str, module: nn.Module) -> Iterator[None]:
         """Let the passes through `module` be a stage within the block."""
 
-        def before(*_: Any) -> None:
+        def before() -> None:
             _wait()
             self.enter(stage)
 
-        def after(*_: Any) -> None:
+        def after() -> None:
             _wait()
             self.leave()
 
         handles = Handles()
-        handles.before(module, before)
-        handles.after(module, after, always=True)
+        handles.entered(module, before)
+        handles.left(module, after, always=True)
         try:
             yield
         finally:

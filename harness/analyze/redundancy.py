@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from harness import plots
@@ -27,7 +27,8 @@ from harness.cli import command
 from harness.loading import Loaded, load
 from harness.models import adapter_for
 from harness.models.base import Adapter
-from harness.models.hooking import Handles, arguments, submodule
+from harness.models.calls import Call
+from harness.models.hooking import Handles, submodule
 
 COLUMNS = {"cosine": "mean of all pairs", "nearest": "mean of nearest neighbours"}
 
@@ -95,23 +96,23 @@ class Reader:
         self.visual, self.states = torch.zeros(0), list[Tensor]()
         handles = Handles()
         try:
-            handles.before(self.adapter.modules()["multimodal"], self._find)
-            handles.before(self.layers[0], self._enter)
+            handles.before(self.adapter.site("multimodal"), self._find)
+            handles.before(self.adapter.site("layer", self.adapter.targets["first_layer"]), self._enter)
             for layer in self.layers:
-                handles.after(layer, self._leave)
+                handles.output(layer, self._leave)
             with torch.inference_mode():
                 self.adapter.model(**inputs)
         finally:
             handles.remove()
         return self.states
 
-    def _find(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.visual = self.adapter.layout(arguments(module, args, kwargs)).visual[0]
+    def _find(self, call: Call) -> None:
+        self.visual = self.adapter.layout(call).visual[0]
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._note(arguments(module, args, kwargs)["hidden_states"])
+    def _enter(self, call: Call) -> None:
+        self._note(call.require("states"))
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, output: Any) -> None:
         self._note(output[0] if isinstance(output, tuple) else output)
 
     def _note(self, states: Tensor) -> None:

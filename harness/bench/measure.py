@@ -14,6 +14,7 @@ from harness.bench.probes import probed
 from harness.bench.trace import Trace
 from harness.errors import one_line
 from harness.models.base import Adapter
+from harness.models.calls import returned_cache
 
 Times = dict[str, float]
 GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -69,7 +70,7 @@ class Runner:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(gpu)
         _, output, records = self._answer(contestant, inputs)
-        found = Footprint(cache=cache_bytes(output.past_key_values, self._tokens - 1))
+        found = Footprint(cache=cache_bytes(returned_cache(output), self._tokens - 1))
         if records:
             found.kept = sum(record.k for record in records) / len(records)
             found.per_layer = sum(record.per_layer for record in records) / len(records)

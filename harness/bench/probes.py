@@ -38,29 +38,29 @@ def probed(adapter: Adapter, contestant: Contestant, trace: Trace) -> Iterator[P
     read = [] if method is None or contestant.budget.keep == 1 else _read(adapter, method)
     projector = submodule(model, PROJECTORS[adapter.family])
     try:
-        handles.before(modules["root"], _call(trace.enter, ROOT))
-        handles.after(modules["root"], _call(trace.leave, ROOT))
+        handles.entered(modules["root"], _call(trace.enter, ROOT))
+        handles.left(modules["root"], _call(trace.leave, ROOT))
         for module, span in ((modules["vision"], "vision"), (projector, "projector")):
-            handles.before(module, _call(trace.enter, span))
-            handles.after(module, _call(trace.leave, span))
+            handles.entered(module, _call(trace.enter, span))
+            handles.left(module, _call(trace.leave, span))
         for module in read:
-            handles.after(module, _call(trace.enter, "read"))
+            handles.left(module, _call(trace.enter, "read"))
         for module in cuts:
-            handles.before(module, _call(trace.enter, "cut"))
-        handles.after(modules["decoder"], _call(trace.leave, "decoder"))
+            handles.entered(module, _call(trace.enter, "cut"))
+        handles.left(modules["decoder"], _call(trace.leave, "decoder"))
         with contestant.pruning(model) as pruning, _watched(contestant, trace, handles):
             for module in read:
-                handles.after(module, _call(trace.leave, "read"))
+                handles.left(module, _call(trace.leave, "read"))
             for module in cuts:
-                handles.before(module, _call(trace.leave, "cut"))
-            handles.before(modules["decoder"], _call(trace.enter, "decoder"))
+                handles.entered(module, _call(trace.leave, "cut"))
+            handles.entered(modules["decoder"], _call(trace.enter, "decoder"))
             yield pruning
     finally:
         handles.remove()
 
 
-def _call(note: Callable[[str], None], span: str) -> Callable[..., None]:
-    return lambda module, *call: note(span)
+def _call(note: Callable[[str], None], span: str) -> Callable[[], None]:
+    return lambda: note(span)
 
 
 def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> list[nn.Module]:
@@ -92,8 +92,8 @@ def _watched(contestant: Contestant, trace: Trace, handles: Handles) -> Iterator
     """Note when the learned scorer runs, and when the method chooses."""
     method, scorer = contestant.method, contestant.scorer
     if scorer is not None:
-        handles.before(scorer, _call(trace.enter, "score"))
-        handles.after(scorer, _call(trace.leave, "score"))
+        handles.entered(scorer, _call(trace.enter, "score"))
+        handles.left(scorer, _call(trace.leave, "score"))
     if method is None:
         yield
         return

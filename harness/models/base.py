@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from harness.models.calls import Arguments, Call, CallSite
 from harness.models.hooking import submodule
 from harness.models.prefill import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
@@ -29,9 +30,25 @@ class DecoderParts:
     attention: str = "self_attn"
     projections: tuple[str, str] = ("q_proj", "k_proj")  # of the attention: what comes last before the rotation
     mlp: str = "mlp"
-    # What turns 1-D positions into angles: kept ones are handed over there, since jumps in the ids that the language
-    # model gets mean packed sequences to its masks. None for a family with several coordinates per token.
-    rotary: str | None = None
+    rotary: str = "model.language_model.rotary_emb"  # what turns positions into angles
+    # A position is one number. Kept ones are handed over at `rotary`, since jumps in the ids that the language model
+    # gets mean packed sequences to its masks. Else a token has several coordinates.
+    one_dimensional: bool = False
+
+
+# What hooks read or change, by hooked module; every family adds what is its own.
+ARGUMENTS: Mapping[str, Arguments] = {
+    "root": Arguments.of("ids embeddings cache image", "labels encoded kinds"),
+    "multimodal": Arguments.of("ids embeddings mask positions cache image", "encoded kinds use_cache"),
+    "vision": Arguments.of(""),
+    "decoder": Arguments.of(
+        "embeddings mask positions cache use_cache", "cache_position packed_queries packed_keys kinds"
+    ),
+    "rotary": Arguments.of("positions"),
+    "layer": Arguments.of("states mask positions cache rotation", "cache_position"),
+    "attention": Arguments.of("states mask rotation"),
+    "mlp": Arguments.of("states"),
+}
 
 
 class Adapter(ABC):
@@ -48,6 +65,7 @@ class Adapter(ABC):
     targets: ClassVar[Mapping[str, str]]
     vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output",)  # of what leaves "vision": those that the model reads
     decoder: ClassVar[DecoderParts]
+    arguments: ClassVar[Mapping[str, Arguments]] = {}  # beyond ARGUMENTS, by hooked module
     rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [B, H, S, d], cos, sin), the library's own
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,20 +82,25 @@ class Adapter(ABC):
         """Width D of a visual token at the entry of the language model."""
 
     @property
+    def placeholders(self) -> list[int]:
+        """Token ids that stand for visual tokens in a prompt."""
+        return []
+
+    @property
     @abstractmethod
     def tower(self) -> VisionTower:
         """How the vision tower is read."""
 
     @abstractmethod
-    def has_visuals(self, call: Mapping[str, Any]) -> bool:
+    def has_visuals(self, call: Call) -> bool:
         """Tell whether a forward pass with the arguments `call` brings visual tokens in."""
 
     @abstractmethod
-    def layout(self, call: Mapping[str, Any]) -> Layout:
+    def layout(self, call: Call) -> Layout:
         """Find the visual tokens of a forward pass that has some; `call` are the arguments of "multimodal"."""
 
     @abstractmethod
-    def positions(self, call: Mapping[str, Any]) -> Tensor:
+    def positions(self, call: Call) -> Tensor:
         """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
 
     @abstractmethod
@@ -85,7 +108,7 @@ class Adapter(ABC):
         """Return positions [R, B, L], or [1, B, L] of text, as "decoder" takes them."""
 
     @abstractmethod
-    def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
+    def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:
         """Return per prompt what was read while its images were encoded; `call` are the arguments of "multimodal"."""
 
     @abstractmethod
@@ -95,10 +118,10 @@ class Adapter(ABC):
         Not the template's; `ids` [S] are the tokens, `kinds` [S] as in `Layout`.
         """
 
-    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
+    def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
         """Take note of a pass through "vision", whose arguments may hold what later passes lack."""
 
-    def added(self, call: Mapping[str, Any]) -> list[Tensor]:
+    def added(self, call: Call) -> list[Tensor]:
         """Return what is added [B, S, D] to the rows behind decoder layers 0, 1, ...; in most families nothing.
 
         `call` are the arguments of "decoder"; rows to which nothing is added have zeros.
@@ -106,23 +129,30 @@ class Adapter(ABC):
         return []
 
     def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
-        """Return the arguments with which "decoder" adds `added`, [B, L, D] a layer, to the rows `visual` [B, L]."""
+        """Return by role with what "decoder" adds `added`, [B, L, D] a layer, to the rows `visual` [B, L]."""
         return {}
 
-    def decoder_qk(
-        self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def decoder_qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q [B, H, S, d] and k [B, KV, S, d] of a decoder layer, positions applied.
 
         From the arguments of its attention and the outputs of its projections, [B, S, H * d] or [B, S, H, d].
         """
-        (batch, length), size = call["hidden_states"].shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
+        (batch, length), size = call.require("states").shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
         q, k = (part.view(batch, length, -1, size).transpose(1, 2) for part in projected)
-        return self.rotate(q, k, *call["position_embeddings"])
+        return self.rotate(q, k, *call.require("rotation"))
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the hook targets by role, "root" being the model itself."""
         return {"root": self.model} | {role: submodule(self.model, path) for role, path in self.targets.items()}
+
+    def site(self, part: str, path: str | None = None) -> CallSite:
+        """Return the place of a hook; RuntimeError if the installed library names an argument there otherwise.
+
+        `part` is a key of `ARGUMENTS`, `path` the module's name where `targets` does not say it.
+        """
+        path = self.targets.get(part, "") if path is None else path
+        arguments = ARGUMENTS[part] | self.arguments.get(part, Arguments.of(""))
+        return CallSite(submodule(self.model, path), path or "the model", arguments)
 
     @classmethod
     def refusal(cls, method: Method) -> str | None:
@@ -166,7 +196,7 @@ class Adapter(ABC):
         if positions == "keep":
             return
         keep = 'pass positions="keep"'
-        if cls.decoder.rotary is None:
+        if not cls.decoder.one_dimensional:
             several = "a visual token's position is its time, row and column, which no count from 0 replaces"
             raise ValueError(f"positions={positions} does not fit family {cls.family}: {several}; {keep}")
         if method.stage == "pixels":

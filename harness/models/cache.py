@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# On the cache itself, so that a copy of it, or another block, knows what this block knew.
+# On the cache itself, so that a copy of it, or another block, knows what this block knew: a `PrunedCache`, or None
+# where nothing was dropped. A cache without the attribute was filled outside every block.
 RECORD = "_harness_pruned"
 
 
 @dataclass(eq=False)
 class PrunedCache:
-    """A cache whose layers from `first` on lack what was dropped."""
+    """A cache whose layers, or those from one on, lack what was dropped."""
 
-    length: int  # L, positions after the prefill
+    length: int  # L, rows after the prefill in the layers that lack some
     mask: Tensor | None  # [B, L] as in `Rows`
+    whole: int  # rows after the prefill in layer 0
+    next_position: Tensor  # [B] after the largest of the prompt: from there the model counts on by itself
+    last_given: Tensor  # [..., B, 1] position of the last token as it was given: from there generate() counts on
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once these layers hold `total` positions."""
@@ -26,36 +30,29 @@ class PrunedCache:
             return None
         return nn.functional.pad(self.mask, (0, total - self.length), value=True).long()
 
+    def positions(self, past: int, steps: int) -> Tensor:
+        """Return the positions [1, B, steps] that the model counts after `past` rows in layer 0."""
+        counted = torch.arange(past - self.whole, past - self.whole + steps, device=self.next_position.device)
+        return (self.next_position.view(-1, 1) + counted).unsqueeze(0)
+
+    def following(self, past: int, steps: int) -> Tensor:
+        """Return the positions [..., B, steps] with which generate() goes on after `past` rows in layer 0."""
+        start = past - self.whole + 1
+        return self.last_given + torch.arange(start, start + steps, device=self.last_given.device)
+
 
 @dataclass(eq=False)
 class CutBeforeLLM(PrunedCache):
     """All layers lack what was dropped, so the model would count positions wrongly."""
 
-    next_position: Tensor  # [B] behind the largest of the prompt: from there the model counts on by itself
-    last_given: Tensor  # [..., B, 1] position of the last token as it was given: from there generate() counts on
     shift: Tensor | None = None  # [B, 1] by which a given 1-D position is too large, since the prompt was renumbered
-    check_positions: bool = False  # not while tokens come one by one: it would make a GPU wait in every step
-
-    def positions(self, past: int, steps: int) -> Tensor:
-        """Return the positions [1, B, steps] of text that follows `past` cached ones."""
-        counted = torch.arange(past - self.length, past - self.length + steps, device=self.next_position.device)
-        return (self.next_position.view(-1, 1) + counted).unsqueeze(0)
-
-    def precedes(self, given: Tensor, past: int) -> bool:
-        """Tell whether the positions `given` [..., B, steps] go on from the prompt after `past` cached tokens.
-
-        A new generate() on the cache gives fewer rows, and would count from its length.
-        """
-        start = past - self.length + 1
-        return torch.equal(given, self.last_given + torch.arange(start, start + given.shape[-1], device=given.device))
 
 
 @dataclass(eq=False)
 class CutInsideLLM(PrunedCache):
     """Layers before `first` hold everything, so that the model, which asks layer 0, counts right by itself."""
 
-    first: int
-    whole: int  # S, positions after the prefill in the layers before
+    first: int = 1
 
     def late(self, cache: Any) -> Any:
         """Return a view of `cache`, between two passes, that begins with layer `first`."""

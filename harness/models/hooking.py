@@ -1,8 +1,7 @@
-"""Hooks on named sub-modules, and how their arguments are read."""
+"""Hooks on named sub-modules of a model."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -11,20 +10,46 @@ from typing import Any
 import transformers
 from torch import nn
 
+from harness.models.calls import Call, CallSite, HookError
+
+Changes = Mapping[str, Any]  # role -> what the module gets instead
+
 
 class Handles:
-    """Hooks that are removed together. Functions get (module, args, kwargs), behind a pass also the output."""
+    """Hooks that are removed together."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
-    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook` in front of `module`; what it returns, if anything, are the new (args, kwargs)."""
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+    def before(self, site: CallSite, hook: Callable[[Call], Changes | None]) -> None:
+        """Call `hook` before a pass through the module; it may return arguments to change, by role."""
 
-    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = False) -> None:
-        """Call `hook` behind `module`, also behind a pass that raised if `always`; it may return another output."""
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always))
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = site.read(args, kwargs)
+            changes = hook(call)
+            return None if changes is None else call.changed(changes)
+
+        self._handles.append(site.module.register_forward_pre_hook(run, with_kwargs=True))
+
+    def after(self, site: CallSite, hook: Callable[[Call, Any], Any], always: bool = False) -> None:
+        """Call `hook` after a pass, also after one that raised if `always`; it may return another output."""
+
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            return hook(site.read(args, kwargs), output)
+
+        self._handles.append(site.module.register_forward_hook(run, with_kwargs=True, always_call=always))
+
+    def entered(self, module: nn.Module, hook: Callable[[], None]) -> None:
+        """Call `hook` before each pass through `module`, whatever its arguments."""
+        self._handles.append(module.register_forward_pre_hook(lambda module, args: hook()))
+
+    def left(self, module: nn.Module, hook: Callable[[], None], always: bool = False) -> None:
+        """Call `hook` after each pass through `module`, also after one that raised if `always`."""
+        self._handles.append(module.register_forward_hook(lambda module, args, output: hook(), always_call=always))
+
+    def output(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
+        """Call `hook` with the output of each pass through `module`; it may return another one."""
+        self._handles.append(module.register_forward_hook(lambda module, args, output: hook(output)))
 
     def instead(self, module: nn.Module, stand_in: Callable[..., Any]) -> None:
         """Have `module` return `stand_in(forward, args, kwargs)`; the hooks around its pass run as ever."""
@@ -63,10 +88,4 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
     except AttributeError:
         where = f"{type(model).__name__} (transformers {transformers.__version__})"
         hint = "pass the plain model, not a wrapper; or this version of transformers named it otherwise"
-        raise RuntimeError(f"hook target '{path}' does not exist in {where}: {hint}") from None
-
-
-def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a forward pass of `module` by name."""
-    names = inspect.signature(module.forward).parameters if args else ()
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+        raise HookError(f"hook target '{path}' does not exist in {where}: {hint}") from None

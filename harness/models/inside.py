@@ -10,7 +10,7 @@ own, made by the library's own function on a view of the cache. Positions stay t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from harness.models.cache import CutInsideLLM, cached_length
-from harness.models.hooking import Handles, arguments, submodule
+from harness.models.calls import Call, HookError
+from harness.models.hooking import Handles, submodule
 from harness.models.rows import Rows, remaining, require_rows
 from methods.base import LayerState
 
@@ -48,8 +49,8 @@ class InsideCut:
         self._record: CutInsideLLM | None = None  # while decoding
         self._view: Any = None  # then, the cache as layer j+1 has it
         self._rows: Rows | None = None
-        self._late: dict[str, Any] | None = None  # arguments that later layers get instead
-        self._attention: tuple[nn.Module, Mapping[str, Any]] | None = None  # layer j's, and its arguments
+        self._late: dict[str, Any] | None = None  # what later layers get instead, by role
+        self._attention: tuple[nn.Module, Call] | None = None  # layer j's, and its arguments
         self._projected: list[Tensor] = []
         self._added: list[
             Tensor
@@ -65,20 +66,22 @@ class InsideCut:
 
     def attach(self, handles: Handles, verified: Callable[[], None]) -> None:
         """Hook layer j and later ones; `verified` is called when the right number of rows reached layer j+1."""
-        parts, layer = self._adapter.decoder, self._layers[self.layer]
-        attention = submodule(layer, parts.attention)
-        handles.before(attention, self._enter_attention)
-        for path in parts.projections:
-            handles.after(submodule(attention, path), self._project)
+        adapter, parts = self._adapter, self._adapter.decoder
+        path, first = f"{parts.layers}.{self.layer}", f"{parts.layers}.{self.first}"
+        attention, mlp = f"{path}.{parts.attention}", f"{path}.{parts.mlp}"
+        site = adapter.site("attention", attention)
+        handles.before(site, partial(self._enter_attention, site.module))
+        for projection in parts.projections:
+            handles.output(submodule(site.module, projection), self._project)
         if self._method.before_mlp:
-            handles.before(submodule(layer, parts.mlp), self._enter_mlp)
-            handles.after(submodule(layer, parts.mlp), self._leave_mlp)
-        handles.before(self._layers[self.first], self._enter_first)
+            handles.before(adapter.site("mlp", mlp), self._enter_mlp)
+            handles.output(submodule(adapter.model, mlp), self._leave_mlp)
+        handles.before(adapter.site("layer", first), self._enter_first)
         for number, late in enumerate(self._layers[self.first :]):
-            handles.before(late, self._enter_late)
-            handles.after(late, partial(self._leave_late, number))
+            handles.before(adapter.site("layer", f"{parts.layers}.{self.first + number}"), self._enter_late)
+            handles.output(late, partial(self._leave_late, number))
         self._verified = verified
-        handles.before(submodule(self._layers[self.first], parts.attention), self._count)
+        handles.before(adapter.site("attention", f"{first}.{parts.attention}"), self._count)
 
     # From the decoder's hooks.
 
@@ -104,39 +107,36 @@ class InsideCut:
         self._begin()
         self._record, self._view = record, record.late(cache)
 
-    def filled(self, cache: Any) -> CutInsideLLM | None:
-        """Check what a prefill left in `cache`, and describe it; None if this pass was no prefill that cuts."""
+    def filled(self, cache: Any, next_position: Tensor, last_given: Tensor) -> CutInsideLLM:
+        """Check what a prefill left in `cache`, and describe it."""
         if self._prefill is None or self._rows is None:
-            return None
+            raise HookError(f"decoder layer {self.first} of {self._adapter.name} did not run in a pruned prefill")
         whole, length = self._prefill.visual.shape[1], self._rows.index.shape[1]
         held = [cached_length(cache, layer) for layer in range(len(self._layers))]
         right = [whole] * self.first + [length] * (len(held) - self.first)
         if held != right:
-            raise RuntimeError(f"the key-value cache holds {held} positions a layer after a prefill of {right}")
-        return CutInsideLLM(length, self._rows.mask, self.first, whole)
+            raise HookError(f"the key-value cache holds {held} positions a layer after a prefill of {right}")
+        return CutInsideLLM(length, self._rows.mask, whole, next_position, last_given, self.first)
 
     # Layer j: read, and perhaps cut its MLP.
 
-    def _enter_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_attention(self, attention: nn.Module, call: Call) -> None:
         if self._prefill is not None:
-            self._attention, self._projected = (module, arguments(module, args, kwargs)), []
+            self._attention, self._projected = (attention, call), []
 
-    def _project(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _project(self, output: Tensor) -> None:
         if self._prefill is not None:
             self._projected.append(output.detach())
 
-    def _enter_mlp(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
+    def _enter_mlp(self, call: Call) -> dict[str, Any] | None:
         if self._prefill is None:
             return None
-        self._choose(args[0].new_empty(0))
+        states = call.require("states")
+        self._choose(states.new_empty(0))
         assert self._rows is not None
-        return (self._rows.gather(args[0]), *args[1:]), kwargs
+        return {"states": self._rows.gather(states)}
 
-    def _leave_mlp(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
+    def _leave_mlp(self, output: Tensor) -> Tensor | None:
         if self._prefill is None or self._rows is None:
             return None
         batch, length = self._prefill.visual.shape
@@ -145,43 +145,38 @@ class InsideCut:
 
     # Layers j+1 and later.
 
-    def _enter_first(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
+    def _enter_first(self, call: Call) -> dict[str, Any] | None:
         if self._prefill is None and self._record is None:
             return None
-        call = arguments(module, args, kwargs)
+        states = call.require("states")
         if self._record is not None:
-            states = call["hidden_states"]
             padding = self._record.mask_up_to(cached_length(self._view) + states.shape[1])
-            self._late = {"attention_mask": self._mask(states, padding, self._view)}
+            self._late = {"mask": self._mask(states, padding, self._view)}
             return None
-        states = call["hidden_states"]
         if self._rows is None:
             states, *self._added = self._choose(states).split(states.shape[-1], dim=-1)
         assert self._rows is not None
         states, *self._added = (self._rows.gather(part) for part in (states, *self._added))
-        turns = tuple(self._rows.gather(part.expand(len(states), -1, -1)) for part in call["position_embeddings"])
+        rotation = tuple(self._rows.gather_rotation(part) for part in call.require("rotation"))
         # Position ids are there to find packed sequences by their jumps, which dropped rows would be taken for.
         mask = self._mask(states, self._rows.mask, None)
-        self._late = {"attention_mask": mask, "position_embeddings": turns, "position_ids": None}
-        return (), call | {"hidden_states": states}
+        self._late = {"mask": mask, "rotation": rotation, "positions": None, "cache_position": None}
+        return {"states": states}
 
-    def _enter_late(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        return None if self._late is None else (args, kwargs | self._late)
+    def _enter_late(self, call: Call) -> dict[str, Any] | None:
+        return self._late
 
-    def _leave_late(
-        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        return output + self._added[number].to(output) if number < len(self._added) else None
+    def _leave_late(self, number: int, output: Any) -> Any:
+        if number >= len(self._added):
+            return None
+        states, *rest = output if isinstance(output, tuple) else (output,)
+        states = states + self._added[number].to(states)
+        return (states, *rest) if isinstance(output, tuple) else states
 
-    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _count(self, call: Call) -> None:
         expected, self._expected = self._expected, None
         if expected is None:
             return
-        call = arguments(module, args, kwargs)
         layer = f"decoder layer {self.first} of {self._adapter.name}"
         require_rows(expected, call, layer, self._pruning.budget.label)
         self._verified()
@@ -200,10 +195,10 @@ class InsideCut:
         """
         prefill, attention = self._prefill, self._attention
         if prefill is None or attention is None or len(self._projected) != len(self._adapter.decoder.projections):
-            raise RuntimeError(f"decoder layer {self.layer} of {self._adapter.name} ran without its projections")
+            raise HookError(f"decoder layer {self.layer} of {self._adapter.name} ran without its projections")
         with torch.no_grad():
             q, k = self._adapter.decoder_qk(*attention, self._projected)
-        hidden = attention[1]["hidden_states"]
+        hidden = attention[1].require("states")
         if self._method.hidden_state in ("output", "normed_output"):
             hidden = states
 

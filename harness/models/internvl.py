@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.models import qwen_text
+from harness.models.calls import Call
 from harness.models.llava import Llava
 from harness.models.llava_vision import ClipTower
 from harness.models.prefill import Grid
@@ -31,7 +32,7 @@ class InternTower(ClipTower):
         attention = f"{self.path}.encoder.layer.{layer}.attention"
         return attention, (f"{attention}.q_norm", f"{attention}.k_norm")
 
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Average squares of patches, in the order of the pixel shuffle: row by row in each tile."""
         (h, w), side = self.patches(call), self.side()
         squares = patches.view(-1, h // side, side, w // side, side, *patches.shape[1:])
@@ -45,9 +46,9 @@ class InternTower(ClipTower):
         """Return the number of patches along a side of a token."""
         return round(1 / self._downsample)
 
-    def patches(self, call: Mapping[str, Any]) -> tuple[int, int]:
+    def patches(self, call: Call) -> tuple[int, int]:
         """Return (h, w) of the tiles [tiles, 3, H, W] in `call`."""
-        (height, width), (rows, columns) = call["pixel_values"].shape[-2:], self._config.patch_size
+        (height, width), (rows, columns) = call.require("image").shape[-2:], self._config.patch_size
         return height // rows, width // columns
 
 
@@ -78,8 +79,8 @@ class InternVL(Llava):
         first, before = ids[rows], (rows - 2).clamp(min=0)  # the image, and one token that closes it
         return rows[~((kinds[before] > 0) & (kinds[before + 1] == 0) & torch.isin(first, breaks))]
 
-    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+    def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (1, h, w) in tokens of every tile that the tower encodes."""
         side = self.tower.side()
         h, w = self.tower.patches(call)
-        return [(1, h // side, w // side)] * len(call["pixel_values"])
+        return [(1, h // side, w // side)] * len(call.require("image"))

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harness.models import qwen_text, vicuna_text
 from harness.models.base import DecoderParts
+from harness.models.calls import NAMES, Arguments, Call
 from harness.models.llava_vision import ClipTower, feature_layer
 from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid, Layout
@@ -39,8 +40,12 @@ class Llava(PlaceholderAdapter):
         path="model.language_model",
         layers="model.language_model.layers",
         norm="model.language_model.norm",
-        rotary="model.language_model.rotary_emb",
+        one_dimensional=True,
     )
+    arguments: ClassVar[Mapping[str, Arguments]] = {
+        "multimodal": Arguments.of("", "feature_layer feature_strategy"),
+        "vision": Arguments.of("image", "layers_wanted"),
+    }
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass pixel_values, inside it"
     tower_type: ClassVar[str] = "clip_vision_model"
@@ -58,23 +63,24 @@ class Llava(PlaceholderAdapter):
             raise ValueError(reason)
         super().check(method, config)
 
-    def layout(self, call: Mapping[str, Any]) -> Layout:
+    def layout(self, call: Call) -> Layout:
         """Find the visual tokens; ValueError for other features than the configuration names."""
-        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-            self._refuse_other(name, call.get(name))
+        for role in ("feature_layer", "feature_strategy"):
+            self._refuse_other(role, call.get(role))
         return super().layout(call)
 
-    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+    def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
         """Remember what the tower encoded; generate() tells the layer to nobody else, as the states that it wants."""
-        states = call.get("output_hidden_states")
-        self._refuse_other("vision_feature_layer", None if isinstance(states, bool) else states)
+        layers = call.get("layers_wanted")
+        self._refuse_other("feature_layer", None if isinstance(layers, bool) else layers)
         super().saw_vision(call, output, signals)
 
-    def _refuse_other(self, name: str, given: Any) -> None:
+    def _refuse_other(self, role: str, passed: Any) -> None:
+        (name,) = NAMES[role]
         configured = getattr(self._config, name)
-        if given is not None and given != configured:
+        if passed is not None and passed != configured:
             remedy = "leave it out, or set it in the model's configuration"
-            raise ValueError(f"{name}={given} is not what the vision tower is read for, {configured}: {remedy}")
+            raise ValueError(f"{name}={passed} is not what the vision tower is read for, {configured}: {remedy}")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
@@ -82,13 +88,13 @@ class Llava(PlaceholderAdapter):
         rule = vicuna_text.question if self._config.text_config.model_type == "llama" else qwen_text.question
         return rule(ids, kinds, *configs)
 
-    def positions(self, call: Mapping[str, Any]) -> Tensor:
+    def positions(self, call: Call) -> Tensor:
         """Return the 1-D positions [1, B, S] of the full sequence."""
-        states, ids = call["inputs_embeds"], call.get("position_ids")
+        states, ids = call.require("embeddings"), call.get("positions")
         batch, length = states.shape[:2]
         if ids is None:  # what the language model itself falls back to
             ids = torch.arange(length, device=states.device).view(1, -1)
-        elif call.get("attention_mask") is None and bool((ids.diff(dim=-1) != 1).any()):
+        elif call.get("mask") is None and bool((ids.diff(dim=-1) != 1).any()):
             raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
         return ids.expand(batch, length).unsqueeze(0)
 
@@ -96,13 +102,13 @@ class Llava(PlaceholderAdapter):
         """Return positions [1, B, L] as the decoder takes them, [B, L]."""
         return positions[0]
 
-    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+    def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (1, h, w) of every image that the tower encodes."""
-        return [(1, *self.tower.patches(call))] * len(call["pixel_values"])
+        return [(1, *self.tower.patches(call))] * len(call.require("image"))
 
-    def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
+    def given_grids(self, kind: str, call: Call) -> list[Grid] | None:
         """Return (1, h, w) of every image of the batch."""
-        return self.encoded_grids(call) if kind == "image" and call.get("pixel_values") is not None else None
+        return self.encoded_grids(call) if kind == "image" and call.get("image") is not None else None
 
 
 def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from harness.models.calls import Arguments, Call
 from harness.models.vision import VisionTower
 
 
@@ -14,6 +15,7 @@ class ClipTower(VisionTower):
     """A pass has one row of patches [images, 1 + h * w, C], CLS in front."""
 
     path: ClassVar[str] = "model.vision_tower"
+    arguments: ClassVar[Arguments] = Arguments.of("image")
     has_cls: ClassVar[bool] = True
     middle: ClassVar[Mapping[str, int]] = {"official": 8, "paper": 9}
     middle_of: ClassVar[int] = 24
@@ -37,24 +39,24 @@ class ClipTower(VisionTower):
         attention = f"{self.path}.encoder.layers.{layer}.self_attn"
         return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
 
-    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q and k [H, T, d], which have no positions of their own."""
         heads = int(self._config.num_attention_heads)
         q, k = (part.reshape(-1, heads, part.shape[-1] // heads).transpose(0, 1) for part in projected)
         return q, k
 
-    def units(self, call: Mapping[str, Any]) -> list[int]:
+    def units(self, call: Call) -> list[int]:
         """Return 1 + h * w for every image."""
         h, w = self.patches(call)
-        return [1 + h * w] * len(call["pixel_values"])
+        return [1 + h * w] * len(call.require("image"))
 
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Return `patches`: each is a token."""
         return patches
 
-    def patches(self, call: Mapping[str, Any]) -> tuple[int, int]:
+    def patches(self, call: Call) -> tuple[int, int]:
         """Return (h, w) of the images [images, 3, H, W] in `call`, which are of one size."""
-        height, width = call["pixel_values"].shape[-2:]
+        height, width = call.require("image").shape[-2:]
         return height // int(self._config.patch_size), width // int(self._config.patch_size)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from harness.models.base import Adapter
 from harness.models.cache import cached_length
+from harness.models.calls import Call
 from harness.models.prefill import Grid, Layout
 from harness.models.vision import VisionSignals, dealt
 
 CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 NO_IDS = (
     "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds; "
     "for text alone pass mm_token_type_ids of zeros"
@@ -45,11 +45,11 @@ class PlaceholderAdapter(Adapter):
         self._encoded: list[Encoded] = []
 
     @abstractmethod
-    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+    def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (t, h, w) in tokens of what a pass through "vision" encodes; `call` are its arguments."""
 
     @abstractmethod
-    def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
+    def given_grids(self, kind: str, call: Call) -> list[Grid] | None:
         """Return (t, h, w) in tokens of every image or video, if the arguments of "multimodal" say so."""
 
     @property
@@ -58,41 +58,49 @@ class PlaceholderAdapter(Adapter):
         return int(self._config.get_text_config().hidden_size)
 
     @property
+    def placeholders(self) -> list[int]:
+        """Token ids that stand for visual tokens in a prompt."""
+        return list(self._placeholders().values())
+
+    def _placeholders(self) -> dict[str, int]:
+        ids = {kind: getattr(self._config, f"{kind}_token_id", None) for kind in CODES}
+        return {kind: int(token) for kind, token in ids.items() if token is not None}
+
+    @property
     def _config(self) -> Any:
         return self.model.config
 
-    def has_visuals(self, call: Mapping[str, Any]) -> bool:
+    def has_visuals(self, call: Call) -> bool:
         """True if images or videos come along, or placeholders in a prompt (a decoded placeholder is just a token)."""
-        encoded = call.get("mm_encoder_outputs") or {}
-        if any(call.get(PIXELS[kind]) is not None or encoded.get(kind) is not None for kind in CODES):
+        if self._pixels(call) or any(output is not None for output in call.get("encoded", {}).values()):
             return True
-        ids = call.get("input_ids")
-        if cached_length(call.get("past_key_values")):
+        ids = call.get("ids")
+        if cached_length(call.get("cache")):
             return False
         if ids is None:
-            types = call.get("mm_token_type_ids")
+            types = call.get("kinds")
             if types is None or bool(types.any()):
                 raise ValueError(NO_IDS)
             return False
         return bool(self._kinds(ids).any())
 
-    def saw_vision(self, call: Mapping[str, Any], output: Any, signals: VisionSignals | None) -> None:
+    def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
         """Remember the grids of what the vision tower just encoded, and what was read of it."""
         self._encoded = [one for one in self._encoded if one.output() is not None]
         self._encoded.append(Encoded(weakref.ref(output), self.encoded_grids(call), signals))
 
-    def vision_signals(self, call: Mapping[str, Any], layout: Layout) -> list[VisionSignals]:
+    def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:
         """Return per prompt what was read, in this pass or when generate() encoded."""
-        given = [kind for kind in CODES if call.get(PIXELS[kind]) is not None]  # encoded in this pass, in this order
-        known = dict(zip(given, self._encoded[-len(given) :], strict=True)) if given else {}
-        for kind, output in (call.get("mm_encoder_outputs") or {}).items():
+        kinds = self._pixels(call)  # encoded in this pass, in this order
+        known = dict(zip(kinds, self._encoded[-len(kinds) :], strict=True)) if kinds else {}
+        for kind, output in call.get("encoded", {}).items():
             if output is not None and kind not in known:
                 known[kind] = self._known(kind, output)
         return dealt(layout.kinds, {CODES[kind]: one.signals for kind, one in known.items() if one.signals})
 
-    def layout(self, call: Mapping[str, Any]) -> Layout:
+    def layout(self, call: Call) -> Layout:
         """Find the placeholders of images and videos and lay the grids over them, in order of appearance."""
-        ids = call.get("input_ids")
+        ids = call.get("ids")
         if ids is None:
             raise ValueError(NO_IDS)
         kinds = self._kinds(ids)
@@ -101,18 +109,21 @@ class PlaceholderAdapter(Adapter):
         per_prompt = _per_prompt(kinds[::copies].cpu(), grids, self.steps_apart)
         return Layout(kinds > 0, per_prompt, kinds[::copies], copies=copies, obstacle=_obstacle(call))
 
+    def _pixels(self, call: Call) -> list[str]:
+        """Return the kinds of pixels that a pass brings, in the order in which the model encodes them."""
+        shown = [kind for kind in CODES if kind in self.media]
+        return [kind for kind in shown if call.get(kind) is not None]
+
     def _kinds(self, ids: Tensor) -> Tensor:
         """Return [B, S]: 1 where a placeholder of an image stands, 2 for a video, else 0."""
         kinds = torch.zeros_like(ids, dtype=torch.int8)
-        for kind, code in CODES.items():
-            token = getattr(self._config, f"{kind}_token_id", None)
-            if token is not None:
-                kinds += (ids == token).to(torch.int8) * code
+        for kind, token in self._placeholders().items():
+            kinds += (ids == token).to(torch.int8) * CODES[kind]
         return kinds
 
-    def _grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid]:
+    def _grids(self, kind: str, call: Call) -> list[Grid]:
         given = self.given_grids(kind, call)
-        encoded = (call.get("mm_encoder_outputs") or {}).get(kind)
+        encoded = call.get("encoded", {}).get(kind)
         if given is None and encoded is not None:
             given = self._known(kind, encoded).grids
         return given or []
@@ -136,11 +147,11 @@ def _same(known: Any, encoded: Any) -> bool:
     return torch.equal(known.to(encoded.device), encoded)  # on its way to another part of the model it may have moved
 
 
-def _obstacle(call: Mapping[str, Any]) -> str | None:
-    if cached_length(call.get("past_key_values")):
-        remedy = "pass the whole conversation without past_key_values and without prefill_chunk_size"
+def _obstacle(call: Call) -> str | None:
+    if cached_length(call.get("cache")):
+        remedy = "pass the whole conversation without its cache and without prefill_chunk_size"
         return f"an image after a cached prefix cannot be pruned: {remedy}"
-    if call.get("mm_encoder_outputs") and call.get("use_cache") is False:
+    if call.get("encoded") and call.get("use_cache") is False:
         return "generate(use_cache=False) would prune anew for every token: leave the cache on"
     return None
 

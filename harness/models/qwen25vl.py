@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from harness.models.base import DecoderParts
+from harness.models.calls import Arguments, Call
 from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from harness.models.qwen_text import question
@@ -33,6 +34,11 @@ class Qwen25VL(PlaceholderAdapter):
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model", layers="model.language_model.layers", norm="model.language_model.norm"
     )
+    arguments: ClassVar[Mapping[str, Arguments]] = {
+        "root": Arguments.of("video"),
+        "multimodal": Arguments.of("video image_grids video_grids"),
+        "vision": Arguments.of("grids"),
+    }
     rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass {kind}_grid_thw along with them"
 
@@ -45,9 +51,9 @@ class Qwen25VL(PlaceholderAdapter):
         """Return the rows [T] of the words in the turn of the last image or video."""
         return question(ids, kinds, self._config, self.model.generation_config)
 
-    def positions(self, call: Mapping[str, Any]) -> Tensor:
+    def positions(self, call: Call) -> Tensor:
         """Return the M-RoPE triples [3, B, S] of the full sequence."""
-        states, ids = call["inputs_embeds"], call.get("position_ids")
+        states, ids = call.require("embeddings"), call.get("positions")
         batch, length = states.shape[:2]
         if ids is None:  # what the model itself falls back to
             ids = torch.arange(length, device=states.device).view(1, 1, -1)
@@ -56,7 +62,7 @@ class Qwen25VL(PlaceholderAdapter):
         elif len(ids) == 4:
             # generate() puts 1-D text positions in front, which only serve to find packed sequences by their jumps.
             # Without dropped rows they would jump, so they are left out once it is sure that nothing is packed.
-            if call.get("attention_mask") is None and bool((ids[0].diff(dim=-1) != 1).any()):
+            if call.get("mask") is None and bool((ids[0].diff(dim=-1) != 1).any()):
                 raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
             ids = ids[1:]
         return ids.expand(3, batch, length)
@@ -65,13 +71,13 @@ class Qwen25VL(PlaceholderAdapter):
         """Return triples [3, B, L]; those of text are three times the same."""
         return positions.expand(3, -1, -1)
 
-    def encoded_grids(self, call: Mapping[str, Any]) -> list[Grid]:
+    def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (t, h, w) in merged tokens of what the tower encodes."""
-        return self._merged(call["grid_thw"])
+        return self._merged(call.require("grids"))
 
-    def given_grids(self, kind: str, call: Mapping[str, Any]) -> list[Grid] | None:
+    def given_grids(self, kind: str, call: Call) -> list[Grid] | None:
         """Return (t, h, w) in merged tokens of every image (or video) of the batch."""
-        given = call.get(f"{kind}_grid_thw")
+        given = call.get(f"{kind}_grids")
         return None if given is None else self._merged(given)
 
     def _merged(self, patches: Tensor) -> list[Grid]:

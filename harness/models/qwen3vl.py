@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 
 from harness.models.base import DecoderParts
+from harness.models.calls import Arguments, Call
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.qwen_vision import QwenTower
 
@@ -39,6 +40,10 @@ class Qwen3VL(Qwen25VL):
         norm="model.language_model.norm",
         projections=("q_norm", "k_norm"),
     )
+    arguments: ClassVar[Mapping[str, Arguments]] = {
+        **Qwen25VL.arguments,
+        "decoder": Arguments.of("visual_rows added"),
+    }
     rotate = staticmethod(apply_rotary_pos_emb)
     steps_apart: ClassVar[bool] = True
 
@@ -47,17 +52,17 @@ class Qwen3VL(Qwen25VL):
         """How the vision tower is read."""
         return Qwen3Tower(self.model)
 
-    def added(self, call: Mapping[str, Any]) -> list[Tensor]:
+    def added(self, call: Call) -> list[Tensor]:
         """Return the DeepStack features [B, S, D] of each of the first layers."""
-        states, where = call["inputs_embeds"], call.get("visual_pos_masks")
+        states, where = call.require("embeddings"), call.get("visual_rows")
         if where is None:
             return []
         where = where.to(states.device).unsqueeze(-1)
         return [
             states.new_zeros(states.shape).masked_scatter(where, features.to(states))
-            for features in call.get("deepstack_visual_embeds") or ()
+            for features in call.get("added", ())
         ]
 
     def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
         """Return the arguments of DeepStack: where the visual rows are, and [N, D] for each of the first layers."""
-        return {"visual_pos_masks": visual, "deepstack_visual_embeds": [rows[visual] for rows in added]}
+        return {"visual_rows": visual, "added": [rows[visual] for rows in added]}

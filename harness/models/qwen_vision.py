@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_window_index
 
+from harness.models.calls import Arguments, Call
 from harness.models.hooking import submodule
 from harness.models.vision import VisionTower
 
@@ -18,6 +19,8 @@ class QwenTower(VisionTower):
     """Four rows in sequence become one token."""
 
     path: ClassVar[str] = "model.visual"
+    arguments: ClassVar[Arguments] = Arguments.of("grids")
+    attention_arguments: ClassVar[Arguments] = Arguments.of("rotation")
     has_cls: ClassVar[bool] = False
     middle: ClassVar[Mapping[str, int]] = {"official": 15, "paper": 16}
     middle_of: ClassVar[int] = 32
@@ -37,18 +40,18 @@ class QwenTower(VisionTower):
         attention = f"{self.path}.blocks.{layer}.attn"
         return attention, (f"{attention}.qkv",)
 
-    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q and k [H, T, d], turned by the library's own function."""
         (qkv,) = projected
         q, k, _ = qkv.view(len(qkv), 3, int(self._config.num_heads), -1).unbind(1)
-        q, k = self.rotate(q, k, *call["position_embeddings"])
+        q, k = self.rotate(q, k, *call.require("rotation"))
         return q.transpose(0, 1), k.transpose(0, 1)
 
-    def units(self, call: Mapping[str, Any]) -> list[int]:
+    def units(self, call: Call) -> list[int]:
         """Return the number of patches of every image and every step of a video."""
-        return [h * w for t, h, w in call["grid_thw"].tolist() for _ in range(t)]
+        return [h * w for t, h, w in call.require("grids").tolist() for _ in range(t)]
 
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Average groups of four."""
         return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
 
@@ -60,16 +63,19 @@ class QwenTower(VisionTower):
 class Qwen25Tower(QwenTower):
     """Qwen2.5-VL's, of 32 layers: rows stand in window order, which stays within an image or step."""
 
+    arguments: ClassVar[Arguments] = Arguments.of("grids", "window_order")
     rotate = staticmethod(apply_rotary_pos_emb_vision)
 
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Average groups of four and undo the windows."""
         means = super().merged(patches, call)
         return means[self._window_order(call).to(means.device).argsort()]
 
-    def _window_order(self, call: Mapping[str, Any]) -> Tensor:
+    def _window_order(self, call: Call) -> Tensor:
         """Return which token [N] stands where while the tower runs."""
         config = self._config
         sizes = {"spatial_merge_size": config.spatial_merge_size, "patch_size": config.patch_size}
-        order, _ = get_vision_window_index(call["grid_thw"], window_size=config.window_size, kwargs=dict(call), **sizes)
+        order = call.get("window_order")
+        if order is None:
+            order, _ = get_vision_window_index(call.require("grids"), window_size=config.window_size, **sizes)
         return torch.as_tensor(order)

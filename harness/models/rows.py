@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from harness.models.calls import Call, HookError
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,12 @@ class Rows:
         """Take the rows of `positions` [R, B, S], R coordinates per token."""
         index = self.index.to(positions.device)
         return positions.gather(2, index.expand(len(positions), -1, -1))
+
+    def gather_rotation(self, turn: Tensor) -> Tensor:
+        """Take the rows of cosines or sines [B or 1, S, d], or [R, B, S, d] of positions with R coordinates."""
+        if turn.ndim == 4:
+            return torch.stack([self.gather_rotation(part) for part in turn])
+        return self.gather(turn.expand(len(self.index), -1, -1))
 
     def numbered(self) -> Tensor:
         """Return positions [1, B, L] that count each sample's rows from 0, without its padding."""
@@ -75,8 +81,8 @@ def entering(states: Tensor, mask: object) -> list[int]:
     return counts * batch if len(counts) == 1 else counts
 
 
-def require_rows(expected: list[int], call: Mapping[str, Any], layer: str, budget: str) -> None:
+def require_rows(expected: list[int], call: Call, layer: str, budget: str) -> None:
     """Refuse to go on unless the decoder layer called with `call` receives the `expected` rows of each sample."""
-    realised = entering(call["hidden_states"], call.get("attention_mask"))
+    realised = entering(call.require("states"), call.get("mask"))
     if realised != expected:
-        raise RuntimeError(f"{layer} received {realised} rows per sample, the budget of {budget} asks for {expected}")
+        raise HookError(f"{layer} received {realised} rows per sample, the budget of {budget} asks for {expected}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from harness.models.base import Adapter, inside_layer
 from harness.models.cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache, cached_length
-from harness.models.hooking import Handles, arguments, submodule
+from harness.models.calls import Call, HookError, returned_cache
+from harness.models.hooking import Handles
 from harness.models.inside import InsideCut
 from harness.models.prefill import Layout, Prefill, valid_rows
 from harness.models.rows import Rows, remaining, require_rows
@@ -26,10 +29,15 @@ if TYPE_CHECKING:
 
 _active: WeakSet[nn.Module] = WeakSet()
 _active_lock = threading.Lock()
+_UNKNOWN = object()  # of a cache that no block has seen
+OUT_OF_ORDER = (
+    "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
+    "pass a further turn as the whole conversation, without its cache"
+)
 
 
 class Session:
-    """State of one block. A forward pass goes root -> multimodal -> decoder -> first_layer."""
+    """State of one block. A forward pass goes root -> multimodal -> decoder -> rotary -> first_layer."""
 
     def __init__(self, adapter: Adapter, pruning: Pruning, shared: SharedVision | None = None) -> None:
         self.adapter = adapter
@@ -39,10 +47,14 @@ class Session:
         self._verified = 0  # passes whose rows were counted in front of layer 0, or that keep everything
         self._labels = False
         self._layout: Layout | None = None
-        self._call: dict[str, Any] = {}  # arguments of the multimodal module
+        self._call: Call | None = None  # arguments of the multimodal module
         self._expected: list[int] | None = None  # [B] rows that layer 0 must receive
-        self._filling: PrunedCache | None = None
-        self._turned: Tensor | None = None  # [B, L] positions of the rows that layer 0 receives, if they are 1-D
+        self._cut: _Cut | None = None  # what this pass drops
+        self._step: _Step | None = None  # what this pass adds to a cache
+        self._compact: Tensor | None = None  # [B, L] positions of the rows that layer 0 receives, if they are 1-D
+        self._angles: Tensor | None = None  # [R, B, L] positions that must reach the rotary embedding
+        self._layer_cache: Any = None  # of this pass, as layer 0 has it
+        self._doubts: dict[str, tuple[Tensor, Exception]] = {}  # by message: whether it has to be raised
         method, layer = pruning.method, inside_layer(pruning.method)
         self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
@@ -61,97 +73,106 @@ class Session:
             if model in _active:
                 raise RuntimeError(f"this {self.adapter.name} is already being pruned: leave the outer block first")
             _active.add(model)
-        before: dict[str, Callable[..., Any]] = {
-            "root": self._enter_root,
-            "multimodal": self._enter_multimodal,
-            "decoder": self._enter_decoder,
-            "first_layer": self._enter_first_layer,
-        }
         handles = Handles()
         try:
-            if self._reader is not None:
-                self._reader.attach(model, handles)
-            for role, hook in before.items():
-                handles.before(modules[role], hook)
-            if self.adapter.decoder.rotary is not None:
-                handles.before(submodule(model, self.adapter.decoder.rotary), self._enter_rotary)
-            if self._inside is not None:
-                self._inside.attach(handles, self._verify)
-            for role in ("root", "multimodal"):
-                handles.after(modules[role], self._leave, always=True)
-            handles.after(modules["vision"], self._leave_vision)
-            handles.after(modules["decoder"], self._leave_decoder)
+            self._attach(handles)
             yield
+            self.settle()
             self._check_everything_was_pruned(modules)
         finally:
             handles.remove()
             _active.discard(model)
 
+    def _attach(self, handles: Handles) -> None:
+        """Resolve every argument that will be read, then hook."""
+        adapter = self.adapter
+        sites = {part: adapter.site(part) for part in ("root", "multimodal", "vision", "decoder")}
+        rotary = adapter.site("rotary", adapter.decoder.rotary)
+        first = adapter.site("layer", adapter.targets["first_layer"])
+        if self._reader is not None:
+            self._reader.attach(adapter.model, handles)
+        before: dict[str, Callable[[Call], Mapping[str, Any] | None]] = {
+            "root": partial(self._enter_root, sites["root"].module),
+            "multimodal": partial(self._enter_multimodal, sites["multimodal"].module),
+            "decoder": self._enter_decoder,
+        }
+        for part, hook in before.items():
+            handles.before(sites[part], hook)
+        handles.before(first, self._enter_first_layer)
+        handles.before(rotary, self._enter_rotary)
+        if self._inside is not None:
+            self._inside.attach(handles, self._verify)
+        for part in ("root", "multimodal"):
+            handles.after(sites[part], partial(self._leave, sites[part].module), always=True)
+        handles.after(sites["vision"], self._leave_vision)
+        handles.after(sites["decoder"], self._leave_decoder)
+
     # Entering and leaving the whole model: every pass that brings visual tokens owes one verified cut.
 
-    def _enter_root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = arguments(module, args, kwargs)
+    def _enter_root(self, module: nn.Module, call: Call) -> None:
         self._labels = call.get("labels") is not None
         self._owe(module, call)
 
-    def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._call = call = arguments(module, args, kwargs)
+    def _enter_multimodal(self, module: nn.Module, call: Call) -> None:
+        self._call = call
         self._owe(module, call)
         if module in self._owed:
             self._layout = self.adapter.layout(call)
 
-    def _owe(self, module: nn.Module, call: dict[str, Any]) -> None:
+    def _owe(self, module: nn.Module, call: Call) -> None:
         if self.adapter.has_visuals(call):
             self._seen += not self._owed
             self._owed[module] = self._verified
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave(self, module: nn.Module, call: Call, output: Any) -> None:
         """Settle the debt of a pass; one that raised, and so has no output, stays unverified."""
-        self._layout = self._expected = self._filling = self._turned = None
-        self._labels, self._call = False, {}
+        self._layout = self._expected = self._call = None
+        self._labels = False
+        self._forget()
         if self._inside is not None:
             self._inside.forget()
         owed = self._owed.pop(module, None)
         if output is not None and owed == self._verified:
-            raise RuntimeError(self._silent("a forward pass with visual tokens went through unpruned"))
+            raise HookError(self._silent("a forward pass with visual tokens went through unpruned"))
 
     def _check_everything_was_pruned(self, modules: dict[str, nn.Module]) -> None:
         for role, module in self.adapter.modules().items():
             if module is not modules[role]:
                 path = self.adapter.targets.get(role, role)
-                raise RuntimeError(self._silent(f"'{path}' was replaced inside the prune block"))
+                raise HookError(self._silent(f"'{path}' was replaced inside the prune block"))
         if self._seen != self._verified:
             missed = f"{self._seen - self._verified} of {self._seen} forward passes with visual tokens"
-            raise RuntimeError(self._silent(f"{missed} failed or went through unpruned"))
+            raise HookError(self._silent(f"{missed} failed or went through unpruned"))
 
     def _silent(self, what: str) -> str:
         return f"{what} in {self.adapter.name}: results of this block are not those of {self.pruning.method.name}"
 
-    def _leave_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _leave_vision(self, call: Call, output: Any) -> None:
         signals = None if self._reader is None else self._reader.take()
-        self.adapter.saw_vision(arguments(module, args, kwargs), output, signals)
+        self.adapter.saw_vision(call, output, signals)
 
-    # The language model: cut in the prefill, mask in the decoding steps.
+    # The language model: cut in the prefill, mask and positions in the decoding steps.
 
-    def _enter_decoder(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
-        call = arguments(module, args, kwargs)
+    def _forget(self) -> None:
+        self._cut = self._step = self._compact = self._angles = self._layer_cache = None
+
+    def _enter_decoder(self, call: Call) -> Mapping[str, Any] | None:
         layout, self._layout = self._layout, None
-        cache = call.get("past_key_values")
+        self._forget()
+        cache = call.get("cache")
         if self._inside is not None:
             self._inside.forget()
         if hasattr(cache, RECORD) and not cached_length(cache):
             delattr(cache, RECORD)  # it was emptied since
-        changed = self._cut(layout, call) if layout is not None else self._continue(call)
-        return None if changed is None else ((), call | changed)
+        return self._prefill(layout, call) if layout is not None else self._continue(call)
 
-    def _cut(self, layout: Layout, call: dict[str, Any]) -> dict[str, Any] | None:
+    def _prefill(self, layout: Layout, call: Call) -> Mapping[str, Any] | None:
         """Return the arguments that change, or None if every visual token stays."""
-        states, mask, cache = call["inputs_embeds"], call.get("attention_mask"), call.get("past_key_values")
+        states, mask, cache = call.require("embeddings"), call.get("mask"), call.get("cache")
+        self.settle()
         visual = layout.visual.to(states.device)
         dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
-        if not any(dropped) and not hasattr(cache, RECORD):  # then the plain model takes whatever came
+        if not any(dropped) and not getattr(cache, RECORD, None):  # then the plain model takes whatever came
             Prefill(layout, visual, visual, states, None, None).choose(self.pruning, states, 1.0)
             self._verify()
             return None
@@ -160,6 +181,7 @@ class Session:
         prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
         expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
         width, added = states.shape[-1], self.adapter.added(call)
+        self._cut = _Cut(positions, call.get("positions"), valid.to(positions.device))
         if self._inside is not None:
             first = self._inside.first
             self._inside.fill(prefill, expected, added[first:])
@@ -172,32 +194,44 @@ class Session:
         still_visual = rows.gather((visual & stay).unsqueeze(-1)).squeeze(-1)
         compact = self.pruning.positions == "compact"
         kept = rows.numbered() if compact else rows.gather_positions(positions)
-        self._filling = _filled_by(rows, positions, call.get("position_ids"), valid.to(positions.device), compact)
-        if self.adapter.decoder.rotary is not None:
-            self._turned = kept[0]
+        self._cut.rows, self._cut.compact = rows, compact
+        if self.adapter.decoder.one_dimensional:
+            self._compact = kept[0]
+        else:
+            self._angles = kept
         return {
-            "inputs_embeds": states,
-            "position_ids": self.adapter.position_ids(kept) if self._turned is None else None,
-            "attention_mask": _as_mask(rows, mask),
+            "embeddings": states,
+            "positions": self.adapter.position_ids(kept) if self._compact is None else None,
+            "mask": _as_mask(rows, mask),
+            "cache_position": None,
             **self.adapter.adding(added, still_visual),
         }
 
-    def _enter_rotary(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
-        positions, self._turned = self._turned, None
-        return None if positions is None else ((), arguments(module, args, kwargs) | {"position_ids": positions})
+    def _enter_rotary(self, call: Call) -> Mapping[str, Any] | None:
+        compact, self._compact = self._compact, None
+        if compact is not None:
+            return {"positions": compact}
+        expected, self._angles = self._angles, None
+        if expected is not None:
+            came = call.require("positions")
+            wrong = _differs(came if came.ndim == 3 else came.unsqueeze(0), expected)
+            what = f"the rotary embedding of {self.adapter.name} got other positions than the cut implies"
+            self._doubt(wrong, HookError(what))
+        return None
 
     def _signals(self, layout: Layout) -> tuple[Any, Any]:
         """Return, per prompt, what was read of the vision tower and where the question stands, if it is needed."""
+        if self.pruning.replays:
+            return None, None
+        assert self._call is not None  # there is a layout of it
         vision = self.adapter.vision_signals(self._call, layout) if self._reads else None
         if Signal.TEXT not in self.pruning.method.needs:
             return vision, None
-        prompts = zip(self._call["input_ids"][:: layout.copies], layout.kinds, strict=True)
+        prompts = zip(self._call.require("ids")[:: layout.copies], layout.kinds, strict=True)
         return vision, [self.adapter.question(ids, kinds) for ids, kinds in prompts]
 
-    def _refuse_what_cannot_be_cut(self, layout: Layout, call: dict[str, Any]) -> None:
-        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+    def _refuse_what_cannot_be_cut(self, layout: Layout, call: Call) -> None:
+        mask, cache = call.get("mask"), call.get("cache")
         if self._labels:
             raise ValueError("labels do not fit a pruned sequence: compute the loss outside prune(), or without labels")
         if layout.obstacle is not None:
@@ -209,59 +243,179 @@ class Session:
         if getattr(cache, "is_compileable", False):
             name = type(cache).__name__
             raise ValueError(f"pruning needs a growing cache, not {name}: leave out cache_implementation")
-        if any(call.get(name) is not None for name in ("cu_seq_lens_q", "cu_seq_lens_k")):
+        if any(call.get(role) is not None for role in ("packed_queries", "packed_keys")):
             raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
+        call.refuse_unknown_rows(call.require("embeddings").shape[1])
 
-    def _continue(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the arguments of a decoding step that change, or None if its cache was not pruned."""
-        cache, states = call.get("past_key_values"), call.get("inputs_embeds")
-        pruned: PrunedCache | None = getattr(cache, RECORD, None)
-        if pruned is None or states is None:
+    def _continue(self, call: Call) -> Mapping[str, Any] | None:
+        """Return the arguments that change in a pass without visual tokens: those of a step on a pruned cache."""
+        cache, states = call.get("cache"), call.get("embeddings")
+        record, past = getattr(cache, RECORD, _UNKNOWN), cached_length(cache)
+        if not isinstance(record, PrunedCache):
+            if record is _UNKNOWN and states is not None:
+                self._require_history(call, past, states.shape[1])
             return None
-        if isinstance(pruned, CutInsideLLM):
+        steps = call.require("embeddings").shape[1]
+        self._step = _Step(cache, past + steps, cached_length(cache, -1) + steps)
+        changed: dict[str, Any] = {"cache_position": None}
+        if isinstance(record, CutInsideLLM):
             if self._inside is None:
-                raise ValueError(f"this cache was cut after decoder layer {pruned.first - 1}, this block cuts before 0")
-            self._inside.resume(pruned, cache)
-            return None
-        assert isinstance(pruned, CutBeforeLLM)
-        past, steps = cached_length(cache), states.shape[1]
-        pruned.check_positions |= steps > 1
-        changed: dict[str, Any] = {"attention_mask": pruned.mask_up_to(past + steps)}
-        if self._call.get("position_ids") is None:
-            # The model would count from the length of the cache, which lacks what was dropped.
-            changed["position_ids"] = self.adapter.position_ids(pruned.positions(past, steps))
-        elif pruned.check_positions and not pruned.precedes(call["position_ids"], past):
-            raise ValueError(
-                "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
-                "pass a further turn as the whole conversation, without past_key_values"
-            )
-        elif pruned.shift is not None:
-            changed["position_ids"] = call["position_ids"] - pruned.shift
+                raise ValueError(f"this cache was cut after decoder layer {record.first - 1}, this block cuts before 0")
+            self._inside.resume(record, cache)
+            changed = {}
+        else:
+            changed["mask"] = record.mask_up_to(past + steps)
+        if self._call is None or self._call.get("positions") is None:
+            # The model would count from the length of the cache, which may lack what was dropped.
+            self._angles = record.positions(past, steps)
+            return changed | {"positions": self.adapter.position_ids(self._angles)}
+        came, following = call.require("positions"), record.following(past, steps)
+        self._angles, wrong = self.adapter.positions(call), _differs(came, following)
+        if isinstance(record, CutInsideLLM):  # nobody counts wrongly there, so that a new generate() may go on
+            wrong = wrong & _differs(self._angles, record.positions(past, steps))
+        elif isinstance(record, CutBeforeLLM) and record.shift is not None:
+            self._angles = self._angles - record.shift
+            changed["positions"] = came - record.shift
+        self._doubt(wrong, ValueError(OUT_OF_ORDER))
         return changed
 
-    def _enter_first_layer(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _require_history(self, call: Call, past: int, steps: int) -> None:
+        """HookError if the padding mask speaks of tokens that a cache of unknown origin does not hold."""
+        mask = call.get("mask")
+        covered = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if covered is not None and covered != past + steps:
+            what = f"{steps} tokens came with a key-value cache of {past} and a mask of {covered}"
+            raise HookError(f"{what}: what the others were is lost, so {self.adapter.name} cannot go on from them")
+        if past and covered is None and self._seen:
+            raise HookError(
+                f"a key-value cache of {past} tokens came that no prune block filled, so it may lack some: "
+                "pass a mask over all of them, or fill it within the block"
+            )
+
+    def _enter_first_layer(self, call: Call) -> None:
+        self._layer_cache = call.get("cache")
         expected, self._expected = self._expected, None
-        if expected is None:
+        if expected is not None:
+            require_rows(expected, call, f"decoder layer 0 of {self.adapter.name}", self.pruning.budget.label)
+            self._verify()
+        if self._step is None:
             return
-        call = arguments(module, args, kwargs)
-        require_rows(expected, call, f"decoder layer 0 of {self.adapter.name}", self.pruning.budget.label)
-        self._verify()
+        if self._layer_cache is not self._step.cache:
+            came = "no key-value cache" if self._layer_cache is None else "another key-value cache"
+            raise HookError(f"decoder layer 0 of {self.adapter.name} got {came} in a step on a pruned one")
+        mask = call.get("mask")
+        if isinstance(mask, Tensor) and mask.shape[-1] != self._step.length:
+            what = f"a mask over {mask.shape[-1]} keys in a step that ends at {self._step.length}"
+            raise HookError(f"decoder layer 0 of {self.adapter.name} got {what}")
 
     def _verify(self) -> None:
         self._verified += 1
 
-    def _leave_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        filled, self._filling = self._filling, None
-        cache = arguments(module, args, kwargs).get("past_key_values")
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
+    def _leave_decoder(self, call: Call, output: Any) -> None:
+        cut, step, cache = self._cut, self._step, self._layer_cache
+        self._forget_positions()
+        if step is not None:
+            self._check_step(step)
+        elif cut is not None:
+            self._record(cut, call, output)
+        elif cache is not None and not hasattr(cache, RECORD):
+            setattr(cache, RECORD, None)  # nothing was dropped
         if self._inside is not None:
-            filled = None if cache is None else self._inside.filled(cache)
             self._inside.forget()
-        elif filled is not None and cache is not None and cached_length(cache) != filled.length:
+        self._forget()
+
+    def _forget_positions(self) -> None:
+        """HookError if positions were prepared that nobody asked for."""
+        if self._compact is not None or self._angles is not None:
+            path = self.adapter.decoder.rotary
+            raise HookError(f"'{path}' of {self.adapter.name} did not run: the positions of what is kept got lost")
+
+    def _check_step(self, step: _Step) -> None:
+        held = [cached_length(step.cache), cached_length(step.cache, -1)]
+        right = [step.length, step.late]
+        if held != right:
+            raise HookError(
+                f"the first and last layer's key-value caches hold {held} positions after a step to {right}"
+            )
+
+    def _record(self, cut: _Cut, call: Call, output: Any) -> None:
+        """Write on the cache that a pruned prefill filled what it lacks."""
+        cache, returned = self._layer_cache, returned_cache(output)
+        if cache is None:
+            if call.get("cache") is not None or call.get("use_cache") or returned is not None:
+                raise HookError(f"a pruned prefill with caching left no key-value cache in {self.adapter.name}")
+            return
+        if returned is not None and returned is not cache:
+            raise HookError(f"{self.adapter.name} returned another key-value cache than its layer 0 filled")
+        if self._inside is not None:
+            setattr(cache, RECORD, self._inside.filled(cache, cut.next_position, cut.last_given))
+            return
+        assert cut.rows is not None
+        length = cut.rows.index.shape[1]
+        if cached_length(cache) != length:
             held = f"the key-value cache holds {cached_length(cache)} positions"
-            raise RuntimeError(f"{held} after a pruned prefill of {filled.length}")
-        if filled is not None and cache is not None:
-            setattr(cache, RECORD, filled)
+            raise HookError(f"{held} after a pruned prefill of {length}")
+        setattr(cache, RECORD, cut.before_llm())
+
+    # What is wrong on a GPU is asked for later, so that no decoding step has to wait for it.
+
+    def _doubt(self, wrong: Tensor, error: Exception) -> None:
+        if wrong.device.type == "cpu":
+            if bool(wrong):
+                raise error
+        else:
+            earlier, _ = self._doubts.get(str(error), (wrong, error))
+            self._doubts[str(error)] = wrong | earlier, error
+
+    def settle(self) -> None:
+        """Raise what a decoding step did wrong since the last call."""
+        doubts, self._doubts = self._doubts, {}
+        for wrong, error in doubts.values():
+            if bool(wrong):
+                raise error
+
+
+@dataclass(eq=False)
+class _Cut:
+    """A prefill that drops tokens, until its cache is full."""
+
+    positions: Tensor  # [R, B, S] of all rows
+    given: Tensor | None  # as they came
+    valid: Tensor  # [B, S]
+    rows: Rows | None = None  # those that stay, if the cut is before layer 0
+    compact: bool = False  # they were numbered anew
+
+    @property
+    def next_position(self) -> Tensor:
+        """[B] after the largest of the prompt."""
+        return self.positions.amax(0).masked_fill(~self.valid, -1).amax(1) + 1
+
+    @property
+    def last_given(self) -> Tensor:
+        """[..., B, 1] of the last token, as it came."""
+        batch, length = self.valid.shape
+        given = self.positions if self.given is None else self.given.expand(*self.given.shape[:-2], batch, length)
+        last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
+        return given.gather(-1, last.expand(*given.shape[:-1], 1))
+
+    def before_llm(self) -> CutBeforeLLM:
+        """Describe the cache of a cut before layer 0."""
+        assert self.rows is not None
+        behind, last, shift = self.next_position, self.last_given, None
+        if self.compact:
+            behind = self.rows.numbered()[0].amax(1).to(behind.device) + 1
+            shift = last.view(-1, 1) + 1 - behind.view(-1, 1)
+        length = self.rows.index.shape[1]
+        return CutBeforeLLM(length, self.rows.mask, length, behind, last, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A pass that adds to a pruned cache."""
+
+    cache: Any
+    length: int  # rows of layer 0 afterwards
+    late: int  # rows of the last layer afterwards, fewer after a cut inside the language model
 
 
 def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
@@ -271,14 +425,12 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
     return rows.mask.to(torch.long if given is None else given.dtype)
 
 
-def _filled_by(rows: Rows, positions: Tensor, given: Tensor | None, valid: Tensor, compact: bool) -> CutBeforeLLM:
-    """Describe the cache after a prefill of `rows`; `positions` [R, B, S] are those of all rows, from the `given`."""
-    behind = positions.amax(0).masked_fill(~valid, -1).amax(1) + 1
-    given = positions if given is None else given.expand(*given.shape[:-2], *valid.shape)
-    last = (valid * torch.arange(valid.shape[1], device=valid.device)).argmax(1, keepdim=True)
-    last_given = given.gather(-1, last.expand(*given.shape[:-1], 1))
-    shift = None
-    if compact:
-        behind = rows.numbered()[0].amax(1).to(behind.device) + 1
-        shift = last_given.view(-1, 1) + 1 - behind.view(-1, 1)
-    return CutBeforeLLM(rows.index.shape[1], rows.mask, behind, last_given, shift)
+def _differs(came: Tensor, expected: Tensor) -> Tensor:
+    """Tell whether two tensors of positions differ, as a tensor of one bool: a GPU need not wait.
+
+    One row may stand for a whole batch, and one coordinate for several.
+    """
+    sizes = zip(came.shape, expected.shape, strict=False)
+    if came.ndim != expected.ndim or any(a != b and 1 not in (a, b) for a, b in sizes):
+        return torch.tensor(True, device=came.device)
+    return (came != expected.to(came.device)).any()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.attention import received
-from harness.models.hooking import Handles, arguments, submodule
+from harness.models.calls import Arguments, Call, CallSite, HookError
+from harness.models.hooking import Handles, submodule
 from methods.base import Method, Received, Signal
 
 
@@ -48,6 +49,8 @@ class VisionTower(ABC):
     """
 
     path: ClassVar[str]
+    arguments: ClassVar[Arguments]  # of the tower that its methods read
+    attention_arguments: ClassVar[Arguments] = Arguments.of("")  # of a layer's attention
     has_cls: ClassVar[bool]  # the first row of every image is CLS
     # HiPrune's layer, counted from 0: its authors' ("official"), and what became of it in arXiv 2602.13315 ("paper").
     middle: ClassVar[Mapping[str, int]]
@@ -72,15 +75,15 @@ class VisionTower(ABC):
         """Return the names of a layer's attention module and of the projections whose outputs hold q and k."""
 
     @abstractmethod
-    def qk(self, attention: nn.Module, call: Mapping[str, Any], projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q and k [H, T, d], positions applied, from the arguments of the attention and the projections."""
 
     @abstractmethod
-    def units(self, call: Mapping[str, Any]) -> list[int]:
+    def units(self, call: Call) -> list[int]:
         """Return the rows, CLS included, of each image or step of a video; `call` are the arguments of the tower."""
 
     @abstractmethod
-    def merged(self, patches: Tensor, call: Mapping[str, Any]) -> Tensor:
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Average `patches` [F, ...], without CLS, into the tokens [N, ...] that leave the tower, in their order."""
 
     def group(self) -> int:
@@ -116,45 +119,46 @@ class VisionReader:
         self._key_layer = tower.layer("last", self._wanted.numbering)
         if self._keys:
             self._roles.setdefault(self._key_layer, [])
-        self._call: Mapping[str, Any] = {}
-        self._open: dict[int, tuple[nn.Module, Mapping[str, Any], list[Tensor]]] = {}
+        self._call: Call | None = None
+        self._open: dict[int, tuple[nn.Module, Call, list[Tensor]]] = {}
         self._attention: dict[str, Tensor] = {}
         self._read: set[int] = set()
         self._last_keys: Tensor | None = None
 
     def attach(self, model: nn.Module, handles: Handles) -> None:
         """Hook the tower and the layers to read."""
-        handles.before(submodule(model, self._tower.path), self._enter)
+        tower = self._tower
+        handles.before(CallSite(submodule(model, tower.path), tower.path, tower.arguments), self._enter)
         for layer in self._roles:
-            attention, projections = self._tower.paths(layer)
-            handles.before(submodule(model, attention), partial(self._enter_attention, layer))
-            for path in projections:
-                handles.after(submodule(model, path), partial(self._project, layer, len(projections)))
+            path, projections = tower.paths(layer)
+            attention = submodule(model, path)
+            site = CallSite(attention, path, tower.attention_arguments)
+            handles.before(site, partial(self._enter_attention, layer, attention))
+            for projection in projections:
+                handles.output(submodule(model, projection), partial(self._project, layer, len(projections)))
 
     def take(self) -> VisionSignals:
         """Return what the pass that just ended had."""
         unread = sorted(set(self._roles) - self._read)
         if unread:
             name = f"layer {unread[0]} of '{self._tower.path}'"
-            raise RuntimeError(f"{name} ran without its projections, so that its attention cannot be read")
+            raise HookError(f"{name} ran without its projections, so that its attention cannot be read")
         signals = VisionSignals(self._attention, self._last_keys)
         self.forget()
         return signals
 
     def forget(self) -> None:
         """Drop what the last pass left."""
-        self._call, self._open, self._attention, self._read, self._last_keys = {}, {}, {}, set(), None
+        self._call, self._open, self._attention, self._read, self._last_keys = None, {}, {}, set(), None
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, call: Call) -> None:
         self.forget()
-        self._call = arguments(module, args, kwargs)
+        self._call = call
 
-    def _enter_attention(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._open[layer] = (module, arguments(module, args, kwargs), [])
+    def _enter_attention(self, layer: int, attention: nn.Module, call: Call) -> None:
+        self._open[layer] = (attention, call, [])
 
-    def _project(
-        self, layer: int, count: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def _project(self, layer: int, count: int, output: Tensor) -> None:
         attention, call, projected = self._open[layer]
         projected.append(output.detach())
         if len(projected) == count:
@@ -165,16 +169,18 @@ class VisionReader:
                 self._read_layer(layer, q, k, float(getattr(attention, "scaling", q.shape[-1] ** -0.5)))
 
     def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        tower, cls = self._tower, int(self._tower.has_cls)
-        units = tower.units(self._call)
+        tower, cls, call = self._tower, int(self._tower.has_cls), self._call
+        if call is None:
+            raise HookError(f"layer {layer} of '{tower.path}' ran outside a pass through the tower")
+        units = tower.units(call)
         if self._roles[layer]:
             parts = zip(q.split(units, dim=1), k.split(units, dim=1), strict=True)
             patches = torch.cat([received(*part, scale, self._wanted, tower.has_cls) for part in parts])
-            scores = tower.merged(patches, self._call) * tower.group()
+            scores = tower.merged(patches, call) * tower.group()
             self._attention |= dict.fromkeys(self._roles[layer], scores)
         if self._keys and layer == self._key_layer:
             means = torch.cat([part[cls:] for part in k.float().mean(0).split(units)])
-            self._last_keys = tower.merged(means, self._call)
+            self._last_keys = tower.merged(means, call)
         self._read.add(layer)
 
 

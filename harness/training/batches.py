@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from harness.inputs import limits_of, to_inputs
 from harness.loading import Loaded
+from harness.models.calls import TOKEN_INPUTS
 from harness.training.examples import Example
 
 IGNORE = -100
-ALIGNED = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # what has an entry per token
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def to_batch(loaded: Loaded, examples: Sequence[Example]) -> Batch:
                 for row, answer in zip(inputs[name], answers, strict=True)
             ]
         )
-        for name in ALIGNED
+        for name in TOKEN_INPUTS
         if name in inputs
     }
     inputs.update(shifted)
@@ -64,13 +64,12 @@ def read(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _behind(name: str, answer: Tensor) -> Tensor:
-    if name == "input_ids":
-        return answer
-    return torch.ones_like(answer) if name == "attention_mask" else torch.zeros_like(answer)
+    value = TOKEN_INPUTS[name]
+    return answer if value is None else torch.full_like(answer, value)
 
 
 def _padding(name: str, pad: int) -> int:
-    return pad if name == "input_ids" else 0
+    return pad if TOKEN_INPUTS[name] is None else 0
 
 
 def _end(model: Any) -> int:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.models.base import Adapter
-from harness.models.hooking import Handles, arguments
+from harness.models.calls import Call
+from harness.models.hooking import Handles
 from harness.models.prefill import Layout
 from harness.training.difftopk import diff_top_k
 
@@ -34,10 +35,10 @@ class SoftMask:
     @contextmanager
     def attached(self) -> Iterator[SoftMask]:
         """Fade what enters the model within the block; afterwards the model is as before."""
-        modules, handles = self._adapter.modules(), Handles()
+        handles = Handles()
         try:
-            handles.before(modules["multimodal"], self._enter_multimodal)
-            handles.before(modules["decoder"], self._enter_decoder)
+            handles.before(self._adapter.site("multimodal"), self._enter_multimodal)
+            handles.before(self._adapter.site("decoder"), self._enter_decoder)
             yield self
         finally:
             handles.remove()
@@ -49,21 +50,19 @@ class SoftMask:
             raise RuntimeError(f"{samples} prompts went in, the visual tokens of {len(found)} were masked")
         return torch.stack(found)
 
-    def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._layout = self._adapter.layout(arguments(module, args, kwargs))
+    def _enter_multimodal(self, call: Call) -> None:
+        self._layout = self._adapter.layout(call)
 
-    def _enter_decoder(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]]:
-        call, layout = arguments(module, args, kwargs), self._layout
+    def _enter_decoder(self, call: Call) -> dict[str, Any]:
+        layout = self._layout
         assert layout is not None
-        states: Tensor = call["inputs_embeds"]
+        states: Tensor = call.require("embeddings")
         visual = layout.visual.to(states.device)
         weights = [self._weigh(row[here]) for row, here in zip(states, visual, strict=True)]
         # [B, S, 1], one on text
         scale = torch.ones(visual.shape, device=states.device).masked_scatter(visual, torch.cat(weights)).unsqueeze(-1)
         faded, *added = [(part * scale).to(part) for part in (states, *self._adapter.added(call))]
-        return (), call | {"inputs_embeds": faded} | (self._adapter.adding(added, visual) if added else {})
+        return {"embeddings": faded} | (self._adapter.adding(added, visual) if added else {})
 
     def _weigh(self, features: Tensor) -> Tensor:
         """Return the weights [N] of one prompt's tokens [N, D], and keep how far from 0 and 1 they are."""

@@ -5,14 +5,14 @@ Placeholders, grids and how generate() hands over what was encoded are those of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from harness.models.base import DecoderParts
+from harness.models.calls import Call
 from harness.models.llavaov15 import MODEL_TYPE
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.qwen_vision import QwenTower
@@ -33,7 +33,7 @@ class RiceTower(QwenTower):
     middle_of: ClassVar[int] = 24
     rotate = staticmethod(apply_rotary_pos_emb_vision)
 
-    def units(self, call: Mapping[str, Any]) -> list[int]:
+    def units(self, call: Call) -> list[int]:
         """Return the number of patches of every image and frame, and one for its CLS."""
         return [patches + 1 for patches in super().units(call)]
 
@@ -48,7 +48,7 @@ class LlavaOnevision15(Qwen25VL):
         layers="model.language_model.layers",
         norm="model.language_model.norm",
         projections=("q_norm", "k_norm"),
-        rotary="model.language_model.rotary_emb",
+        one_dimensional=True,
     )
     rotate = staticmethod(apply_rotary_pos_emb)
 
@@ -57,9 +57,9 @@ class LlavaOnevision15(Qwen25VL):
         """How the vision tower is read."""
         return RiceTower(self.model)
 
-    def positions(self, call: Mapping[str, Any]) -> Tensor:
+    def positions(self, call: Call) -> Tensor:
         """Return the positions [1, B, S] of the full sequence, which the model always passes on."""
-        return call["position_ids"].expand(call["inputs_embeds"].shape[:2]).unsqueeze(0)
+        return call.require("positions").expand(call.require("embeddings").shape[:2]).unsqueeze(0)
 
     def position_ids(self, positions: Tensor) -> Tensor:
         """Return positions [1, B, L] as the decoder takes them, [B, L]."""
