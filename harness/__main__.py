@@ -86,7 +86,7 @@ def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
 def main(cfg: DictConfig) -> None:
     """Run one configuration and report it."""
     from harness.pipeline import run
-    from harness.results import Result, average, failures, relative
+    from harness.results import Result, average, failures, relative, unproven
 
     config = validate(cfg)
     folder, base = run(config)
@@ -96,8 +96,8 @@ def main(cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
-    lost = failures([baseline, result][result.is_baseline :])
-    for note in [*_overlaps(result), *_first_ones(config.limit), *lost]:
+    shown = [baseline, result][result.is_baseline :]
+    for note in [*_overlaps(result), *_first_ones(config.limit), *failures(shown), *unproven(shown)]:
         print(f"note: {note}")
     report = {
         "run": str(folder.path),

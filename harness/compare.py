@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from harness.cli import command
 from harness.errors import UserError
 from harness.files import write_atomic
-from harness.results import Result, average, collect, failures, relative
+from harness.results import Result, average, collect, failures, relative, unproven
 from harness.scores import answers, of_task, questions
 from harness.settings import differing
 from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
@@ -142,7 +142,7 @@ def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
 
 
 def _notes(found: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
-    notes = [*failures([a, b]), "p: McNemar's exact test"]
+    notes = [*failures([a, b]), *unproven([a, b]), "p: McNemar's exact test"]
     if len(other := found.loc[found["test"] == "bootstrap", "task"]):
         notes[-1] = f"p: McNemar's exact test; the paired bootstrap in {', '.join(other)} and the average"
     if baseline is None:

@@ -73,6 +73,7 @@ class RunConfig:
     data_root: Any = None
     limit: int | None = None
     strict: bool = False
+    verify: bool = True
     force: bool = False
     dry_run: bool = False
     share_gb: float = 2.0

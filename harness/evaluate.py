@@ -166,6 +166,7 @@ class Suite:
         from lmms_eval.tasks import TaskManager
         from tenacity import RetryError
 
+        from harness.models.calls import HookError
         from methods.checks import SelectionError
 
         _quiet_logger()  # importing more of lmms-eval has undone it
@@ -187,7 +188,7 @@ class Suite:
                         agentic_trace_mode="basic",
                     ),
                 )
-        except SelectionError as error:
+        except (SelectionError, HookError) as error:
             raise UserError(f"task {name}: {one_line(error)}") from error
         except FileNotFoundError as error:
             raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error

@@ -22,7 +22,8 @@ from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
 from harness.loading import Loaded, Pruner, family_of, from_flat
 from harness.models import adapter_for
-from harness.models.placeholders import PIXELS
+from harness.models.calls import PIXELS
+from harness.models.decoding import Proof, prove
 from harness.processes import launched
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
@@ -61,7 +62,8 @@ class PrunedModel(lmms):
 
     From lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`,
     and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
-    A question that cannot be shown is answered with nothing, or stops the run where it is `strict`.
+    A question that cannot be shown is answered with nothing, or stops the run where it is `strict`. The decoding of the
+    first questions is computed twice, the second time without a cache, unless `verify` is false.
     """
 
     is_simple = False
@@ -75,6 +77,8 @@ class PrunedModel(lmms):
         strict: bool = False,
         stages: Stages | None = None,
         looked_at: dict[tuple[str, int], LookedAt] | None = None,
+        verify: bool = True,
+        proven: Callable[[Proof], None] = lambda proof: None,
     ):
         super().__init__()
         self.loaded = loaded
@@ -83,6 +87,9 @@ class PrunedModel(lmms):
         self.strict = strict
         self.stages = stages or Stages()
         self.device = loaded.device
+        self.verify = verify
+        self.proof = Proof()
+        self._proven = proven  # is told before any answer that a proof covers is kept
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._looked_at = {} if looked_at is None else looked_at  # by task and document
         self._identity = digest(identity)
@@ -93,8 +100,8 @@ class PrunedModel(lmms):
         """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
         arguments |= simple_parse_args_string(arg_string)
-        strict = bool(arguments.pop("strict", False))
-        made = cls(*from_flat(arguments), strict=strict)
+        strict, verify = bool(arguments.pop("strict", False)), bool(arguments.pop("verify", True))
+        made = cls(*from_flat(arguments), strict=strict, verify=verify)
         made._prompts = family_of(made.loaded.folder).prompts
         return made
 
@@ -228,11 +235,16 @@ class PrunedModel(lmms):
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         tower = adapter_for(model).modules()["vision"]
         generation = _generation(batch[0].generation, processor.tokenizer.pad_token_id)
-        with self._inputs(batch, handle) as inputs, self.stages("llm"), self.stages.watching("vision", tower):
-            handle.seed(seeds)
-            torch.manual_seed(seeds[0])
-            output = model.generate(**inputs, **generation)
-        shown = any(inputs.get(name) is not None for name in PIXELS.values())
+        with self._inputs(batch, handle) as inputs:
+            shown = any(inputs.get(name) is not None for name in PIXELS.values())
+            if shown and self.verify and not self.proof.complete(self.loaded.config.batch_size):
+                handle.seed(seeds)
+                with self.stages("verify"):
+                    self._prove(inputs, handle)
+            with self.stages("llm"), self.stages.watching("vision", tower):
+                handle.seed(seeds)
+                torch.manual_seed(seeds[0])
+                output = model.generate(**inputs, **generation)
         records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
         if len(records) != len(batch):
             raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
@@ -246,6 +258,17 @@ class PrunedModel(lmms):
         ]
         kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
         return lines, kept
+
+    def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
+        """Compare decoding through the cache with prefills; DecodingError if they differ."""
+        model, shared = self.loaded.model, self.loaded.shared
+        again = (lambda: None) if shared is None or isinstance(handle, Resizing) else shared.again
+        with handle.unrecorded():
+            proof = prove(model, inputs, handle.replaying, adapter_for(model).placeholders, again)
+        again()
+        self.proof |= proof
+        self._proven(self.proof)
+        logger.info(f"decoding proven: {self.proof}")
 
 
 def _look_at(messages: Callable[[], list[Message]]) -> LookedAt:

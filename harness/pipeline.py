@@ -7,6 +7,8 @@ import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
 from harness.journal import Journal
 from harness.loading import Identity, Loaded, Pruner, device_of, family_of, pruner_of
+from harness.models.calls import HookError
+from harness.models.decoding import Proof
 from harness.processes import launched
 from harness.stages import Stages
 from harness.store import RunFolder, digest, slug
@@ -78,7 +82,7 @@ def _try_on(pruner: Pruner, loaded: Loaded) -> None:
     try:
         with pruner.attach(loaded.model):
             pass
-    except ValueError as error:
+    except (ValueError, HookError) as error:
         raise UserError(one_line(error)) from error
 
 
@@ -105,11 +109,30 @@ def _complete(
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
             journal = Journal(folder.path, processes.rank)
-        model = PrunedModel(loaded, pruner, identity.answers(pruner), journal, config.strict, stages, suite.looked_at)
+        before = Proof(**folder.about().get("decoding", {}).get("proof", {})) if processes.first else Proof()
+
+        def proven(proof: Proof) -> None:
+            if processes.first:
+                folder.amend({"decoding": _decoding(config, before | proof)})
+
+        model = PrunedModel(
+            loaded,
+            pruner,
+            identity.answers(pruner),
+            journal,
+            strict=config.strict,
+            stages=stages,
+            looked_at=suite.looked_at,
+            verify=config.verify,
+            proven=proven,
+        )
         with stages("scoring"):
             found = suite.run(model, config.limit, folder.path / "submissions")
+        proofs = processes.gather(model.proof)
         if found is None:
             return
+        decoding = _decoding(config, reduce(or_, proofs, before))
+        folder.amend({"decoding": decoding})
         metrics, scores = found
         journal.settle(model.asked)
         failed = {key: line["task"] for key, line in journal.responses.items() if "failed" in line}
@@ -119,7 +142,16 @@ def _complete(
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         spent = {stage: round(each, 3) for stage, each in stages.seconds.items()}
-        folder.finish(metrics, scores, {**finished, "stages": spent})
+        folder.finish(metrics, scores, {**finished, "stages": spent, "decoding": decoding})
+
+
+def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
+    """What `run.json` and `DONE` say of the proof of decoding."""
+    if not config.verify:
+        return {"verified": False, "reason": "verify=false"}
+    if not proof.questions:
+        return {"verified": False, "reason": "no question with visual tokens was answered"}
+    return {"verified": True, "proof": asdict(proof)}
 
 
 def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -35,6 +35,14 @@ class Resizing:
 
     def seed(self, value: int | Sequence[int]) -> None:
         """Nothing is drawn."""
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """Forget what the model is shown within the block."""
+        return self._pruning.unrecorded()
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """Nothing is chosen, so a repeated prefill is like the first; it is not recorded."""
+        return self._pruning.replaying()
 
     def inputs(self, processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
         """Return what `to_inputs` makes of the batch with its images small enough for the budget."""

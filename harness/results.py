@@ -143,6 +143,20 @@ def failures(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def unproven(results: Sequence[Result]) -> list[str]:
+    """A note on runs whose decoding through the cache was not compared with prefills, by the reason."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        for part in result.parts or (result,):
+            decoding = part.about.get("decoding", {"verified": False, "reason": "the run is older than this check"})
+            if not decoding["verified"]:
+                found.setdefault(decoding["reason"], {})[f"{result.label} {result.budget}".strip()] = None
+    return [
+        f"decoding was not verified ({reason}) in {'any run' if len(runs) == len(results) else ', '.join(runs)}"
+        for reason, runs in found.items()
+    ]
+
+
 def collect(runs: Path | Iterable[Path]) -> list[Result]:
     """Every finished run below a folder, or several, once: baselines first, then from large budgets to small."""
     folders = [runs] if isinstance(runs, Path) else list(runs)

@@ -78,6 +78,15 @@ class RunFolder:
                 remove(self.path, [0, *others(self.path)])
             return Journal(self.path)
 
+    def about(self) -> dict[str, Any]:
+        """What `run.json` holds."""
+        file = self.path / "run.json"
+        return load(file, ("identity",), f"move {self.path} away and start again")
+
+    def amend(self, more: dict[str, Any]) -> None:
+        """Write more into `run.json`."""
+        write_atomic(self.path / "run.json", to_json({**self.about(), **more}))
+
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the score of every question by task, the metrics, and then the marker."""
         lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
@@ -127,8 +136,7 @@ class RunFolder:
         file = self.path / "run.json"
         move = "move it away or choose another runs="
         if file.is_file():
-            found = load(file, ("identity",), f"move {self.path} away and start again")["identity"]
-            if digest(found) != digest(self.identity):
+            if digest(self.about()["identity"]) != digest(self.identity):
                 raise UserError(f"{self.path} holds a run of another configuration: {move}")
         elif any(self.path.glob("*.jsonl")) or self.done:
             raise UserError(f"{self.path} holds responses but no run.json: {move}")

@@ -17,7 +17,7 @@ from harness import paper, render
 from harness.cli import command
 from harness.errors import UserError
 from harness.latex import latex
-from harness.results import Result, failures, joined, named
+from harness.results import Result, failures, joined, named, unproven
 from harness.scores import raw, read_scores
 from harness.settings import unlike
 from harness.sheet import sheet
@@ -56,7 +56,7 @@ def of_runs(
         model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
         caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
         errors = _errors(said, frame, table.benchmarks, errors_of) if errors_of else None
-        notes = [*table.notes, *unlike(runs), *failures(runs), *notes]
+        notes = [*table.notes, *unlike(runs), *failures(runs), *unproven(runs), *notes]
         tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
         sayings.append(said)
     return tables, pd.concat(sayings, ignore_index=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.base import Adapter
-from harness.models.hooking import Handles, arguments
-from harness.models.placeholders import PIXELS
+from harness.models.calls import PIXELS
+from harness.models.hooking import Handles
 from harness.models.shelf import Shelf
 from harness.models.vision import Reading, VisionReader, VisionSignals
 from methods.base import Method
@@ -39,12 +39,14 @@ class SharedVision:
         self.model = model
         self.computed = 0  # passes
         self.reused = 0
+        self.repeats = False
         self._shelf = Shelf(memory)
         self._readings = list(dict.fromkeys(filter(None, map(Reading.of, methods))))
         self._kind: type[Any] = dict  # of what leaves the tower
         self._reading: Reading | None = None  # of the latest block
         self._keys: list[str] = []  # of the passes of this batch
-        self._waiting: list[Pass] | None = None  # those of a batch that comes without its pixels
+        self._passes: list[Pass] | None = None  # those of a batch that comes without its pixels
+        self._next = 0  # which of them the tower is called for next
 
     def reader(self, adapter: Adapter, reading: Reading | None) -> SharedReader:
         """Return the hooks of a block whose method reads this."""
@@ -66,11 +68,11 @@ class SharedVision:
         inputs, keys = ({}, []) if found is None else torch.load(BytesIO(found), weights_only=True)
         passes = [kept for key in keys if (kept := self.get(key, self._reading))]
         known = found is not None and len(passes) == len(keys)
-        self._keys, self._waiting = [], passes if known else None
+        self._keys, self._passes, self._next, self.repeats = [], passes if known else None, 0, False
         try:
             yield inputs if known else (inputs := make())
         finally:
-            self._waiting = None
+            self._passes = None
         if not known:
             data = BytesIO()
             torch.save(({name: _without_pixels(name, value) for name, value in inputs.items()}, self._keys), data)
@@ -78,12 +80,22 @@ class SharedVision:
 
     def pass_of(self, call: Mapping[str, Any]) -> tuple[str, Pass | None]:
         """Return the key of the pass that the tower is called for, and the pass if it is there."""
-        if self._waiting is None:
-            self._keys.append(fingerprint(call))
-            return self._keys[-1], self.get(self._keys[-1], self._reading)
-        if not self._waiting:
+        number, self._next = self._next, self._next + 1
+        if self._passes is None:
+            key = fingerprint(call)
+            if number == len(self._keys):
+                self._keys.append(key)
+            elif self._keys[number] != key:
+                raise RuntimeError("the vision tower was shown something else when this batch was repeated")
+            return key, self.get(key, self._reading)
+        if number == len(self._passes):
             raise RuntimeError("the vision tower is called more often than when it was shown this batch first")
-        return "", self._waiting.pop(0)
+        output, signals = self._passes[number]
+        return "", (type(output)(**output), signals)  # the model changes fields of what it gets
+
+    def again(self) -> None:
+        """Begin once more with the passes of this batch, which no longer count as reused."""
+        self._next, self.repeats = 0, True
 
     def get(self, key: str, reading: Reading | None) -> Pass | None:
         """Return a pass and what was read of it; None if it is not there, or was not read so."""
@@ -128,9 +140,9 @@ class SharedReader:
         return signals
 
     def _pass(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key, found = self._shared.pass_of(arguments(self._adapter.modules()["vision"], args, kwargs))
+        key, found = self._shared.pass_of({str(place): value for place, value in enumerate(args)} | kwargs)
         if found:
-            self._shared.reused += 1
+            self._shared.reused += not self._shared.repeats
             for reader in self._readers.values():
                 reader.forget()
             output, self._signals = found

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from harness.groups import group_of, group_rank
-from harness.results import Result, failures
+from harness.results import Result, failures, unproven
 from harness.scores import budget_key
 from harness.settings import differing, flat, unlike
 from harness.stats import AVERAGE
@@ -25,7 +25,7 @@ def standing(results: Sequence[Result], resamples: int = 2000) -> tuple[pd.DataF
     frame, notes = summary(results, resamples)
     for model, tasks in dict.fromkeys(map(_place, results)):
         alike = [result for result in results if _place(result) == (model, tasks)]
-        notes += [f"{model} on {tasks}: {note}" for note in [*unlike(alike), *failures(alike)]]
+        notes += [f"{model} on {tasks}: {note}" for note in [*unlike(alike), *failures(alike), *unproven(alike)]]
     called = names(results)
     facts = pd.DataFrame([_facts(result, called[result.hash]) for result in results], columns=FACTS)
     return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes

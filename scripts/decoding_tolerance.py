@@ -1,0 +1,98 @@
+"""How far decoding through the cache and a prefill differ when both are right, and when decoding is wrong.
+
+Prints the table of docs/versions.md, from which harness/models/decoding.py has its tolerances:
+`python scripts/decoding_tolerance.py` (some minutes on two cores). Tiny random models of every family and both
+embedded models answer a batch of two prompts of different lengths. The numbers are the largest and smallest relative
+deviation of a row of logits. Two faults are made: decoding steps go on as if nothing had been cut (what a renamed
+argument did to hooks that looked it up by its old name), and one kept token is another one.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from gathered import inputs_of
+from test_families import BUILDERS
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import harness
+from harness.models import adapter_for, decoding, session
+from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
+from methods.base import Selection
+
+METHODS = ("random", "visionzip", "fastv")  # one that drops, one that merges, one that cuts inside the language model
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SAMPLES = ["one image", "small image"]
+UNCUT, OTHER = "as if nothing was cut", "one token is another"
+
+
+def models(dtype: torch.dtype) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each model's name, the model, and a batch for it."""
+    for family, (build, process) in BUILDERS.items():
+        yield f"random {family}", build().to(dtype), inputs_of(process(), SAMPLES)
+    for name, folder in {"pocket": WEIGHTS, "pocket_llava": LLAVA_WEIGHTS}.items():
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+        yield name, model, inputs_of(AutoProcessor.from_pretrained(folder), SAMPLES)
+
+
+@contextmanager
+def with_another_token(pruning: harness.Pruning) -> Iterator[None]:
+    """Replay with the last kept token of each prompt replaced by one that was dropped."""
+    right = pruning._selections
+    counts = [record.n for record in pruning.records[-len(right) :]]
+    pruning._selections = [_another(selection, n) for selection, n in zip(right, counts, strict=True)]
+    try:
+        with pruning.replaying():
+            yield
+    finally:
+        pruning._selections = right
+
+
+def _another(selection: Selection, n: int) -> Selection:
+    kept = selection.kept.tolist()
+    dropped = next(index for index in reversed(range(n)) if index not in kept)
+    return Selection(torch.tensor(sorted([*kept[:-1], dropped])))
+
+
+def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
+    """Return the deviation of decoding with a method at a quarter of the tokens."""
+    adapter = adapter_for(model)
+    compact = adapter.decoder.one_dimensional and name != "fastv"  # else plain counting would be right
+    as_if_uncut = mock.patch.object(session.Session, "_continue", return_value=None)
+    without_limit = mock.patch.dict(decoding.TOLERANCE, dict.fromkeys(decoding.TOLERANCE, float("inf")))
+    with (
+        torch.no_grad(),
+        harness.prune(model, name, keep=0.25, positions="compact" if compact else "keep") as pruning,
+        as_if_uncut if fault == UNCUT else nullcontext(),
+        without_limit,
+    ):
+        replaying = pruning.replaying if fault != OTHER else lambda: with_another_token(pruning)
+        return decoding.prove(model, inputs, replaying, adapter.placeholders).largest
+
+
+def main() -> None:
+    """Print a row per dtype: extremes, and where they were seen."""
+    print("| dtype | right, largest | " + " | ".join(f"{fault}, smallest" for fault in (UNCUT, OTHER)), end="")
+    print(f" | {UNCUT}, trained models | tolerance |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    for dtype in DTYPES:
+        seen: dict[str | None, list[tuple[float, str]]] = {None: [], UNCUT: [], OTHER: []}
+        for label, model, inputs in models(dtype):
+            for name in METHODS:
+                for fault, values in seen.items():
+                    if (name, fault) != ("fastv", UNCUT):  # there the shapes do not fit, which is an error by itself
+                        values.append((measure(model, inputs, name, fault), f"{label}, {name}"))
+        trained = min(value for value in seen[UNCUT] if value[1].startswith("pocket"))
+        cells = [max(seen[None]), min(seen[UNCUT]), min(seen[OTHER]), trained]
+        row = " | ".join(f"{value:.1e} ({where})" for value, where in cells)
+        print(f"| {str(dtype).removeprefix('torch.')} | {row} | {decoding.TOLERANCE[dtype]:g} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

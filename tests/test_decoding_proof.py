@@ -1,0 +1,189 @@
+"""The proof of decoding: passes where decoding is right, stops a run where it is not, and says what it compared."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from gathered import generate, inputs_of
+from test_families import BUILDERS
+
+import harness
+from harness import sharing
+from harness.choices import register
+from harness.cli import compose
+from harness.config import validate
+from harness.errors import UserError
+from harness.models import FAMILIES, adapter_for, decoding, session
+from harness.models.decoding import DecodingError, Proof, deviation, prove
+from harness.pipeline import run
+from harness.results import Result, unproven
+from harness.store import RunFolder
+from harness.tables import of_runs
+
+SETTINGS = [("random", "keep"), ("visionzip", "keep"), ("fastv", "keep"), ("random", "compact")]
+UNEQUAL = ["one image", "small image"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    build, process = BUILDERS[request.param]
+    return build(), inputs_of(process(), UNEQUAL)
+
+
+def proof_of(model, inputs, method="random", positions="keep", fault=None):
+    adapter = adapter_for(model)
+    with (
+        torch.no_grad(),
+        harness.prune(model, method, keep=0.25, positions=positions) as pruning,
+        fault or nullcontext(),
+    ):
+        found = prove(model, inputs, pruning.replaying, adapter.placeholders)
+        return found, pruning.take()
+
+
+@pytest.mark.parametrize(("method", "positions"), SETTINGS)
+def test_it_holds_in_every_family(family, method, positions):
+    model, inputs = family
+    if positions == "compact" and not adapter_for(model).decoder.one_dimensional:
+        with pytest.raises(ValueError, match="positions=compact does not fit family"):
+            proof_of(model, inputs, method, positions)
+        return
+    proof, records = proof_of(model, inputs, method, positions)
+    assert (proof.questions, proof.comparisons, proof.unequal) == (2, 4, True)
+    assert 0 <= proof.largest < proof.tolerance == 1e-6  # the models are of float64
+    assert len(records) == 2  # what was replayed is not recorded
+
+
+def test_a_method_chooses_once(family):
+    model, inputs = family
+    with torch.no_grad(), harness.prune(model, "random", keep=0.25) as pruning:
+        with mock.patch.object(pruning.method, "select_batch", wraps=pruning.method.select_batch) as select:
+            prove(model, inputs, pruning.replaying, adapter_for(model).placeholders)
+        assert select.call_count == 1
+
+
+def test_steps_that_go_on_as_if_nothing_was_cut_are_found(family):
+    model, inputs = family
+    compact = adapter_for(model).decoder.one_dimensional  # else plain counting would be right
+    fault = mock.patch.object(session.Session, "_continue", return_value=None)
+    with pytest.raises(DecodingError, match="logits deviate by") as stopped:
+        proof_of(model, inputs, positions="compact" if compact else "keep", fault=fault)
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_short_answer_gives_as_many_comparisons(family):
+    model, inputs = family
+    answers = generate(model, inputs, max_new_tokens=1)
+    with mock.patch.object(model.generation_config, "eos_token_id", [answers[0][0], answers[1][0]]):
+        assert len(generate(model, inputs)[0]) == 1
+        assert proof_of(model, inputs)[0].comparisons == 4
+
+
+def test_a_replay_of_other_prompts_is_refused(family):
+    model, inputs = family
+    other = inputs_of(BUILDERS[model.config.model_type][1](), ["one image"])
+
+    def mixed_up():
+        with torch.no_grad(), harness.prune(model, "random", tokens=3) as pruning:
+            generate(model, inputs, max_new_tokens=1)
+            with pruning.replaying():
+                generate(model, other, max_new_tokens=1)
+
+    with pytest.raises(RuntimeError, match="the one to repeat kept"):
+        mixed_up()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_deviate(value):
+    logits = torch.randn(2, 9)
+    other = logits.clone()
+    other[1, 3] = value
+    assert deviation(logits, logits) == 0
+    assert deviation(other, logits) == deviation(logits, other) == float("inf")
+    assert deviation(logits + 5, logits) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("proof", "alone", "batched"),
+    [
+        (Proof(), False, False),
+        (Proof(questions=1, batches=1), False, False),
+        (Proof(questions=2, batches=2), True, False),
+        (Proof(questions=2, batches=1, unequal=True), True, True),
+        (Proof(questions=16, batches=4), True, True),
+    ],
+)
+def test_when_there_is_enough(proof, alone, batched):
+    assert (proof.complete(1), proof.complete(4)) == (alone, batched)
+
+
+def test_parts_are_joined():
+    first, second = Proof(2, 4, 1e-7, 1e-4, 1, True), Proof(1, 2, 3e-7, 1e-4, 1)
+    assert first | second == Proof(3, 6, 3e-7, 1e-4, 2, True)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+    for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
+        monkeypatch.setattr(sharing, name, empty)
+
+    def of(*overrides):
+        plain = ["tasks=[pocket_existence]", "limit=3", "method=uniform", "keep=0.5", f"runs={tmp_path / 'runs'}"]
+        return validate(compose("config", register([*plain, *overrides])))
+
+    return of
+
+
+@pytest.mark.parametrize(("batch", "questions"), [(1, 2), (3, 3)])
+def test_a_run_says_what_it_compared(job, batch, questions):
+    for folder in run(job(f"model.batch_size={batch}")):
+        done = json.loads((folder.path / "DONE").read_text())
+        proof = done["decoding"]["proof"]
+        assert done["decoding"]["verified"]
+        assert proof["questions"] == questions
+        assert proof["comparisons"] == 2 * questions
+        assert 0 <= proof["largest"] < proof["tolerance"] == decoding.TOLERANCE[torch.float32]
+        assert folder.about()["decoding"] == done["decoding"]
+        assert done["stages"]["verify"] > 0
+        assert unproven([Result.of(folder)]) == []
+
+
+@pytest.mark.parametrize("overrides", [[], ["method=fastv"]])
+def test_a_mismatch_stops_a_run_in_one_line_and_leaves_nothing_that_looks_finished(job, overrides, monkeypatch):
+    run(job("method=none", "keep=1"))
+    plain = decoding.deviation
+    monkeypatch.setattr(decoding, "deviation", lambda a, b: 1e-3 + plain(a, b))
+    with pytest.raises(
+        UserError, match=r"task pocket_existence: decoding through the key-value cache is not"
+    ) as stopped:
+        run(job(*overrides))
+    assert "\n" not in str(stopped.value)
+    (folder,) = [path.parent for path in Path(job().runs).rglob("run.json") if "none" not in path.parent.name]
+    assert not (folder / "DONE").exists()
+    assert not any(path.stat().st_size for path in folder.glob("*.jsonl"))
+    assert "decoding" not in json.loads((folder / "run.json").read_text())
+
+
+def test_verify_false_is_recorded_and_noted(job, capsys):
+    folder, base = run(job("verify=false"))
+    for each in (folder, base):
+        assert json.loads((each.path / "DONE").read_text())["decoding"] == {"verified": False, "reason": "verify=false"}
+    results = [Result.of(base), Result.of(folder)]
+    assert unproven(results) == ["decoding was not verified (verify=false) in any run"]
+    tables, _ = of_runs(results, resamples=20, seed=0)
+    assert any("decoding was not verified (verify=false)" in note for note in tables[0].notes)
+
+
+def test_a_run_that_goes_on_keeps_what_its_first_part_compared(job, monkeypatch):
+    """Killed after everything was answered: nothing is left to compare, and the proof is still there."""
+    finish = RunFolder.finish
+    monkeypatch.setattr(RunFolder, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(job("method=none", "keep=1"))
+    monkeypatch.setattr(RunFolder, "finish", finish)
+    folder, _ = run(job("method=none", "keep=1"))
+    assert json.loads((folder.path / "DONE").read_text())["decoding"]["proof"]["questions"] == 3
