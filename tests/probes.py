@@ -29,6 +29,14 @@ class Keys(Method):
 
 
 @dataclass(kw_only=True)
+class MergeInside(Keys):
+    """Keep the first K; the rest goes into the last of them."""
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
+
+
+@dataclass(kw_only=True)
 class Watch(Method):
     """Keep the first K and remember what came."""
 

@@ -1,7 +1,6 @@
 """Cuts between decoder layers: the kept rows run as in the plain model's layers, and every layer's cache is right."""
 
 import copy
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -9,21 +8,13 @@ import torch
 from accelerate import cpu_offload
 from attention_kernels import KERNELS, with_kernel
 from gathered import SAMPLES, GatheredInside, equally_long, generate, hooks, inputs_of
-from probes import Keys
+from probes import Keys, MergeInside
 from tiny import IMAGE, tiny_qwen
 
 import harness
 from methods.base import Selection, Signal
 
 LAYERS = 4
-
-
-@dataclass(kw_only=True)
-class MergeInside(Keys):
-    """Keep the first K; the rest goes into the last of them."""
-
-    def _select(self, tokens, k, generator):
-        return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
 
 
 @pytest.fixture(scope="module")

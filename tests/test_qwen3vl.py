@@ -9,6 +9,7 @@ from attention_kernels import with_kernel
 from gathered import SAMPLES, generate, hooks, inputs_of
 from PIL import Image
 from probes import Keys as Norms
+from probes import MergeInside
 from tiny import VIDEO
 from tiny_qwen3 import DEEP, LAYERS, GatheredDeep, GatheredDeepInside, tiny_qwen3, tiny_qwen3_processor, visual_rows
 
@@ -34,14 +35,6 @@ class Keys(Norms):
     def _select(self, tokens, k, generator):
         along = tokens.llm.k[:, tokens.llm.visual_idx, ::3].sum((0, 2))
         return Selection.of(along.argsort(descending=True, stable=True)[:k])
-
-
-@dataclass(kw_only=True)
-class MergeInside(Keys):
-    """Keep the first K; the rest goes into the last of them."""
-
-    def _select(self, tokens, k, generator):
-        return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,18 @@
+"""Names that differ between the versions of transformers that the tests run on."""
+
+import inspect
+
+from transformers import LlamaModel
+
+# The argument and attribute that holds the key-value cache: `past_key_values` up to 5.23, `cache` since 5.24.
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+
+
+def cache_of(outputs):
+    """Return the key-value cache that a forward pass or `generate` returned."""
+    return getattr(outputs, CACHE)
+
+
+def states_of(output):
+    """Return the hidden states that left a decoder layer; Qwen2.5-VL's was a tuple in 5.0."""
+    return output[0] if isinstance(output, tuple) else output
