@@ -21,14 +21,17 @@ class PrunedCache:
     length: int  # L, rows after the prefill in the layers that lack some
     mask: Tensor | None  # [B, L] as in `Rows`
     whole: int  # rows after the prefill in layer 0
+    whole_mask: Tensor | None  # [B, whole] likewise
     next_position: Tensor  # [B] after the largest of the prompt: from there the model counts on by itself
     last_given: Tensor  # [..., B, 1] position of the last token as it was given: from there generate() counts on
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once these layers hold `total` positions."""
-        if self.mask is None:
-            return None
-        return nn.functional.pad(self.mask, (0, total - self.length), value=True).long()
+        return _prolonged(self.mask, total)
+
+    def first_mask_up_to(self, total: int) -> Tensor | None:
+        """Return the padding mask [B, total] once layer 0 holds `total` positions."""
+        return _prolonged(self.whole_mask, total)
 
     def positions(self, past: int, steps: int) -> Tensor:
         """Return the positions [1, B, steps] that the model counts after `past` rows in layer 0."""
@@ -65,6 +68,10 @@ class CutInsideLLM(PrunedCache):
                 "it was cropped to a length instead of by a number of tokens"
             )
         return view
+
+
+def _prolonged(mask: Tensor | None, total: int) -> Tensor | None:
+    return None if mask is None else nn.functional.pad(mask, (0, total - mask.shape[1]), value=True).long()
 
 
 def cached_length(cache: Any, layer: int = 0) -> int:

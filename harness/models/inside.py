@@ -107,7 +107,7 @@ class InsideCut:
         self._begin()
         self._record, self._view = record, record.late(cache)
 
-    def filled(self, cache: Any, next_position: Tensor, last_given: Tensor) -> CutInsideLLM:
+    def filled(self, cache: Any, valid: Tensor | None, next_position: Tensor, last_given: Tensor) -> CutInsideLLM:
         """Check what a prefill left in `cache`, and describe it."""
         if self._prefill is None or self._rows is None:
             raise HookError(f"decoder layer {self.first} of {self._adapter.name} did not run in a pruned prefill")
@@ -116,7 +116,7 @@ class InsideCut:
         right = [whole] * self.first + [length] * (len(held) - self.first)
         if held != right:
             raise HookError(f"the key-value cache holds {held} positions a layer after a prefill of {right}")
-        return CutInsideLLM(length, self._rows.mask, whole, next_position, last_given, self.first)
+        return CutInsideLLM(length, self._rows.mask, whole, valid, next_position, last_given, self.first)
 
     # Layer j: read, and perhaps cut its MLP.
 

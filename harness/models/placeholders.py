@@ -86,7 +86,9 @@ class PlaceholderAdapter(Adapter):
 
     def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
         """Remember the grids of what the vision tower just encoded, and what was read of it."""
-        self._encoded = [one for one in self._encoded if one.output() is not None]
+        # The latest stays, though its output may be gone: before transformers 5.18 images are freed before videos come.
+        latest = self._encoded[-1:]
+        self._encoded = [one for one in self._encoded[:-1] if one.output() is not None] + latest
         self._encoded.append(Encoded(weakref.ref(output), self.encoded_grids(call), signals))
 
     def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:

@@ -181,7 +181,9 @@ class Session:
         prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
         expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
         width, added = states.shape[-1], self.adapter.added(call)
-        self._cut = _Cut(positions, call.get("positions"), valid.to(positions.device))
+        given = call.get("positions")
+        given = self.adapter.position_ids(positions) if given is None else given
+        self._cut = _Cut(positions, given, valid.to(positions.device))
         if self._inside is not None:
             first = self._inside.first
             self._inside.fill(prefill, expected, added[first:])
@@ -253,10 +255,10 @@ class Session:
         record, past = getattr(cache, RECORD, _UNKNOWN), cached_length(cache)
         if not isinstance(record, PrunedCache):
             if record is _UNKNOWN and states is not None:
-                self._require_history(call, past, states.shape[1])
+                self._require_history(call, cache, past, states.shape[1])
             return None
         steps = call.require("embeddings").shape[1]
-        self._step = _Step(cache, past + steps, cached_length(cache, -1) + steps)
+        self._step = _Step(record, cache, past + steps, cached_length(cache, -1) + steps)
         changed: dict[str, Any] = {"cache_position": None}
         if isinstance(record, CutInsideLLM):
             if self._inside is None:
@@ -279,13 +281,20 @@ class Session:
         self._doubt(wrong, ValueError(OUT_OF_ORDER))
         return changed
 
-    def _require_history(self, call: Call, past: int, steps: int) -> None:
-        """HookError if the padding mask speaks of tokens that a cache of unknown origin does not hold."""
+    def _require_history(self, call: Call, cache: Any, past: int, steps: int) -> None:
+        """HookError if tokens precede these that a cache of unknown origin does not hold."""
         mask = call.get("mask")
         covered = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
         if covered is not None and covered != past + steps:
             what = f"{steps} tokens came with a key-value cache of {past} and a mask of {covered}"
             raise HookError(f"{what}: what the others were is lost, so {self.adapter.name} cannot go on from them")
+        if past and past != cached_length(cache, -1):
+            what = f"the first and last layer hold {past} and {cached_length(cache, -1)} tokens"
+            raise HookError(f"a key-value cache came without what prune() wrote on it: {what}, so some were dropped")
+        if not past and self._seen and call.get("positions") is not None:
+            first = call["positions"][..., :1]
+            what = f"{steps} tokens came without a key-value cache, but not as the first of a prompt"
+            self._doubt((first > 0).all(), HookError(f"{what}: {self.adapter.name} cannot go on from what is lost"))
         if past and covered is None and self._seen:
             raise HookError(
                 f"a key-value cache of {past} tokens came that no prune block filled, so it may lack some: "
@@ -303,10 +312,23 @@ class Session:
         if self._layer_cache is not self._step.cache:
             came = "no key-value cache" if self._layer_cache is None else "another key-value cache"
             raise HookError(f"decoder layer 0 of {self.adapter.name} got {came} in a step on a pruned one")
-        mask = call.get("mask")
-        if isinstance(mask, Tensor) and mask.shape[-1] != self._step.length:
-            what = f"a mask over {mask.shape[-1]} keys in a step that ends at {self._step.length}"
+        self._check_mask(call.get("mask"), self._step)
+
+    def _check_mask(self, mask: Any, step: _Step) -> None:
+        """HookError unless the last row of the attention mask sees all of the prompt that is no padding, and itself."""
+        if not isinstance(mask, Tensor):
+            return
+        sees = mask[:, 0, -1] if mask.ndim == 4 else mask
+        if sees.shape[-1] != step.length:
+            what = f"a mask over {sees.shape[-1]} keys in a step that ends at {step.length}"
             raise HookError(f"decoder layer 0 of {self.adapter.name} got {what}")
+        sees = sees == 0 if sees.is_floating_point() else sees.bool()
+        valid = step.record.first_mask_up_to(step.length)
+        expected = torch.ones_like(sees) if valid is None else valid.to(sees.device).bool()
+        what = (
+            f"decoder layer 0 of {self.adapter.name} got a mask that hides tokens, or shows padding, of a pruned cache"
+        )
+        self._doubt((sees != expected).any(), HookError(what))
 
     def _verify(self) -> None:
         self._verified += 1
@@ -348,7 +370,8 @@ class Session:
         if returned is not None and returned is not cache:
             raise HookError(f"{self.adapter.name} returned another key-value cache than its layer 0 filled")
         if self._inside is not None:
-            setattr(cache, RECORD, self._inside.filled(cache, cut.next_position, cut.last_given))
+            valid = None if bool(cut.valid.all()) else cut.valid
+            setattr(cache, RECORD, self._inside.filled(cache, valid, cut.next_position, cut.last_given))
             return
         assert cut.rows is not None
         length = cut.rows.index.shape[1]
@@ -380,7 +403,7 @@ class _Cut:
     """A prefill that drops tokens, until its cache is full."""
 
     positions: Tensor  # [R, B, S] of all rows
-    given: Tensor | None  # as they came
+    given: Tensor  # as they came, or would have
     valid: Tensor  # [B, S]
     rows: Rows | None = None  # those that stay, if the cut is before layer 0
     compact: bool = False  # they were numbered anew
@@ -394,7 +417,7 @@ class _Cut:
     def last_given(self) -> Tensor:
         """[..., B, 1] of the last token, as it came."""
         batch, length = self.valid.shape
-        given = self.positions if self.given is None else self.given.expand(*self.given.shape[:-2], batch, length)
+        given = self.given.expand(*self.given.shape[:-2], batch, length)
         last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
         return given.gather(-1, last.expand(*given.shape[:-1], 1))
 
@@ -406,13 +429,14 @@ class _Cut:
             behind = self.rows.numbered()[0].amax(1).to(behind.device) + 1
             shift = last.view(-1, 1) + 1 - behind.view(-1, 1)
         length = self.rows.index.shape[1]
-        return CutBeforeLLM(length, self.rows.mask, length, behind, last, shift)
+        return CutBeforeLLM(length, self.rows.mask, length, self.rows.mask, behind, last, shift)
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
     """A pass that adds to a pruned cache."""
 
+    record: PrunedCache
     cache: Any
     length: int  # rows of layer 0 afterwards
     late: int  # rows of the last layer afterwards, fewer after a cut inside the language model
