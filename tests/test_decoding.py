@@ -34,6 +34,7 @@ INSIDE = {
     "d2pruner": partial(methods.load, "d2pruner", prior="none"),
     "merge_inside": partial(MergeInside, layer=1),
 }
+COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions are the numbers of the tokens
 TEXT_ALONE = ("just a question, no picture", [], [])
 SCENES = {
     "one prompt": ["adjacent"],
@@ -46,12 +47,12 @@ SCENES = {
 def over(before, inside):
     """Parametrize over families, cuts `before` the language model and `inside` it, and the scenes shown to each.
 
-    Where a family counts tokens, a cut before the language model comes with both settings of `positions`.
+    Where positions count tokens, a cut before the language model comes with both settings of `positions`.
     """
     cases = []
     for family in FAMILIES:
         adapter = adapter_class(family)
-        settings = ["keep"] if adapter.decoder.rotary is None else ["keep", "compact"]
+        settings = ["keep", "compact"] if family in COUNTING else ["keep"]
         cuts = [(method, positions, before) for method in BEFORE for positions in settings]
         cuts += [(method, "keep", inside) for method in INSIDE]
         for method, positions, scenes in cuts:
