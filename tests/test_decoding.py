@@ -12,7 +12,7 @@ from gathered import SAMPLES, inputs_of
 from probes import MergeInside
 from recomputation import Cut, Prompt
 from test_families import BUILDERS
-from upstream import CACHE, cache_of
+from upstream import CACHE, ENCODES_FIRST, cache_of
 
 import harness
 import methods
@@ -38,10 +38,12 @@ COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose position
 TEXT_ALONE = ("just a question, no picture", [], [])
 SCENES = {
     "one prompt": ["adjacent"],
+    "one image each": ["one image", TEXT_ALONE, "small image"],
     "unequal lengths": ["text between", TEXT_ALONE, "small image"],
     "equal lengths": ["adjacent", "one image"],  # where unequal numbers of tokens are cut
     "video": ["mixed", "video"],
 }
+SHOWN = ["one prompt", "unequal lengths", "equal lengths", "video"]
 
 
 def over(before, inside):
@@ -101,14 +103,14 @@ class Block:
     def __exit__(self, *error):
         return self._prune.__exit__(*error)
 
-    def check(self, prompts, answers, logits, greedy=range(TOKENS)):
-        """Compare what was decoded, after the last choices, one a prompt.
+    def check(self, prompts, answers, logits, greedy=range(TOKENS), selections=None):
+        """Compare what was decoded, after `selections` or the last choices, one a prompt.
 
         `logits[row][i]` [V] are those before the token `answers[row][i]`; `greedy` are the i at which this token must
         be the likeliest.
         """
         layer, compact = int(self.method.stage.partition(":")[2] or -1), self.positions == "compact"
-        selections = self.selections[-len(prompts) :]
+        selections = self.selections[-len(prompts) :] if selections is None else selections
         assert len(answers) == len(logits) == len(selections) == len(prompts)
         for inputs, selection, answer, steps in zip(prompts, selections, answers, logits, strict=True):
             prompt = Prompt.of(self.model, inputs)
@@ -138,7 +140,7 @@ def generate(model, inputs, **kwargs):
     return output, output.sequences[:, inputs["input_ids"].shape[1] :]
 
 
-@over(before=SCENES, inside=SCENES)
+@over(before=SHOWN, inside=SHOWN)
 @torch.no_grad()
 def test_generation(family, method, positions, scene):
     model, processor = tiny(family)
@@ -148,16 +150,22 @@ def test_generation(family, method, positions, scene):
     block.check(prompts, answers.tolist(), torch.stack(output.logits, dim=1))
 
 
-@over(before=["unequal lengths"], inside=["unequal lengths"])
+@over(before=["one image each", "unequal lengths"], inside=["one image each", "unequal lengths"])
 @torch.no_grad()
 def test_beams(family, method, positions, scene):
+    if scene == "unequal lengths" and family in ("llava", "internvl") and not ENCODES_FIRST:
+        pytest.skip("this version mixes up the images of a prompt's beams, pruned or not")
     model, processor = tiny(family)
     inputs, prompts = show(processor, scene)
     with (block := Block(model, method, positions)):
         output, answers = generate(model, inputs, num_beams=3)
     paths = output.beam_indices[:, :TOKENS].tolist()
     logits = [[step[beam] for step, beam in zip(output.logits, path, strict=True)] for path in paths]
-    block.check(prompts, answers.tolist(), logits, greedy=())
+    # Before 5.18 every beam is encoded, and cut, on its own: the answer goes on from the one it began with.
+    selections = block.selections
+    if len(selections) > len(prompts):
+        selections = [selections[path[0]] for path in paths]
+    block.check(prompts, answers.tolist(), logits, greedy=(), selections=selections)
 
 
 # Nobody passes a mask: a cut before the language model brings its own, layers that see every token have none.

@@ -2,10 +2,12 @@
 
 import inspect
 
-from transformers import LlamaModel
+from transformers import LlamaModel, LlavaForConditionalGeneration
 
 # The argument and attribute that holds the key-value cache: `past_key_values` up to 5.23, `cache` since 5.24.
 CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"
+# Since 5.18 generate() encodes the images of a prompt once, before it repeats the prompt for beams.
+ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
 
 
 def cache_of(outputs):
