@@ -8,4 +8,5 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
 
 from harness.prune import Kept, Pruning, prune
 
+__version__ = "0.2.0"
 __all__ = ["Kept", "Pruning", "prune"]

@@ -89,7 +89,7 @@ def lmms_eval_tasks() -> dict[str, Path]:
     """The tasks that come with lmms-eval, and those of ours that are one of them but for the scorer."""
     spec = find_spec("lmms_eval")
     if spec is None or spec.origin is None:
-        raise UserError("lmms-eval is not installed: pip install -e .")
+        raise UserError("lmms-eval is not installed: install the harness with its dependencies")
     found = task_files(Path(spec.origin).parent / "tasks")
     return {**{name: found[base] for name, base in DERIVED.items() if base in found}, **found}
 

@@ -72,7 +72,7 @@ def command(
         failures: list[UserError] = []
         job = _one_job(task, failures)
         with _until_nobody_reads():
-            hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name=config_name)(job)()
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
     except (UserError, OmegaConfBaseException, HydraException) as error:
         fail(_first_paragraph(error))
     if failures:
@@ -156,7 +156,7 @@ def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
     """The configuration of one job; UserError names an unknown key or value in one line. `how`: as Hydra's compose."""
     register_resolvers()
     try:
-        with hydra.initialize_config_module("conf", version_base=VERSION_BASE):
+        with hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
             return hydra.compose(config_name, overrides, **how)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
@@ -230,7 +230,7 @@ def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) ->
     try:
         from harness import slurm
     except ModuleNotFoundError as error:
-        raise UserError("hydra/launcher=slurm needs the slurm extra: pip install -e '.[slurm]'") from error
+        raise UserError("hydra/launcher=slurm needs a package: pip install hydra-submitit-launcher") from error
     slurm.register()
 
 

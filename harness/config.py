@@ -21,6 +21,8 @@ ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
+PACKAGE = Path(__file__).parent
+TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the installed package -> in the repository
 
 
 @dataclass
@@ -124,18 +126,21 @@ def validate(cfg: DictConfig) -> RunConfig:
 
 
 def shipped(path: str) -> Path:
-    """A path as a Path; `harness://x` lies inside the installed package."""
-    if path.startswith(SHIPPED):
-        return Path(__file__).parent / path.removeprefix(SHIPPED)
-    return Path(path).expanduser()
+    """Return a path as a Path; `harness://x` lies inside the installed package.
+
+    A checkout has the folders of `TOP` at its top instead. The package is asked first, because a folder `conf` next to
+    an installed package belongs to somebody else.
+    """
+    if not path.startswith(SHIPPED):
+        return Path(path).expanduser()
+    name, *parts = path.removeprefix(SHIPPED).split("/")
+    inside = PACKAGE / name
+    return (inside if name not in TOP or inside.is_dir() else PACKAGE.parent / TOP[name]).joinpath(*parts)
 
 
 def conf(*parts: str) -> Path:
-    """A file of the configuration package."""
-    spec = importlib.util.find_spec("conf")
-    if spec is None or spec.origin is None:
-        raise UserError("the configuration package conf is not installed: pip install -e .")
-    return Path(spec.origin).parent.joinpath(*parts)
+    """Return a file of the configuration."""
+    return shipped("/".join([f"{SHIPPED}conf", *parts]))
 
 
 @cache
@@ -176,9 +181,7 @@ def _check_model(model: ModelConfig) -> None:
     if model.unpack not in UNPACK:
         raise UserError(f"model.unpack must be released or fixed, got {model.unpack}")
     if model.attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise UserError(
-            "model.attn=flash_attention_2 needs the flash extra (pip install -e '.[flash]'); try model.attn=sdpa"
-        )
+        raise UserError("model.attn=flash_attention_2 needs a package: pip install flash-attn, or take model.attn=sdpa")
     low, high = model.min_pixels, model.max_pixels
     if low is not None and not 1 <= low <= (low if high is None else high):
         raise UserError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")

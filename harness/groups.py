@@ -1,9 +1,10 @@
 """What kind of method each is and what tables call it: conf/groups.yaml, read once."""
 
 from functools import cache
-from importlib.resources import files
 
 import yaml
+
+from harness.config import conf
 
 BASELINE = "baseline"  # method of the unpruned model in every frame
 OTHER = "other"
@@ -12,7 +13,7 @@ OTHER = "other"
 @cache
 def groups() -> dict[str, dict[str, str]]:
     """Group of methods -> its members and their names in tables, in the order of tables."""
-    found: dict[str, dict[str, str]] = yaml.safe_load((files("conf") / "groups.yaml").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = yaml.safe_load(conf("groups.yaml").read_text(encoding="utf-8"))
     return found
 
 

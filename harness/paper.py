@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from harness.config import conf
 from harness.errors import UserError
 from harness.results import Result
 from harness.scores import budget_key, read_scores
@@ -23,7 +23,7 @@ TOLERANCE = 0.01 + 1e-9  # of published averages, which have two digits
 @cache
 def facts() -> dict[str, Any]:
     """conf/paper.yaml."""
-    found: dict[str, Any] = yaml.safe_load((files("conf") / "paper.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load(conf("paper.yaml").read_text(encoding="utf-8"))
     return found
 
 
@@ -122,7 +122,7 @@ def _lambda(method: str, given: float | None) -> float | None:
     """A published row without lambda is that of the method's default."""
     if given is not None and not pd.isna(given):
         return float(given)
-    file = files("conf") / "method" / f"{method}.yaml"
+    file = conf("method", f"{method}.yaml")
     return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("lam") if file.is_file() else None
 
 

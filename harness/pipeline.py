@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+import harness
 from harness import benchmarks, checkpoint, data, sharing
 from harness.choices import task_files
-from harness.config import RunConfig, shipped
+from harness.config import PACKAGE, RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
 from harness.journal import Journal
@@ -221,16 +222,21 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
+        "harness": harness.__version__,
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this code runs from; None when it is an installed package."""
-    call = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
+    """Return the commit of the checkout this code runs from; None for an installed package.
+
+    An environment inside a user's own repository is no checkout: harness/ must lie at the top of the repository.
+    """
+    call = ["git", "-C", str(PACKAGE), "rev-parse", "--show-prefix", "HEAD"]
     try:
         found = subprocess.run(call, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None
+    prefix, _, commit = found.stdout.strip().partition("\n")
+    return commit if found.returncode == 0 and prefix == f"{PACKAGE.name}/" else None

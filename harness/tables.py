@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from harness import paper, render
 from harness.cli import command
+from harness.config import shipped
 from harness.errors import UserError
 from harness.latex import latex
 from harness.results import Result, failures, joined, named, unproven
@@ -94,9 +95,9 @@ def main(cfg: DictConfig) -> None:
     if source == "scores":
         tables = tables_of(read_scores(Path(str(cfg.scores))))
     elif source == "paper":
-        tables = paper.published(Path(str(cfg.paper)))
+        tables = paper.published(shipped(str(cfg.paper)))
     elif source == "paper+runs":
-        tables = paper.beside(Path(str(cfg.paper)), named(cfg.runs))
+        tables = paper.beside(shipped(str(cfg.paper)), named(cfg.runs))
     else:
         results = named(cfg.runs)
         runs = joined(results) if cfg.join else results
@@ -143,10 +144,9 @@ def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, 
     for key in FORMATS:
         if cfg[key] is not None:
             found[Path(str(cfg[key]))] = (key, text_of(key, tables))
-    folder = cfg.out or (cfg.paper if source == "paper" and not found else None)
-    for table in tables if folder is not None else []:
+    for table in tables if cfg.out is not None else []:
         for key in FORMATS:
-            found[Path(str(folder)) / f"{slug(table.name)}.{key}"] = (
+            found[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = (
                 "out",
                 text_of(key, [table], source.startswith("paper")),
             )

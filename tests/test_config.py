@@ -6,20 +6,18 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
-import conf
 import methods
 from harness.choices import check_tasks, register
 from harness.cli import compose
-from harness.config import validate
+from harness.config import conf, validate
 from harness.errors import UserError
 from harness.loading import checked_method
 from harness.pocket import WEIGHTS
 
-CONF = Path(conf.__file__).parent
+CONF = conf()
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 INDEX = "model.safetensors.index.json"

@@ -1,20 +1,18 @@
 """`dry_run=true` says what would be run: every run once, its tokens, its operations; nothing is loaded or written."""
 
-from pathlib import Path
-
 import pytest
 from sweeps import sweep
 
-import conf
 from harness import checkpoint, loading
 from harness.bench import architectures
 from harness.bench.operations import counted
 from harness.bench.settings import settings
 from harness.cli import _experiment, _meant_for, compose
+from harness.config import conf
 from harness.dry_run import listed, show
 from harness.errors import UserError
 
-EXPERIMENTS = sorted(file.stem for file in (Path(conf.__file__).parent / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(file.stem for file in conf("experiment").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.cli import command
-from harness.config import is_data_root
+from harness.config import is_data_root, shipped
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence
 from harness.errors import UserError
 
@@ -27,7 +27,7 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
         folders[finding.name] = folder
         yield finding
     yield from presence.datasets(_plain(cfg.data_root))
-    yield from band.baselines(Path(str(cfg.runs)), Path(str(cfg.paper)))
+    yield from band.baselines(Path(str(cfg.runs)), shipped(str(cfg.paper)))
     yield from machine.device()
     yield from machine.kernels()
     yield from presence.scorers(folders)
