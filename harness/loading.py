@@ -31,11 +31,12 @@ from harness.resize import resizing
 from harness.store import digest, slug
 from methods.base import Method, Signal
 from methods.budget import Budget
+from methods.kernels.paths import TRITON
 
 # They can change an answer.
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lmms-eval", "qwen-vl-utils", "pillow")
 VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
-ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # and listens to these
+ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER", TRITON)  # qwen-vl-utils and selection listen to these
 HARNESS = Path(__file__).parent
 METHODS = Path(methods.__file__).parent
 

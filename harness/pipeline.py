@@ -27,13 +27,14 @@ from harness.models.decoding import Proof
 from harness.processes import launched
 from harness.stages import Stages
 from harness.store import RunFolder, digest, slug
+from methods.kernels.paths import implementation
 
 
 def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
     """The baseline and the configured run, in this order and with their folders; nothing is loaded yet."""
     processes = launched()
     processes.gather()  # from here on one of them says for all what is wrong
-    device_of(config.model)  # refuses a GPU that is not there, before anything is fetched
+    _selection(device_of(config.model))  # refuses a GPU or kernels that are not there, before anything is fetched
     weights = processes.in_turn(lambda: checkpoint.fetch(config.model))
     identity = Identity(config, weights)
     if len(set(processes.gather(digest(identity.model)))) > 1:
@@ -221,11 +222,20 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "made_from": pruner.method.made_from,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
+        "selection": _selection(device),
         "python": platform.python_version(),
         "harness": harness.__version__,
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _selection(device: str) -> str:
+    """Return what selection runs on; UserError if Triton kernels are asked for that cannot be had."""
+    try:
+        return implementation(device)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
 
 
 def _git_commit() -> str | None:

@@ -1,6 +1,7 @@
 """Every path of a kernel picks what its plain loop picks, in the same order, whatever ties."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KERNELS, KINDS, cases, tokens_of
 
-from methods.kernels.paths import path, using
+from methods.kernels.paths import implementation, path, using
 from methods.kernels.rows import Rows
 
 
@@ -71,9 +72,27 @@ def test_products_are_within_their_error(d, outweighing, kind):
     assert off.abs().max() < rows.error / 2
 
 
+@pytest.mark.parametrize(
+    ("value", "triton", "expected"),
+    [("0", True, "plain"), ("1", True, "gpu"), ("1", False, "needs triton"), ("yes", True, "must be 0 or 1, got yes")],
+)
+def test_triton_on_cuda_has_to_be_asked_for(value, triton, expected, monkeypatch):
+    monkeypatch.setenv("HARNESS_TRITON", value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
+    features = SimpleNamespace(device=torch.device("cuda"))
+    if expected in ("plain", "gpu"):
+        assert path(features) == expected
+        assert implementation("cuda:0") == {"plain": "plain loops", "gpu": "triton"}[expected]
+    else:
+        with pytest.raises(ValueError, match=expected):
+            path(features)
+    assert implementation("cpu").startswith("plain loops; lazy search")  # whatever was asked for
+
+
 def test_paths_are_chosen_by_device_and_size():
     assert path(torch.empty(2691, 3584)) == "cpu"
     assert path(torch.empty(64, 64)) == "plain"
     assert path(torch.empty(2691, 3584, device="meta")) == "plain"
+    assert path(SimpleNamespace(device=torch.device("cuda"))) == "plain"
     with using("cpu"):
         assert path(torch.empty(64, 64)) == "cpu"

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 import transformers
 
+from methods.kernels.paths import implementation
+
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return device, driver and versions; a driver is None on CPUs and where nvidia-smi does not tell it."""
+    """Return device, driver, versions and what runs selection; no driver on CPUs and where nvidia-smi does not tell it."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
+        "selection": implementation(device.type),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,9 +1,13 @@
-"""Which path a kernel takes: the plain loop in torch, a lazy one on the CPU, or Triton on a GPU. All pick the same."""
+"""Which path a kernel takes: the plain loop in torch, a lazy search on the CPU, or Triton on a GPU. All pick the same.
+
+CUDA takes the plain loop. The Triton kernels have never run on a GPU, so they must be asked for (`TRITON`).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor
 
 LARGE = 2**19  # features below which the plain loop on the CPU is as fast as any
+TRITON = "HARNESS_TRITON"  # environment variable: 1 asks for the Triton kernels on CUDA, which need triton
 
 Found = TypeVar("Found")
 
@@ -30,8 +35,25 @@ def path(features: Tensor) -> str:
     if (forced := _forced.get()) is not None:
         return forced
     if features.device.type == "cuda":
-        return "gpu" if importlib.util.find_spec("triton") else "plain"
+        return "gpu" if wants_triton() else "plain"
     return "cpu" if features.device.type == "cpu" and features.numel() >= LARGE else "plain"
+
+
+def wants_triton() -> bool:
+    """Return whether the Triton kernels were asked for; ValueError if that is unclear or triton is not installed."""
+    value = os.environ.get(TRITON, "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"{TRITON} must be 0 or 1, got {value}: 1 runs selection in Triton kernels on CUDA")
+    if value == "1" and importlib.util.find_spec("triton") is None:
+        raise ValueError(f"{TRITON}=1 needs triton, which is not installed: pip install triton, or unset {TRITON}")
+    return value == "1"
+
+
+def implementation(device: str) -> str:
+    """Return in words what selection runs on a `device` such as "cpu" or "cuda:0"; ValueError as `wants_triton`."""
+    if device.startswith("cuda"):
+        return "triton" if wants_triton() else "plain loops"
+    return f"plain loops; lazy search (CPU) from {LARGE} features on, tokens times width"
 
 
 def gpu(name: str) -> Any:
