@@ -15,7 +15,7 @@ from methods.kernels.paths import implementation
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return device, driver, versions and what runs selection; no driver on CPUs and where nvidia-smi does not tell it."""
+    """Return device, driver, versions, what selection runs on; the driver is None on CPUs and without nvidia-smi."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
