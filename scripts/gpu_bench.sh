@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # All that is to be measured on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
-#   tests    the selection kernels choose what their references choose
-#   kernels  how much faster than the published loops they are
+#   kernels  how much faster than the published loops selection is
 #   table4   table 4 of arXiv 2602.13315 (conf/experiment/table4.yaml), with every method
 #   sweep    from how many visual tokens on the best-known methods pay, batch 1 and 8
+#   triton   the Triton kernels: do they pick what the plain loops pick, and how fast are they?
 # STEPS="kernels table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
-# downloaded. FlashAttention is used where it is installed (pip install -e '.[flash]'), else sdpa.
+# downloaded. FlashAttention is used where it is installed (pip install flash-attn), else sdpa.
 #
 # scripts/gpu_bench.sh --smoke FOLDER goes through the measurements on any machine, with a tiny model and small inputs.
 set -euo pipefail
@@ -19,7 +19,7 @@ rounds=${ROUNDS:-warmup=2 repeats=7}
 model=(model=qwen25vl7b weights=random model.device=cuda)
 clip=()
 sizes="576,1024,2691,5000,10000" batches=1,8
-steps=${STEPS:-tests kernels table4 sweep}
+steps=${STEPS:-kernels table4 sweep triton}
 loops=() # arguments of the selection loops
 
 if [ -n "$smoke" ]; then
@@ -39,14 +39,17 @@ bench() { "$python" -m harness.bench "$@"; }
 for step in $steps; do
     echo "== $step"
     case $step in
-        tests) "$python" -m pytest tests/test_kernels*.py ;;
         kernels) bench kernels "${loops[@]}" out="$out/kernels" ;;
         table4) bench experiment=table4 "${model[@]}" methods=all "${clip[@]}" out="$out/table4" plots="$out/table4" ;;
         sweep)
             bench "${model[@]}" "methods=[idpruner,visionselector,visionzip,vispruner,scope,divprune,fastv,resize]" keep=0.25 \
                 "sizes=[$sizes]" "batch=[$batches]" out="$out/sweep" plots="$out/sweep"
             ;;
-        *) echo "error: no step $step: choose from tests kernels table4 sweep" >&2 && exit 2 ;;
+        triton)
+            "$python" -m pytest tests/test_kernels_triton.py
+            HARNESS_TRITON=1 bench kernels "${loops[@]}" out="$out/kernels_triton"
+            ;;
+        *) echo "error: no step $step: choose from kernels table4 sweep triton" >&2 && exit 2 ;;
     esac
 done
 echo "wrote $out"
