@@ -11,6 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
+	$(BIN)/python -m harness.doctor only=reproduces strict=true
 
 # Two test processes share the cores; torch with more threads than cores is many times slower.
 test: export OMP_NUM_THREADS = 1

@@ -122,6 +122,15 @@ class Suite:
         asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
         return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
 
+    @staticmethod
+    def requests(task: Any, doc_ids: Iterable[int], model: "PrunedModel") -> list[Any]:
+        """lmms-eval's requests about documents of a loaded task; `model` gets the rows that they refer to."""
+        name = task.config.task
+        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+        model.task_dict[name] = {split: task.task_docs}
+        about = [{"task": name, "doc_id": doc_id, "repeats": 1, "split": split} for doc_id in doc_ids]
+        return [task.construct_requests(doc_id=it["doc_id"], ctx="", metadata=it) for it in about]
+
     def images(self, name: str) -> Iterator[Any]:
         """The images that a task asks about, in its order."""
         task = self.load(name)

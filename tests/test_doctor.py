@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +15,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 from omegaconf import OmegaConf
+from packaging.utils import canonicalize_name
 from runs import make_run
 
-from harness import checkpoint, cli, doctor
+from harness import checkpoint, cli, doctor, loading
 from harness.doctor import __main__ as command
-from harness.doctor import band, machine, presence
+from harness.doctor import band, machine, presence, reproduction
 from harness.errors import UserError
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from harness.prune import Pruning
 
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PAPER = Path(__file__).parents[1] / "results" / "paper"
 
 
@@ -223,10 +229,183 @@ def test_a_damaged_run_is_broken(tmp_path):
     assert (state, str(metrics.parent) in said) == ("broken", True)
 
 
+def test_packages_outside_the_tested_range_are_named(monkeypatch):
+    needs = ["torch>=2.6", "scipy>=1.13,<2", "pandas>=2", "av", "more; extra == 'test'"]
+    here = {"torch": "2.15.0+cpu", "scipy": "2.1", "pandas": "3.2", "av": "16.0"}
+    monkeypatch.setattr(machine, "requires", lambda name: needs)
+    monkeypatch.setattr(machine, "version", here.__getitem__)
+    assert machine.installed() == {**here, "torch": "2.15.0"}
+    outside = machine.outside_tested_range({"torch": "2.15.0", "scipy": "2.1", "pandas": "3.1.1", "av": "15.1"})
+    assert outside == [
+        "scipy 2.1 (tested: 1.13 to 2.1)",
+        "pandas 3.2 (tested: 2 to 3.1.1)",
+        "av 16.0 (tested: any to 15.1)",
+    ]
+
+
+def expect(monkeypatch, file, *labels, **changes):
+    """Have only these settings, and an expected file with `changes` (question -> text) to the first of them."""
+    about = json.loads(reproduction.EXPECTED.read_text(encoding="utf-8"))
+    about["answers"] = {label: about["answers"][label] for label in labels}
+    for row in about["answers"][labels[0]]:
+        row["text"] = changes.get(f"{row['task']}_{row['doc_id']}", row["text"])
+    file.write_text(json.dumps(about), encoding="utf-8")
+    monkeypatch.setattr(reproduction, "EXPECTED", file)
+    settings = [setting for setting in reproduction.SETTINGS if setting.label in labels]
+    monkeypatch.setattr(reproduction, "SETTINGS", settings)
+
+
+def verdict():
+    """State and text of the one finding, which is one line."""
+    (finding,) = reproduction.reproduces()
+    assert finding.said == " ".join(finding.said.split())
+    return finding.state, finding.said
+
+
+def test_the_embedded_models_answer_as_expected():
+    state, said = verdict()
+    assert (state, said.partition(", ")[0]) == ("ok", "reproduces: 255 of 255 answers equal")
+
+
+def test_the_expected_answers_are_to_all_tasks_under_all_settings():
+    about = json.loads(reproduction.EXPECTED.read_text(encoding="utf-8"))
+    assert list(about["answers"]) == [setting.label for setting in reproduction.SETTINGS]
+    for setting in reproduction.SETTINGS:
+        rows = reproduction._parsed(about["answers"])[setting.label]
+        tasks = list(setting.config().tasks.metrics)
+        assert [row.question for row in rows] == [(task, i) for task in tasks for i in range(reproduction.QUESTIONS)]
+        assert all(bool(row.kept) == (setting.method != "none") for row in rows)
+        assert len({row.text for row in rows}) > len(tasks)
+
+
+@pytest.mark.skipif(not CONSTRAINTS.is_file(), reason="no constraints.txt")
+def test_the_expected_answers_are_of_the_locked_versions():
+    about = json.loads(reproduction.EXPECTED.read_text(encoding="utf-8"))
+    lines = (line.partition("==") for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if "==" in line)
+    locked = {canonicalize_name(name): version.strip() for name, _, version in lines}
+    assert about["versions"] == {name: locked[canonicalize_name(name)] for name in about["versions"]}
+
+
+def test_another_answer_is_named(monkeypatch, tmp_path):
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none", pocket_text_1="46E1")
+    state, said = verdict()
+    assert state == "broken"
+    assert said.startswith("does not reproduce: 23 of 24 answers equal, 0 of 0 kept tokens differ; different answers ")
+    assert "under pocket_llava none (1); first: pocket_llava none, pocket_text 1: expected '46E1', got '46E0'" in said
+
+
+def test_decoding_as_if_nothing_had_been_cut_is_found(monkeypatch, tmp_path):
+    """The prefill, and with it the kept tokens, are right; decoding steps have the positions of the whole prompt."""
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none", "pocket_llava idpruner compact")
+
+    def load(config):
+        loaded = loading_load(config)
+        loaded.model.model.language_model.register_forward_pre_hook(late, with_kwargs=True)
+        return loaded
+
+    def late(module, args, kwargs):
+        (cache,) = (value for value in kwargs.values() if hasattr(value, "get_seq_length"))
+        if kwargs["inputs_embeds"].shape[1] > 1 or cache.get_seq_length() > 256:
+            return None  # a prefill, or nothing was cut
+        return args, kwargs | {"position_ids": kwargs["position_ids"] + 192}
+
+    loading_load = loading.load
+    monkeypatch.setattr(loading, "load", load)
+    state, said = verdict()
+    assert state == "broken"
+    assert re.match(r"does not reproduce: (\d+) of 48 answers equal, 0 of [\d,]+ kept tokens differ", said), said
+    assert "pocket_llava none" not in said
+    assert "pocket_llava idpruner compact" in said
+
+
+def test_other_tokens_are_found_where_the_answers_are_equal(monkeypatch, tmp_path):
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava idpruner")
+    take = Pruning.take
+
+    def shifted(self):
+        return [replace(record, kept=[(index + 1) % record.n for index in record.kept]) for record in take(self)]
+
+    monkeypatch.setattr(Pruning, "take", shifted)
+    state, said = verdict()
+    assert state == "broken"
+    assert re.match(r"does not reproduce: 24 of 24 answers equal, \d+ of 1,536 kept tokens differ \(\d+\.", said), said
+
+
+def test_what_a_library_raises_is_the_finding(monkeypatch, tmp_path):
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none", "pocket_llava dart")
+    attach = loading.Pruner.attach
+
+    def refuse(self, model, shared=None):
+        if self.name == "dart":
+            raise RuntimeError("no known name for the cache\n in this version")
+        return attach(self, model, shared)
+
+    monkeypatch.setattr(loading.Pruner, "attach", refuse)
+    state, said = verdict()
+    assert state == "broken"
+    assert "24 of 48 answers equal, 0 of 0 kept tokens differ; settings that stop: 1, first pocket_llava dart: " in said
+    assert "RuntimeError: no known name for the cache in this version" in said
+    with pytest.raises(UserError, match="pocket_llava dart stops, nothing is written: RuntimeError: no known name"):
+        reproduction.write(tmp_path / "other.json")
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_what_is_written_reproduces(monkeypatch, tmp_path):
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava idpruner compact", "pocket_llava visionzip compact")
+    reproduction.write(tmp_path / "written.json")
+    texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("expected.json", "written.json")]
+    expected, written = map(json.loads, texts)
+    assert written["answers"] == expected["answers"]
+    assert written["versions"] == machine.installed()
+
+
+def a_setting(*kept, text="4"):
+    return {"pocket random": [reproduction.Answer("pocket_counting", 0, text, kept)]}
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_the_bound_on_kept_tokens(extra):
+    tokens = 10_000
+    allowed = int(tokens * reproduction.MAX_KEPT_DIFFERENCE)
+    other = range(allowed + extra, tokens + allowed + extra)
+    comparison = reproduction.compare(a_setting(*range(tokens)), a_setting(*other))
+    assert (comparison.kept_difference, comparison.reproduces) == (allowed + extra, not extra)
+    assert str(comparison).startswith("does not reproduce: " if extra else "reproduces: ")
+
+
+def test_fewer_or_more_tokens_count_as_different():
+    for ours, theirs in [((1, 2, 3), (1, 2)), ((1, 2), (1, 2, 3)), ((1, 2), (1, 3))]:
+        assert reproduction.compare(a_setting(*ours), a_setting(*theirs)).kept_difference == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ('{"answers": {}}', "is damaged (it lacks versions, answers)"),
+        ('{"versions": {}, "answers": {"pocket_llava none": [{"task": "pocket_text"}]}}', "is damaged ("),
+        ('{"versions": {}, "answers": {}}', "holds the settings , not pocket_llava none"),
+        ('{"versions": {}, "answers": {"pocket_llava none": []}}', "has other questions under pocket_llava none"),
+    ],
+)
+def test_an_expected_file_that_does_not_fit_is_broken(content, says, monkeypatch, tmp_path):
+    expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none")
+    monkeypatch.setattr(reproduction, "answers", lambda: {"pocket_llava none": [reproduction.Answer("a", 0, "b", ())]})
+    (tmp_path / "expected.json").unlink() if content is None else (tmp_path / "expected.json").write_text(content)
+    state, said = verdict()
+    assert (state, says in said) == ("broken", True), said
+    assert said.endswith("python -m harness.doctor.reproduction")
+
+
 @pytest.mark.parametrize("value", ["-1", "soon", "true"])
 def test_a_time_that_is_none_is_refused(value):
     with pytest.raises(UserError, match="hub must be a number of seconds"):
         command.check(cli.compose("doctor", [f"hub={value}"]))
+
+
+def test_a_part_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"only must be one of versions, disk, .*, reproduces, got disc"):
+        command.check(cli.compose("doctor", ["only=disc"]))
 
 
 def fewer(monkeypatch, *states):
@@ -251,6 +430,16 @@ def test_only_what_is_broken_makes_it_strict(strict, monkeypatch, capsys):
     assert (report["counts"], report["broken"]) == ({"ok": 1, "broken": 2}, ["disk: place 1", "disk: place 2"])
 
 
+@pytest.mark.parametrize("state", ["ok", "broken"])
+def test_one_part_alone_is_its_lines(state, monkeypatch, capsys):
+    cfg = cli.compose("doctor", ["only=disk", "strict=true"])
+    command.check(cfg)
+    monkeypatch.setitem(command.PARTS, "disk", lambda cfg: [doctor.Finding("disk", "runs", state, "is full")])
+    with pytest.raises(UserError, match="broken: disk: runs") if state == "broken" else nullcontext():
+        command.main(cfg)
+    assert capsys.readouterr().out == "runs is full\n"
+
+
 def test_the_command(tmp_path):
     call = [sys.executable, "-m", "harness.doctor", "strict=true", "data_root={pope: /no/such/folder}"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
@@ -263,6 +452,6 @@ def test_the_command(tmp_path):
     assert "datasets: pope" in done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     parts = {finding["part"] for finding in report["findings"]}
-    assert parts == {*("versions", "disk", "hub", "models", "datasets", "baselines", "device", "kernels", "scorers")}
+    assert parts == set(command.PARTS)
     assert list((tmp_path / "here").iterdir()) == []
-    assert not (tmp_path / "home").exists()
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"datasets"}  # the cache that every run makes

@@ -9,7 +9,7 @@ OK, ABSENT, BROKEN = "ok", "absent", "broken"
 class Finding:
     """One thing looked at. `absent` is what a run may do without or fetch; what is `broken` has to be put right."""
 
-    part: str  # versions, disk, hub, models, datasets, baselines, device, kernels or scorers
+    part: str  # versions, disk, hub, models, datasets, baselines, device, kernels, scorers or reproduces
     name: str
     state: str
     said: str

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,31 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.cli import command
 from harness.config import is_data_root, shipped
-from harness.doctor import BROKEN, OK, Finding, band, machine, presence
+from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
 from harness.errors import UserError
 
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
 
 
+# The quick ones first: torch takes seconds to import.
+PARTS: dict[str, Callable[[DictConfig], Iterable[Finding]]] = {
+    "versions": lambda cfg: machine.versions(),
+    "disk": lambda cfg: machine.disk(Path(str(cfg.runs))),
+    "hub": lambda cfg: [machine.hub(float(cfg.hub))],
+    "models": lambda cfg: (finding for finding, _ in presence.models()),
+    "datasets": lambda cfg: presence.datasets(_plain(cfg.data_root)),
+    "baselines": lambda cfg: band.baselines(Path(str(cfg.runs)), shipped(str(cfg.paper))),
+    "device": lambda cfg: machine.device(),
+    "kernels": lambda cfg: machine.kernels(),
+    "scorers": lambda cfg: presence.scorers({finding.name: folder for finding, folder in presence.models()}),
+    "reproduces": lambda cfg: reproduction.reproduces(),
+}
+
+
 def findings(cfg: DictConfig) -> Iterator[Finding]:
-    """Everything, the quick parts first: torch takes seconds to import."""
-    yield from machine.versions()
-    yield from machine.disk(Path(str(cfg.runs)))
-    yield machine.hub(float(cfg.hub))
-    folders = {}
-    for finding, folder in presence.models():
-        folders[finding.name] = folder
-        yield finding
-    yield from presence.datasets(_plain(cfg.data_root))
-    yield from band.baselines(Path(str(cfg.runs)), shipped(str(cfg.paper)))
-    yield from machine.device()
-    yield from machine.kernels()
-    yield from presence.scorers(folders)
+    """All parts in turn, or the one that is asked for."""
+    for part in [str(cfg.only)] if cfg.only else PARTS:
+        yield from PARTS[part](cfg)
 
 
 def check(cfg: DictConfig) -> None:
@@ -39,6 +44,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"hub must be a number of seconds, 0 for not at all, got {cfg.hub}")
     if not is_data_root(_plain(cfg.data_root)):
         raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {cfg.data_root}")
+    if cfg.only is not None and cfg.only not in PARTS:
+        raise UserError(f"only must be one of {', '.join(PARTS)}, got {cfg.only}")
 
 
 def _plain(value: Any) -> Any:
@@ -46,17 +53,24 @@ def _plain(value: Any) -> Any:
 
 
 def main(cfg: DictConfig) -> None:
-    """Print a line a finding as it is found, then one JSON line; UserError for what is broken where it is `strict`."""
-    found: list[Finding] = []
+    """Print a line a finding as it comes, then one JSON line; UserError for what is broken where it is `strict`.
+
+    With `only`, print a line a finding and nothing else.
+    """
+    results: list[Finding] = []
     for finding in findings(cfg):
-        if not found or found[-1].part != finding.part:
-            print(f"\n{finding.part}" if found else finding.part)
-        print(f"{MARKS[finding.state]} {finding.name:<28} {finding.said}", flush=True)
-        found.append(finding)
-    counts = Counter(finding.state for finding in found)
-    broken = [f"{finding.part}: {finding.name}" for finding in found if finding.state == BROKEN]
-    print(f"\n{counts[OK]} ok, {counts['absent']} absent (-), {len(broken)} broken (!)")
-    print(json.dumps({"counts": counts, "broken": broken, "findings": [asdict(it) for it in found]}), flush=True)
+        if cfg.only:
+            print(finding.name, finding.said, flush=True)
+        else:
+            if not results or results[-1].part != finding.part:
+                print(f"\n{finding.part}" if results else finding.part)
+            print(f"{MARKS[finding.state]} {finding.name:<28} {finding.said}", flush=True)
+        results.append(finding)
+    counts = Counter(finding.state for finding in results)
+    broken = [f"{finding.part}: {finding.name}" for finding in results if finding.state == BROKEN]
+    if not cfg.only:
+        print(f"\n{counts[OK]} ok, {counts['absent']} absent (-), {len(broken)} broken (!)")
+        print(json.dumps({"counts": counts, "broken": broken, "findings": [asdict(it) for it in results]}), flush=True)
     if broken and cfg.strict:
         raise UserError(f"broken: {', '.join(broken)}")
 

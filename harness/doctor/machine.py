@@ -6,12 +6,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from harness.checkpoint import within
 from harness.doctor import ABSENT, BROKEN, OK, Finding
@@ -27,17 +29,42 @@ def versions() -> Iterator[Finding]:
     """Python and what pyproject.toml asks for, with its bounds; then the extras that change what can be run."""
     yield Finding("versions", "python", OK, platform.python_version())
     try:
-        needed = [Requirement(text) for text in requires(PACKAGE) or ()]
+        needed = _requirements("")
     except PackageNotFoundError:
         yield Finding("versions", PACKAGE, BROKEN, "not installed: pip install -e .")
         return
     for it in needed:
-        if it.marker is None or it.marker.evaluate({"extra": ""}):
-            yield _version(it, BROKEN, "not installed: pip install -e .")
+        yield _version(it, BROKEN, "not installed: pip install -e .")
     for extra, used_by in OPTIONAL.items():
-        for it in needed:
-            if it.marker is not None and it.marker.evaluate({"extra": extra}) and not it.marker.evaluate({"extra": ""}):
-                yield _version(it, ABSENT, f"not installed, {used_by} needs it: pip install -e '.[{extra}]'")
+        for it in _requirements(extra):
+            yield _version(it, ABSENT, f"not installed, {used_by} needs it: pip install -e '.[{extra}]'")
+
+
+def installed() -> dict[str, str]:
+    """Package -> version, of what pyproject.toml asks for."""
+    return {it.name: Version(version(it.name)).public for it in _requirements("")}
+
+
+def outside_tested_range(newest: Mapping[str, str]) -> list[str]:
+    """Installed packages that are outside their bounds, or newer than the `newest` version that was tested."""
+    outside = []
+    for it in _requirements(""):
+        here, upper = version(it.name), newest.get(it.name)
+        bounds = it.specifier & SpecifierSet(f"<={upper}" if upper else "")
+        if not bounds.contains(here, prereleases=True):
+            lower = next((bound.version for bound in it.specifier if bound.operator == ">="), "any")
+            outside.append(f"{it.name} {here} (tested: {lower} to {upper or 'any'})")
+    return outside
+
+
+def _requirements(extra: str) -> list[Requirement]:
+    """What an extra adds, or, for "", what is needed in any case."""
+    needed = [Requirement(text) for text in requires(PACKAGE) or ()]
+    return [it for it in needed if _applies(it, extra) and not (extra and _applies(it, ""))]
+
+
+def _applies(needed: Requirement, extra: str) -> bool:
+    return needed.marker is None or needed.marker.evaluate({"extra": extra})
 
 
 def _version(needed: Requirement, without: str, remedy: str) -> Finding:

@@ -69,11 +69,8 @@ def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, tasks: dic
     differ = 0
     for name, task in tasks.items():
         those = [question for question in questions if question["task"] == name and question["answers"][index]]
-        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
         model = PrunedModel(loaded, pruner, {})
-        model.task_dict[name] = {split: task.task_docs}
-        about = [{"task": name, "doc_id": question["doc_id"], "repeats": 1, "split": split} for question in those]
-        requests = [task.construct_requests(doc_id=it["doc_id"], ctx="", metadata=it) for it in about]
+        requests = Suite.requests(task, [question["doc_id"] for question in those], model)
         with watched(pruner.method) as seen:
             model.generate_until(requests)
         shown = [question for question in those if question["n"]]

@@ -1,0 +1,249 @@
+"""Compare answers and kept tokens of the embedded models with `harness/pocket/expected.json`.
+
+A run answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of unequal lengths, greedy generation.
+`python -m harness.doctor.reproduction` writes the file; do so on the locked versions, on a CPU.
+
+Every answer must be equal. Kept tokens may differ where two scores are equal but for rounding.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from harness import files
+from harness.config import RunConfig, conf, validate
+from harness.doctor import BROKEN, OK, Finding, machine
+from harness.doctor.presence import model as model_config
+from harness.errors import UserError, one_line
+from harness.pocket import HOME
+
+PART, NAME = "reproduces", "pocket"
+EXPECTED = HOME / "expected.json"
+REMEDY = "take the committed file, or write it on the locked versions: python -m harness.doctor.reproduction"
+QUESTIONS = 3  # of each task
+MAX_KEPT_DIFFERENCE = 0.001  # share of the kept tokens
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is started with."""
+
+    model: str
+    method: str
+    positions: str = "keep"
+
+    @property
+    def label(self) -> str:
+        """`pocket_llava idpruner compact`."""
+        return " ".join([self.model, self.method, *([self.positions] if self.positions != "keep" else [])])
+
+    def config(self) -> RunConfig:
+        """The configuration of the run, at a quarter of the visual tokens."""
+        return validate(
+            OmegaConf.create(
+                {
+                    "method": _group("method", self.method),
+                    "model": model_config(self.model),
+                    "tasks": _group("tasks", SUITES[self.model]),
+                    "keep": 1.0 if self.method == "none" else 0.25,
+                    "positions": self.positions,
+                }
+            )
+        )
+
+
+SUITES = {"pocket": "pocket", "pocket_llava": "pocket_image"}  # model -> its tasks
+# Unpruned; cut in front of the LLM by learned importance, by the question and by attention of the vision tower, which
+# merges; cut inside the LLM by attention and by keys.
+SETTINGS = (
+    Setting("pocket", "none"),
+    Setting("pocket", "idpruner"),
+    Setting("pocket", "cdpruner"),
+    Setting("pocket", "visionzip"),
+    Setting("pocket", "fastv"),
+    Setting("pocket_llava", "none"),
+    Setting("pocket_llava", "idpruner"),
+    Setting("pocket_llava", "idpruner", "compact"),
+    Setting("pocket_llava", "visionzip", "compact"),
+    Setting("pocket_llava", "dart"),
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a question, and the visual tokens that were kept; empty if nothing was pruned."""
+
+    task: str
+    doc_id: int
+    text: str
+    kept: tuple[int, ...]
+
+    @property
+    def question(self) -> tuple[str, int]:
+        """Which question it answers."""
+        return self.task, self.doc_id
+
+
+class PocketModel:
+    """An embedded model and the first questions of each of its tasks."""
+
+    def __init__(self, name: str) -> None:
+        from harness.evaluate import Suite
+        from harness.loading import family_of, load
+
+        config = Setting(name, "none").config()
+        self.loaded = load(config.model)
+        self.suite = Suite(config.tasks, family_of(self.loaded.folder).prompts)
+        self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
+
+    def answers(self, setting: Setting) -> list[Answer]:
+        """Answer the questions of all tasks together, so that a batch mixes long and short prompts."""
+        from harness.journal import Journal
+        from harness.lmms_model import PrunedModel
+        from harness.loading import pruner_of
+
+        pruner = pruner_of(setting.config(), self.loaded.folder)
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Journal(Path(folder))
+            model = PrunedModel(self.loaded, pruner, {}, journal, strict=True, looked_at=self.suite.looked_at)
+            requests = [it for task in self.tasks for it in self.suite.requests(task, range(QUESTIONS), model)]
+            model.generate_until(requests)
+        lines = zip(journal.responses.values(), journal.kept.values(), strict=True)
+        return [
+            Answer(line["task"], line["doc_id"], line["response"], tuple(kept["kept"]) if kept["k"] < kept["n"] else ())
+            for line, kept in lines
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs from the expected answers."""
+
+    answers: int  # expected
+    equal: int  # answers as expected
+    kept: int  # tokens that are expected to be kept, over all pruned settings
+    kept_difference: int  # tokens that were not kept, or that were kept in their place
+    wrong: dict[str, int]  # setting -> number of different answers
+    first: str  # different answer
+    errors: dict[str, str]  # setting -> what stopped it
+
+    @property
+    def reproduces(self) -> bool:
+        """Every answer is equal, and no more kept tokens differ than rounding explains."""
+        return self.equal == self.answers and self.share <= MAX_KEPT_DIFFERENCE
+
+    @property
+    def share(self) -> float:
+        """Share of the kept tokens that differ."""
+        return self.kept_difference / self.kept if self.kept else 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.equal:,} of {self.answers:,} answers equal, "
+        text += f"{self.kept_difference:,} of {self.kept:,} kept tokens differ"
+        if self.share > MAX_KEPT_DIFFERENCE:
+            text += f" ({self.share:.2%}, at most {MAX_KEPT_DIFFERENCE:.2%} is rounding)"
+        if self.wrong:
+            counts = ", ".join(f"{label} ({count})" for label, count in self.wrong.items())
+            text += f"; different answers under {counts}; first: {self.first}"
+        if self.errors:
+            label, error = next(iter(self.errors.items()))
+            text += f"; settings that stop: {len(self.errors)}, first {label}: {error}"
+        return f"reproduces: {text}" if self.reproduces else f"does not reproduce: {text}"
+
+
+def reproduces() -> Iterator[Finding]:
+    """One finding: do the embedded models answer and keep here what they did where the expected file was written?"""
+    try:
+        about = files.load(EXPECTED, ("versions", "answers"), REMEDY)
+        outside = machine.outside_tested_range(about["versions"])
+        comparison = compare(_parsed(about["answers"]), answers())
+    except UserError as error:
+        yield Finding(PART, NAME, BROKEN, one_line(error))
+        return
+    text = f"{comparison}; outside the tested range: {', '.join(outside)}" if outside else str(comparison)
+    yield Finding(PART, NAME, OK if comparison.reproduces else BROKEN, text)
+
+
+def answers() -> dict[str, list[Answer] | str]:
+    """The answers of each setting by its label, or the error that stopped it, in one line."""
+    results: dict[str, list[Answer] | str] = {}
+    models: dict[str, PocketModel] = {}
+    with redirect_stderr(io.StringIO()):  # progress bars of every setting
+        for setting in SETTINGS:
+            try:
+                if setting.model not in models:
+                    models[setting.model] = PocketModel(setting.model)
+                results[setting.label] = models[setting.model].answers(setting)
+            except (Exception, SystemExit) as error:  # whatever a library raises on this machine is the finding
+                results[setting.label] = f"{type(error).__name__}: {one_line(error)[:200]}"
+    return results
+
+
+def compare(expected: Mapping[str, Sequence[Answer]], actual: Mapping[str, Sequence[Answer] | str]) -> Comparison:
+    """Compare answers setting by setting; UserError if the expected ones are to other settings or questions."""
+    if list(expected) != list(actual):
+        raise UserError(f"{EXPECTED} holds the settings {', '.join(expected)}, not {', '.join(actual)}: {REMEDY}")
+    wrong: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    first = ""
+    equal = kept = kept_difference = 0
+    for label, rows in expected.items():
+        others = actual[label]
+        if isinstance(others, str):
+            errors[label] = others
+            continue
+        if [row.question for row in rows] != [other.question for other in others]:
+            raise UserError(f"{EXPECTED} has other questions under {label}: {REMEDY}")
+        pairs = list(zip(rows, others, strict=True))
+        kept += sum(len(row.kept) for row in rows)
+        kept_difference += sum(_difference(row.kept, other.kept) for row, other in pairs)
+        different = [(row, other) for row, other in pairs if row.text != other.text]
+        equal += len(pairs) - len(different)
+        if different:
+            wrong[label] = len(different)
+            row, other = different[0]
+            first = first or f"{label}, {row.task} {row.doc_id}: expected {row.text!r}, got {other.text!r}"
+    return Comparison(sum(map(len, expected.values())), equal, kept, kept_difference, wrong, first, errors)
+
+
+def _difference(expected: Sequence[int], actual: Sequence[int]) -> int:
+    a, b = set(expected), set(actual)
+    return max(len(a - b), len(b - a))
+
+
+def _group(group: str, name: str) -> dict[str, Any]:
+    """A file of conf/; a command cannot compose a second configuration."""
+    content: dict[str, Any] = yaml.safe_load(conf(group, f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def _parsed(tree: dict[str, list[dict[str, Any]]]) -> dict[str, list[Answer]]:
+    try:
+        return {label: [Answer(**{**row, "kept": tuple(row["kept"])}) for row in rows] for label, rows in tree.items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{EXPECTED} is damaged ({one_line(error)}): {REMEDY}") from error
+
+
+def write(file: Path) -> None:
+    """Write the answers of this machine as the expected ones, a line a question; UserError if a setting stops."""
+    results = answers()
+    blocks = []
+    for label, rows in results.items():
+        if isinstance(rows, str):
+            raise UserError(f"{label} stops, nothing is written: {rows}")
+        lines = ",\n".join(f"   {json.dumps(asdict(row), ensure_ascii=False)}" for row in rows)
+        blocks.append(f"  {json.dumps(label)}: [\n{lines}\n  ]")
+    versions, settings = json.dumps(machine.installed()), ",\n".join(blocks)
+    files.write_atomic(file, f'{{\n "versions": {versions},\n "answers": {{\n{settings}\n }}\n}}\n')
+
+
+if __name__ == "__main__":
+    write(EXPECTED)
