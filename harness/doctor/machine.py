@@ -48,8 +48,16 @@ def installed() -> dict[str, str]:
 def outside_tested_range(newest: Mapping[str, str]) -> list[str]:
     """Installed packages that are outside their bounds, or newer than the `newest` version that was tested."""
     outside = []
-    for it in _requirements(""):
-        here, upper = version(it.name), newest.get(it.name)
+    try:
+        needed = _requirements("")
+    except PackageNotFoundError:
+        return [f"{PACKAGE} (not installed)"]
+    for it in needed:
+        try:
+            here, upper = version(it.name), newest.get(it.name)
+        except PackageNotFoundError:
+            outside.append(f"{it.name} (not installed)")
+            continue
         bounds = it.specifier & SpecifierSet(f"<={upper}" if upper else "")
         if not bounds.contains(here, prereleases=True):
             lower = next((bound.version for bound in it.specifier if bound.operator == ">="), "any")

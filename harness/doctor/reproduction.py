@@ -3,7 +3,10 @@
 A run answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of unequal lengths, greedy generation.
 `python -m harness.doctor.reproduction` writes the file; do so on the locked versions, on a CPU.
 
-Every answer must be equal. Kept tokens may differ where two scores are equal but for rounding.
+Every answer must be equal. Kept tokens may differ where two scores are equal but for rounding: none of 9,308 did over
+thread counts, instruction sets and versions, 11 (0.12 %) with every product rounded to TF32, and no answer with them.
+docs/pocket.md has the table and its commands. A setting that keeps
+the tokens of another method changes 2.8 % or more.
 """
 
 import io
@@ -29,7 +32,7 @@ PART, NAME = "reproduces", "pocket"
 EXPECTED = HOME / "expected.json"
 REMEDY = "take the committed file, or write it on the locked versions: python -m harness.doctor.reproduction"
 QUESTIONS = 3  # of each task
-MAX_KEPT_DIFFERENCE = 0.001  # share of the kept tokens
+MAX_KEPT_DIFFERENCE = 0.005  # share of the kept tokens; see above
 
 
 @dataclass(frozen=True)
