@@ -5,8 +5,7 @@ A run answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of une
 
 Every answer must be equal. Kept tokens may differ where two scores are equal but for rounding: none of 9,308 did over
 thread counts, instruction sets and versions, 11 (0.12 %) with every product rounded to TF32, and no answer with them.
-docs/pocket.md has the table and its commands. A setting that keeps
-the tokens of another method changes 2.8 % or more.
+A setting that keeps the tokens of another method changes 2.8 % or more. docs/pocket.md has the table and its commands.
 """
 
 import io
