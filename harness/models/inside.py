@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
 from harness.models.cache import CutInsideLLM, cached_length
 from harness.models.calls import Call, HookError
+from harness.models.compat import causal_mask
 from harness.models.hooking import Handles, submodule
 from harness.models.rows import Rows, remaining, require_rows
 from methods.base import LayerState
@@ -184,9 +184,7 @@ class InsideCut:
     def _mask(self, states: Tensor, padding: Tensor | None, view: Any) -> Any:
         """Return the mask that the model's attention kernel takes, for rows `states` [B, L, D]."""
         padding = None if padding is None else padding.to(states.device)
-        return create_causal_mask(
-            config=self._config, inputs_embeds=states, attention_mask=padding, past_key_values=view
-        )
+        return causal_mask(self._config, states, padding, view)
 
     def _choose(self, states: Tensor) -> Tensor:
         """Let the method choose, with `states` [B, S, D] behind layer j, or empty.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from harness.models.calls import Arguments, Call
+from harness.models.compat import CLIP_ENCODER
 from harness.models.vision import VisionTower
 
 
@@ -36,7 +37,7 @@ class ClipTower(VisionTower):
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
         """Return a layer's attention, and its projections to q and k."""
-        attention = f"{self.path}.encoder.layers.{layer}.self_attn"
+        attention = f"{self.path}.{CLIP_ENCODER}.layers.{layer}.self_attn"
         return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
 
     def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from harness.models.base import DecoderParts
 from harness.models.calls import Arguments, Call
+from harness.models.compat import rotate_qwen25
 from harness.models.placeholders import PlaceholderAdapter
 from harness.models.prefill import Grid
 from harness.models.qwen_text import question
@@ -39,7 +39,6 @@ class Qwen25VL(PlaceholderAdapter):
         "multimodal": Arguments.of("video image_grids video_grids"),
         "vision": Arguments.of("grids"),
     }
-    rotate = staticmethod(apply_rotary_pos_emb)
     encode_here = "pass {kind}_grid_thw along with them"
 
     @property
@@ -66,6 +65,10 @@ class Qwen25VL(PlaceholderAdapter):
                 raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
             ids = ids[1:]
         return ids.expand(3, batch, length)
+
+    def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn q and k [B, H, S, d] by the library's own function."""
+        return rotate_qwen25(q, k, cos, sin, self._config.get_text_config())
 
     def position_ids(self, positions: Tensor) -> Tensor:
         """Return triples [3, B, L]; those of text are three times the same."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_window_index
 
 from harness.models.calls import Arguments, Call
+from harness.models.compat import window_order
 from harness.models.hooking import submodule
 from harness.models.vision import VisionTower
 
@@ -69,13 +69,6 @@ class Qwen25Tower(QwenTower):
     def merged(self, patches: Tensor, call: Call) -> Tensor:
         """Average groups of four and undo the windows."""
         means = super().merged(patches, call)
-        return means[self._window_order(call).to(means.device).argsort()]
-
-    def _window_order(self, call: Call) -> Tensor:
-        """Return which token [N] stands where while the tower runs."""
-        config = self._config
-        sizes = {"spatial_merge_size": config.spatial_merge_size, "patch_size": config.patch_size}
         order = call.get("window_order")
-        if order is None:
-            order, _ = get_vision_window_index(call.require("grids"), window_size=config.window_size, **sizes)
-        return torch.as_tensor(order)
+        order = window_order(self._config, call.require("grids")) if order is None else torch.as_tensor(order)
+        return means[order.to(means.device).argsort()]

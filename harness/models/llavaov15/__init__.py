@@ -15,6 +15,7 @@ def register() -> None:
     """
     import transformers as tf
 
+    from harness.models.compat import register_image_processors
     from harness.models.llavaov15 import configuration, modeling, vision
 
     config, vit = configuration.LlavaOnevision15Config, configuration.RiceVitConfig
@@ -25,6 +26,5 @@ def register() -> None:
     for auto in (tf.AutoModelForImageTextToText, tf.AutoModelForCausalLM):
         auto.register(config, modeling.LlavaOnevision15ForConditionalGeneration, exist_ok=True)
     tf.AutoProcessor.register(config, tf.Qwen2_5_VLProcessor, exist_ok=True)
-    images: dict[str, type] = {"torchvision": tf.Qwen2VLImageProcessor, "pil": tf.Qwen2VLImageProcessorPil}
-    tf.AutoImageProcessor.register(config, image_processor_classes=images, exist_ok=True)
+    register_image_processors(config)
     tf.AutoVideoProcessor.register(config, tf.Qwen2VLVideoProcessor, exist_ok=True)

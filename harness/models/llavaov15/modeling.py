@@ -8,16 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel, Qwen3Model
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
 from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
+from harness.models.compat import (
+    CACHE,
+    PixelsInPrefill,
+    cache_argument,
+    causal_mask,
+    model_forward,
+)
 from harness.models.llavaov15.configuration import LlavaOnevision15Config, LlavaOnevision15TextConfig
 from harness.models.llavaov15.vision import RiceVisionModel
 
@@ -33,45 +37,40 @@ class LlavaOnevision15TextModel(Qwen3Model):
 
     config: LlavaOnevision15TextConfig
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @model_forward
+    @cache_argument
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Token ids [B, S] or embeddings [B, S, D] -> `last_hidden_state` [B, S, D]; position_ids [B or 1, S]."""
         hidden = embeddings_of(self.embed_tokens, input_ids, inputs_embeds)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = text_positions(hidden, attention_mask, past_key_values)
+            position_ids = text_positions(hidden, attention_mask, cache)
         if isinstance(attention_mask, dict):  # generate() made it for a static cache
             mask: Any = attention_mask["full_attention"]
         else:
-            mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-            )
+            mask = causal_mask(self.config, hidden, attention_mask, cache)
         rotation = self.rotary_emb(hidden, position_ids)
         for layer in self.layers:
             hidden = layer(
                 hidden,
                 attention_mask=mask,
                 position_embeddings=rotation,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
-        cache = past_key_values if use_cache else None
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=cache)
+        fields: dict[str, Any] = {"last_hidden_state": self.norm(hidden), CACHE: cache if use_cache else None}
+        return BaseModelOutputWithPast(**fields)
 
 
 class LlavaOnevision15PreTrainedModel(PreTrainedModel):
@@ -82,7 +81,7 @@ class LlavaOnevision15PreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "video", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["Qwen3DecoderLayer", "RiceBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)visual\.importance_scorer\."]  # in VisionSelector's checkpoints
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -97,6 +96,14 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         self.visual = RiceVisionModel._from_config(config.vision_config)
         self.language_model = LlavaOnevision15TextModel._from_config(config.text_config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the decoder's table, which not every version of transformers finds by itself."""
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's table."""
+        self.language_model.embed_tokens = value
 
     # generate() calls the next two with those of its arguments that they name.
     @can_return_tuple
@@ -121,12 +128,13 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         return self._encode(pixel_values_videos, video_grid_thw, "video", mm_token_type_ids)
 
     @can_return_tuple
+    @cache_argument
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: Tensor | None = None,
@@ -150,17 +158,17 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         if pixel_values_videos is not None:
             encoded["video"] = self._encode(pixel_values_videos, video_grid_thw, "video", kinds)
         embeds = embeddings_of(self.language_model.embed_tokens, input_ids, inputs_embeds)
-        prompt = past_key_values is None or not past_key_values.get_seq_length()
+        prompt = cache is None or not cache.get_seq_length()
         if encoded or (prompt and kinds is not None):  # a placeholder that was decoded is just a token
             embeds = self._scatter(embeds, kinds, encoded)
         if position_ids is None:
-            position_ids = text_positions(embeds, attention_mask, past_key_values)
+            position_ids = text_positions(embeds, attention_mask, cache)
         outputs: BaseModelOutputWithPast = self.language_model(
             inputs_embeds=embeds,
             position_ids=position_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
         return outputs
@@ -200,7 +208,7 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         return embeds
 
 
-class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, GenerationMixin):
+class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, PixelsInPrefill, GenerationMixin):
     """The model with its language-modelling head; tensor names are those of the released checkpoints."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -214,12 +222,13 @@ class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, 
         self.post_init()
 
     @can_return_tuple
+    @cache_argument
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -238,9 +247,9 @@ class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, 
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{CACHE: cache},
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
             image_grid_thw=image_grid_thw,
@@ -256,7 +265,7 @@ class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, 
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -15,9 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 # A joint qkv projection, rotation in float32, units kept apart by cu_seqlens under every attention kernel.
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
+from harness.models.compat import MAX_SEQLEN
 from harness.models.llavaov15.configuration import RiceVitConfig
 
 ROPE_THETA = 10_000.0
+UNPACK = ("released", "fixed")
 
 
 class RicePatchEmbed(nn.Module):
@@ -66,7 +68,7 @@ class RiceBlock(GradientCheckpointingLayer):
         self.mlp = RiceMLP(config)
 
     def forward(self, hidden_states: Tensor, **units: Any) -> Tensor:
-        """[N, D] -> [N, D]; `units` has cu_seqlens [U + 1], max_seqlen, position_embeddings 2 x [N, head_dim]."""
+        """[N, D] -> [N, D]; `units` has cu_seqlens [U + 1] and position_embeddings 2 x [N, head_dim]."""
         hidden_states = hidden_states + self.attn(self.norm1(hidden_states), **units)
         out: Tensor = hidden_states + self.mlp(self.norm2(hidden_states))
         return out
@@ -105,6 +107,8 @@ class RiceVisionModel(PreTrainedModel):
 
     def __init__(self, config: RiceVitConfig) -> None:
         super().__init__(config)
+        if config.unpack not in UNPACK:
+            raise ValueError(f"unpack must be {' or '.join(UNPACK)}, not {config.unpack!r}")
         self.spatial_merge_size = config.spatial_merge_size
         self.angles = config.hidden_size // config.num_heads // 2  # half for the row, half for the column
         self.patch_embed = RicePatchEmbed(config)
@@ -143,11 +147,9 @@ class RiceVisionModel(PreTrainedModel):
         angles = _interleave(patch_angles(grid, self.spatial_merge_size, self.angles), self.class_pos_emb, is_cls)
         angles = angles.repeat(1, 2)
         rows = self.pre_layernorm(_interleave(patches, self.class_embedding, is_cls))
-        units = {
-            "cu_seqlens": bounds.int(),
-            "max_seqlen": int(lengths.max()) + 1,
-            "position_embeddings": (angles.cos(), angles.sin()),
-        }
+        units = {"cu_seqlens": bounds.int(), "position_embeddings": (angles.cos(), angles.sin())}
+        if MAX_SEQLEN:
+            units["max_seqlen"] = int(lengths.max()) + 1
         for block in self.blocks:
             rows = block(rows, **units)
         rows = rows[released_rows(grid, prompts)] if self.config.unpack == "released" else rows[~is_cls]
