@@ -23,6 +23,7 @@ from harness.errors import UserError, one_line
 from harness.inputs import limits_of
 from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
+from harness.models.llava_vision import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.models.shared import SharedVision
@@ -214,6 +215,7 @@ def load(config: ModelConfig) -> Loaded:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, where the tensor can be named
             **({} if config.unpack is None else {"unpack": config.unpack}),
+            **(loading_options(transformers.LlavaForConditionalGeneration) if family == "llava" else {}),
             **spread,
         )
         model = model.eval() if spread else model.eval().to(device)

@@ -65,3 +65,14 @@ def feature_layer(config: Any) -> int:
     """Return the layer whose output the features are; -1 if they are what enters layer 0."""
     states = int(config.vision_config.num_hidden_layers) + 1  # the first of them is what enters layer 0
     return int(config.vision_feature_layer) % states - 1
+
+
+def loading_options(model_class: type[nn.Module]) -> dict[str, Any]:
+    """Return what from_pretrained needs to read a tower without the level "vision_model" in the names of its tensors.
+
+    Versions of transformers that have the level do not add it to a checkpoint that was saved by one without.
+    """
+    level = CLIP_ENCODER.removesuffix("encoder")
+    names = getattr(model_class, "_checkpoint_conversion_mapping", {})
+    bare = {rf"^(model\.)?vision_tower\.(?!{level})": f"model.vision_tower.{level}"}
+    return {"key_mapping": bare | names} if level else {}
