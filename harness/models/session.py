@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -21,6 +20,7 @@ from harness.models.inside import InsideCut
 from harness.models.prefill import Layout, Prefill, valid_rows
 from harness.models.rows import Rows, remaining, require_rows
 from harness.models.shared import SharedReader, SharedVision
+from harness.models.steps import Cut, Doubts, OutOfOrderError, Step, differs, require_history
 from harness.models.vision import Reading, VisionReader
 from methods.base import Signal
 
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 _active: WeakSet[nn.Module] = WeakSet()
 _active_lock = threading.Lock()
 _UNKNOWN = object()  # of a cache that no block has seen
-OUT_OF_ORDER = (
-    "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
-    "pass a further turn as the whole conversation, without its cache"
-)
 
 
 class Session:
@@ -49,12 +45,12 @@ class Session:
         self._layout: Layout | None = None
         self._call: Call | None = None  # arguments of the multimodal module
         self._expected: list[int] | None = None  # [B] rows that layer 0 must receive
-        self._cut: _Cut | None = None  # what this pass drops
-        self._step: _Step | None = None  # what this pass adds to a cache
+        self._cut: Cut | None = None  # what this pass drops
+        self._step: Step | None = None  # what this pass adds to a cache
         self._compact: Tensor | None = None  # [B, L] positions of the rows that layer 0 receives, if they are 1-D
         self._angles: Tensor | None = None  # [R, B, L] positions that must reach the rotary embedding
         self._layer_cache: Any = None  # of this pass, as layer 0 has it
-        self._doubts: dict[str, tuple[Tensor, Exception]] = {}  # by message: whether it has to be raised
+        self.doubts = Doubts()
         method, layer = pruning.method, inside_layer(pruning.method)
         self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
@@ -77,7 +73,7 @@ class Session:
         try:
             self._attach(handles)
             yield
-            self.settle()
+            self.doubts.settle()
             self._check_everything_was_pruned(modules)
         finally:
             handles.remove()
@@ -169,7 +165,7 @@ class Session:
     def _prefill(self, layout: Layout, call: Call) -> Mapping[str, Any] | None:
         """Return the arguments that change, or None if every visual token stays."""
         states, mask, cache = call.require("embeddings"), call.get("mask"), call.get("cache")
-        self.settle()
+        self.doubts.settle()
         visual = layout.visual.to(states.device)
         dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
         if not any(dropped) and not getattr(cache, RECORD, None):  # then the plain model takes whatever came
@@ -183,7 +179,7 @@ class Session:
         width, added = states.shape[-1], self.adapter.added(call)
         given = call.get("positions")
         given = self.adapter.position_ids(positions) if given is None else given
-        self._cut = _Cut(positions, given, valid.to(positions.device))
+        self._cut = Cut(positions, given, valid.to(positions.device))
         if self._inside is not None:
             first = self._inside.first
             self._inside.fill(prefill, expected, added[first:])
@@ -216,9 +212,9 @@ class Session:
         expected, self._angles = self._angles, None
         if expected is not None:
             came = call.require("positions")
-            wrong = _differs(came if came.ndim == 3 else came.unsqueeze(0), expected)
+            wrong = differs(came if came.ndim == 3 else came.unsqueeze(0), expected)
             what = f"the rotary embedding of {self.adapter.name} got other positions than the cut implies"
-            self._doubt(wrong, HookError(what))
+            self.doubts.add(wrong, HookError(what))
         return None
 
     def _signals(self, layout: Layout) -> tuple[Any, Any]:
@@ -251,14 +247,14 @@ class Session:
 
     def _continue(self, call: Call) -> Mapping[str, Any] | None:
         """Return the arguments that change in a pass without visual tokens: those of a step on a pruned cache."""
-        cache, states = call.get("cache"), call.get("embeddings")
+        cache = call.get("cache")
         record, past = getattr(cache, RECORD, _UNKNOWN), cached_length(cache)
         if not isinstance(record, PrunedCache):
-            if record is _UNKNOWN and states is not None:
-                self._require_history(call, cache, past, states.shape[1])
+            if record is _UNKNOWN and call.get("embeddings") is not None:
+                require_history(call, self._seen > 0, self.adapter.name, self.doubts)
             return None
         steps = call.require("embeddings").shape[1]
-        self._step = _Step(record, cache, past + steps, cached_length(cache, -1) + steps)
+        self._step = Step.on(record, cache, steps)
         changed: dict[str, Any] = {"cache_position": None}
         if isinstance(record, CutInsideLLM):
             if self._inside is None:
@@ -272,34 +268,14 @@ class Session:
             self._angles = record.positions(past, steps)
             return changed | {"positions": self.adapter.position_ids(self._angles)}
         came, following = call.require("positions"), record.following(past, steps)
-        self._angles, wrong = self.adapter.positions(call), _differs(came, following)
+        self._angles, wrong = self.adapter.positions(call), differs(came, following)
         if isinstance(record, CutInsideLLM):  # nobody counts wrongly there, so that a new generate() may go on
-            wrong = wrong & _differs(self._angles, record.positions(past, steps))
+            wrong = wrong & differs(self._angles, record.positions(past, steps))
         elif isinstance(record, CutBeforeLLM) and record.shift is not None:
             self._angles = self._angles - record.shift
             changed["positions"] = came - record.shift
-        self._doubt(wrong, ValueError(OUT_OF_ORDER))
+        self.doubts.add(wrong, OutOfOrderError())
         return changed
-
-    def _require_history(self, call: Call, cache: Any, past: int, steps: int) -> None:
-        """HookError if tokens precede these that a cache of unknown origin does not hold."""
-        mask = call.get("mask")
-        covered = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        if covered is not None and covered != past + steps:
-            what = f"{steps} tokens came with a key-value cache of {past} and a mask of {covered}"
-            raise HookError(f"{what}: what the others were is lost, so {self.adapter.name} cannot go on from them")
-        if past and past != cached_length(cache, -1):
-            what = f"the first and last layer hold {past} and {cached_length(cache, -1)} tokens"
-            raise HookError(f"a key-value cache came without what prune() wrote on it: {what}, so some were dropped")
-        if not past and self._seen and call.get("positions") is not None:
-            first = call["positions"][..., :1]
-            what = f"{steps} tokens came without a key-value cache, but not as the first of a prompt"
-            self._doubt((first > 0).all(), HookError(f"{what}: {self.adapter.name} cannot go on from what is lost"))
-        if past and covered is None and self._seen:
-            raise HookError(
-                f"a key-value cache of {past} tokens came that no prune block filled, so it may lack some: "
-                "pass a mask over all of them, or fill it within the block"
-            )
 
     def _enter_first_layer(self, call: Call) -> None:
         self._layer_cache = call.get("cache")
@@ -307,28 +283,8 @@ class Session:
         if expected is not None:
             require_rows(expected, call, f"decoder layer 0 of {self.adapter.name}", self.pruning.budget.label)
             self._verify()
-        if self._step is None:
-            return
-        if self._layer_cache is not self._step.cache:
-            came = "no key-value cache" if self._layer_cache is None else "another key-value cache"
-            raise HookError(f"decoder layer 0 of {self.adapter.name} got {came} in a step on a pruned one")
-        self._check_mask(call.get("mask"), self._step)
-
-    def _check_mask(self, mask: Any, step: _Step) -> None:
-        """HookError unless the last row of the attention mask sees all of the prompt that is no padding, and itself."""
-        if not isinstance(mask, Tensor):
-            return
-        sees = mask[:, 0, -1] if mask.ndim == 4 else mask
-        if sees.shape[-1] != step.length:
-            what = f"a mask over {sees.shape[-1]} keys in a step that ends at {step.length}"
-            raise HookError(f"decoder layer 0 of {self.adapter.name} got {what}")
-        sees = sees == 0 if sees.is_floating_point() else sees.bool()
-        valid = step.record.first_mask_up_to(step.length)
-        expected = torch.ones_like(sees) if valid is None else valid.to(sees.device).bool()
-        what = (
-            f"decoder layer 0 of {self.adapter.name} got a mask that hides tokens, or shows padding, of a pruned cache"
-        )
-        self._doubt((sees != expected).any(), HookError(what))
+        if self._step is not None:
+            self._step.check_first_layer(call, self.adapter.name, self.doubts)
 
     def _verify(self) -> None:
         self._verified += 1
@@ -337,7 +293,7 @@ class Session:
         cut, step, cache = self._cut, self._step, self._layer_cache
         self._forget_positions()
         if step is not None:
-            self._check_step(step)
+            step.check_lengths()
         elif cut is not None:
             self._record(cut, call, output)
         elif cache is not None and not hasattr(cache, RECORD):
@@ -352,15 +308,7 @@ class Session:
             path = self.adapter.decoder.rotary
             raise HookError(f"'{path}' of {self.adapter.name} did not run: the positions of what is kept got lost")
 
-    def _check_step(self, step: _Step) -> None:
-        held = [cached_length(step.cache), cached_length(step.cache, -1)]
-        right = [step.length, step.late]
-        if held != right:
-            raise HookError(
-                f"the first and last layer's key-value caches hold {held} positions after a step to {right}"
-            )
-
-    def _record(self, cut: _Cut, call: Call, output: Any) -> None:
+    def _record(self, cut: Cut, call: Call, output: Any) -> None:
         """Write on the cache that a pruned prefill filled what it lacks."""
         cache, returned = self._layer_cache, returned_cache(output)
         if cache is None:
@@ -373,73 +321,7 @@ class Session:
             valid = None if bool(cut.valid.all()) else cut.valid
             setattr(cache, RECORD, self._inside.filled(cache, valid, cut.next_position, cut.last_given))
             return
-        assert cut.rows is not None
-        length = cut.rows.index.shape[1]
-        if cached_length(cache) != length:
-            held = f"the key-value cache holds {cached_length(cache)} positions"
-            raise HookError(f"{held} after a pruned prefill of {length}")
-        setattr(cache, RECORD, cut.before_llm())
-
-    # What is wrong on a GPU is asked for later, so that no decoding step has to wait for it.
-
-    def _doubt(self, wrong: Tensor, error: Exception) -> None:
-        if wrong.device.type == "cpu":
-            if bool(wrong):
-                raise error
-        else:
-            earlier, _ = self._doubts.get(str(error), (wrong, error))
-            self._doubts[str(error)] = wrong | earlier, error
-
-    def settle(self) -> None:
-        """Raise what a decoding step did wrong since the last call."""
-        doubts, self._doubts = self._doubts, {}
-        for wrong, error in doubts.values():
-            if bool(wrong):
-                raise error
-
-
-@dataclass(eq=False)
-class _Cut:
-    """A prefill that drops tokens, until its cache is full."""
-
-    positions: Tensor  # [R, B, S] of all rows
-    given: Tensor  # as they came, or would have
-    valid: Tensor  # [B, S]
-    rows: Rows | None = None  # those that stay, if the cut is before layer 0
-    compact: bool = False  # they were numbered anew
-
-    @property
-    def next_position(self) -> Tensor:
-        """[B] after the largest of the prompt."""
-        return self.positions.amax(0).masked_fill(~self.valid, -1).amax(1) + 1
-
-    @property
-    def last_given(self) -> Tensor:
-        """[..., B, 1] of the last token, as it came."""
-        batch, length = self.valid.shape
-        given = self.given.expand(*self.given.shape[:-2], batch, length)
-        last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
-        return given.gather(-1, last.expand(*given.shape[:-1], 1))
-
-    def before_llm(self) -> CutBeforeLLM:
-        """Describe the cache of a cut before layer 0."""
-        assert self.rows is not None
-        behind, last, shift = self.next_position, self.last_given, None
-        if self.compact:
-            behind = self.rows.numbered()[0].amax(1).to(behind.device) + 1
-            shift = last.view(-1, 1) + 1 - behind.view(-1, 1)
-        length = self.rows.index.shape[1]
-        return CutBeforeLLM(length, self.rows.mask, length, self.rows.mask, behind, last, shift)
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A pass that adds to a pruned cache."""
-
-    record: PrunedCache
-    cache: Any
-    length: int  # rows of layer 0 afterwards
-    late: int  # rows of the last layer afterwards, fewer after a cut inside the language model
+        setattr(cache, RECORD, cut.before_llm(cache))
 
 
 def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
@@ -447,14 +329,3 @@ def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
     if rows.mask is None:
         return None
     return rows.mask.to(torch.long if given is None else given.dtype)
-
-
-def _differs(came: Tensor, expected: Tensor) -> Tensor:
-    """Tell whether two tensors of positions differ, as a tensor of one bool: a GPU need not wait.
-
-    One row may stand for a whole batch, and one coordinate for several.
-    """
-    sizes = zip(came.shape, expected.shape, strict=False)
-    if came.ndim != expected.ndim or any(a != b and 1 not in (a, b) for a, b in sizes):
-        return torch.tensor(True, device=came.device)
-    return (came != expected.to(came.device)).any()
