@@ -140,10 +140,16 @@ def short_mask(call):
     call["attention_mask"] = call["attention_mask"][:, :-1]
 
 
+def without_mask(call):
+    assert isinstance(call["attention_mask"], Tensor)
+    call["attention_mask"] = None
+
+
 def tampering():
     """Every sabotage of a step, with padding and without; a mask comes with padding alone."""
-    padded = [without_cache, own_cache, copied_cache, cropped_cache, later_positions, earlier_positions, short_mask]
-    whole = [*padded[:-1], cropped_layer]
+    padded = [without_cache, own_cache, copied_cache, cropped_cache, later_positions, earlier_positions]
+    whole = [*padded, cropped_layer]
+    padded += [short_mask, without_mask]
     return [(how, scene) for scene, ways in (("unequal lengths", padded), ("one prompt", whole)) for how in ways]
 
 
