@@ -111,7 +111,8 @@ def _complete(
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
             journal = Journal(folder.path, processes.rank)
-        before = Proof(**folder.about().get("decoding", {}).get("proof", {})) if processes.first else Proof()
+        resumed = folder.about() if processes.first and not force else {}
+        before = Proof(**resumed.get("decoding", {}).get("proof", {}))
 
         def proven(proof: Proof) -> None:
             if processes.first:
