@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from harness.models.calls import Arguments, Call, CallSite
-from harness.models.hooking import submodule
+from harness.models.hooking import Handles, submodule
 from harness.models.prefill import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
 from harness.models.vision import VisionSignals, VisionTower
@@ -120,6 +120,9 @@ class Adapter(ABC):
 
     def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
         """Take note of a pass through "vision", whose arguments may hold what later passes lack."""
+
+    def hook_generation(self, handles: Handles) -> None:  # noqa: B027
+        """Hook what generate() does before the prefill, where that has to be known."""
 
     def added(self, call: Call) -> list[Tensor]:
         """Return what is added [B, S, D] to the rows behind decoder layers 0, 1, ...; in most families nothing.

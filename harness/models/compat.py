@@ -23,15 +23,15 @@ _MASK_ARGUMENTS = signature(masks.create_causal_mask).parameters
 CACHE = "cache" if "cache" in _MASK_ARGUMENTS else "past_key_values"  # in calls and outputs; before 5.24 the latter
 CLIP_ENCODER = "vision_model.encoder" if hasattr(clip, "CLIPVisionTransformer") else "encoder"  # the latter since 5.6
 MAX_SEQLEN = "max_seqlen" in signature(qwen25.Qwen2_5_VLVisionAttention.forward).parameters  # since 5.15
+ENCODES_AHEAD = "mm_encoder_outputs" in signature(qwen25.Qwen2_5_VLModel.forward).parameters  # generate(), since 5.18
 
 
 def model_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Fill arguments in from the configuration, and return hidden states where they are asked for."""
     if not hasattr(generic, "merge_with_config_defaults"):  # before 5.2
         return generic.check_model_inputs(forward)
-    return generic.merge_with_config_defaults(
-        import_module("transformers.utils.output_capturing").capture_outputs(forward)
-    )
+    capturing = import_module("transformers.utils.output_capturing")
+    return generic.merge_with_config_defaults(capturing.capture_outputs(forward))
 
 
 def cache_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,7 +88,7 @@ class PixelsInPrefill:
     """Mixin of a port that takes Qwen2.5-VL's arguments: before 5.18 generate() does not encode images in advance."""
 
     _qwen = qwen25.Qwen2_5_VLForConditionalGeneration
-    if hasattr(_qwen, "_get_image_nums_and_video_nums"):
+    if not ENCODES_AHEAD:
         _get_image_nums_and_video_nums = _qwen._get_image_nums_and_video_nums
         _expand_inputs_for_generation = _qwen._expand_inputs_for_generation  # copies pixels for beams
 

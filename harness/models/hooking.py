@@ -51,16 +51,16 @@ class Handles:
         """Call `hook` with the output of each pass through `module`; it may return another one."""
         self._handles.append(module.register_forward_hook(lambda module, args, output: hook(output)))
 
-    def instead(self, module: nn.Module, stand_in: Callable[..., Any]) -> None:
-        """Have `module` return `stand_in(forward, args, kwargs)`; the hooks around its pass run as ever."""
-        forward, own = module.forward, vars(module).get("forward")  # accelerate leaves one of its own there
+    def instead(self, module: nn.Module, stand_in: Callable[..., Any], name: str = "forward") -> None:
+        """Have method `name` of `module` return `stand_in(method, args, kwargs)`; hooks around a pass run as ever."""
+        method, own = getattr(module, name), vars(module).get(name)  # accelerate leaves a forward of its own there
 
-        @wraps(forward)
+        @wraps(method)
         def replaced(*args: Any, **kwargs: Any) -> Any:
-            return stand_in(forward, args, kwargs)
+            return stand_in(method, args, kwargs)
 
-        vars(module)["forward"] = replaced
-        self._handles.append(_StandIn(module, own))
+        vars(module)[name] = replaced
+        self._handles.append(_StandIn(module, name, own))
 
     def remove(self) -> None:
         """Take all of them off again."""
@@ -73,12 +73,13 @@ class _StandIn:
     """What `instead` has to put back."""
 
     module: nn.Module
+    name: str
     own: Callable[..., Any] | None
 
     def remove(self) -> None:
-        del vars(self.module)["forward"]
+        del vars(self.module)[self.name]
         if self.own is not None:
-            vars(self.module)["forward"] = self.own
+            vars(self.module)[self.name] = self.own
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from harness.models.base import Adapter
 from harness.models.cache import cached_length
 from harness.models.calls import Call
+from harness.models.compat import ENCODES_AHEAD
+from harness.models.hooking import Handles
 from harness.models.prefill import Grid, Layout
 from harness.models.vision import VisionSignals, dealt
 
@@ -21,6 +25,11 @@ CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
 NO_IDS = (
     "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds; "
     "for text alone pass mm_token_type_ids of zeros"
+)
+
+MIXED_COPIES = (
+    "beams and several answers need the images of a prompt in its own order, before transformers 5.18 they get others: "
+    "install a newer version, or give each prompt one image of one tile"
 )
 
 
@@ -43,6 +52,7 @@ class PlaceholderAdapter(Adapter):
         super().__init__(model)
         # generate() encodes first and then passes the encoder's output on without its grids.
         self._encoded: list[Encoded] = []
+        self._expanded = 1  # rows that generate() is about to make of each prompt
 
     @abstractmethod
     def encoded_grids(self, call: Call) -> list[Grid]:
@@ -86,9 +96,8 @@ class PlaceholderAdapter(Adapter):
 
     def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
         """Remember the grids of what the vision tower just encoded, and what was read of it."""
-        # The latest stays, though its output may be gone: before transformers 5.18 images are freed before videos come.
-        latest = self._encoded[-1:]
-        self._encoded = [one for one in self._encoded[:-1] if one.output() is not None] + latest
+        # A pass that encodes images and then videos may have dropped the first output already.
+        self._encoded = [one for one in self._encoded[:-1] if one.output() is not None] + self._encoded[-1:]
         self._encoded.append(Encoded(weakref.ref(output), self.encoded_grids(call), signals))
 
     def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:
@@ -98,7 +107,17 @@ class PlaceholderAdapter(Adapter):
         for kind, output in call.get("encoded", {}).items():
             if output is not None and kind not in known:
                 known[kind] = self._known(kind, output)
-        return dealt(layout.kinds, {CODES[kind]: one.signals for kind, one in known.items() if one.signals})
+        signals = {CODES[kind]: one.signals for kind, one in known.items() if one.signals}
+        return dealt(layout.kinds.repeat_interleave(layout.encoded, dim=0), signals)[:: layout.encoded]
+
+    def hook_generation(self, handles: Handles) -> None:
+        """Before transformers 5.18, generate() copies pixels for beams: note how many copies to expect."""
+        if not ENCODES_AHEAD:
+            handles.instead(self.model, self._expand, "_expand_inputs_for_generation")
+
+    def _expand(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._expanded = inspect.signature(method).bind(*args, **kwargs).arguments.get("expand_size", 1)
+        return method(*args, **kwargs)
 
     def layout(self, call: Call) -> Layout:
         """Find the placeholders of images and videos and lay the grids over them, in order of appearance."""
@@ -107,9 +126,20 @@ class PlaceholderAdapter(Adapter):
             raise ValueError(NO_IDS)
         kinds = self._kinds(ids)
         grids = {kind: self._grids(kind, call) for kind in CODES}
-        copies = _copies(kinds, grids)
-        per_prompt = _per_prompt(kinds[::copies].cpu(), grids, self.steps_apart)
-        return Layout(kinds > 0, per_prompt, kinds[::copies], copies=copies, obstacle=_obstacle(call))
+        copies, encoded = _copies(kinds, grids), 1
+        if copies == 1 and self._expanded > 1 and torch.equal(ids, _repeated(ids, self._expanded)):
+            copies = encoded = self._expanded
+        self._expanded = 1
+        per_prompt = _per_prompt(kinds[:: copies // encoded].cpu(), grids, self.steps_apart)[::encoded]
+        obstacle = _obstacle(call)
+        if encoded > 1 and self._mixes_copies() and any(len(grids) > 1 for grids in per_prompt):
+            obstacle = MIXED_COPIES
+        return Layout(kinds > 0, per_prompt, kinds[::copies], copies, encoded, obstacle)
+
+    def _mixes_copies(self) -> bool:
+        """Tell whether generate() copies the images of a prompt as a a b b, where a copy of it needs a b."""
+        name = "_expand_inputs_for_generation"
+        return getattr(type(self.model), name) is getattr(GenerationMixin, name)
 
     def _pixels(self, call: Call) -> list[str]:
         """Return the kinds of pixels that a pass brings, in the order in which the model encodes them."""
@@ -169,9 +199,14 @@ def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
             raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids[kind]} cover {covered}")
         found.add(tokens // covered)
     copies = found.pop() if len(found) == 1 else 0
-    if not copies or len(kinds) % copies or not torch.equal(kinds, kinds[::copies].repeat_interleave(copies, dim=0)):
+    if not copies or len(kinds) % copies or not torch.equal(kinds, _repeated(kinds, copies)):
         raise ValueError("the images and videos do not fit the prompts: their tokens are not covered once by the grids")
     return copies
+
+
+def _repeated(rows: Tensor, copies: int) -> Tensor:
+    """Repeat every row [S] that is not a copy of the one before."""
+    return rows[::copies].repeat_interleave(copies, dim=0)
 
 
 def _per_prompt(kinds: Tensor, grids: Mapping[str, list[Grid]], steps_apart: bool) -> list[list[Grid]]:

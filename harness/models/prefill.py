@@ -29,6 +29,7 @@ class Layout:
     grids: list[list[Grid]]  # (t, h, w) in tokens of each image and video, for each of P = B / copies prompts
     kinds: Tensor  # [P, S] 0 for text, 1 for an image's tokens, 2 for a video's
     copies: int = 1  # consecutive rows that beam search or num_return_sequences made of one prompt
+    encoded: int = 1  # of these copies, those whose pixels were encoded
     obstacle: str | None = None  # why no token may be dropped from this pass
 
 

@@ -85,6 +85,7 @@ class Session:
         sites = {part: adapter.site(part) for part in ("root", "multimodal", "vision", "decoder")}
         rotary = adapter.site("rotary", adapter.decoder.rotary)
         first = adapter.site("layer", adapter.targets["first_layer"])
+        adapter.hook_generation(handles)
         if self._reader is not None:
             self._reader.attach(adapter.model, handles)
         before: dict[str, Callable[[Call], Mapping[str, Any] | None]] = {
