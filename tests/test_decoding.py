@@ -160,7 +160,8 @@ def test_beams(family, method, positions, scene):
     inputs, prompts = show(processor, scene)
     if not ENCODES_AHEAD and family in ("llava", "internvl"):
         # Upstream copies images a, b of a prompt as a a b b there. A prompt with one image is right.
-        with pytest.raises(ValueError, match="the images of a prompt in its own order"), Block(model, method, positions):
+        own_order = "the images of a prompt in its own order"
+        with pytest.raises(ValueError, match=own_order), Block(model, method, positions):
             generate(model, inputs, num_beams=3)
         (inputs,) = prompts = prompts[-1:]
     with (block := Block(model, method, positions)):
