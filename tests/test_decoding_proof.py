@@ -106,6 +106,16 @@ def test_logits_that_are_no_numbers_deviate(value):
     assert deviation(logits + 5, logits) > 0.1
 
 
+def test_tf32_products_are_as_exact_as_float16():
+    assert decoding.tolerance_of(torch.float32) == decoding.TOLERANCE[torch.float32]
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert decoding.tolerance_of(torch.float32) == decoding.TOLERANCE[torch.float16]
+        assert decoding.tolerance_of(torch.bfloat16) == decoding.TOLERANCE[torch.bfloat16]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize(
     ("proof", "alone", "batched"),
     [

@@ -22,6 +22,7 @@ from harness import checkpoint, cli, doctor, loading
 from harness.doctor import __main__ as command
 from harness.doctor import band, machine, presence, reproduction
 from harness.errors import UserError
+from harness.models import decoding
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.prune import Pruning
 
@@ -292,8 +293,10 @@ def test_rounding_to_tf32_stays_within_the_bound(monkeypatch):
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: linear(rounded(x), rounded(self.weight), self.bias))
     for module in (torch.nn.Conv2d, torch.nn.Conv3d):
         monkeypatch.setattr(module, "_conv_forward", convolve(module._conv_forward))
+    monkeypatch.setattr(
+        decoding, "tolerance_of", lambda dtype: decoding.TOLERANCE[torch.float16]
+    )  # as where torch knows
     state, said = verdict()
-    print(said)
     assert re.match(r"reproduces: 255 of 255 answers equal, [1-9]\d* of 9,308 kept tokens differ", said), said
     assert state == "ok"
 

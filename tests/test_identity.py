@@ -193,6 +193,7 @@ IN_FOLDER = {  # answers of such runs never meet; what is asked is in each key
     "data_root": {"data_root": {"tiny_stills": "copy"}},  # by content
 }
 CANNOT = {
+    "verify": "computes some answers twice",
     "force": "computes the same again",
     "dry_run": "computes nothing",
     "strict": "stops at a question that has no answer",

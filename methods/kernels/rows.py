@@ -13,7 +13,7 @@ SCALE = 10.0**DECIMALS  # cosines are multiples of 1 / SCALE
 TAME = (1e-12, 1e18)  # lengths whose squares float32 holds
 WALK, SLACK = 4.0, 32.0  # of the error of a product: times sqrt(D), and besides, in units of 2^-24
 SAMPLE = 64  # tokens whose products are looked at for larger errors
-SAFETY = 4.0  # times as much is taken for possible
+SAFETY = 16.0  # times as much is taken for possible: larger products run on other kernels, one of which lost 4 times
 
 
 class Rows:
