@@ -1,12 +1,14 @@
 """Arguments of upstream calls are read by role in one place, and refused where no known name fits."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from test_families import BUILDERS
 from torch import nn
+from transformers import DynamicCache
 
 import harness
 from harness.models import FAMILIES, adapter_for
@@ -66,6 +68,33 @@ def test_what_was_not_passed_is_absent_or_an_error():
         call.get("image")
 
 
+class Both(Takes):
+    """A release that takes the old name beside the new one: which of them counts, nobody knows."""
+
+    def forward(self, hidden_states, past_key_values=None, cache=None):
+        return hidden_states, past_key_values, cache
+
+
+@pytest.mark.parametrize("roles", [Arguments.of("cache"), Arguments.of("", "cache")])
+def test_a_module_with_two_names_of_a_role_is_refused(roles):
+    with pytest.raises(HookError, match=r"role 'cache' needs one argument .* it takes past_key_values and cache"):
+        CallSite(Both(), "decoder", roles)
+
+
+class TakesMore(nn.Module):
+    """A module with arguments that have no name."""
+
+    def forward(self, hidden_states, *more, **kwargs):
+        return hidden_states, more
+
+
+def test_an_argument_by_position_that_has_no_name_is_refused():
+    site = CallSite(TakesMore(), "decoder", Arguments.of("states"))
+    assert site.read((1,), {})["states"] == 1
+    with pytest.raises(HookError, match="called with 2 arguments by position, 1 have names"):
+        site.read((1, 2), {})
+
+
 def test_two_names_at_once_are_refused():
     with pytest.raises(HookError, match="past_key_values and cache: pass one"):
         CallSite(Takes(), "decoder", ROLES).read((1,), {"past_key_values": 2, "cache": 3})
@@ -79,9 +108,10 @@ def test_an_argument_that_is_optional_may_come_among_the_others():
         call.changed({"encoded": 1})
 
 
-def test_an_unknown_argument_with_an_entry_per_token_is_refused():
-    call = CallSite(Takes(), "decoder", ROLES).read((torch.zeros(2, 9, 4),), {"bias": torch.zeros(2, 9)})
-    with pytest.raises(HookError, match=r"got bias of shape \[2, 9\]"):
+@pytest.mark.parametrize("shape", [[9], [2, 9], [3, 2, 9], [2, 9, 4]])
+def test_an_unknown_argument_with_an_entry_per_token_is_refused(shape):
+    call = CallSite(Takes(), "decoder", ROLES).read((torch.zeros(2, 9, 4),), {"bias": torch.zeros(shape)})
+    with pytest.raises(HookError, match=rf"got bias of shape {re.escape(str(shape))}"):
         call.refuse_unknown_rows(9)
     call.refuse_unknown_rows(8)
 
@@ -99,6 +129,12 @@ def test_a_required_role_without_a_known_name_is_refused_in_one_line():
 @pytest.mark.parametrize("output", [(1, "no cache"), {"logits": 1}, None])
 def test_an_output_without_a_cache(output):
     assert returned_cache(output) is None
+
+
+def test_the_cache_in_an_output():
+    cache = DynamicCache()
+    for output in [*({"logits": 1, name: cache} for name in NAMES["cache"]), (1, cache)]:
+        assert returned_cache(output) is cache
 
 
 @pytest.mark.parametrize("family", FAMILIES)

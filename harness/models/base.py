@@ -41,9 +41,7 @@ ARGUMENTS: Mapping[str, Arguments] = {
     "root": Arguments.of("ids embeddings cache image", "labels encoded kinds"),
     "multimodal": Arguments.of("ids embeddings mask positions cache image", "encoded kinds use_cache"),
     "vision": Arguments.of(""),
-    "decoder": Arguments.of(
-        "embeddings mask positions cache use_cache", "cache_position packed_queries packed_keys kinds"
-    ),
+    "decoder": Arguments.of("embeddings mask positions cache use_cache", "cache_position packed_queries packed_keys"),
     "rotary": Arguments.of("positions"),
     "layer": Arguments.of("states mask positions cache rotation", "cache_position"),
     "attention": Arguments.of("states mask rotation"),

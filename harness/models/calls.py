@@ -70,8 +70,7 @@ class Arguments:
         return cls(frozenset(required.split()), frozenset(optional.split()))
 
     def __or__(self, other: Arguments) -> Arguments:
-        required = self.required | other.required
-        return Arguments(required, (self.optional | other.optional) - required)
+        return Arguments(self.required | other.required, self.optional | other.optional)
 
 
 class CallSite:
@@ -113,7 +112,11 @@ class CallSite:
         )
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Return the arguments of one pass."""
+        """Return the arguments of one pass; HookError if one has no name, since changed calls are made by name."""
+        if len(args) > len(self.order):
+            raise HookError(
+                f"{self.where} was called with {len(args)} arguments by position, {len(self.order)} have names"
+            )
         return Call(self, {**dict(zip(self.order, args, strict=False)), **kwargs})
 
 
