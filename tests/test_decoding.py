@@ -73,14 +73,14 @@ def tiny(family):
     return build(), process()
 
 
-def show(processor, scene):
-    """Return the inputs of the scene's prompts in a batch, and of each of them alone."""
+def show(processor, scene, side="left"):
+    """Return the inputs of the scene's prompts in a batch, padded on one side, and of each of them alone."""
     samples = [SAMPLES[sample] if isinstance(sample, str) else sample for sample in SCENES[scene]]
     if scene == "equal lengths":
         lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
         fill = ["x" * (max(lengths) - length) for length in lengths]  # a letter is a token
         samples = [(letters + text, *rest) for letters, (text, *rest) in zip(fill, samples, strict=True)]
-    return inputs_of(processor, samples), [inputs_of(processor, [sample]) for sample in samples]
+    return inputs_of(processor, samples, side), [inputs_of(processor, [sample]) for sample in samples]
 
 
 class Block:
@@ -195,6 +195,35 @@ def test_a_second_turn_on_the_cache(family, method, positions, scene):
             output = model(input_ids=new, use_cache=True, **{CACHE: cache_of(output)})
             tokens, logits = torch.cat([tokens, new], dim=1), torch.cat([logits, output.logits], dim=1)
     block.check(prompts, tokens.tolist(), logits[:, :-1], greedy)
+
+
+@over(before=["unequal lengths"], inside=["unequal lengths"])
+@torch.no_grad()
+def test_an_answer_by_hand_after_padding_on_the_right(family, method, positions, scene):
+    """Each row counts on from its own last token, not from the padding behind it."""
+    model, processor = tiny(family)
+    (inputs, prompts), rows = show(processor, scene, side="right"), range(len(SCENES[scene]))
+    mask, tokens = inputs["attention_mask"], torch.empty(len(rows), 0, dtype=torch.long)
+    with (block := Block(model, method, positions)) as pruning:
+        output = model(**inputs, use_cache=True)
+        last = [int(n) - record.n + record.k - 1 for n, record in zip(mask.sum(1), pruning.records, strict=True)]
+        new = logits = output.logits[rows, last].unsqueeze(1)
+        for _ in range(TOKENS):
+            new = likeliest(model, new)
+            mask, tokens = torch.cat([mask, torch.ones_like(new)], dim=1), torch.cat([tokens, new], dim=1)
+            output = model(input_ids=new, attention_mask=mask, use_cache=True, **{CACHE: cache_of(output)})
+            new, logits = output.logits, torch.cat([logits, output.logits], dim=1)
+    block.check(prompts, tokens.tolist(), logits[:, :-1])
+
+
+@over(before=["unequal lengths"], inside=["unequal lengths"])
+@torch.no_grad()
+def test_generation_after_padding_on_the_right_is_refused(family, method, positions, scene):
+    """transformers counts on from the padding: no answer would be right."""
+    model, processor = tiny(family)
+    inputs, _ = show(processor, scene, side="right")
+    with pytest.raises(ValueError, match="do not follow what the pruned cache holds"), Block(model, method, positions):
+        generate(model, inputs)
 
 
 @over(before=["unequal lengths"], inside=["unequal lengths"])

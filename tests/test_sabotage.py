@@ -61,6 +61,32 @@ def replace(monkeypatch, module, forward, signature=None):
     monkeypatch.setattr(module, "__class__", Sabotaged)
 
 
+def hooked(family):
+    """Return which arguments a block of "fastv_paper" requires, by hooked part: it cuts before the MLP of layer 0.
+
+    Of the language model only those that are not in `NAMES`.
+    """
+    layer = f"hidden_states attention_mask position_ids {CACHE} position_embeddings"
+    attention = "hidden_states attention_mask position_embeddings"
+    parts = {
+        "": f"input_ids inputs_embeds {CACHE} pixel_values",
+        "model": f"input_ids inputs_embeds attention_mask position_ids {CACHE} pixel_values",
+        DECODER: "use_cache",
+        f"{DECODER}.rotary_emb": "position_ids",
+        **{f"{DECODER}.layers.{number}": layer for number in (0, 1)},
+        **{f"{DECODER}.layers.{number}.self_attn": attention for number in (0, 1)},
+        f"{DECODER}.layers.0.mlp": "x",
+    }
+    if family in ("llava", "internvl"):
+        return parts | {"model.vision_tower": "pixel_values"}
+    parts[""] += " pixel_values_videos"
+    parts["model"] += " pixel_values_videos image_grid_thw video_grid_thw"
+    parts["model.visual"] = "grid_thw"
+    if family == "qwen3_vl":
+        parts[DECODER] += " visual_pos_masks deepstack_visual_embeds"
+    return parts
+
+
 class TestRenamedArguments:
     """As transformers 5.24 renamed `past_key_values`."""
 
@@ -90,12 +116,25 @@ class TestRenamedArguments:
         replace(monkeypatch, model.get_submodule(DECODER), lambda plain, kwargs: plain(**kwargs), forward)
         self.refuses(model, method, "")
 
-    def refuses(self, model, method, name):
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_nor_where_any_other_hooked_part_has_another_name(self, monkeypatch, family):
+        model = tiny(family)[0]
+        for part, names in hooked(family).items():
+            module = model.get_submodule(part)
+            known = inspect.signature(type(module).forward)
+            for name in names.split():
+                assert name in known.parameters
+                parameters = [p.replace(name=f"new_{name}") if p.name == name else p for p in known.parameters.values()]
+                with monkeypatch.context() as patch:
+                    replace(patch, module, lambda plain, kwargs: plain(**kwargs), known.replace(parameters=parameters))
+                    self.refuses(model, "fastv_paper", name, part or "the model")
+
+    def refuses(self, model, method, name, part=DECODER):
         with pytest.raises(RuntimeError) as error, block(model, method):
-            pytest.fail("the block began")
+            pytest.fail(f"the block began without {name} of {part}")
         message = str(error.value)
         assert "\n" not in message
-        for word in (DECODER, name, f"transformers {transformers.__version__}"):
+        for word in (part, name, f"transformers {transformers.__version__}"):
             assert word in message
 
 
@@ -108,7 +147,7 @@ def copied(cache):
 
 
 def without_cache(call):
-    call[CACHE] = None
+    call |= {CACHE: None, "use_cache": False}
 
 
 def own_cache(call):
@@ -123,7 +162,11 @@ def cropped_cache(call):
     call[CACHE].crop(-1)
 
 
-def cropped_layer(call):
+def cropped_first_layer(call):
+    call[CACHE].layers[0].crop(-1)
+
+
+def cropped_last_layer(call):
     call[CACHE].layers[-1].crop(-1)
 
 
@@ -140,16 +183,36 @@ def short_mask(call):
     call["attention_mask"] = call["attention_mask"][:, :-1]
 
 
+def open_mask(call):
+    assert isinstance(call["attention_mask"], Tensor)
+    call["attention_mask"] = call["attention_mask"].index_fill(1, torch.tensor([0]), 1)  # the rest stays hidden
+
+
 def without_mask(call):
     assert isinstance(call["attention_mask"], Tensor)
     call["attention_mask"] = None
 
 
+STOPPED_BY = {
+    without_cache: "got no key-value cache in a step on a pruned one",
+    own_cache: "got another key-value cache",
+    copied_cache: "got another key-value cache",
+    cropped_cache: "got a mask over .* keys in a step that ends at|positions in their caches after a step to",
+    cropped_first_layer: "positions in their caches after a step to",
+    cropped_last_layer: "positions in their caches after a step to",
+    later_positions: "got other positions than the cut implies",
+    earlier_positions: "got other positions than the cut implies",
+    short_mask: "got a mask that hides tokens",
+    open_mask: "got a mask that .* shows padding",
+    without_mask: "got no mask over the padding",
+}
+
+
 def tampering():
     """Every sabotage of a step, with padding and without; a mask comes with padding alone."""
     padded = [without_cache, own_cache, copied_cache, cropped_cache, later_positions, earlier_positions]
-    whole = [*padded, cropped_layer]
-    padded += [short_mask, without_mask]
+    whole = [*padded, cropped_first_layer, cropped_last_layer]
+    padded += [short_mask, open_mask, without_mask]
     return [(how, scene) for scene, ways in (("unequal lengths", padded), ("one prompt", whole)) for how in ways]
 
 
@@ -157,15 +220,15 @@ def is_step(call):
     return call["inputs_embeds"].shape[1] == 1
 
 
-def stops(model, method, run):
-    """Expect that one of our own checks stops `run`, in one line, and no size of a tensor by chance."""
+def stops(model, method, run, message=""):
+    """Expect that one of our own checks stops `run` with `message` in one line, and no size of a tensor by chance."""
 
     def answer():
         with block(model, method):
             run()
             pytest.fail("it answered")
 
-    with pytest.raises((RuntimeError, ValueError)) as error:
+    with pytest.raises((RuntimeError, ValueError), match=message) as error:
         answer()
     assert "\n" not in str(error.value)
     assert Path(error.traceback[-1].path).is_relative_to(Path(harness.__file__).parent), error.value
@@ -184,7 +247,7 @@ class TestDecodingSteps:
             return plain(**kwargs)
 
         replace(monkeypatch, model.get_submodule(DECODER), forward)
-        stops(model, method, lambda: generate(model, scene[0]))
+        stops(model, method, lambda: generate(model, scene[0]), STOPPED_BY[tamper])
         assert len(steps) == 1  # the first one stopped it
 
     @pytest.mark.parametrize("method", METHODS)
@@ -193,6 +256,66 @@ class TestDecodingSteps:
             return plain(**{**kwargs, CACHE: None, "use_cache": False})
 
         replace(monkeypatch, model.get_submodule(DECODER), forward)
+        stops(model, method, lambda: generate(model, scene[0]))
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize(
+        ("given", "returned"),
+        [({"use_cache": True}, False), ({CACHE: DynamicCache}, False), ({}, True)],
+        ids=["asked for", "handed over", "returned"],
+    )
+    def test_a_prefill_by_hand_that_leaves_no_cache(self, monkeypatch, model, scene, given, returned, method):
+        given = {name: value() if value is DynamicCache else value for name, value in given.items()}
+
+        def forward(plain, kwargs):
+            output = plain(**{**kwargs, CACHE: None, "use_cache": False})
+            if returned:
+                setattr(output, CACHE, DynamicCache())
+            return output
+
+        replace(monkeypatch, model.get_submodule(DECODER), forward)
+        stops(model, method, lambda: model(**scene[0], **given))
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("how", ["copied", "cropped", "cropped layer"])
+    def test_a_prefill_that_leaves_another_cache(self, monkeypatch, model, scene, how, method):
+        def forward(plain, kwargs):
+            output = plain(**kwargs)
+            cache = cache_of(output)
+            if how == "copied":
+                setattr(output, CACHE, copied(cache))
+            else:
+                (cache if how == "cropped" else cache.layers[0]).crop(-1)
+            return output
+
+        replace(monkeypatch, model.get_submodule(DECODER), forward)
+        stops(model, method, lambda: model(**scene[0], use_cache=True))
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_steps_that_go_round_the_hooks_of_the_decoder(self, monkeypatch, model, scene, method):
+        decoder = model.get_submodule(DECODER)
+        plain = type(decoder)
+
+        class Sabotaged(plain):
+            def __call__(self, *args, **kwargs):
+                return self.forward(*args, **kwargs) if is_step(kwargs) else super().__call__(*args, **kwargs)
+
+        monkeypatch.setattr(decoder, "__class__", Sabotaged)
+        stops(model, method, lambda: generate(model, scene[0]))
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids"])
+    def test_kinds_of_tokens_that_reach_the_decoder(self, monkeypatch, model, scene, name, method):
+        """A decoder that lets the tokens of an image see each other would take them for those of other rows."""
+        decoder = model.get_submodule(DECODER)
+        plain = type(decoder)
+
+        class Sabotaged(plain):
+            def __call__(self, *args, **kwargs):
+                kinds = torch.ones(kwargs["inputs_embeds"].shape[:2], dtype=torch.long)
+                return super().__call__(*args, **kwargs, **{name: kinds})
+
+        monkeypatch.setattr(decoder, "__class__", Sabotaged)
         stops(model, method, lambda: generate(model, scene[0]))
 
     @pytest.mark.parametrize("method", METHODS)

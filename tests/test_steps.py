@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from harness.models.steps import Doubts, differs
+from harness.models.calls import Arguments, CallSite, HookError
+from harness.models.steps import Doubts, differs, require_history
 
 
 @dataclass
@@ -58,3 +60,55 @@ def test_on_a_cpu_it_is_raised_at_once():
 )
 def test_positions_are_compared_with_those_of_a_row_or_coordinate_that_stands_for_several(came, expected, answer):
     assert bool(differs(torch.tensor(came), torch.tensor(expected))) is answer
+
+
+class Decoder(nn.Module):
+    """A module that takes what `require_history` looks at."""
+
+    def forward(self, inputs_embeds, attention_mask=None, position_ids=None, past_key_values=None): ...
+
+
+def history(held=None, mask=None, positions=None, seen=True):
+    """Bring two tokens with a cache of `held` positions in its first and last layer and a mask over `mask` tokens."""
+    cache = None if held is None else SimpleNamespace(get_seq_length=lambda layer: held[layer])
+    site = CallSite(Decoder(), "decoder", Arguments.of("embeddings mask positions cache"))
+    mask = torch.ones(mask) if isinstance(mask, tuple) else mask
+    positions = None if positions is None else torch.tensor(positions)
+    passed = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    require_history(site.read((torch.zeros(1, 2, 4),), passed), seen, "Model", Doubts())
+
+
+@pytest.mark.parametrize(
+    "came",
+    [
+        {},
+        {"positions": [[0, 1]]},
+        {"positions": [[[5, 6], [0, 1]]]},  # one of a batch begins: none has lost what precedes it
+        {"positions": [[5, 6]], "seen": False},
+        {"mask": (1, 2), "positions": [[5, 6]]},
+        {"held": (3, 3), "mask": (1, 5)},
+        {"held": (3, 3), "seen": False},
+        {"held": (3, 3), "mask": (1, 1, 2, 5), "seen": False},
+        {"held": (0, 0)},
+    ],
+)
+def test_a_cache_that_no_block_filled_is_taken_where_nothing_can_be_lost(came):
+    history(**came)
+
+
+@pytest.mark.parametrize(
+    ("came", "message"),
+    [
+        ({"held": (3, 3), "mask": (1, 6)}, "2 tokens came with a key-value cache of 3 and a mask of 6"),
+        ({"held": (3, 3), "mask": (1, 4)}, "2 tokens came with a key-value cache of 3 and a mask of 4"),
+        ({"mask": (1, 5)}, "2 tokens came with a key-value cache of 0 and a mask of 5"),
+        ({"held": (3, 3)}, "a key-value cache of 3 tokens came that no prune block filled"),
+        ({"held": (3, 3), "mask": (1, 1, 2, 5)}, "a key-value cache of 3 tokens came that no prune block filled"),
+        ({"positions": [[5, 6]]}, "2 tokens came without a key-value cache, and not at position 0"),
+        ({"held": (5, 3), "mask": (1, 7)}, "the first and last layer hold 5 and 3 tokens"),
+        ({"held": (5, 3), "seen": False}, "the first and last layer hold 5 and 3 tokens"),
+    ],
+)
+def test_a_cache_that_may_lack_something_is_refused(came, message):
+    with pytest.raises(HookError, match=message):
+        history(**came)

@@ -286,6 +286,9 @@ class Session:
             self._verify()
         if self._step is not None:
             self._step.check_first_layer(call, self.adapter.name, self.doubts)
+        elif self._cut is None and getattr(self._layer_cache, RECORD, None) is not None:
+            path = self.adapter.targets["decoder"]
+            raise HookError(f"layer 0 of {self.adapter.name} got a pruned key-value cache without a call of '{path}'")
 
     def _verify(self) -> None:
         self._verified += 1
