@@ -8,6 +8,7 @@ from gathered import generate, hooks, inputs_of
 from tiny import tiny_qwen
 from torch import nn
 from transformers import StaticCache
+from upstream import CACHE, cache_of
 
 import harness
 from harness.models import adapter_for
@@ -182,6 +183,34 @@ class TestRefused:
         length = inputs["input_ids"].shape[1]
         positions = torch.cat([torch.arange(length - 4), torch.arange(4)]).expand(4, 1, -1)
         self.refuses(model, "packed", lambda: model(**inputs, position_ids=positions))
+
+    @pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k"])
+    def test_packed_sequences_by_their_lengths(self, model, processor, name):
+        inputs, lengths = inputs_of(processor, ["one image"]), torch.tensor([0, 29, 33], dtype=torch.int32)
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, name: lengths}), with_kwargs=True
+        )
+        try:
+            self.refuses(model, "packed sequences", lambda: model(**inputs))
+        finally:
+            handle.remove()
+
+    def test_masks_by_type_of_layer(self, model, processor):
+        inputs = inputs_of(processor, ["one image"])
+        length = inputs["input_ids"].shape[1]
+        masks = {"full_attention": torch.ones(1, 1, length, length).tril().log()}
+        positions = torch.arange(length).expand(3, 1, -1)
+        whole = {**inputs, "attention_mask": masks, "position_ids": positions}
+        self.refuses(model, "padding mask .* came as dict", lambda: model(**whole))
+
+    def test_an_image_on_a_cache_that_was_pruned_where_nothing_is_dropped(self, model, processor):
+        inputs = inputs_of(processor, ["one image"])
+        with harness.prune(model, "uniform", keep=0.3):
+            cache = cache_of(model(**inputs, use_cache=True))
+        positions = torch.arange(33).expand(3, 1, -1)
+        again = {**inputs, "position_ids": positions, CACHE: cache}
+        del again["attention_mask"]
+        self.refuses(model, "an image after a cached prefix", lambda: model(**again), method="none", keep=1.0)
 
     def test_nested_blocks(self, model):
         def nested():

@@ -19,6 +19,8 @@ from upstream import CACHE, cache_of
 
 import harness
 from harness.models import FAMILIES
+from harness.models.calls import HookError
+from harness.models.steps import Doubts
 
 DECODER = "model.language_model"
 METHODS = ["random", "fastv"]  # one cuts before the language model, one inside
@@ -339,6 +341,33 @@ class TestDecodingSteps:
         replace(monkeypatch, model, forward)
         stops(model, method, lambda: generate(model, scene[0]))
         assert len(passes) == step + 1
+
+    @pytest.mark.parametrize("moment", ["leaving", "prefill", "take"])
+    def test_what_a_gpu_is_not_asked_at_once(self, monkeypatch, model, scene, moment):
+        """It is raised at the end of the block at the latest, and before anybody reads the records of a batch."""
+
+        def add(self, wrong, error):
+            self._open[str(error)] = wrong | self._open.get(str(error), (wrong, error))[0], error
+
+        def forward(plain, kwargs):
+            if is_step(kwargs):
+                later_positions(kwargs)
+            return plain(**kwargs)
+
+        monkeypatch.setattr(Doubts, "add", add)
+        replace(monkeypatch, model.get_submodule(DECODER), forward)
+
+        def run():
+            with block(model, "random") as pruning:
+                generate(model, scene[0])
+                if moment == "prefill":
+                    model(**scene[0])
+                elif moment == "take":
+                    pruning.take()
+                assert moment == "leaving", "nothing was raised"
+
+        with pytest.raises(HookError, match="other positions than the cut implies"):
+            run()
 
     @pytest.mark.parametrize("method", METHODS)
     def test_a_copied_cache_by_hand(self, model, scene, method):
