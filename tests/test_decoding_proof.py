@@ -16,7 +16,7 @@ from harness.choices import register
 from harness.cli import compose
 from harness.config import validate
 from harness.errors import UserError
-from harness.models import FAMILIES, adapter_for, decoding, session
+from harness.models import FAMILIES, adapter_for, cache, decoding
 from harness.models.decoding import DecodingError, Proof, deviation, prove
 from harness.pipeline import run
 from harness.results import Result, unproven
@@ -65,12 +65,11 @@ def test_a_method_chooses_once(family):
         assert select.call_count == 1
 
 
-def test_steps_that_go_on_as_if_nothing_was_cut_are_found(family):
-    model, inputs = family
-    compact = adapter_for(model).decoder.one_dimensional  # else plain counting would be right
-    fault = mock.patch.object(session.Session, "_continue", return_value=None)
+def test_steps_that_see_padding_are_found(family):
+    """A fault of our own record, which every guard of a step believes."""
+    fault = mock.patch.object(cache, "_prolonged", return_value=None)
     with pytest.raises(DecodingError, match="logits deviate by") as stopped:
-        proof_of(model, inputs, positions="compact" if compact else "keep", fault=fault)
+        proof_of(*family, fault=fault)
     assert "\n" not in str(stopped.value)
 
 
