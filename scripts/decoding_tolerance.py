@@ -65,7 +65,8 @@ def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
     """Return the deviation of decoding with a method at a quarter of the tokens."""
     adapter = adapter_for(model)
     compact = adapter.decoder.one_dimensional and name != "fastv"  # else plain counting would be right
-    as_if_uncut = mock.patch.object(session.Session, "_continue", return_value=None)
+    unseen = {"_continue": mock.Mock(return_value=None), "_refuse_step_without_decoder": mock.Mock()}
+    as_if_uncut = mock.patch.multiple(session.Session, **unseen)
     without_limit = mock.patch.dict(decoding.TOLERANCE, dict.fromkeys(decoding.TOLERANCE, float("inf")))
     with (
         torch.no_grad(),

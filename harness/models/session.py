@@ -286,7 +286,12 @@ class Session:
             self._verify()
         if self._step is not None:
             self._step.check_first_layer(call, self.adapter.name, self.doubts)
-        elif self._cut is None and getattr(self._layer_cache, RECORD, None) is not None:
+        elif self._cut is None:
+            self._refuse_step_without_decoder()
+
+    def _refuse_step_without_decoder(self) -> None:
+        """HookError if layer 0 got a pruned cache, and no hook of the decoder saw that a step began."""
+        if getattr(self._layer_cache, RECORD, None) is not None:
             path = self.adapter.targets["decoder"]
             raise HookError(f"layer 0 of {self.adapter.name} got a pruned key-value cache without a call of '{path}'")
 
