@@ -135,6 +135,19 @@ class TestCaches:
             assert torch.equal(afterwards(model(**inputs, use_cache=True).past_key_values), plain)
 
     @torch.no_grad()
+    def test_text_alone_goes_on_as_without_a_block(self, model, processor):
+        text, letter = processor(text=["hello"], return_tensors="pt"), torch.tensor([[65]])
+
+        def afterwards(cache):
+            by_ids = model.model.language_model(input_ids=text["input_ids"])[0]
+            return model(input_ids=letter, past_key_values=cache).logits, by_ids
+
+        caches = [model(**text, use_cache=True).past_key_values for _ in range(2)]
+        plain = afterwards(caches[0])
+        with harness.prune(model, "uniform", keep=0.25):
+            assert all(map(torch.equal, afterwards(caches[1]), plain))
+
+    @torch.no_grad()
     def test_going_back_behind_the_prefill(self, model, processor):
         names = ["one image", "mixed"]
         inputs = inputs_of(processor, names)
