@@ -2,12 +2,14 @@
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
 # make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
-# make clean: remove .venv and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
+# make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
+# make test-lowest, make test-newest: the same code on other versions, in .venv-lowest (Python 3.11 or 3.12) and .venv-newest.
+# make clean: remove these environments and what the tools cached here; runs below results/ and the data sets' cache in ~ stay.
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test bench results report clean
+.PHONY: demo test test-lowest test-newest lock bench results report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -20,6 +22,16 @@ test: .venv/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
+ELSEWHERE := tests/test_methods_contract.py tests/test_decoding.py tests/test_calls.py tests/test_sabotage.py tests/test_steps.py
+test-lowest test-newest: export OMP_NUM_THREADS = 1
+test-lowest test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/pytest -n 2 --dist worksteal $(ELSEWHERE)
+	.venv-$*/bin/python -m harness.doctor only=reproduces strict=true
+
+lock:
+	PYTHON=$(PYTHON) scripts/lock.sh
 
 bench: .venv/.installed
 	$(BIN)/python -m harness.bench kernels
@@ -51,18 +63,30 @@ REPORT += $(patsubst %,prefill=%,$(wildcard results/pocket/times))
 report: .venv/.installed
 	$(REPORT)
 
-.venv/bin/python:
+.venv/bin/python .venv-lowest/bin/python .venv-newest/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(@:/bin/python=)
 
-.venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -qq -e .
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -qq -c constraints.txt -e .
 	touch $@
 
-.venv/.installed-test: pyproject.toml .venv/.installed | .venv/bin/python
-	$(BIN)/pip install -qq -e ".[test,pocket]"
+.venv/.installed-test: pyproject.toml constraints.txt .venv/.installed | .venv/bin/python
+	$(BIN)/pip install -qq -c constraints.txt -e ".[test,pocket]"
+	touch $@
+
+TEST_TOOLS := pytest pytest-xdist hypothesis
+.venv-lowest/.installed: pyproject.toml constraints-lowest.txt | .venv-lowest/bin/python
+	.venv-lowest/bin/pip install -qq -c constraints-lowest.txt -e . $(TEST_TOOLS)
+	touch $@
+
+# The project comes without its dependencies, since these have upper bounds.
+.venv-newest/.installed: pyproject.toml scripts/bounds.py | .venv-newest/bin/python
+	.venv-newest/bin/python scripts/bounds.py newest >.venv-newest/requirements.txt
+	.venv-newest/bin/pip install -qq --upgrade -r .venv-newest/requirements.txt $(TEST_TOOLS)
+	.venv-newest/bin/pip install -qq --no-deps -e .
 	touch $@
 
 clean:
-	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+"""Print the dependencies of pyproject.toml: `lowest` pins each to its lower bound, `newest` lifts the upper ones.
+
+Of `newest`, filelock keeps its upper bound: without it nothing runs (pyproject.toml says why).
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+KEPT = ("filelock",)
+
+
+def bounds(which: str) -> list[str]:
+    """Return requirements; with `lowest` only those that have a lower bound, as name==version."""
+    with PYPROJECT.open("rb") as file:
+        wanted = tomllib.load(file)["project"]["dependencies"]
+    return [line for one in wanted if (line := _bound(one, which))]
+
+
+def _bound(requirement: str, which: str) -> str | None:
+    parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?((?:,?<[\w.]+)?)((?:;.*)?)", requirement)
+    if parts is None:
+        raise SystemExit(f"pyproject.toml: expected name>=version,<version; marker, found {requirement!r}")
+    name, floor, cap, marker = parts.groups()
+    if which == "lowest":
+        return f"{name}=={floor}{marker}" if floor else None
+    return f"{name}{f'>={floor}' if floor else ''}{cap if name in KEPT else ''}{marker}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["lowest"], ["newest"]):
+        raise SystemExit("usage: python scripts/bounds.py lowest | newest")
+    print("\n".join(bounds(sys.argv[1])))
