@@ -20,13 +20,13 @@ def bounds(which: str) -> list[str]:
 
 
 def _bound(requirement: str, which: str) -> str | None:
-    parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?((?:,?<[\w.]+)?)((?:;.*)?)", requirement)
+    parts = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?((?:,!=[\w.*]+)*)((?:,?<[\w.]+)?)((?:;.*)?)", requirement)
     if parts is None:
-        raise SystemExit(f"pyproject.toml: expected name>=version,<version; marker, found {requirement!r}")
-    name, floor, cap, marker = parts.groups()
+        raise SystemExit(f"pyproject.toml: expected name>=version,!=version,<version; marker, found {requirement!r}")
+    name, floor, broken, cap, marker = parts.groups()
     if which == "lowest":
         return f"{name}=={floor}{marker}" if floor else None
-    return f"{name}{f'>={floor}' if floor else ''}{cap if name in KEPT else ''}{marker}"
+    return f"{name}{f'>={floor}' if floor else ''}{broken}{cap if name in KEPT else ''}{marker}"
 
 
 if __name__ == "__main__":
