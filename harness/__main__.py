@@ -17,7 +17,7 @@ from harness.choices import check_tasks, register
 from harness.cli import command, parse
 from harness.config import validate
 from harness.errors import UserError, one_line
-from harness.evaluate import check_scoring, refuse_group
+from harness.evaluate import check_scoring, check_versions, refuse_group
 from harness.processes import launched
 from harness.store import check_place
 
@@ -48,6 +48,7 @@ def check(cfg: DictConfig) -> None:
     """Everything that can be found wrong without importing torch."""
     config = validate(cfg)
     check_tasks(config.tasks)
+    check_versions()
     check_scoring(config.tasks, config.limit)
     data.local(config.tasks, config.data_root)
     check_place(Path(config.runs))

@@ -1,5 +1,6 @@
 """The bridge to lmms-eval: its tasks, its scoring, its registry; no fork and no copied task code."""
 
+import importlib.util
 import math
 import os
 import re
@@ -54,6 +55,13 @@ def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
         if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
             static = f"; {name}_static needs none" if f"{name}_static" in lmms_eval_tasks() else ""
             raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
+
+
+def check_versions() -> None:
+    """UserError where lmms-eval cannot run on another library's version: it would say so only when it begins to ask."""
+    if importlib.util.find_spec("filelock._api") is None:
+        versions = f"lmms-eval {version('lmms-eval')} does not run with filelock {version('filelock')}"
+        raise UserError(f"{versions}, which lacks filelock._api: pip install 'filelock<4'")
 
 
 def refuse_group(name: str) -> None:

@@ -13,7 +13,17 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.config import TasksConfig
 from harness.errors import UserError
-from harness.evaluate import Suite, check_scoring, manifests, numeric, per_question, primary, refuse_group, value
+from harness.evaluate import (
+    Suite,
+    check_scoring,
+    check_versions,
+    manifests,
+    numeric,
+    per_question,
+    primary,
+    refuse_group,
+    value,
+)
 from methods.base import Method, Selection, Tokens
 
 
@@ -135,6 +145,15 @@ def test_what_can_be_scored_is_not_refused(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key")
     check_scoring(TasksConfig(metrics=dict.fromkeys(["mme", "pope", "mmbench_en_dev", "mmbench_en_dev_static"])), 4)
     check_scoring(TasksConfig(metrics={"vinoground": None}), None)
+
+
+def test_a_filelock_that_lmms_eval_cannot_use_is_refused_before_anything_is_loaded(monkeypatch):
+    check_versions()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"does not run with filelock \S+, which lacks filelock._api: pip install 'filelock<4'"
+    ):
+        check_versions()
 
 
 def test_a_group_is_refused_with_its_members():
