@@ -182,6 +182,7 @@ class Call(Mapping[str, Any]):
 def returned_cache(output: Any) -> Any:
     """Return the key-value cache in the output of a model, or None where it has none."""
     if isinstance(output, Mapping):
-        return next((output[name] for name in NAMES["cache"] if output.get(name) is not None), None)
+        fields = {**getattr(output, "__dict__", {}), **output}  # what is set later is no item in older versions
+        return next((fields[name] for name in NAMES["cache"] if fields.get(name) is not None), None)
     parts = output if isinstance(output, tuple) else ()
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)
