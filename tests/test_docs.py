@@ -30,7 +30,8 @@ from harness.models.scorer import VisionSelectorScorer, save_scorer
 from methods.base import Tokens
 
 MADE = "pocket.md"  # how the shipped weights were made, in days of computing: its commands are read, not run
-GUIDES = sorted(set(PAGES) - {MADE})
+VERSIONS = "versions.md"  # its commands install environments of several gigabytes
+GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
