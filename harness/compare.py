@@ -142,7 +142,7 @@ def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
 
 
 def _notes(found: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
-    notes = [*failures([a, b]), *unproven([a, b]), "p: McNemar's exact test"]
+    notes = [*failures([a, b]), "p: McNemar's exact test"]
     if len(other := found.loc[found["test"] == "bootstrap", "task"]):
         notes[-1] = f"p: McNemar's exact test; the paired bootstrap in {', '.join(other)} and the average"
     if baseline is None:
@@ -151,7 +151,7 @@ def _notes(found: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -
         notes.append(f"no average of percentages: {why}")
     if found.loc[found["task"] != AVERAGE, "agreement"].isna().all():
         notes.append("same answers: unknown, a run is kept without responses.jsonl")
-    return notes
+    return [*notes, *unproven([a, b])]
 
 
 if __name__ == "__main__":
