@@ -33,7 +33,7 @@ class Held(Random):
     def _select(self, tokens, k, generator):
         asked.append(1)
         (GATE / "pid").write_text(str(os.getpid()))
-        while len(asked) > 20 and (GATE / "shut").exists():
+        while len(asked) > 20 + 2 and (GATE / "shut").exists():  # the proof of decoding asks the first batch once more
             time.sleep(0.05)
         return super()._select(tokens, k, generator)
 
@@ -184,6 +184,7 @@ def test_one_run_over_the_processes_of_a_node(cluster):
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_scripts_are_clean():
-    done = subprocess.run(["shellcheck", *SCRIPTS.iterdir()], capture_output=True, text=True, check=False)
+    scripts = [script for script in SCRIPTS.iterdir() if script.suffix in (".sh", ".sbatch")]
+    done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert all(os.access(script, os.X_OK) for script in SCRIPTS.iterdir())
+    assert all(os.access(script, os.X_OK) for script in scripts)
