@@ -222,7 +222,7 @@ def is_step(call):
     return call["inputs_embeds"].shape[1] == 1
 
 
-def stops(model, method, run, message=""):
+def stops(model, method, run, message=None):
     """Expect that one of our own checks stops `run` with `message` in one line, and no size of a tensor by chance."""
 
     def answer():
