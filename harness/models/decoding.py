@@ -1,6 +1,6 @@
 """Prove on a batch that decoding through a pruned key-value cache gives what a prefill of the whole sequence gives.
 
-Both go through the same hooks and keep the same tokens, so a fault of the prefill itself is in both and is not seen here.
+Both go through the same hooks and keep the same tokens: a fault of the prefill itself is in both, and not seen here.
 """
 
 from __future__ import annotations
