@@ -81,6 +81,15 @@ def test_a_short_answer_gives_as_many_comparisons(family):
         assert proof_of(model, inputs)[0].comparisons == 4
 
 
+def test_an_answer_that_is_cut_off_proves_nothing(family):
+    model, inputs = family
+    with (
+        mock.patch.object(model.generation_config, "max_time", 1e-9),  # stops after the first token
+        pytest.raises(DecodingError, match=r"^1 tokens were decoded where 3 were asked for$"),
+    ):
+        proof_of(model, inputs)
+
+
 def test_a_replay_of_other_prompts_is_refused(family):
     model, inputs = family
     other = inputs_of(BUILDERS[model.config.model_type][1](), ["one image"])
