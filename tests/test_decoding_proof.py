@@ -81,6 +81,72 @@ def test_a_short_answer_gives_as_many_comparisons(family):
         assert proof_of(model, inputs)[0].comparisons == 4
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_each_step_is_compared(family, step):
+    model, inputs = family
+    plain = model.generate
+
+    def wrong(**kwargs):
+        output = plain(**kwargs)
+        if kwargs["max_new_tokens"] == decoding.STEPS:
+            output.logits[step][0, 0] += 1
+        return output
+
+    with mock.patch.object(model, "generate", wrong), pytest.raises(DecodingError, match="logits deviate by"):
+        proof_of(model, inputs)
+
+
+def test_images_are_announced_before_they_are_shown_again(family):
+    model, inputs = family
+    again = mock.Mock()
+    with torch.no_grad(), harness.prune(model, "random", keep=0.25) as pruning:
+        prove(model, inputs, pruning.replaying, adapter_for(model).placeholders, again)
+    assert again.call_count == 2
+
+
+@pytest.mark.parametrize("setting", [{"do_sample": True, "temperature": 50.0}, {"num_beams": 3}])
+def test_the_answer_is_greedy_whatever_the_model_prefers(family, setting):
+    model, inputs = family
+    _, expected = proof_of(model, inputs)
+    with (
+        mock.patch.multiple(model.generation_config, **setting),
+        mock.patch.object(model, "generate", wraps=model.generate) as plain,
+    ):
+        proof, records = proof_of(model, inputs)
+        assert proof.comparisons == 4
+        answers = [model.generate(**call.kwargs).sequences.tolist() for call in plain.call_args_list[:1] for _ in "ab"]
+    assert records == expected
+    assert answers[0] == answers[1]
+
+
+def test_prompts_of_equal_length_are_not_the_batch_that_is_sought(family):
+    model, _ = family
+    inputs = inputs_of(BUILDERS[model.config.model_type][1](), ["one image", "one image"])
+    assert not proof_of(model, inputs)[0].unequal
+
+
+def test_an_answer_holds_no_placeholder(family):
+    """The prefill that repeats it would look for an image there."""
+    model, inputs = family
+    (placeholder, *_) = adapter_for(model).placeholders
+
+    def prefer(module, args, logits):
+        logits[..., placeholder] += 100
+
+    handle = model.lm_head.register_forward_hook(prefer)
+    try:
+        assert proof_of(model, inputs)[0].comparisons == 4
+    finally:
+        handle.remove()
+
+
+def test_what_cannot_be_prolonged_with_the_prompt_is_refused(family):
+    _, inputs = family
+    weights = torch.ones_like(inputs["input_ids"], dtype=torch.float)
+    with pytest.raises(DecodingError, match="the processor made weights, one entry per token"):
+        decoding._extended({**inputs, "weights": weights}, torch.tensor([[1], [2]]))
+
+
 def test_an_answer_that_is_cut_off_proves_nothing(family):
     model, inputs = family
     with (
@@ -112,6 +178,7 @@ def test_logits_that_are_no_numbers_deviate(value):
     assert deviation(logits, logits) == 0
     assert deviation(other, logits) == deviation(logits, other) == float("inf")
     assert deviation(logits + 5, logits) > 0.1
+    assert deviation(torch.ones(1, 3), torch.ones(1, 3)) == 0  # where the mean is all
 
 
 def test_tf32_products_are_as_exact_as_float16():
