@@ -231,16 +231,18 @@ def test_a_damaged_run_is_broken(tmp_path):
 
 
 def test_packages_outside_the_tested_range_are_named(monkeypatch):
-    needs = ["torch>=2.6", "scipy>=1.13,<2", "pandas>=2", "av", "more; extra == 'test'"]
-    here = {"torch": "2.15.0+cpu", "scipy": "2.1", "pandas": "3.2", "av": "16.0"}
+    needs = ["torch>=2.6", "scipy>=1.13,<2", "pandas>=2", "av", "transformers>=5.0,!=5.18.*", "more; extra == 'test'"]
+    here = {"torch": "2.15.0+cpu", "scipy": "2.1", "pandas": "3.2", "av": "16.0", "transformers": "5.18.0"}
     monkeypatch.setattr(machine, "requires", lambda name: needs)
     monkeypatch.setattr(machine, "version", here.__getitem__)
     assert machine.installed() == {**here, "torch": "2.15.0"}
-    outside = machine.outside_tested_range({"torch": "2.15.0", "scipy": "2.1", "pandas": "3.1.1", "av": "15.1"})
+    newest = {"torch": "2.15.0", "scipy": "2.1", "pandas": "3.1.1", "av": "15.1", "transformers": "5.23.0"}
+    outside = machine.outside_tested_range(newest)
     assert outside == [
         "scipy 2.1 (tested: 1.13 to 2.1)",
         "pandas 3.2 (tested: 2 to 3.1.1)",
         "av 16.0 (tested: any to 15.1)",
+        "transformers 5.18.0 (tested: 5.0 to 5.23.0 without 5.18.*)",
     ]
 
 

@@ -61,7 +61,9 @@ def outside_tested_range(newest: Mapping[str, str]) -> list[str]:
         bounds = it.specifier & SpecifierSet(f"<={upper}" if upper else "")
         if not bounds.contains(here, prereleases=True):
             lower = next((bound.version for bound in it.specifier if bound.operator == ">="), "any")
-            outside.append(f"{it.name} {here} (tested: {lower} to {upper or 'any'})")
+            excluded = [bound.version for bound in it.specifier if bound.operator == "!="]
+            without = f" without {', '.join(sorted(excluded))}" if excluded else ""
+            outside.append(f"{it.name} {here} (tested: {lower} to {upper or 'any'}{without})")
     return outside
 
 
