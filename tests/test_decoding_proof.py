@@ -11,7 +11,7 @@ from gathered import generate, inputs_of
 from test_families import BUILDERS
 
 import harness
-from harness import sharing
+from harness import lmms_model, sharing
 from harness.choices import register
 from harness.cli import compose
 from harness.config import validate
@@ -253,7 +253,8 @@ def test_a_mismatch_stops_a_run_in_one_line_and_leaves_nothing_that_looks_finish
     assert "decoding" not in json.loads((folder / "run.json").read_text())
 
 
-def test_verify_false_is_recorded_and_noted(job, capsys):
+def test_verify_false_is_recorded_and_noted(job, monkeypatch):
+    monkeypatch.setattr(lmms_model, "prove", None)  # not called
     folder, base = run(job("verify=false"))
     for each in (folder, base):
         assert json.loads((each.path / "DONE").read_text())["decoding"] == {"verified": False, "reason": "verify=false"}
@@ -261,6 +262,14 @@ def test_verify_false_is_recorded_and_noted(job, capsys):
     assert unproven(results) == ["decoding was not verified (verify=false) in any run"]
     tables, _ = of_runs(results, resamples=20, seed=0)
     assert any("decoding was not verified (verify=false)" in note for note in tables[0].notes)
+
+
+def test_questions_without_images_prove_nothing(job, monkeypatch):
+    monkeypatch.setattr(lmms_model, "PIXELS", {})  # so that none seems to be shown
+    folder, _ = run(job())
+    reason = "no question with visual tokens was answered"
+    assert json.loads((folder.path / "DONE").read_text())["decoding"] == {"verified": False, "reason": reason}
+    assert unproven([Result.of(folder)]) == [f"decoding was not verified ({reason}) in any run"]
 
 
 def test_a_run_that_goes_on_keeps_what_its_first_part_compared(job, monkeypatch):
