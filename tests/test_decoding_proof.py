@@ -2,12 +2,14 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from gathered import generate, inputs_of
+from runs import make_run
 from test_families import BUILDERS
 
 import harness
@@ -16,7 +18,8 @@ from harness.choices import register
 from harness.cli import compose
 from harness.config import validate
 from harness.errors import UserError
-from harness.models import FAMILIES, adapter_for, cache, decoding
+from harness.journal import Journal
+from harness.models import FAMILIES, adapter_for, cache, calls, decoding
 from harness.models.decoding import DecodingError, Proof, deviation, prove
 from harness.pipeline import run
 from harness.results import Result, unproven
@@ -281,3 +284,53 @@ def test_a_run_that_goes_on_keeps_what_its_first_part_compared(job, monkeypatch)
     monkeypatch.setattr(RunFolder, "finish", finish)
     folder, _ = run(job("method=none", "keep=1"))
     assert json.loads((folder.path / "DONE").read_text())["decoding"]["proof"]["questions"] == 3
+
+
+def test_what_was_compared_is_on_disk_before_the_answers_that_it_covers(job, monkeypatch):
+    """A run is killed twice while it writes an answer; each part compares two questions."""
+    add, written = Journal.add, []
+
+    def interrupted(self, *lines):
+        written.append(1)
+        if len(written) in (2, 4):
+            raise KeyboardInterrupt
+        add(self, *lines)
+
+    monkeypatch.setattr(Journal, "add", interrupted)
+    four = job("method=none", "keep=1", "model.batch_size=1", "limit=4")
+    for compared in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(four)
+        (file,) = Path(four.runs).rglob("run.json")
+        assert json.loads(file.read_text())["decoding"]["proof"]["questions"] == compared
+    folder, _ = run(four)
+    assert json.loads((folder.path / "DONE").read_text())["decoding"]["proof"]["questions"] == 6
+
+
+def test_a_repeated_run_counts_anew(job):
+    for overrides in ([], ["force=true"]):
+        folder, _ = run(job("method=none", "keep=1", *overrides))
+        assert json.loads((folder.path / "DONE").read_text())["decoding"]["proof"]["questions"] == 3
+
+
+def test_a_library_that_the_hooks_do_not_know_stops_a_run_in_one_line(job, monkeypatch):
+    monkeypatch.setitem(calls.NAMES, "cache", ("another_name",))
+    with pytest.raises(UserError, match="another_name") as stopped:
+        run(job())
+    assert "\n" not in str(stopped.value)
+    assert not list(Path(job().runs).rglob("run.json"))
+
+
+def test_which_runs_were_not_verified(tmp_path):
+    def result(method, reason=None, **more):
+        decoding = {"verified": reason is None, "reason": reason}
+        folder = make_run(tmp_path, method, {"t": [1.0, 0.0]}, **more)
+        folder.amend({"decoding": decoding} if reason != "older" else {})
+        return Result.of(folder)
+
+    base, one, two = result("none"), result("random", "why"), result("dart", "older")
+    assert unproven([base]) == []
+    assert unproven([base, one]) == ["decoding was not verified (why) in random keep=0.25"]
+    assert unproven([one]) == ["decoding was not verified (why) in any run"]
+    assert unproven([two]) == ["decoding was not verified (the run is older than this check) in any run"]
+    assert unproven([replace(base, parts=(base, one))]) == ["decoding was not verified (why) in any run"]

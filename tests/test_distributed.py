@@ -79,6 +79,8 @@ def test_several_processes_leave_the_bytes_of_one(count, place, alone):
     }
     assert without_place(commands[0].report) == without_place(one.report)
     assert [command.out for command in commands[1:]] == [""] * (count - 1)
+    for folder in place.folders(runs):  # each process proved its own decoding
+        assert json.loads((folder / "DONE").read_text())["decoding"]["proof"]["batches"] >= count
 
 
 def test_more_processes_than_batches(place, alone):
