@@ -334,3 +334,18 @@ def test_which_runs_were_not_verified(tmp_path):
     assert unproven([one]) == ["decoding was not verified (why) in any run"]
     assert unproven([two]) == ["decoding was not verified (the run is older than this check) in any run"]
     assert unproven([replace(base, parts=(base, one))]) == ["decoding was not verified (why) in any run"]
+
+
+def test_it_changes_no_answer(job):
+    """A method that draws, draws the same whether or not its batch was answered before."""
+    (verified, _), (plain, _) = (
+        run(job("method=random", f"runs={job().runs}-{v}", f"verify={v}")) for v in (True, False)
+    )
+    for name in ("responses.jsonl", "kept.jsonl"):
+        assert (verified.path / name).read_bytes() == (plain.path / name).read_bytes()
+
+
+def test_a_record_for_every_question(job, monkeypatch):
+    monkeypatch.setattr(harness.Pruning, "take", lambda self: [])
+    with pytest.raises(RuntimeError, match="3 samples went in but the pruner saw 0: nothing can be scored"):
+        run(job())
