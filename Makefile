@@ -68,6 +68,7 @@ report: .venv/.installed
 	$(PYTHON) -m venv $(@:/bin/python=)
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv: 7 GB, some minutes"
 	$(BIN)/pip install -qq -c constraints.txt -e .
 	touch $@
 

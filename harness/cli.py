@@ -75,6 +75,9 @@ def command(
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
     except (UserError, OmegaConfBaseException, HydraException) as error:
         fail(_first_paragraph(error))
+    except KeyboardInterrupt:
+        launched().tell("error: interrupted")
+        sys.exit(128 + signal.SIGINT)
     if failures:
         sys.exit(2)
 

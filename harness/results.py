@@ -83,6 +83,12 @@ class Result:
         """Task -> questions that could not be asked and are scored as empty answers, where there are any."""
         return {task: count for task, count in self.metrics.get("failed", {}).items() if count}
 
+    @property
+    def verified(self) -> bool:
+        """True if decoding through the cache was compared with prefills."""
+        parts = self.parts or (self,)
+        return all(part.about.get("decoding", {}).get("verified", False) for part in parts)
+
     def score(self, task: str, metric: str | None = None) -> float:
         """The task's primary metric, or another."""
         return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])

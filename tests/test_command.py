@@ -169,3 +169,14 @@ def test_weights_of_the_users_own_are_called_by_their_folder(tmp_path):
     assert name(own) == name(f"{own}/") == "my-weights"
     assert name(own, "model=qwen25vl7b") == "qwen25vl7b"
     assert name(own, "model.name=mine") == "mine"
+
+
+def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
+    def interrupt(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["harness.status"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.command("status", interrupt)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

@@ -69,6 +69,7 @@ def test_the_leaderboard_has_the_best_first(folder):
     assert board["rank"].tolist() == [1, 1, 2]
     assert board["avg"].tolist() == [100.0, 100.0, 50.0]
     assert set(board["lmms-eval"]) == {"0.7.3"}
+    assert set(board["verified"]) == {False}  # these runs say nothing of a proof of decoding
 
 
 def test_records_are_kept_as_json(tmp_path):

@@ -108,7 +108,7 @@ class CallSite:
         came = f"it takes {' and '.join(known)}" if known else f"it takes {', '.join(self.order) or 'none by name'}"
         raise HookError(
             f"{self.where} cannot be hooked: role {role!r} needs one argument named {expected}, {came}; "
-            "install a version of transformers that pyproject.toml allows"
+            "undo what changed the class, or install a tested version (python -m harness.doctor names the range)"
         )
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
