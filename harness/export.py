@@ -95,7 +95,7 @@ def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.Data
     frame["dtype"] = [run.about["identity"]["model"]["dtype"] for run in runs]
     frame["limit"] = [run.about["identity"]["tasks"]["limit"] for run in runs]
     frame["seed"] = [run.about["identity"]["seed"] for run in runs]
-    frame["verified"] = [run.verified for run in runs]
+    frame["verified"] = [not run.unverified for run in runs]
     frame["commit"] = [run.about["git"] for run in runs]
     order = frame.assign(average=average, place=range(len(frame)))
     first = order.groupby(place, sort=False)["place"].transform("min")

@@ -84,10 +84,11 @@ class Result:
         return {task: count for task, count in self.metrics.get("failed", {}).items() if count}
 
     @property
-    def verified(self) -> bool:
-        """True if decoding through the cache was compared with prefills."""
-        parts = self.parts or (self,)
-        return all(part.about.get("decoding", {}).get("verified", False) for part in parts)
+    def unverified(self) -> list[str]:
+        """Why decoding through the cache was not compared with prefills, for each part where it was not."""
+        older = {"verified": False, "reason": "the run is older than this check"}
+        records = [part.about.get("decoding", older) for part in self.parts or (self,)]
+        return [record["reason"] for record in records if not record["verified"]]
 
     def score(self, task: str, metric: str | None = None) -> float:
         """The task's primary metric, or another."""
@@ -153,10 +154,8 @@ def unproven(results: Sequence[Result]) -> list[str]:
     """A note on runs whose decoding through the cache was not compared with prefills, by the reason."""
     found: dict[str, dict[str, None]] = {}
     for result in results:
-        for part in result.parts or (result,):
-            decoding = part.about.get("decoding", {"verified": False, "reason": "the run is older than this check"})
-            if not decoding["verified"]:
-                found.setdefault(decoding["reason"], {})[f"{result.label} {result.budget}".strip()] = None
+        for reason in result.unverified:
+            found.setdefault(reason, {})[f"{result.label} {result.budget}".strip()] = None
     return [
         f"decoding was not verified ({reason}) in {'any run' if len(runs) == len(results) else ', '.join(runs)}"
         for reason, runs in found.items()

@@ -65,4 +65,5 @@ def test_the_command_measures_real_runs(tmp_path, fork_server, monkeypatch, caps
         assert list(row) == list(COLUMNS)
         assert sum(row[f"{part}_s"] for part in ("import", *STAGES, "other")) == pytest.approx(row["wall_s"], abs=0.05)
         assert all(row[f"{stage}_s"] >= 0 for stage in STAGES)  # loading may round to nothing
+        assert all(row[f"{stage}_s"] > 0 for stage in ("vision", "llm"))
     assert json.loads((tmp_path / "main.json").read_text()) == report

@@ -97,6 +97,7 @@ def test_the_command_measures_real_runs(tmp_path, fork_server, monkeypatch, caps
     for row in report["rows"]:
         assert sum(row[f"{stage}_s"] for stage in (*STAGES, "other")) == pytest.approx(row["wall_s"], abs=0.05)
         assert all(row[f"{stage}_s"] >= 0 for stage in STAGES)  # loading may round to nothing
+        assert all(row[f"{stage}_s"] > 0 for stage in ("vision", "llm"))
     assert report["sweep_over_apart"] == pytest.approx(swept["wall_s"] / total["wall_s"], abs=0.002)
     assert list(csv.DictReader((tmp_path / "s.csv").open())) == [
         {k: str(v) for k, v in r.items()} for r in report["rows"]
