@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.data import fingerprint
 from harness.errors import UserError
-from harness.store import digest
 
+SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
 
@@ -55,9 +55,9 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
     return Task(config=config, model_name=prompts)
 
 
-def code(names: Iterable[str]) -> str | None:
-    """Digest of this file if one of the tasks is scored by it."""
-    return digest(Path(__file__).read_text(encoding="utf-8"))[:16] if set(names) & set(ADAPTED) else None
+def scoring(names: Iterable[str]) -> int | None:
+    """Return the version of this file if one of the tasks is scored by it."""
+    return SCORING if set(names) & set(ADAPTED) else None
 
 
 def version_of(task: Any) -> str | None:

@@ -91,7 +91,7 @@ def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.Data
     place = [frame[name] for name in ("model", "tasks", "setting", "budget")]
     frame.insert(0, "rank", average.groupby(place).rank(ascending=False, method="min").astype("Int64"))
     for package in PACKAGES:
-        frame[package] = [run.about["identity"]["model"]["packages"].get(package) for run in runs]
+        frame[package] = [run.packages.get(package) for run in runs]
     frame["dtype"] = [run.about["identity"]["model"]["dtype"] for run in runs]
     frame["limit"] = [run.about["identity"]["tasks"]["limit"] for run in runs]
     frame["seed"] = [run.about["identity"]["seed"] for run in runs]

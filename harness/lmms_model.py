@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import groupby, zip_longest
 from typing import Any
@@ -14,17 +14,21 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from harness import checkpoint
 from harness.benchmarks import check_prompts
+from harness.config import ModelConfig, validate
 from harness.errors import UserError
+from harness.identity import Identity
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
-from harness.loading import Loaded, Pruner, family_of, from_flat
+from harness.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.models import adapter_for
 from harness.models.calls import PIXELS
 from harness.models.decoding import Proof, prove
-from harness.processes import launched
+from harness.processes import launched, only_one
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
 from harness.stages import Stages
@@ -269,6 +273,25 @@ class PrunedModel(lmms):
         self.proof |= proof
         self._proven(self.proof)
         logger.info(f"decoding proven: {self.proof}")
+
+
+def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]]:
+    """What `PrunedModel` needs from flat `--model_args`, named as in conf/model and in the main command."""
+    only_one("a run by lmms-eval's own command line")  # it would cut other batches
+    names = {field.name for field in fields(ModelConfig)} - {"name"}
+    params = {key.removeprefix("method_"): value for key, value in arguments.items() if key.startswith("method_")}
+    tree: dict[str, Any] = {
+        "method": {"name": arguments.pop("method", "none"), **params},
+        "model": {"name": "model_args", **{key: value for key, value in arguments.items() if key in names}},
+        "tasks": {"name": "lmms_eval", "metrics": {"any": None}},
+    }
+    rest = {key: value for key, value in arguments.items() if key not in names and not key.startswith("method_")}
+    if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
+        rest["keep"] = 1.0
+    run = validate(OmegaConf.create({**tree, **rest}))
+    folder = checkpoint.fetch(run.model)
+    pruner = pruner_of(run, folder)
+    return load(run.model), pruner, Identity(run, folder).answers(pruner)
 
 
 def _look_at(messages: Callable[[], list[Message]]) -> LookedAt:

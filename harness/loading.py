@@ -1,24 +1,18 @@
-"""From configuration to a loaded model and a ready pruner, and the identity under which their answers are stored."""
+"""From configuration to a loaded model and a ready pruner."""
 
-import inspect
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields
-from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from omegaconf import OmegaConf
 
 import harness
 import methods
 from harness import checkpoint
-from harness.config import ModelConfig, RunConfig, shipped, validate
+from harness.config import ModelConfig, RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.inputs import limits_of
 from harness.models import adapter_class, make_known
@@ -29,17 +23,9 @@ from harness.models.scorer import load_scorer, shipped_scorer
 from harness.models.shared import SharedVision
 from harness.processes import launched, only_one
 from harness.resize import resizing
-from harness.store import digest, slug
+from harness.store import slug
 from methods.base import Method, Signal
 from methods.budget import Budget
-from methods.kernels.paths import TRITON
-
-# They can change an answer.
-PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lmms-eval", "qwen-vl-utils", "pillow")
-VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
-ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER", TRITON)  # qwen-vl-utils and selection listen to these
-HARNESS = Path(__file__).parent
-METHODS = Path(methods.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -249,100 +235,3 @@ def _in_one_line(what: str) -> Iterator[None]:
     except Exception as error:
         message = one_line(error)[:300]  # some of them fill a page
         raise UserError(f"{what}: {type(error).__name__}: {message}") from error
-
-
-class Identity:
-    """Everything that can change an answer, as JSON; equal identities share one run folder."""
-
-    def __init__(self, run: RunConfig, folder: Path):
-        self.run = run
-        self.folder = folder
-
-    @cached_property
-    def model(self) -> dict[str, Any]:
-        """Weights by content, and how they are loaded and fed."""
-        config = self.run.model
-        gpus = range(torch.cuda.device_count()) if config.device_map else [device_of(config)]
-        kinds = {torch.cuda.get_device_name(gpu) for gpu in gpus if gpu != "cpu"}
-        flash = ("flash-attn",) if config.attn == "flash_attention_2" else ()
-        settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack", "device_map")
-        ours = ("loading.py", "prune.py", "inputs.py", "resize.py", "lmms_model.py")
-        code = (*(HARNESS / name for name in ours), *HARNESS.glob("models/**/*.py"))
-        return {
-            "weights": checkpoint.weights_fingerprint(self.folder),
-            # In half precision a greedy answer moves with the type of GPU.
-            "device": ", ".join(sorted(kinds)) or "cpu",
-            **{key: getattr(config, key) for key in settings},
-            "code": _code(sorted(code)),
-            "packages": {name: _version(name) for name in (*PACKAGES, *VIDEO_READERS, *flash)},
-            "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
-        }
-
-    def answers(self, pruner: Pruner) -> dict[str, Any]:
-        """What an answer depends on, given the question."""
-        method = pruner.method
-        return {
-            "model": self.model,
-            "method": {"name": method.name, "code": _code(_sources(type(method))), "params": _params(method)},
-            "contract": _code(_shared()),
-            "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens},
-            "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
-            "seed": pruner.seed,
-            "positions": pruner.positions,
-        }
-
-
-def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]]:
-    """What `PrunedModel` needs from flat `--model_args`, named as in conf/model and in the main command."""
-    only_one("a run by lmms-eval's own command line")  # it would cut other batches
-    names = {field.name for field in fields(ModelConfig)} - {"name"}
-    params = {key.removeprefix("method_"): value for key, value in arguments.items() if key.startswith("method_")}
-    tree: dict[str, Any] = {
-        "method": {"name": arguments.pop("method", "none"), **params},
-        "model": {"name": "model_args", **{key: value for key, value in arguments.items() if key in names}},
-        "tasks": {"name": "lmms_eval", "metrics": {"any": None}},
-    }
-    rest = {key: value for key, value in arguments.items() if key not in names and not key.startswith("method_")}
-    if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
-        rest["keep"] = 1.0
-    run = validate(OmegaConf.create({**tree, **rest}))
-    folder = checkpoint.fetch(run.model)
-    pruner = pruner_of(run, folder)
-    return load(run.model), pruner, Identity(run, folder).answers(pruner)
-
-
-def _params(method: Method) -> dict[str, Any]:
-    """A method's parameters as JSON gives them back, files by digest; what it computes from them is in its code."""
-    found = {}
-    for name in (field.name for field in fields(method) if field.init):
-        value = method.made_from[name]["digest"] if name in method.made_from else getattr(method, name)
-        try:
-            found[name] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            kind = type(value).__name__
-            plain = "numbers, text, true, false, null, or lists and mappings of them: its results are kept under it"
-            raise UserError(f"{method.name}: {name} is of type {kind}, a parameter must be made of {plain}") from error
-    return found
-
-
-def _sources(method: type[Method]) -> list[Path]:
-    """The files of a method and of the methods it is derived from."""
-    classes = [cls for cls in method.__mro__ if cls.__module__ not in (Method.__module__, object.__module__)]
-    return [Path(inspect.getsourcefile(cls) or "") for cls in classes]
-
-
-def _shared() -> list[Path]:
-    """The files of `methods` that belong to no single method; the registry decides no answer."""
-    single = {address.partition(":")[0].rpartition(".")[2] for address in methods.BUILT_IN.values()} | {"__init__"}
-    return sorted(path for path in METHODS.rglob("*.py") if path.parent != METHODS or path.stem not in single)
-
-
-def _code(files: Iterable[Path]) -> str:
-    return digest([path.read_text(encoding="utf-8") for path in files])[:16]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

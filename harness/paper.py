@@ -108,8 +108,8 @@ def ours(results: Sequence[Result]) -> pd.DataFrame:
 
 def _versions(result: Result) -> str:
     model = result.about["identity"]["model"]
-    packages = model.get("packages", {})
-    named = [f"{name} {packages[name]}" for name in ("lmms-eval", "transformers") if packages.get(name)]
+    releases = ((name, result.packages.get(name)) for name in ("lmms-eval", "transformers"))
+    named = [f"{name} {release}" for name, release in releases if release]
     return ", ".join([*named, str(model.get("dtype"))])
 
 

@@ -20,8 +20,9 @@ from harness.choices import task_files
 from harness.config import PACKAGE, RunConfig, shipped
 from harness.errors import UserError, one_line
 from harness.evaluate import Suite, primary
+from harness.identity import Identity, packages, sources
 from harness.journal import Journal
-from harness.loading import Identity, Loaded, Pruner, device_of, family_of, pruner_of
+from harness.loading import Loaded, Pruner, device_of, family_of, pruner_of
 from harness.models.calls import HookError
 from harness.models.decoding import Proof
 from harness.processes import launched
@@ -37,7 +38,8 @@ def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]
     _selection(device_of(config.model))  # refuses a GPU or kernels that are not there, before anything is fetched
     weights = processes.in_turn(lambda: checkpoint.fetch(config.model))
     identity = Identity(config, weights)
-    if len(set(processes.gather(digest(identity.model)))) > 1:
+    alike = digest([identity.model, packages(config.model.attn)])
+    if len(set(processes.gather(alike))) > 1:
         raise UserError("the processes of this run differ in their kind of GPU or in the versions of their packages")
     pruner = pruner_of(config, weights)
     baseline = pruner_of(replace(config, method={"name": "none"}), weights)
@@ -106,7 +108,11 @@ def _complete(
             held.enter_context(folder.lock())
         if processes.gather(folder.done and not force)[0]:
             return  # another launch of the sweep was faster
-        journal = folder.open(_about(config, pruner), force) if processes.first else None
+        journal = None
+        if processes.first:
+            about = _about(config, pruner)
+            journal = folder.open(about, force)
+            _record_other_code(folder, about)
         processes.gather()
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
@@ -148,6 +154,15 @@ def _complete(
         folder.finish(metrics, scores, {**finished, "stages": spent, "decoding": decoding})
 
 
+def _record_other_code(folder: RunFolder, about: dict[str, Any]) -> None:
+    """Add to run.json with which source text and patch versions a run goes on, if it began with others."""
+    known = folder.about()
+    latest = known["resumed"][-1] if "resumed" in known else known
+    if any(latest[key] != about[key] for key in ("packages", "sources")):
+        entry = {key: about[key] for key in ("started", "git", "packages", "sources")}
+        folder.amend({"resumed": [*known.get("resumed", []), entry]})
+
+
 def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
     """What `run.json` and `DONE` say of the proof of decoding."""
     if not config.verify:
@@ -168,7 +183,7 @@ def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
             "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
             "prompts": family_of(identity.folder).prompts,
             "data": {name: data.fingerprint(copy) for name, copy in data.local(tasks, config.data_root).items()},
-            "scoring": benchmarks.code(tasks.metrics),
+            "scoring": benchmarks.scoring(tasks.metrics),
         },
     }
     name = f"{pruner.label}-{digest(whole)[:8]}"
@@ -225,7 +240,9 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "selection": _selection(device),
         "python": platform.python_version(),
+        "packages": packages(config.model.attn),
         "harness": harness.__version__,
+        "sources": sources(pruner.method),
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

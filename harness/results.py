@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import UserError, one_line
 from harness.evaluate import value
 from harness.groups import BASELINE, group_of, group_rank
-from harness.store import SCORES, RunFolder, digest
+from harness.store import FORMAT, SCORES, RunFolder, digest
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,18 @@ class Result:
             raise UserError(f"{path} is no finished run: it has no DONE")
         try:
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            return cls(path, about, RunFolder(path, about["identity"]).metrics())
+            run = cls(path, about, RunFolder(path, about["identity"]).metrics())
         except (OSError, ValueError, KeyError, UserError) as error:
             raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
+        if (found := about.get("format", 1)) not in range(1, FORMAT + 1):
+            raise UserError(f"{path} has a run.json of format {found}, expected 1 to {FORMAT}: install a newer harness")
+        return run
+
+    @property
+    def packages(self) -> dict[str, str | None]:
+        """The full versions of the packages that can change an answer."""
+        found: dict[str, str | None] = self.about.get("packages") or self.about["identity"]["model"].get("packages", {})
+        return found
 
     @property
     def is_baseline(self) -> bool:

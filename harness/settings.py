@@ -51,9 +51,18 @@ def unlike(results: Sequence[Result]) -> list[str]:
     found = differing(results, ("model", "tasks"))
     found |= differing([result for result in results if not result.is_baseline], ASIDE)
     if not found:
-        return []
+        return _other_sources(results)
     said = "; ".join(f"{name}: {' and '.join(map(_short, values))}" for name, values in found.items())
     return [f"not all rows were made alike ({said}); rows of different settings are ranked apart"]
+
+
+def _other_sources(results: Sequence[Result]) -> list[str]:
+    """Return a note where runs of equal settings come from different source text or patch versions."""
+    recorded = [{"sources": r.about.get("sources", {}).get("harness"), **r.packages} for r in results]
+    names = dict.fromkeys(name for one in recorded for name in one)
+    found = {name: dict.fromkeys(one.get(name) for one in recorded) for name in names}
+    said = [f"{name}: {' and '.join(map(_short, values))}" for name, values in found.items() if len(values) > 1]
+    return [f"rows come from different code of the same declared versions ({'; '.join(said)})"] if said else []
 
 
 def _short(value: Any) -> str:

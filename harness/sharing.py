@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 
 from harness.config import ModelConfig, RunConfig
 from harness.evaluate import Suite
-from harness.loading import Identity, Loaded, family_of, load
+from harness.identity import Identity
+from harness.loading import Loaded, family_of, load
 from harness.models.shared import SharedVision
 from harness.processes import launched
 from harness.stages import Stages

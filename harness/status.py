@@ -1,4 +1,7 @@
-"""What of the submitted sweeps ran, failed and why, is running, remains: python -m harness.status runs=results/runs."""
+"""What ran, failed and why, is running, remains, and whether today's code would reuse it.
+
+python -m harness.status runs=results/runs
+"""
 
 import json
 from collections import Counter
@@ -11,21 +14,28 @@ from omegaconf import DictConfig
 
 from harness.cli import command
 from harness.errors import UserError
+from harness.store import FORMAT
 from harness.sweep import REMAIN, Run, survey
 
-HEAD = ("state", "answers", "job", "run")
+HEAD = ("state", "answers", "reusable", "job", "run")
 
 
-def table(runs: Sequence[Run]) -> str:
-    """One row a run; below an unfinished one its point of the sweep, what is known of its end, and its log."""
-    rows = [(run.state, str(run.answers), run.job or "-", run.run) for run in runs]
+def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
+    """Print one row a run, and below it what else is known.
+
+    That is the point of the sweep, the end and the log of an unfinished run, and why a run would not be reused.
+    `changed` holds the reasons for each run; None for one that has not begun.
+    """
+    words = ["-" if reasons is None else "no" if reasons else "yes" for reasons in changed]
+    rows = [(run.state, str(run.answers), word, run.job or "-", run.run) for run, word in zip(runs, words, strict=True)]
     widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows, strict=True)]
     lines = [_spaced(HEAD, widths)]
-    for run, row in zip(runs, rows, strict=True):
+    for run, row, reasons in zip(runs, rows, changed, strict=True):
         lines.append(_spaced(row, widths))
+        notes = [f"not reusable: {'; '.join(reasons)}"] if reasons else []
         if run.state != "done":
-            notes = (" ".join(run.overrides), run.why, run.log if run.state in REMAIN else None)
-            lines += [" " * sum(widths[:-1]) + note for note in notes if note]
+            notes += filter(None, (" ".join(run.overrides), run.why, run.log if run.state in REMAIN else None))
+        lines += [" " * sum(widths[:-1]) + note for note in notes]
     return "\n".join(lines)
 
 
@@ -37,19 +47,34 @@ def main(cfg: DictConfig) -> None:
     """Print the table, a line that adds it up, and the same as one JSON line."""
     if cfg.runs is None or not Path(str(cfg.runs)).is_dir():
         raise UserError(f"no folder at runs={cfg.runs}: pass the folder of the runs, as in runs=results/runs")
-    runs = survey(Path(str(cfg.runs)))
+    root = Path(str(cfg.runs))
+    runs = survey(root)
     if not runs:
         raise UserError(f"no run below runs={cfg.runs}: start with python -m harness")
-    print(table(runs))
+    changed = [_changes(root / run.run / "run.json") for run in runs]
+    print(table(runs, changed))
     counts = Counter(run.state for run in runs)
     remain = sum(counts[state] for state in REMAIN)
     again = ": the same submission again runs what remains" if remain else ""
     print(", ".join(f"{number} {state}" for state, number in counts.items()) + again)
-    print(json.dumps({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": list(map(_row, runs))}))
+    jobs = [_row(run, reasons) for run, reasons in zip(runs, changed, strict=True)]
+    print(json.dumps({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs}))
 
 
-def _row(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in asdict(run).items() if key != "key"}
+def _changes(file: Path) -> list[str] | None:
+    """Return why today's code would not reuse a run; None if it has not begun."""
+    if not file.is_file():
+        return None
+    about = json.loads(file.read_text(encoding="utf-8"))
+    if (found := about.get("format", 1)) != FORMAT:
+        return [f"its run.json has format {found}, today's is {FORMAT}"]
+    from harness.identity import changes  # imports torch, which takes seconds
+
+    return changes(about)
+
+
+def _row(run: Run, changed: list[str] | None) -> dict[str, Any]:
+    return {**{key: value for key, value in asdict(run).items() if key != "key"}, "changed": changed}
 
 
 if __name__ == "__main__":

@@ -15,12 +15,25 @@ from harness.errors import UserError
 from harness.files import load, write_atomic, writing
 from harness.journal import KEPT, RESPONSES, Journal, others, part_name, remove
 
-__all__ = ["DONE", "KEPT", "METRICS", "RESPONSES", "SCORES", "Journal", "RunFolder", "check_place", "digest", "slug"]
+__all__ = [
+    "DONE",
+    "FORMAT",
+    "KEPT",
+    "METRICS",
+    "RESPONSES",
+    "SCORES",
+    "Journal",
+    "RunFolder",
+    "check_place",
+    "digest",
+    "slug",
+]
 __all__ += ["to_json", "write_atomic"]
 
 SCORES = "scores.json"
 METRICS = "metrics.json"
 DONE = "DONE"
+FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages by their full version
 
 
 def digest(value: Any) -> str:
@@ -69,8 +82,8 @@ class RunFolder:
         if force:
             for name in (DONE, METRICS, SCORES):  # the marker first
                 (self.path / name).unlink(missing_ok=True)
-        if not (self.path / "run.json").is_file():
-            write_atomic(self.path / "run.json", to_json({"identity": self.identity, **about}))
+        if force or not (self.path / "run.json").is_file():
+            write_atomic(self.path / "run.json", to_json({"format": FORMAT, "identity": self.identity, **about}))
         with ExitStack() as held:
             for process in others(self.path):  # of a run whose first process was killed; they end a little later
                 held.enter_context(self.lock(process))

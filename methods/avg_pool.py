@@ -24,6 +24,7 @@ class AvgPool(Method):
     """
 
     name = "avg_pool"
+    version = 1
     fidelity = "adapted: cells never overlap, so that there are exactly K"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:

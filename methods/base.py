@@ -24,6 +24,7 @@ class Method:
     """
 
     name: ClassVar[str] = ""
+    version: ClassVar[int] = 0  # raise it when other tokens are kept or merged; 0: results are known by the source text
     fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
     not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
@@ -31,6 +32,7 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
+        cls.version = cls.__dict__.get("version", 0)
         cls.fidelity = cls.__dict__.get("fidelity", "undeclared")
 
     def __post_init__(self) -> None:

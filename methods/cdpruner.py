@@ -48,6 +48,7 @@ class CDPruner(Method):
     """
 
     name = "cdpruner"
+    version = 1
     fidelity = "adapted: the LLM's embeddings of the question instead of CLIP's text tower"
     needs = frozenset({Signal.TEXT})
     not_public: ClassVar[frozenset[str]] = frozenset({"relevance_sign", "text_pool"})

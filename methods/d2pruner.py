@@ -58,6 +58,7 @@ class D2Pruner(InsideLLM):
     """
 
     name = "d2pruner"
+    version = 1
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     layers: ClassVar[Mapping[str, int]] = {"official": 1}
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}

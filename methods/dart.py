@@ -48,6 +48,7 @@ class DART(InsideLLM):
     """
 
     name = "dart"
+    version = 1
     fidelity = "adapted: exactly K tokens instead of 4 + 8 t, read in two ports of the authors' code"
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "normed_output", "paper": "normed_input"}
 

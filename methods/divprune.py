@@ -37,6 +37,7 @@ class DivPrune(Method):
     """
 
     name = "divprune"
+    version = 1
     fidelity = "exact"
 
     variant: Literal["official", "paper"] = "official"

@@ -37,6 +37,7 @@ class DPP(Method):
     """
 
     name = "dpp"
+    version = 1
     fidelity = "adapted: no released code, and the kernel is not published"
     needs = frozenset({Signal.IMPORTANCE})
     not_public: ClassVar[frozenset[str]] = frozenset({"quality", "importance"})

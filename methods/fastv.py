@@ -35,6 +35,7 @@ class FastV(InsideLLM):
     """
 
     name = "fastv"
+    version = 1
     fidelity = "exact"
 
     variant: Literal["official", "paper"] = "official"

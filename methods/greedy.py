@@ -21,6 +21,7 @@ class Greedy(Method):
     """
 
     name = "greedy"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 

@@ -42,6 +42,7 @@ class HiPrune(Method):
     """
 
     name = "hiprune"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 

@@ -40,6 +40,7 @@ class HoloV(Method):
     """
 
     name = "holov"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
 

@@ -34,6 +34,7 @@ class Hybrid(Method):
     """
 
     name = "hybrid"
+    version = 1
     fidelity = "adapted: no released code, and the meaning of lambda is not published"
     needs = frozenset({Signal.IMPORTANCE})
     not_public: ClassVar[frozenset[str]] = frozenset({"mapping"})

@@ -49,6 +49,7 @@ class IDSelection(Method):
     """
 
     name = "id_selection"
+    version = 1
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     needs = READS["vit_attention"]  # of the default; an instance has those of its own `importance`
     not_public: ClassVar[frozenset[str]] = frozenset({"update", "importance", "layer"})

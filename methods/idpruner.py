@@ -35,6 +35,7 @@ class IDPruner(Method):
     """
 
     name = "idpruner"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 

@@ -19,6 +19,7 @@ class KeepAll(Method):
     """
 
     name = "none"
+    version = 1
     fidelity = "exact"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:

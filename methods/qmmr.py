@@ -38,6 +38,7 @@ class QMMR(IDPruner):
     """
 
     name = "qmmr"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE, Signal.TEXT})
 

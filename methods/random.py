@@ -25,6 +25,7 @@ class Random(Method):
     """
 
     name = "random"
+    version = 1
     fidelity = "exact"
 
     layout: Literal["free", "stratified"] = "free"

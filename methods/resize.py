@@ -30,6 +30,7 @@ class Resize(Method):
     """
 
     name = "resize"
+    version = 1
     fidelity = "exact"
 
     @property

@@ -42,6 +42,7 @@ class SCOPE(Method):
     """
 
     name = "scope"
+    version = 1
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 

@@ -30,6 +30,7 @@ class Uniform(Method):
     """
 
     name = "uniform"
+    version = 1
     fidelity = "exact"
 
     layout: Literal["grid", "flat"] = "grid"

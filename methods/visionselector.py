@@ -27,6 +27,7 @@ class VisionSelector(Method):
     """
 
     name = "visionselector"
+    version = 1
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 

@@ -39,6 +39,7 @@ class VisionZip(Method):
     """
 
     name = "visionzip"
+    version = 1
     fidelity = "adapted: averages tokens at the LLM's entry, and keeps a patch in the place of CLS"
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
 

@@ -41,6 +41,7 @@ class VisPruner(Method):
     """
 
     name = "vispruner"
+    version = 1
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 

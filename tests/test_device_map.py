@@ -14,7 +14,7 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
-from harness import loading, processes
+from harness import identity, loading, processes
 from harness.choices import register
 from harness.cli import compose
 from harness.config import ModelConfig, validate
@@ -172,4 +172,4 @@ def test_every_kind_of_gpu_that_it_lies_on_is_in_the_key(folder, monkeypatch):
     run = validate(compose("config", register([f"model.pretrained={folder}", "model.device_map=auto"])))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: ["small", "large", "small"][gpu])
-    assert loading.Identity(run, folder).model["device"] == "large, small"
+    assert identity.Identity(run, folder).model["device"] == "large, small"

@@ -15,7 +15,7 @@ from forked import Command, Forks, counting, record
 from tiny import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness import cli, loading, processes
+from harness import cli, identity, lmms_model, loading, processes
 from harness.config import ModelConfig
 from harness.errors import UserError
 from harness.processes import Processes
@@ -141,7 +141,7 @@ def test_a_process_that_fails_alone_ends_the_others(rank, agent, place, alone):
 
 
 def other_versions() -> None:
-    loading._version = lambda package: "0.0"
+    identity._version = lambda package: "0.0"
 
 
 def test_processes_that_would_answer_otherwise_are_refused(place, alone):
@@ -236,7 +236,7 @@ def test_other_commands_and_launchers_are_refused_for_several_processes(monkeypa
     monkeypatch.setattr(processes, "launched", lambda: Processes(0, 0, 4))
     for call in (
         lambda: processes.only_one("harness.tables"),
-        lambda: loading.from_flat({"pretrained": "m"}),
+        lambda: lmms_model.from_flat({"pretrained": "m"}),
         lambda: cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), multirun=True, cluster=True),
     ):
         with pytest.raises(UserError, match="is one process, 4 were launched: start it without torchrun or accelerate"):

@@ -16,14 +16,16 @@ from PIL import Image
 from tiny import HIDDEN, tiny_folder
 
 import methods
-from harness import loading
+from harness import identity, loading
 from harness.choices import register
 from harness.cli import compose
 from harness.config import ModelConfig, RunConfig, TasksConfig, validate
 from harness.errors import UserError
+from harness.identity import Identity
 from harness.inputs import messages_digest
 from harness.lmms_model import PrunedModel
-from harness.loading import Identity, Pruner, pruner_of
+from harness.loading import Pruner, pruner_of
+from harness.models import FAMILIES
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pipeline import _folder
@@ -86,38 +88,107 @@ def test_equal_runs_have_equal_identities(answers):
     assert answers() != answers("random", "keep=0.5")
 
 
-@pytest.mark.parametrize("name", ["base.py", "budget.py", "checks.py", "numerics.py", "kernels/mmr.py"])
-@pytest.mark.parametrize("method", ["random", "uniform", "none"])
-def test_what_all_methods_share_counts_for_each(method, name, answers, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "METHODS", shutil.copytree(loading.METHODS, tmp_path / "methods"))
-    overrides = [] if method == "none" else ["keep=0.25"]
-    before = answers(method, *overrides)
-    append(tmp_path / "methods" / name)
-    assert answers(method, *overrides) != before
+SHARED = ["base.py", "budget.py", "checks.py", "numerics.py", "kernels/mmr.py"]
+BETWEEN = ["prune.py", "inputs.py", "lmms_model.py", "loading.py", "models/qwen25vl.py"]
 
 
-@pytest.mark.parametrize("name", ["uniform.py", "idpruner.py", "__init__.py"])
-def test_other_methods_do_not_count(name, answers, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "METHODS", shutil.copytree(loading.METHODS, tmp_path / "methods"))
-    before = answers("random")
-    append(tmp_path / "methods" / name)
-    assert answers("random") == before
+class TestDeclaredVersions:
+    @pytest.mark.parametrize("name", [*(f"methods/{file}" for file in SHARED), "methods/random.py"])
+    @pytest.mark.parametrize("method", ["random", "none"])
+    def test_the_source_text_of_methods_does_not_count(self, method, name, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(identity, "METHODS", shutil.copytree(identity.METHODS, tmp_path / "methods"))
+        overrides = [] if method == "none" else ["keep=0.25"]
+        before = answers(method, *overrides)
+        append(tmp_path / name)
+        assert answers(method, *overrides) == before
+
+    @pytest.mark.parametrize("name", BETWEEN)
+    def test_nor_does_that_of_the_code_between_question_and_answer(self, name, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(identity, "HARNESS", shutil.copytree(identity.HARNESS, tmp_path / "harness"))
+        method = loading.methods.load("random")
+        before, recorded = answers(), identity.sources(method)
+        append(tmp_path / "harness" / name)
+        assert answers() == before
+        assert identity.sources(method) != recorded  # but run.json says so
+
+    @pytest.mark.parametrize(
+        ("owner", "name"),
+        [(identity, "PREPROCESSING"), (identity, "CUT"), (Qwen25VL, "version"), (methods.get("random"), "version")],
+    )
+    def test_a_raised_version_counts(self, owner, name, answers, monkeypatch):
+        before = answers()
+        monkeypatch.setattr(owner, name, getattr(owner, name) + 1)
+        assert answers() != before
+
+    @pytest.mark.parametrize("version", ["-1", "1.0", "True", "'1'", "None"])
+    def test_a_version_that_is_none_is_one_line(self, version, answers, tmp_path):
+        file = private(tmp_path / "mine.py")
+        text = (tmp_path / "mine.py").read_text()
+        (tmp_path / "mine.py").write_text(text.replace("    table:", f"    version = {version}\n    table:"))
+        with pytest.raises(UserError, match=r"Mine\.version must be a whole number \(1, 2, \.\.\.\), not"):
+            answers(file)
+
+    def test_a_parameter_called_version_is_refused(self, answers, tmp_path):
+        file = private(tmp_path / "mine.py")
+        text = (tmp_path / "mine.py").read_text()
+        (tmp_path / "mine.py").write_text(text.replace("    table:", "    version: int = 3\n    table:"))
+        with pytest.raises(UserError, match=r"Mine\.version .* cannot be a parameter: rename it"):
+            answers(file)
+
+    @pytest.mark.parametrize("name", methods.BUILT_IN)
+    def test_every_method_declares_one(self, name):
+        assert identity.method_version(methods.get(name)) >= 1
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_family_declares_one(self, family):
+        assert identity.model_versions(family)["adapter"] >= 1
 
 
-def test_every_class_that_a_method_is_derived_from_counts(answers, tmp_path):
-    parent = private(tmp_path / "parent.py")
-    child = private(tmp_path / "child.py", parent=f"methods.get({parent!r})")
-    seen = [answers(child)]
-    append(tmp_path / "child.py")
-    seen.append(answers(child))
-    append(tmp_path / "parent.py")
-    seen.append(answers(child))
-    assert len(set(seen)) == 3
+class TestPrivateMethods:
+    """They count by their source text, unless they declare a version."""
 
+    @pytest.mark.parametrize("name", SHARED)
+    def test_what_all_methods_share_counts(self, name, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(identity, "METHODS", shutil.copytree(identity.METHODS, tmp_path / "methods"))
+        mine = private(tmp_path / "mine.py")
+        before = answers(mine)
+        append(tmp_path / "methods" / name)
+        assert answers(mine) != before
 
-def test_a_built_in_parent_counts(tmp_path):
-    method = loading.methods.get(private(tmp_path / "mine.py", parent="methods.get('idpruner')"))
-    assert [path.name for path in loading._sources(method)] == ["mine.py", "idpruner.py"]
+    @pytest.mark.parametrize("name", ["uniform.py", "idpruner.py", "__init__.py"])
+    def test_other_methods_do_not(self, name, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(identity, "METHODS", shutil.copytree(identity.METHODS, tmp_path / "methods"))
+        mine = private(tmp_path / "mine.py")
+        before = answers(mine)
+        append(tmp_path / "methods" / name)
+        assert answers(mine) == before
+
+    def test_every_class_that_a_method_is_derived_from_counts(self, answers, tmp_path):
+        parent = private(tmp_path / "parent.py")
+        child = private(tmp_path / "child.py", parent=f"methods.get({parent!r})")
+        seen = [answers(child)]
+        append(tmp_path / "child.py")
+        seen.append(answers(child))
+        append(tmp_path / "parent.py")
+        seen.append(answers(child))
+        assert len(set(seen)) == 3
+
+    def test_the_version_of_a_built_in_parent_counts(self, tmp_path, monkeypatch):
+        mine = private(tmp_path / "mine.py", parent="methods.get('idpruner')")
+        before = identity.method_version(methods.get(mine))
+        assert isinstance(before, str)
+        monkeypatch.setattr(methods.get("idpruner"), "version", 9)
+        assert identity.method_version(methods.get(mine)) != before
+
+    def test_a_declared_version_stands_for_the_text(self, answers, tmp_path):
+        mine = private(tmp_path / "mine.py")
+        text = (tmp_path / "mine.py").read_text()
+        (tmp_path / "mine.py").write_text(text.replace("    table:", "    version = 1\n    table:"))
+        before = answers(mine)
+        append(tmp_path / "mine.py")
+        assert answers(mine) == before
+        (tmp_path / "mine.py").write_text(text.replace("    table:", "    version = 2\n    table:"))
+        assert answers(mine) != before
 
 
 def test_where_a_private_method_lies_does_not_count(answers, tmp_path):
@@ -136,9 +207,9 @@ def test_a_parameter_that_cannot_be_recorded_is_one_line(default, answers, tmp_p
 def test_parameters_are_recorded_as_json_gives_them_back(folder, tmp_path):
     method = loading.methods.load(private(tmp_path / "mine.py"), table=({2: "b", 10: "a"}, 1))
     run = validate(compose("config", register([f"model.pretrained={folder}", "method=random"])))
-    identity = Identity(run, folder).answers(Pruner(method, "mine", Budget(keep=0.5)))
-    assert identity["method"]["params"] == {"table": [{"2": "b", "10": "a"}, 1]}
-    assert digest(json.loads(json.dumps(identity))) == digest(identity)  # as run.json is compared
+    known = Identity(run, folder).answers(Pruner(method, "mine", Budget(keep=0.5)))
+    assert known["method"]["params"] == {"table": [{"2": "b", "10": "a"}, 1]}
+    assert digest(json.loads(json.dumps(known))) == digest(known)  # as run.json is compared
 
 
 @pytest.mark.parametrize("name", ["MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER", "HARNESS_TRITON"])
@@ -153,7 +224,7 @@ def test_the_environment_that_libraries_listen_to_counts(name, answers, monkeypa
 def test_the_versions_of_video_readers_and_of_a_used_attention_kernel_count(package, folder, monkeypatch):
     run = validate(compose("config", register([f"model.pretrained={folder}", "method=random"])))
     run.model.attn = "flash_attention_2"
-    monkeypatch.setattr(loading, "version", lambda name: "9.9" if name == package else "1.0")
+    monkeypatch.setattr(identity, "version", lambda name: "9.9" if name == package else "1.0")
     assert Identity(run, folder).model["packages"][package] == "9.9"
     run.model.attn = "sdpa"
     assert "flash-attn" not in Identity(run, folder).model["packages"]
@@ -257,9 +328,8 @@ def found(places, monkeypatch):
     def of(settings: dict) -> tuple[str, str]:
         run = changed(plain, places, {**base, **settings})
         weights = Path(run.model.pretrained)
-        identity, pruner = Identity(run, weights), pruner_of(run, weights)
-        folder = _folder(run, identity, pruner)
-        return digest(identity.answers(pruner)), digest(folder.identity)
+        known, pruner = Identity(run, weights), pruner_of(run, weights)
+        return digest(known.answers(pruner)), digest(_folder(run, known, pruner).identity)
 
     return of
 
@@ -292,27 +362,28 @@ def test_a_setting_that_changes_no_answer_changes_nothing(setting, found):
 @pytest.mark.parametrize("name", sorted(set(methods.BUILT_IN) - {"none"}))
 def test_every_parameter_of_every_method_is_in_the_key(name):
     method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
-    before = loading._params(method)
+    before = identity._params(method)
     assert set(before) == {field.name for field in fields(method) if field.init}
     for parameter in before.keys() - method.made_from.keys():  # files are in it by content
         other = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
         object.__setattr__(other, parameter, "something else")
-        assert loading._params(other) != before
+        assert identity._params(other) != before
 
 
-@pytest.mark.parametrize("package", [*loading.PACKAGES, *loading.VIDEO_READERS])
+@pytest.mark.parametrize("package", [*identity.PACKAGES, *identity.VIDEO_READERS])
 def test_the_version_of_every_package_that_matters_is_in_the_key(package, answers, monkeypatch):
-    before, version = answers(), loading.version
-    monkeypatch.setattr(loading, "version", lambda name: "9.9" if name == package else version(name))
+    before, version = answers(), identity.version
+    monkeypatch.setattr(identity, "version", lambda name: "9.9" if name == package else version(name))
     assert answers() != before
 
 
-@pytest.mark.parametrize("name", ["prune.py", "inputs.py", "lmms_model.py", "loading.py", "models/qwen25vl.py"])
-def test_the_code_between_question_and_answer_is_in_the_key(name, answers, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "HARNESS", shutil.copytree(loading.HARNESS, tmp_path / "harness"))
-    before = answers()
-    append(tmp_path / "harness" / name)
-    assert answers() != before
+def test_of_a_package_the_minor_version_counts(answers, monkeypatch):
+    versions = []
+    for release in ("5.23.0", "5.23.1", "5.24.0"):
+        monkeypatch.setattr(identity, "version", lambda name, release=release: release)
+        versions.append(answers())
+    assert versions[0] == versions[1] != versions[2]
+    assert identity.packages("sdpa")["transformers"] == "5.24.0"  # which run.json records
 
 
 ASKED = {

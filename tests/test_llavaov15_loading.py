@@ -15,7 +15,7 @@ from tiny import HIDDEN, tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
 import harness
-from harness import loading
+from harness import identity, loading
 from harness.cli import compose
 from harness.config import ModelConfig, validate
 from harness.errors import UserError
@@ -145,7 +145,7 @@ class TestConfiguration:
     def test_unpacking_is_a_part_of_the_identity(self, folder):
         def about(unpack):
             overrides = ["model=llavaov15_8b", f"model.pretrained={folder}", "method=none", f"model.unpack={unpack}"]
-            return loading.Identity(validate(compose("config", overrides)), folder).model
+            return identity.Identity(validate(compose("config", overrides)), folder).model
 
         assert about("released") != about("fixed")
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, tiny_folder
 
-from harness import loading
+from harness import lmms_model, loading
 from harness.choices import register
 from harness.cli import compose
 from harness.config import ModelConfig, RunConfig, validate
@@ -145,7 +145,7 @@ def test_the_order_of_checks_from_flat_arguments(folder, monkeypatch):
     monkeypatch.setattr(loading.transformers.AutoModelForImageTextToText, "from_pretrained", None)
     write_scorer(folder, HIDDEN + 1)
     arguments = {"pretrained": str(folder), "method": "idpruner", "keep": 0.5, "device": "cpu"}
-    assert "width" in refused(loading.from_flat, arguments)
+    assert "width" in refused(lmms_model.from_flat, arguments)
 
 
 def test_a_method_that_the_family_cannot_run_is_refused_from_config_json_alone(folder, monkeypatch):

@@ -12,7 +12,10 @@ from forked import Forks, kill
 from tiny import HIDDEN, tiny_folder
 from tiny_tasks import write_tiny_tasks
 
+import methods
+from harness import identity
 from harness.evaluate import numeric
+from harness.identity import changes
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.results import collect
 
@@ -124,7 +127,14 @@ def test_methods_answer_differently(place, swept):
 
 
 def test_nothing_is_written_outside_the_runs(place, swept):
-    assert {path.name for path in place.root.iterdir()} <= {"runs", "killed", "out", "tasks", place.model.name}
+    assert {path.name for path in place.root.iterdir()} <= {
+        "runs",
+        "killed",
+        "edited",
+        "out",
+        "tasks",
+        place.model.name,
+    }
 
 
 def test_a_finished_run_is_reused(place, swept):
@@ -160,6 +170,62 @@ def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
     for name in ("metrics.json", "responses.jsonl", "kept.jsonl"):
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert journal.read_bytes().startswith(b"".join(whole[: len(whole) - BATCH]))
+
+
+def test_a_run_that_other_code_goes_on_with_says_so(place, swept):
+    """A comment, or a patch version of a library, is no other run; what it went on with stands in run.json."""
+    folder = place.root / "edited" / folder_of(place, "none").relative_to(place.root / "runs")
+    shutil.copytree(folder_of(place, "none"), folder)
+    for name in ("DONE", "metrics.json", "scores.json"):
+        (folder / name).unlink()
+    about = json.loads((folder / "run.json").read_text())
+    known, patch = about["sources"], about["packages"]["transformers"]
+    about["sources"], about["packages"]["transformers"] = {"harness": "other", "method": "other"}, "5.0.99"
+    (folder / "run.json").write_text(json.dumps(about))
+    place.run("harness", *place.overrides("method=none", runs="edited"))
+    assert (folder / "DONE").exists()
+    about = json.loads((folder / "run.json").read_text())
+    (entry,) = about["resumed"]
+    assert (entry["sources"], entry["packages"]["transformers"]) == (known, patch)
+    assert about["sources"]["harness"] == "other"
+    assert (folder / "scores.json").read_bytes() == (folder_of(place, "none") / "scores.json").read_bytes()
+
+
+class TestWhetherTodaysCodeWouldReuseARun:
+    @pytest.fixture
+    def about(self, place, swept):
+        return json.loads((folder_of(place, "idpruner") / "run.json").read_text())
+
+    def test_it_would(self, about):
+        assert about["format"] == 2
+        assert changes(about) == []
+
+    def test_why_not(self, about, monkeypatch):
+        monkeypatch.setattr(identity, "CUT", 9)
+        monkeypatch.setattr(methods.get("idpruner"), "version", 9)
+        monkeypatch.setattr(identity, "version", lambda package: "9.9.9")
+        monkeypatch.setenv("MODEL_SEQ_LEN", "9")
+        reasons = changes(about)
+        assert "cut was 1, is 9" in reasons
+        assert "method was 1, is 9" in reasons
+        assert "$MODEL_SEQ_LEN was None, is 9" in reasons
+        assert any(reason.startswith("transformers was 5.") and reason.endswith("is 9.9") for reason in reasons)
+
+    def test_a_method_that_is_no_more(self, about):
+        about["config"]["method"]["name"] = "gone.py:Gone"
+        (reason,) = changes(about)
+        assert "gone.py' does not exist" in reason
+
+    def test_a_record_that_is_not_whole(self, about):
+        del about["identity"]["method"]
+        assert changes(about) == ["its run.json lacks 'method'"]
+
+    def test_the_command_says_it(self, place, swept):
+        out, _ = place.run("harness.status", "runs=runs")
+        head, first, *_ = out.splitlines()
+        assert head.split()[2] == "reusable"
+        assert first.split()[:3] == ["done", str(QUESTIONS + 4), "yes"]
+        assert {job["state"]: job["changed"] for job in json.loads(out.splitlines()[-1])["jobs"]} == {"done": []}
 
 
 def test_force_repeats_a_finished_run_and_leaves_its_baseline(place, swept):

@@ -77,6 +77,14 @@ def begin(runs: Path, number: int, answers: int = 0, device: str = "cuda") -> Ru
     return folder
 
 
+def without_format(runs: Path, number: int) -> None:
+    """As it was before run.json said its format."""
+    file = runs / f"{RUN}{number}-0123abcd" / "run.json"
+    about = json.loads(file.read_text())
+    del about["format"]
+    file.write_text(json.dumps(about))
+
+
 def only(runs: Path):
     (run,) = survey(runs)
     return run
@@ -174,11 +182,13 @@ def test_the_command(runs):
     submit(runs, 1, 2, 3)
     (runs.parent / "queue.txt").write_text("12_1|RUNNING|n1|1:02\n")
     begin(runs, 1, answers=3).finish({}, {}, {})
+    without_format(runs, 1)
     call = [sys.executable, "-X", "importtime", "-m", "harness.status", f"runs={runs}"]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
     table = done.stdout.splitlines()
-    assert table[0].split() == ["state", "answers", "job", "run"]
-    assert table[1].split() == ["done", "3", "12_0", f"{RUN}1-0123abcd"]
+    assert table[0].split() == ["state", "answers", "reusable", "job", "run"]
+    assert table[1].split() == ["done", "3", "no", "12_0", f"{RUN}1-0123abcd"]
+    assert table[2].strip() == "not reusable: its run.json has format 1, today's is 2"
     assert table[-2] == "1 done, 1 running, 1 missing: the same submission again runs what remains"
     report = json.loads(table[-1])
     assert (report["counts"], report["remain"]) == ({"done": 1, "running": 1, "missing": 1}, 1)

@@ -66,6 +66,21 @@ def test_versions_and_positions_that_differ_are_noted(tmp_path):
     assert any("positions: keep and compact" in note or "positions: compact and keep" in note for note in table.notes)
 
 
+def test_other_source_text_and_patch_versions_are_noted(tmp_path):
+    for method, sources, torch in (("none", "a", "2.15.0"), ("random", "b", "2.15.1")):
+        about = {"sources": {"harness": sources, "method": method}, "packages": {"torch": torch, "pillow": "13.0.0"}}
+        finished(tmp_path, method, 0.4).amend(about)
+    (table,) = made(tmp_path)
+    note = "rows come from different code of the same declared versions (sources: a and b; torch: 2.15.0 and 2.15.1)"
+    assert note in table.notes
+
+
+def test_a_run_of_a_later_format_is_refused(tmp_path):
+    finished(tmp_path).amend({"format": 3})
+    with pytest.raises(UserError, match=r"has a run\.json of format 3, expected 1 to 2: install a newer harness"):
+        made(tmp_path)
+
+
 def test_failed_questions_are_counted_in_a_note_and_a_column(tmp_path):
     finished(tmp_path)
     assert "failed" not in sheet(made(tmp_path))

@@ -106,8 +106,11 @@ class PocketModel:
         self.suite = Suite(config.tasks, family_of(self.loaded.folder).prompts)
         self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
 
-    def answers(self, setting: Setting) -> list[Answer]:
-        """Answer the questions of all tasks together, so that a batch mixes long and short prompts."""
+    def answers(self, setting: Setting, count: int | None = None, verify: bool = True) -> list[Answer]:
+        """Answer the questions of all tasks together, so that a batch mixes long and short prompts.
+
+        With `count`, only so many, of as many tasks as possible.
+        """
         from harness.journal import Journal
         from harness.lmms_model import PrunedModel
         from harness.loading import pruner_of
@@ -115,9 +118,12 @@ class PocketModel:
         pruner = pruner_of(setting.config(), self.loaded.folder)
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal(Path(folder))
-            model = PrunedModel(self.loaded, pruner, {}, journal, strict=True, looked_at=self.suite.looked_at)
-            requests = [it for task in self.tasks for it in self.suite.requests(task, range(QUESTIONS), model)]
-            model.generate_until(requests)
+            options = {"strict": True, "looked_at": self.suite.looked_at, "verify": verify}
+            model = PrunedModel(self.loaded, pruner, {}, journal, **options)
+            of_tasks = [self.suite.requests(task, range(QUESTIONS), model) for task in self.tasks]
+            if count is not None:
+                of_tasks = [[request for turn in zip(*of_tasks, strict=True) for request in turn][:count]]
+            model.generate_until([request for requests in of_tasks for request in requests])
         lines = zip(journal.responses.values(), journal.kept.values(), strict=True)
         return [
             Answer(line["task"], line["doc_id"], line["response"], tuple(kept["kept"]) if kept["k"] < kept["n"] else ())

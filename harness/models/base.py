@@ -53,6 +53,7 @@ class Adapter(ABC):
     """One model family. The names in `targets` are the sub-modules that get hooks; everything else stays untouched."""
 
     family: ClassVar[str]
+    version: ClassVar[int] = 0  # raise it when the same question gets other logits; 0: results are known by the source
     prompts: ClassVar[str]  # lmms-eval's id of these models: some of its tasks have prompts of their own for one
     supplies: ClassVar[frozenset[Signal]]
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown

@@ -59,6 +59,7 @@ class InternVL(Llava):
     """
 
     family = "internvl"
+    version = 1
     prompts = "internvl_hf"
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"

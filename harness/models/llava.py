@@ -25,6 +25,7 @@ class Llava(PlaceholderAdapter):
     """`LlavaForConditionalGeneration` with a CLIP tower, cut in front of decoder layer 0 or between two later ones."""
 
     family = "llava"
+    version = 1
     prompts = "llava"
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)

@@ -23,6 +23,7 @@ class Qwen25VL(PlaceholderAdapter):
     """`Qwen2_5_VLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
 
     family = "qwen2_5_vl"
+    version = 1
     prompts = "qwen2_5_vl"
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
     targets: ClassVar[Mapping[str, str]] = {

@@ -32,6 +32,7 @@ class Qwen3VL(Qwen25VL):
     """
 
     family = "qwen3_vl"
+    version = 1
     prompts = "qwen3_vl"
     vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output", "deepstack_features")
     decoder: ClassVar[DecoderParts] = DecoderParts(

@@ -33,7 +33,7 @@ def _facts(result: Result) -> dict[str, str]:
     facts = {
         "commit": str(result.about["git"] or "an installed package")[:12],
         "Python": result.about["python"],
-        **{name: version or "absent" for name, version in model.get("packages", {}).items()},
+        **{name: version or "absent" for name, version in result.packages.items()},
         "device": model.get("device") if model.get("device") not in (None, "cpu") else f"CPU, {result.about['device']}",
         "dtype": model.get("dtype"),
         "attention": model.get("attn"),

@@ -42,6 +42,7 @@ class LlavaOnevision15(Qwen25VL):
     """`LlavaOnevision15ForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
 
     family = MODEL_TYPE
+    version = 1
     prompts = "llava_onevision1_5"
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model",
