@@ -4,7 +4,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# `TOP` of harness/config.py, where they are looked up. Hatch's own table `force-include` would copy them into the
+# `TOP` of harness/core/config.py, where they are looked up. Hatch's own table `force-include` would copy them into the
 # environment of an editable install, too, and there they would soon be out of date.
 DATA = {
     "conf": "harness/conf",

@@ -13,12 +13,12 @@ from omegaconf import DictConfig
 
 import methods
 from harness import checkpoint, data
-from harness.choices import check_tasks, register
-from harness.cli import command, parse
-from harness.config import validate
-from harness.errors import UserError, one_line
+from harness.core.command import command, parse
+from harness.core.config import validate
+from harness.core.config_groups import check_tasks, register
+from harness.core.distributed import launched
+from harness.core.errors import UserError, one_line
 from harness.evaluate import check_scoring, check_versions, refuse_group
-from harness.processes import launched
 from harness.store import check_place
 
 if TYPE_CHECKING:

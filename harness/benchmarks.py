@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from harness.core.errors import UserError
 from harness.data import fingerprint
-from harness.errors import UserError
 
 SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked

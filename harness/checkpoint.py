@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.config import SHIPPED, ModelConfig, shipped
-from harness.errors import UserError, one_line
+from harness.core.config import SHIPPED, ModelConfig, shipped
+from harness.core.errors import UserError, one_line
 
 HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two. HF_HUB_ETAG_TIMEOUT overrides it
 ELSEWHERE = "point to a local folder: model.pretrained=/path"

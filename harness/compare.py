@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness.cli import command
-from harness.errors import UserError
-from harness.files import write_atomic
+from harness.core.command import command
+from harness.core.errors import UserError
+from harness.core.files import write_atomic
 from harness.results import Result, average, collect, failures, relative, unproven
 from harness.scores import answers, of_task, questions
 from harness.settings import differing

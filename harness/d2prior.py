@@ -20,10 +20,10 @@ import harness
 import methods
 from harness import __main__ as run
 from harness import checkpoint
-from harness.cli import command
-from harness.config import TasksConfig, validate
+from harness.core.command import command
+from harness.core.config import TasksConfig, validate
+from harness.core.errors import UserError, one_line
 from harness.data import DataRoot
-from harness.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.inputs import Grid, Message, limits_of, messages_digest, to_inputs
 from harness.loading import Loaded, load

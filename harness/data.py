@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from harness.checkpoint import content_digest
-from harness.choices import task_file
-from harness.config import TasksConfig
-from harness.errors import UserError
+from harness.core.config import TasksConfig
+from harness.core.config_groups import task_file
+from harness.core.errors import UserError
 from harness.store import digest
 
 # What a task's code reads beside the rows, and what the Hub has in archives

@@ -18,14 +18,14 @@ from qwen_vl_utils.vision_process import smart_resize
 from harness import checkpoint
 from harness.bench import architectures
 from harness.bench.subjects import random_method
-from harness.config import RunConfig
-from harness.errors import UserError, one_line
+from harness.core.config import RunConfig
+from harness.core.distributed import only_one
+from harness.core.errors import UserError, one_line
 from harness.flops import count
 from harness.inputs import Grid, PixelLimits
 from harness.loading import checked_method, config_in
 from harness.models import adapter_class
 from harness.plan import of_folders, unpruned, wanted_runs
-from harness.processes import only_one
 from harness.store import digest, slug
 from harness.sweep import LIVE, Planned, survey
 from methods.base import Method, Signal

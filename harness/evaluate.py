@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from harness import benchmarks, data
-from harness.choices import lmms_eval_tasks, task_file, task_files
-from harness.config import TasksConfig, shipped
-from harness.errors import UserError, one_line
+from harness.core.config import TasksConfig, shipped
+from harness.core.config_groups import lmms_eval_tasks, task_file, task_files
+from harness.core.errors import UserError, one_line
 from harness.startup import importing
 
 if TYPE_CHECKING:

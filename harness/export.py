@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness.cli import command
-from harness.errors import UserError, one_line
+from harness.core.command import command
+from harness.core.errors import UserError, one_line
 from harness.groups import group_of
 from harness.results import Result, named
 from harness.scores import questions

@@ -4,7 +4,7 @@ from functools import cache
 
 import yaml
 
-from harness.config import conf
+from harness.core.config import conf
 
 BASELINE = "baseline"  # method of the unpruned model in every frame
 OTHER = "other"

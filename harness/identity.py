@@ -21,8 +21,8 @@ import torch
 
 import methods
 from harness import benchmarks, checkpoint
-from harness.config import RunConfig
-from harness.errors import UserError, one_line
+from harness.core.config import RunConfig
+from harness.core.errors import UserError, one_line
 from harness.loading import Pruner, device_of
 from harness.models import adapter_class, make_known
 from harness.models.base import Adapter

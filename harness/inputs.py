@@ -22,7 +22,7 @@ from qwen_vl_utils.vision_process import smart_resize, to_rgb
 from transformers.image_utils import load_image
 
 from harness.checkpoint import content_digest
-from harness.config import ModelConfig
+from harness.core.config import ModelConfig
 from harness.unreadable import BadInput, reading
 
 FRAME_TOKENS = 768  # visual tokens of one frame, and

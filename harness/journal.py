@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files import append, write_atomic
+from harness.core.errors import UserError
+from harness.core.files import append, write_atomic
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"

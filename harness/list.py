@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from omegaconf import DictConfig
 
 import methods
-from harness.cli import command
-from harness.errors import UserError, one_line
+from harness.core.command import command
+from harness.core.errors import UserError, one_line
 from harness.models import FAMILIES, adapter_class
 from methods import checks
 from methods.base import Method

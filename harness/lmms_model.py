@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from harness import checkpoint
 from harness.benchmarks import check_prompts
-from harness.config import ModelConfig, validate
-from harness.errors import UserError
+from harness.core.config import ModelConfig, validate
+from harness.core.distributed import launched, only_one
+from harness.core.errors import UserError
+from harness.core.timing import Stages
 from harness.identity import Identity
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.journal import Journal
@@ -28,10 +30,8 @@ from harness.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.models import adapter_for
 from harness.models.calls import PIXELS
 from harness.models.decoding import Proof, prove
-from harness.processes import launched, only_one
 from harness.prune import Kept
 from harness.resize import Resizing, Shown
-from harness.stages import Stages
 from harness.store import digest
 from harness.unreadable import BadInput, check_asked, check_some_answered, reading
 

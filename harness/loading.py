@@ -12,8 +12,9 @@ import transformers
 import harness
 import methods
 from harness import checkpoint
-from harness.config import ModelConfig, RunConfig, shipped
-from harness.errors import UserError, one_line
+from harness.core.config import ModelConfig, RunConfig, shipped
+from harness.core.distributed import launched, only_one
+from harness.core.errors import UserError, one_line
 from harness.inputs import limits_of
 from harness.models import adapter_class, make_known
 from harness.models.base import Adapter
@@ -21,7 +22,6 @@ from harness.models.llava_vision import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.models.shared import SharedVision
-from harness.processes import launched, only_one
 from harness.resize import resizing
 from harness.store import slug
 from methods.base import Method, Signal

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from harness.config import conf
-from harness.errors import UserError
+from harness.core.config import conf
+from harness.core.errors import UserError
 from harness.results import Result
 from harness.scores import budget_key, read_scores
 from harness.settings import labels

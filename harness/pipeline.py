@@ -16,17 +16,17 @@ import torch
 
 import harness
 from harness import benchmarks, checkpoint, data, sharing
-from harness.choices import task_files
-from harness.config import PACKAGE, RunConfig, shipped
-from harness.errors import UserError, one_line
+from harness.core.config import PACKAGE, RunConfig, shipped
+from harness.core.config_groups import task_files
+from harness.core.distributed import launched
+from harness.core.errors import UserError, one_line
+from harness.core.timing import Stages
 from harness.evaluate import Suite, primary
 from harness.identity import Identity, packages, sources
 from harness.journal import Journal
 from harness.loading import Loaded, Pruner, device_of, family_of, pruner_of
 from harness.models.calls import HookError
 from harness.models.decoding import Proof
-from harness.processes import launched
-from harness.stages import Stages
 from harness.store import RunFolder, digest, slug
 from methods.kernels.paths import implementation
 

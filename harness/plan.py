@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from hydra.core.utils import filter_overrides
 
-from harness.choices import typed
-from harness.config import RunConfig
+from harness.core.config import RunConfig
+from harness.core.config_groups import typed
 from harness.store import RunFolder
 from harness.sweep import Planned, key_of
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.evaluate import value
 from harness.groups import BASELINE, group_of, group_rank
 from harness.store import FORMAT, SCORES, RunFolder, digest

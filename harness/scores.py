@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.groups import BASELINE, group_of
 from harness.results import Result, average, collect, relative
 from harness.settings import labels

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from harness.config import ModelConfig, RunConfig
+from harness.core.config import ModelConfig, RunConfig
+from harness.core.distributed import launched
+from harness.core.timing import Stages
 from harness.evaluate import Suite
 from harness.identity import Identity
 from harness.loading import Loaded, family_of, load
 from harness.models.shared import SharedVision
-from harness.processes import launched
-from harness.stages import Stages
 from harness.store import digest
 from methods.base import Method
 

@@ -19,8 +19,8 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from omegaconf import OmegaConf, open_dict
 
-from harness.config import RunConfig, validate
-from harness.errors import UserError
+from harness.core.config import RunConfig, validate
+from harness.core.errors import UserError
 from harness.evaluate import primary
 from harness.plan import shared, wanted_runs
 from harness.store import RunFolder
@@ -34,8 +34,8 @@ class Job:
         """Complete the run and print its scores as one JSON line; its tasks are the processes that torchrun starts."""
         from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
+        from harness.core.distributed import launched
         from harness.pipeline import planned, run
-        from harness.processes import launched
 
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.scores import Result, same_questions
 from harness.units import Strata, strata, terms
 

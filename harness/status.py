@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.store import FORMAT
 from harness.sweep import REMAIN, Run, survey
 

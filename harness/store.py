@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files import load, write_atomic, writing
+from harness.core.errors import UserError
+from harness.core.files import load, write_atomic, writing
 from harness.journal import KEPT, RESPONSES, Journal, others, part_name, remove
 
 __all__ = [

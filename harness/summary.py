@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.scores import Result, answers, average, of_task, questions, relative
 from harness.stats import (
     AVERAGE,

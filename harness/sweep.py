@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
-from harness.files import write_atomic
-from harness.processes import OTHER_ENDED
+from harness.core.distributed import OTHER_ENDED
+from harness.core.errors import UserError
+from harness.core.files import write_atomic
 from harness.store import digest, to_json
 
 SWEEPS = ".sweeps"
@@ -104,7 +104,7 @@ def last_error(log: str) -> tuple[str, str] | None:
         if "Traceback (most recent call last):" in line:  # a progress bar may stand before it
             after = True
         elif after and line and not line[0].isspace():
-            found, after = ("failed", line.removeprefix("harness.errors.UserError: ")), False
+            found, after = ("failed", line.removeprefix("harness.core.errors.UserError: ")), False
         elif match := _BY_SLURM.search(line):
             found = ("stopped", match[1].strip("* "))
         elif match := _BY_SRUN.search(line):

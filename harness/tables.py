@@ -14,9 +14,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness import paper, render
-from harness.cli import command
-from harness.config import shipped
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.config import shipped
+from harness.core.errors import UserError
 from harness.latex import latex
 from harness.results import Result, failures, joined, named, unproven
 from harness.scores import raw, read_scores

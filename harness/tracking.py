@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.results import Result
 from harness.settings import labels
 from harness.store import RESPONSES

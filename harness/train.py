@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import __main__ as run
 from harness import checkpoint
-from harness.cli import command, did_you_mean, parse
-from harness.config import RunConfig, conf, shipped, validate
-from harness.errors import UserError
-from harness.processes import launched
+from harness.core.command import command, did_you_mean, parse
+from harness.core.config import RunConfig, conf, shipped, validate
+from harness.core.distributed import launched
+from harness.core.errors import UserError
 from harness.store import check_place
 from harness.training.recipe import Recipe
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 
 _CHANGING = re.compile(r" at 0x[0-9a-f]+|\[\d\d:\d\d:\d\d\] \S+: ")  # addresses of Python's, times of decord's
 

@@ -28,7 +28,7 @@ from test_families import BUILDERS
 
 import harness
 from harness.bench.machine import machine
-from harness.errors import one_line
+from harness.core.errors import one_line
 from harness.models import adapter_for
 from harness.models.decoding import DecodingError, prove
 from harness.store import write_atomic

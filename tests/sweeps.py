@@ -2,18 +2,18 @@
 
 from functools import cache
 
-from harness import cli
-from harness.choices import register
-from harness.config import validate
+from harness.core import command
+from harness.core.config import validate
+from harness.core.config_groups import register
 from harness.plan import shared
 
 
 @cache
 def sweep(*overrides):
     """(configuration, its own overrides) of every job of `python -m harness -m OVERRIDES`."""
-    cli.register_resolvers()
-    swept = register(cli._experiment("config", list(overrides), True, False))
-    jobs = cli._checked_jobs("config", swept, True, ())
+    command.register_resolvers()
+    swept = register(command._experiment("config", list(overrides), True, False))
+    jobs = command._checked_jobs("config", swept, True, ())
     _, own = shared([point for _, point in jobs])
     return [(validate(cfg), overrides) for (cfg, _), overrides in zip(jobs, own, strict=True)]
 

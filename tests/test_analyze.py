@@ -22,8 +22,8 @@ from harness.__main__ import prepare
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, read
-from harness.cli import compose
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.errors import UserError
 from harness.prune import Kept
 from harness.results import collect
 from harness.stats import AVERAGE

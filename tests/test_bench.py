@@ -14,7 +14,7 @@ from harness.bench.latency import measured
 from harness.bench.measure import Runner
 from harness.bench.settings import settings
 from harness.bench.subjects import subject
-from harness.cli import compose
+from harness.core.command import compose
 from harness.flops.decoder import DecoderShape
 from harness.models import adapter_for
 

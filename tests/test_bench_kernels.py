@@ -5,8 +5,8 @@ import torch
 
 from harness.bench import kernels, published, tokens
 from harness.bench.loops import LOOPS, loop
-from harness.cli import compose
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.errors import UserError
 
 CPU = (torch.device("cpu"), torch.float32)
 

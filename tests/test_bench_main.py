@@ -9,8 +9,8 @@ from runs import make_run
 from harness.bench import job
 from harness.bench.job import COLUMNS, check, check_same, imported, median
 from harness.bench.timed import STAGES
-from harness.cli import compose
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from harness.bench.contestants import Contestant
 from harness.bench.probes import PROJECTORS
 from harness.bench.subjects import subject
 from harness.bench.workloads import grid_of, synthetic
-from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.core.config import ModelConfig
+from harness.core.errors import UserError
 from harness.models import FAMILIES, adapter_for
 from methods.budget import Budget
 

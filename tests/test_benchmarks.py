@@ -13,10 +13,10 @@ import pytest
 from lmms_eval.api.model import lmms
 
 from harness.benchmarks import check_prompts
-from harness.choices import register
-from harness.cli import compose
-from harness.config import TasksConfig, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import TasksConfig, validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.evaluate import Suite, value
 from harness.paper import facts
 

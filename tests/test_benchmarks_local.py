@@ -11,10 +11,10 @@ import pytest
 from tiny import tiny_folder
 
 from harness import data
-from harness.choices import register
-from harness.cli import compose
-from harness.config import TasksConfig, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import TasksConfig, validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.evaluate import Suite
 from harness.identity import Identity
 from harness.loading import pruner_of

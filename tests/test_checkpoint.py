@@ -10,10 +10,10 @@ from huggingface_hub.errors import GatedRepoError
 
 from harness import checkpoint
 from harness.__main__ import check_family
-from harness.choices import register
-from harness.cli import compose
-from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import ModelConfig
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.pocket import WEIGHTS
 
 REPO = ModelConfig(name="theirs", pretrained="some/repository")

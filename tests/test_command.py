@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from harness import cli
-from harness.config import validate
-from harness.errors import UserError
+from harness.core import command
+from harness.core.config import validate
+from harness.core.errors import UserError
 
 HEAVY = ("torch", "transformers", "lmms_eval", "datasets", "pandas")
 
@@ -124,13 +124,13 @@ def test_slurm_without_its_programs_is_refused(empty):
 
 def test_only_runs_are_submitted():
     with pytest.raises(UserError, match="is for python -m harness"):
-        cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), True, False)
+        command._check_launcher(command.parse(["hydra/launcher=slurm"]), True, False)
 
 
 def test_a_check_sees_every_job_before_the_next_check_starts(monkeypatch):
     seen = []
     checks = [lambda cfg, name=name: seen.append((name, cfg.seed)) for name in ("quick", "slow")]
-    cli._checked_jobs("config", ["seed=1,2"], True, checks)
+    command._checked_jobs("config", ["seed=1,2"], True, checks)
     assert seen == [("quick", 1), ("quick", 2), ("slow", 1), ("slow", 2)]
 
 
@@ -147,22 +147,22 @@ def test_a_check_sees_every_job_before_the_next_check_starts(monkeypatch):
 def test_values_that_would_fail_later_are_refused(override, message):
     overrides = [override, *(["model.min_pixels=100"] if "max_pixels" in override else [])]
     with pytest.raises(UserError, match=message):
-        validate(cli.compose("config", overrides))
+        validate(command.compose("config", overrides))
 
 
 def test_the_unpruned_model_takes_no_budget():
-    assert validate(cli.compose("config", ["method=none"])).budget.label == "1.0"
-    assert validate(cli.compose("config", ["method=none", "keep=1.0"])).budget.label == "1.0"
+    assert validate(command.compose("config", ["method=none"])).budget.label == "1.0"
+    assert validate(command.compose("config", ["method=none", "keep=1.0"])).budget.label == "1.0"
     for budget in ("keep=0.25", "tokens=9"):
         with pytest.raises(UserError, match=f"leave {budget} out"):
-            validate(cli.compose("config", ["method=none", budget]))
+            validate(command.compose("config", ["method=none", budget]))
 
 
 def test_weights_of_the_users_own_are_called_by_their_folder(tmp_path):
     from harness.__main__ import prepare
 
     def name(*overrides):
-        return cli.compose("config", prepare(list(overrides))).model.name
+        return command.compose("config", prepare(list(overrides))).model.name
 
     own = f"model.pretrained={tmp_path / 'my-weights'}"
     assert name() == "pocket"

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from runs import make_run
 
-from harness import cli, compare
-from harness.errors import UserError
+from harness import compare
+from harness.core import command
+from harness.core.errors import UserError
 from harness.results import Result
 
 BASE = {"t_one": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": [0.5, 1.0, 0.25, 1.0]}
@@ -67,9 +68,9 @@ def test_the_unpruned_run_beside_is_found(tmp_path):
 def test_folders_are_given_by_place_or_by_name(tmp_path):
     (tmp_path / "a=b").mkdir()
     overrides = compare.prepare(["one/x", str(tmp_path / "a=b"), "seed=3"])
-    cfg = cli.compose("compare", overrides)
+    cfg = command.compose("compare", overrides)
     assert (cfg.a, cfg.b, cfg.seed) == ("one/x", str(tmp_path / "a=b"), 3)
-    cfg = cli.compose("compare", compare.prepare(["a=one", "b=two"]))
+    cfg = command.compose("compare", compare.prepare(["a=one", "b=two"]))
     assert (cfg.a, cfg.b) == ("one", "two")
     with pytest.raises(UserError, match="two run folders are compared, got 3"):
         compare.prepare(["one", "two", "three"])
@@ -103,4 +104,4 @@ def test_the_command(pair, tmp_path):
 def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        compare.main(cli.compose("compare", compare.prepare(args)))
+        compare.main(command.compose("compare", compare.prepare(args)))

@@ -10,10 +10,10 @@ from dataclasses import fields
 import pytest
 
 import methods
-from harness.choices import check_tasks, register
-from harness.cli import compose
-from harness.config import conf, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import conf, validate
+from harness.core.config_groups import check_tasks, register
+from harness.core.errors import UserError
 from harness.loading import checked_method
 from harness.pocket import WEIGHTS
 

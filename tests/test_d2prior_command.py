@@ -12,10 +12,11 @@ from tiny import tiny_folder, tiny_qwen
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness import cli, d2prior, loading, pipeline
+from harness import d2prior, loading, pipeline
 from harness.__main__ import main, prepare
-from harness.config import ModelConfig, validate
-from harness.errors import UserError
+from harness.core import command
+from harness.core.config import ModelConfig, validate
+from harness.core.errors import UserError
 from harness.inputs import PixelLimits, to_inputs
 from harness.pocket import WEIGHTS
 from methods.d2prior import average
@@ -40,7 +41,7 @@ def overrides(place, *more, tasks="[tiny_stills,tiny_clips]", seed=0):
 @pytest.fixture(scope="module")
 def made(place):
     """The report of the command on two tasks, of which one has videos only."""
-    cfg = cli.compose("d2prior", overrides(place, f"out={place / 'p' / 'prior.safetensors'}", "limit=3"))
+    cfg = command.compose("d2prior", overrides(place, f"out={place / 'p' / 'prior.safetensors'}", "limit=3"))
     d2prior.check(cfg)
     with pytest.MonkeyPatch.context() as patch:
         said = []
@@ -51,7 +52,7 @@ def made(place):
 
 @torch.no_grad()
 def test_it_is_the_mean_of_the_plain_models_attention(place, made):
-    config = validate(cli.compose("config", overrides(place, "model.attn=eager")))
+    config = validate(command.compose("config", overrides(place, "model.attn=eager")))
     loaded = loading.load(config.model)
     maps = []
     for messages in list(d2prior.prompts(config.tasks, "Describe this image."))[:3]:
@@ -89,7 +90,7 @@ def test_each_tile_of_an_image_is_a_map():
 def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypatch):
     monkeypatch.chdir(place)
     d2 = ["method=d2pruner", "keep=0.5", f"method.prior={made['prior']}", "limit=2"]
-    main(cli.compose("config", overrides(place, *d2, tasks="tiny_stills")))
+    main(command.compose("config", overrides(place, *d2, tasks="tiny_stills")))
     out = capsys.readouterr().out
     report = json.loads(out.splitlines()[-1])
     assert report["method"] == f"d2pruner (prior {made['digest'][:8]})"
@@ -103,14 +104,14 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
 
 
 def test_a_prior_beside_the_weights_is_recorded_by_name():
-    run = validate(cli.compose("config", prepare(["method=d2pruner"])))
+    run = validate(command.compose("config", prepare(["method=d2pruner"])))
     about = pipeline._about(run, loading.pruner_of(run, WEIGHTS))
     assert about["config"]["method"]["prior"] == "d2prior.safetensors"
     assert about["made_from"]["prior"]["tasks"] == "pocket_scenes"
 
 
 def test_plain_attention_is_a_label_too(place):
-    run = validate(cli.compose("config", overrides(place, "method=d2pruner", "method.prior=none")))
+    run = validate(command.compose("config", overrides(place, "method=d2pruner", "method.prior=none")))
     pruner = loading.pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
     assert pruner.label == "d2pruner-prior-none-0.25"
     assert pipeline._about(run, pruner)["method"] == "d2pruner (prior none)"
@@ -118,7 +119,7 @@ def test_plain_attention_is_a_label_too(place):
 
 
 def test_a_prior_of_another_model_or_layer_is_refused(place, made):
-    run = validate(cli.compose("config", overrides(place, "method=d2pruner", f"method.prior={made['prior']}")))
+    run = validate(command.compose("config", overrides(place, "method=d2pruner", f"method.prior={made['prior']}")))
     with pytest.raises(UserError, match=r"method.prior was made with tiny-qwen2.5-vl \(\w+\), not with the model in"):
         loading.pruner_of(run, place / "1" / "tiny-qwen2.5-vl")
     run.method["layer"] = 0
@@ -132,9 +133,9 @@ def test_a_prior_of_another_model_or_layer_is_refused(place, made):
 )
 def test_mistakes_are_found_before_the_model_is_loaded(place, change, message):
     with pytest.raises(UserError, match=message):
-        d2prior.check(cli.compose("d2prior", overrides(place, change)))
+        d2prior.check(command.compose("d2prior", overrides(place, change)))
 
 
 def test_images_that_give_nothing_are_one_line(place):
     with pytest.raises(UserError, match="tiny_clips: a prior needs the attention of at least one image of two tokens"):
-        d2prior.main(cli.compose("d2prior", overrides(place, tasks="tiny_clips")))
+        d2prior.main(command.compose("d2prior", overrides(place, tasks="tiny_clips")))

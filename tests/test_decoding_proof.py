@@ -14,10 +14,10 @@ from test_families import BUILDERS
 
 import harness
 from harness import lmms_model, sharing
-from harness.choices import register
-from harness.cli import compose
-from harness.config import validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.journal import Journal
 from harness.models import FAMILIES, adapter_for, cache, calls, decoding
 from harness.models.decoding import DecodingError, Proof, deviation, prove

@@ -14,13 +14,14 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
-from harness import identity, loading, processes
-from harness.choices import register
-from harness.cli import compose
-from harness.config import ModelConfig, validate
-from harness.errors import UserError
+from harness import identity, loading
+from harness.core import distributed
+from harness.core.command import compose
+from harness.core.config import ModelConfig, validate
+from harness.core.config_groups import register
+from harness.core.distributed import Processes
+from harness.core.errors import UserError
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.processes import Processes
 
 BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(attn="eager", layers=4, depth=4), tiny_processor),
@@ -163,7 +164,7 @@ def test_what_makes_no_sense_is_refused(overrides, says):
 
 
 def test_one_process_spreads_a_model(monkeypatch):
-    monkeypatch.setattr(processes, "launched", lambda: Processes(0, 0, 2))
+    monkeypatch.setattr(distributed, "launched", lambda: Processes(0, 0, 2))
     with pytest.raises(UserError, match="auto is one process, 2 were launched"):
         loading.device_of(ModelConfig(name="m", pretrained="m", device_map="auto"))
 

@@ -15,10 +15,12 @@ from forked import Command, Forks, counting, record
 from tiny import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness import cli, identity, lmms_model, loading, processes
-from harness.config import ModelConfig
-from harness.errors import UserError
-from harness.processes import Processes
+from harness import identity, lmms_model, loading
+from harness.core import command as cli
+from harness.core import distributed
+from harness.core.config import ModelConfig
+from harness.core.distributed import Processes
+from harness.core.errors import UserError
 
 QUESTIONS, BATCH = 13, 2  # seven batches, the last one of a single question, and two of the four clips
 
@@ -192,11 +194,11 @@ def test_torchrun_itself(place, alone):
     ],
 )
 def test_who_a_process_is(variables, expected, monkeypatch):
-    for name in (*processes.VARIABLES, "TQDM_DISABLE"):
+    for name in (*distributed.VARIABLES, "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = processes.launched.__wrapped__()
+    found = distributed.launched.__wrapped__()
     assert (found.rank, found.local, found.count) == expected
     assert os.environ.pop("TQDM_DISABLE", None) == ("1" if found.rank else None)
 
@@ -233,9 +235,9 @@ def test_each_process_has_a_gpu_of_its_own(device, local, gpus, expected, monkey
 
 
 def test_other_commands_and_launchers_are_refused_for_several_processes(monkeypatch):
-    monkeypatch.setattr(processes, "launched", lambda: Processes(0, 0, 4))
+    monkeypatch.setattr(distributed, "launched", lambda: Processes(0, 0, 4))
     for call in (
-        lambda: processes.only_one("harness.tables"),
+        lambda: distributed.only_one("harness.tables"),
         lambda: lmms_model.from_flat({"pretrained": "m"}),
         lambda: cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), multirun=True, cluster=True),
     ):

@@ -24,8 +24,8 @@ from tiny import HIDDEN, tiny_folder
 import harness.pocket.train as shipped_weights
 import methods
 from harness import __main__ as main_job
-from harness import cli
-from harness.config import ModelConfig
+from harness.core import command as cli
+from harness.core.config import ModelConfig
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from methods.base import Tokens
 

@@ -15,10 +15,11 @@ from huggingface_hub import constants
 from omegaconf import OmegaConf
 from runs import make_run
 
-from harness import checkpoint, cli, doctor
+from harness import checkpoint, doctor
+from harness.core.command import compose
+from harness.core.errors import UserError
 from harness.doctor import __main__ as command
 from harness.doctor import band, machine, presence
-from harness.errors import UserError
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -122,7 +123,7 @@ MODELS = presence._choices("model")
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_read_as_the_main_job_composes_it(name):
-    assert presence.model(name) == OmegaConf.to_container(cli.compose("config", [f"model={name}"]).model)
+    assert presence.model(name) == OmegaConf.to_container(compose("config", [f"model={name}"]).model)
 
 
 def test_models_that_are_here_not_here_and_damaged(monkeypatch, tmp_path):
@@ -255,12 +256,12 @@ def test_packages_that_are_not_installed_are_named(monkeypatch):
 @pytest.mark.parametrize("value", ["-1", "soon", "true"])
 def test_a_time_that_is_none_is_refused(value):
     with pytest.raises(UserError, match="hub must be a number of seconds"):
-        command.check(cli.compose("doctor", [f"hub={value}"]))
+        command.check(compose("doctor", [f"hub={value}"]))
 
 
 def test_a_part_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"only must be one of versions, disk, .*, reproduces, got disc"):
-        command.check(cli.compose("doctor", ["only=disc"]))
+        command.check(compose("doctor", ["only=disc"]))
 
 
 def fewer(monkeypatch, *states):
@@ -270,7 +271,7 @@ def fewer(monkeypatch, *states):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_only_what_is_broken_makes_it_strict(strict, monkeypatch, capsys):
-    cfg = cli.compose("doctor", [f"strict={strict}"])
+    cfg = compose("doctor", [f"strict={strict}"])
     fewer(monkeypatch, "ok", "absent")
     command.main(cfg)
     fewer(monkeypatch, "ok", "broken", "broken")
@@ -287,7 +288,7 @@ def test_only_what_is_broken_makes_it_strict(strict, monkeypatch, capsys):
 
 @pytest.mark.parametrize("state", ["ok", "broken"])
 def test_one_part_alone_is_its_lines(state, monkeypatch, capsys):
-    cfg = cli.compose("doctor", ["only=disk", "strict=true"])
+    cfg = compose("doctor", ["only=disk", "strict=true"])
     command.check(cfg)
     monkeypatch.setitem(command.PARTS, "disk", lambda cfg: [doctor.Finding("disk", "runs", state, "is full")])
     with pytest.raises(UserError, match="broken: disk: runs") if state == "broken" else nullcontext():

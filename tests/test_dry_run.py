@@ -7,10 +7,10 @@ from harness import checkpoint, loading
 from harness.bench import architectures
 from harness.bench.operations import counted
 from harness.bench.settings import settings
-from harness.cli import _experiment, _meant_for, compose
-from harness.config import conf
+from harness.core.command import _experiment, _meant_for, compose
+from harness.core.config import conf
+from harness.core.errors import UserError
 from harness.dry_run import listed, show
-from harness.errors import UserError
 
 EXPERIMENTS = sorted(file.stem for file in conf("experiment").glob("*.yaml"))
 

@@ -11,8 +11,8 @@ from lmms_eval.models.registry_v2 import ModelRegistryV2
 from loguru import logger
 from tiny_tasks import write_tiny_tasks
 
-from harness.config import TasksConfig
-from harness.errors import UserError
+from harness.core.config import TasksConfig
+from harness.core.errors import UserError
 from harness.evaluate import (
     Suite,
     check_scoring,

@@ -13,10 +13,10 @@ import yaml
 from sweeps import jobs
 
 import methods
-from harness import cli
 from harness.bench.settings import settings
-from harness.choices import check_tasks
-from harness.errors import UserError
+from harness.core import command
+from harness.core.config_groups import check_tasks
+from harness.core.errors import UserError
 from harness.evaluate import check_scoring
 from harness.models import adapter_class
 
@@ -109,18 +109,18 @@ def test_a_mistake_is_one_line(overrides, message):
 
 def test_an_experiment_without_a_sweep_is_refused():
     with pytest.raises(UserError, match="experiment=table1 is a sweep: add -m"):
-        cli._experiment("config", ["experiment=table1"], False, False)
-    assert cli._experiment("config", ["experiment=table1"], False, True) == ["experiment=table1"]  # only shown
+        command._experiment("config", ["experiment=table1"], False, False)
+    assert command._experiment("config", ["experiment=table1"], False, True) == ["experiment=table1"]  # only shown
 
 
 def test_latency_is_measured_of_the_methods_of_table_4():
-    overrides = cli._experiment("bench", ["experiment=table4"], False, False)
-    chosen = settings(cli.compose("bench", overrides))
+    overrides = command._experiment("bench", ["experiment=table4"], False, False)
+    chosen = settings(command.compose("bench", overrides))
     assert [run.method["name"] for run in chosen.runs] == ["vispruner", "scope", "idpruner"]  # and the unpruned model
     assert {run.params.get("variant", "paper") for run in chosen.runs} == {"paper"}
     assert {(run.model.name, run.keep) for run in chosen.runs} == {("qwen25vl7b", 0.25)}
     with pytest.raises(UserError, match=r"experiment=table1 is for python -m harness$"):
-        cli._experiment("bench", ["experiment=table1"], True, False)
+        command._experiment("bench", ["experiment=table1"], True, False)
 
 
 @pytest.mark.parametrize("value", ["{name: idpruner, lam: 0.3}", "{name: 'idpruner', lam: 0.3}"])

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from runs import make_run
 
-from harness import cli, export, tracking
-from harness.errors import UserError
+from harness import export, tracking
+from harness.core import command
+from harness.core.errors import UserError
 from harness.results import Result
 
 BASE = {"t_one": [1.0, 1.0, 0.0, 1.0], "t_two": [1.0, 0.5]}
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def exported(folder):
-    export.main(cli.compose("export", [f"runs={folder / 'runs'}", f"out={folder / 'out'}", "resamples=200"]))
+    export.main(command.compose("export", [f"runs={folder / 'runs'}", f"out={folder / 'out'}", "resamples=200"]))
     return folder / "out"
 
 
@@ -89,7 +90,7 @@ def test_a_mistake_is_one_line(overrides, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match=message):
-        export.check(cli.compose("export", overrides))
+        export.check(command.compose("export", overrides))
 
 
 def test_weights_and_biases_gets_scores_and_answers(folder, monkeypatch):

@@ -8,7 +8,7 @@ import methods
 from harness.bench import architectures
 from harness.bench.probes import PROJECTORS
 from harness.bench.workloads import synthetic
-from harness.config import ModelConfig
+from harness.core.config import ModelConfig
 from harness.flops import count
 from harness.flops.decoder import Cut, DecoderShape, paper_style
 from harness.flops.selection import FORMULAS, Case, selection

@@ -17,10 +17,10 @@ from tiny import HIDDEN, tiny_folder
 
 import methods
 from harness import identity, loading
-from harness.choices import register
-from harness.cli import compose
-from harness.config import ModelConfig, RunConfig, TasksConfig, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import ModelConfig, RunConfig, TasksConfig, validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.identity import Identity
 from harness.inputs import messages_digest
 from harness.lmms_model import PrunedModel

@@ -17,7 +17,7 @@ from transformers.models.internvl.modeling_internvl import eager_attention_forwa
 import harness
 import methods
 from harness import loading
-from harness.config import ModelConfig
+from harness.core.config import ModelConfig
 from harness.inputs import limits_of, to_inputs
 from harness.models import adapter_for
 from harness.models.internvl import InternVL

@@ -14,10 +14,10 @@ from tiny import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor
 from tiny_tasks import write_tiny_tasks
 
 from harness import loading
-from harness.choices import register
-from harness.cli import compose
-from harness.config import ModelConfig, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import ModelConfig, validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.inputs import PixelLimits, limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pipeline import run

@@ -16,9 +16,9 @@ from tiny_tasks import write_tiny_tasks
 
 import harness
 from harness import identity, loading
-from harness.cli import compose
-from harness.config import ModelConfig, validate
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.config import ModelConfig, validate
+from harness.core.errors import UserError
 from harness.inputs import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
 from harness.models import llavaov15, scorer
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration

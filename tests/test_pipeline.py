@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.__main__ import _missed
-from harness.config import ModelConfig, RunConfig, TasksConfig
+from harness.core.config import ModelConfig, RunConfig, TasksConfig
 from harness.lmms_model import PrunedModel, Request
 from harness.pipeline import _files_digest, _folder, _visual_tokens
 from harness.pocket import WEIGHTS

@@ -15,7 +15,7 @@ from tiny_qwen3 import DEEP, LAYERS, GatheredDeep, GatheredDeepInside, tiny_qwen
 
 import harness
 from harness import loading
-from harness.config import ModelConfig
+from harness.core.config import ModelConfig
 from harness.inputs import PixelLimits, limits_of, to_inputs
 from methods.base import Method, Selection, Signal
 

@@ -13,8 +13,8 @@ from PIL import Image
 from synthetic_runs import write_run
 
 import harness.report
-from harness.cli import compose
-from harness.errors import UserError
+from harness.core.command import compose
+from harness.core.errors import UserError
 from harness.report import pictures
 from harness.report.build import build
 from harness.report.provenance import provenance

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from synthetic_runs import write_run
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.report import answers, choose, gallery, pictures
 from harness.results import collect
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from harness.choices import register
-from harness.cli import compose
-from harness.config import validate
+from harness.core.command import compose
+from harness.core.config import validate
+from harness.core.config_groups import register
 from harness.pipeline import run
 from harness.pocket import TASKS, order
 from harness.report import gallery, pictures

@@ -10,8 +10,8 @@ import torch
 from packaging.utils import canonicalize_name
 
 from harness import loading
+from harness.core.errors import UserError
 from harness.doctor import machine, reproduction
-from harness.errors import UserError
 from harness.models import decoding
 from harness.prune import Pruning
 

@@ -67,7 +67,8 @@ def watch(moments: Path, killed_at: int = 0) -> None:
     from lmms_eval import evaluator
     from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-    from harness import files, journal, store
+    from harness import journal, store
+    from harness.core import files
 
     number = itertools.count(1)
 

@@ -12,9 +12,9 @@ from tiny_tasks import write_tiny_tasks
 
 from harness import lmms_model, sharing
 from harness.__main__ import check_family
-from harness.choices import register
-from harness.cli import compose
-from harness.config import TasksConfig, validate
+from harness.core.command import compose
+from harness.core.config import TasksConfig, validate
+from harness.core.config_groups import register
 from harness.evaluate import Suite
 from harness.pipeline import run
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.stages import Stages
+from harness.core.timing import Stages
 
 
 @pytest.fixture

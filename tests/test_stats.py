@@ -10,7 +10,7 @@ import pytest
 from runs import coins, make_run
 from statsmodels.stats.contingency_tables import mcnemar
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.results import Result, joined
 from harness.scores import answers, questions
 from harness.stats import (

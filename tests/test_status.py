@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.store import RunFolder
 from harness.sweep import Planned, key_of, last_error, survey, write_plan
 
@@ -25,7 +25,7 @@ The above exception was the direct cause of the following exception:
 Traceback (most recent call last):
   File "b.py", line 2, in run
     raise UserError
-harness.errors.UserError: cannot load task text: no file
+harness.core.errors.UserError: cannot load task text: no file
 srun: error: n1: task 0: Exited with exit code 1
 """
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from harness.errors import UserError
-from harness.files import append, write_atomic
+from harness.core.errors import UserError
+from harness.core.files import append, write_atomic
 from harness.journal import KEPT, RESPONSES, Journal
 from harness.store import RunFolder, check_place, digest, slug, to_json
 
@@ -199,7 +199,7 @@ def full(descriptor):
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     file = tmp_path / "metrics.json"
     write_atomic(file, "old")
-    monkeypatch.setattr("harness.files.os.fsync", full)
+    monkeypatch.setattr("harness.core.files.os.fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*metrics\.json \(No space left on device\): once that is put"):
         write_atomic(file, "new")
     assert file.read_text() == "old"
@@ -210,7 +210,7 @@ def test_an_append_that_fails_leaves_no_half_line(folder, monkeypatch):
     folder.open({}).add(*lines("a"))
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with monkeypatch.context() as broken:
-        broken.setattr("harness.files.os.fsync", full)
+        broken.setattr("harness.core.files.os.fsync", full)
         with pytest.raises(UserError, match="No space left"):
             folder.open({}).add(*lines("b"))
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
@@ -219,7 +219,7 @@ def test_an_append_that_fails_leaves_no_half_line(folder, monkeypatch):
 
 
 def test_an_append_to_a_new_file_that_fails_leaves_it_empty(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.files.os.fsync", full)
+    monkeypatch.setattr("harness.core.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         append(tmp_path / "new.jsonl", "line\n")
     assert (tmp_path / "new.jsonl").read_bytes() == b""

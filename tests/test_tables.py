@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from runs import make_run
 
-from harness import cli, tables
-from harness.errors import UserError
+from harness import tables
+from harness.core import command
+from harness.core.errors import UserError
 from harness.results import collect, joined, relative
 from harness.sheet import sheet
 from harness.store import to_json
@@ -194,7 +195,7 @@ def test_a_mistake_is_a_user_error(args, message, tmp_path, monkeypatch, request
     monkeypatch.chdir(tmp_path)
     paper = request.config.rootpath / "results" / "paper"
     with pytest.raises(UserError, match=message.replace("+", r"\+")):
-        tables.main(cli.compose("tables", [text.replace("PAPER", str(paper)) for text in args]))
+        tables.main(command.compose("tables", [text.replace("PAPER", str(paper)) for text in args]))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["file"]
 
 

@@ -14,8 +14,9 @@ from forked import Forks
 from safetensors.torch import load_file
 from tiny import HIDDEN, tiny_folder, tiny_llava, tiny_llava_processor
 
-from harness import cli, train
-from harness.errors import UserError
+from harness import train
+from harness.core import command as cli
+from harness.core.errors import UserError
 from harness.models.scorer import PARTS, VisionSelectorScorer, load_scorer
 from harness.training.loop import Training
 

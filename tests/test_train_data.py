@@ -8,11 +8,11 @@ import pytest
 from conversations import write_conversations
 from PIL import Image
 
-from harness.errors import UserError
+from harness.core.distributed import Processes
+from harness.core.errors import UserError
 from harness.pocket.data import OTHER_SEED, SUITE_SEED
 from harness.pocket.learner import PROBE_SEED
 from harness.pocket.questions import SEED, Drawn
-from harness.processes import Processes
 from harness.training.examples import Conversations
 from harness.training.order import Order
 

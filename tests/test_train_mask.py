@@ -12,7 +12,7 @@ from tiny import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor, tiny_
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
-from harness.config import ModelConfig
+from harness.core.config import ModelConfig
 from harness.inputs import limits_of, to_inputs
 from harness.models import adapter_for
 from harness.models.scorer import VisionSelectorScorer

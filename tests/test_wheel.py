@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.config import PACKAGE, conf, shipped
+from harness.core.config import PACKAGE, conf, shipped
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("hatchling", reason="NOT TESTED: the wheel is built with hatchling (pip install -e '.[test]')")
@@ -94,7 +94,7 @@ def test_a_checkout_reads_its_own_folders():
 
 
 def test_configuration_and_version_come_from_the_package(python, installed):
-    code = "import harness, harness.config as c; print(harness.__file__, c.conf(), harness.__version__, sep='\\n')"
+    code = "import harness, harness.core.config as c; print(harness.__file__, c.conf(), harness.__version__, sep='\\n')"
     inside = installed / "harness"
     assert python("-c", code) == [str(inside / "__init__.py"), str(inside / "conf"), harness.__version__]
 

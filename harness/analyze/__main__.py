@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from harness.cli import did_you_mean, fail
+from harness.core.command import did_you_mean, fail
 
 ANALYSES = {
     "pareto": "importance retained against clustering of what is kept, over the parameters of methods",

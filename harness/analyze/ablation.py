@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from harness import plots
 from harness.analyze.output import leave
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.report.standing import standing
 from harness.results import Result, average, named, relative
 from harness.stats import AVERAGE, draw, interval

@@ -23,7 +23,7 @@ from harness.analyze.measures import cosines
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, gathered
-from harness.cli import command
+from harness.core.command import command
 from harness.loading import load
 
 DEGREES = 180  # bins of one degree

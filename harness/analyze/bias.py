@@ -24,8 +24,8 @@ from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
 from harness.analyze.output import leave, samples
 from harness.analyze.questions import Source
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.loading import load
 from harness.prune import Kept
 from harness.stats import Array, interval

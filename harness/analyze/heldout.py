@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from harness import plots
 from harness.analyze.ablation import check
 from harness.analyze.output import leave
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.report.standing import names
 from harness.results import Result, named
 from harness.stats import AVERAGE, Draws, draw, interval

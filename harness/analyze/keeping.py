@@ -11,7 +11,7 @@ from tqdm import tqdm
 import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.loading import Loaded, pruner_of
 from harness.prune import Kept
 

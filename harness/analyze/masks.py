@@ -23,8 +23,8 @@ from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
 from harness.analyze.output import leave
 from harness.analyze.questions import Question, Source
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.loading import Loaded, load
 from harness.prune import Kept
 from harness.report.pictures import shown

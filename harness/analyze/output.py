@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness import plots
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.stats import Array, interval
 from harness.store import to_json, write_atomic
 

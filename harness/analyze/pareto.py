@@ -24,8 +24,8 @@ from harness.analyze.measures import REFERENCES
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.loading import load
 
 POINT = ["curve", "parameter", "value", "label"]

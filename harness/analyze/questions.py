@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.config import RunConfig
-from harness.errors import UserError
+from harness.core.config import RunConfig
+from harness.core.errors import UserError
 from harness.evaluate import Suite
 from harness.inputs import Message, limits_of, messages_digest, to_inputs
 from harness.loading import Loaded

@@ -23,7 +23,7 @@ from harness.analyze import settings
 from harness.analyze.measures import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
-from harness.cli import command
+from harness.core.command import command
 from harness.loading import Loaded, load
 from harness.models import adapter_for
 from harness.models.base import Adapter

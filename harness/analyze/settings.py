@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness import __main__ as run
-from harness.config import RunConfig, validate
-from harness.errors import UserError
+from harness.core.config import RunConfig, validate
+from harness.core.errors import UserError
 from harness.store import check_place
 
 UNPRUNED = {"name": "none"}

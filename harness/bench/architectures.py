@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.core.config import ModelConfig
+from harness.core.errors import UserError
 from harness.models import llavaov15
 from harness.models.scorer import VisionSelectorScorer
 

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from harness.bench.timed import STAGE_COLUMNS, Row, about, hand_over, run, seconds, table
-from harness.choices import register
-from harness.cli import command, compose
-from harness.config import validate
-from harness.errors import UserError
+from harness.core.command import command, compose
+from harness.core.config import validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
 from harness.store import DONE, KEPT, RESPONSES, check_place
 
 COLUMNS = {

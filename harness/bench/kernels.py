@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from harness.bench.settings import Settings, settings
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.store import check_place
 
 _written: set[Path] = set()  # by the jobs of a sweep

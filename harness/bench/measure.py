@@ -12,7 +12,7 @@ from harness.bench.clock import Clock
 from harness.bench.contestants import Contestant
 from harness.bench.probes import probed
 from harness.bench.trace import Trace
-from harness.errors import one_line
+from harness.core.errors import one_line
 from harness.models.base import Adapter
 from harness.models.calls import returned_cache
 

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.bench.settings import Settings, settings
-from harness.cli import command
-from harness.errors import UserError, one_line
+from harness.core.command import command
+from harness.core.errors import UserError, one_line
 
 
 def main() -> None:

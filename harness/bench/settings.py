@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import methods
-from harness.config import SHIPPED, ModelConfig, RunConfig, validate
-from harness.errors import UserError
+from harness.core.config import SHIPPED, ModelConfig, RunConfig, validate
+from harness.core.errors import UserError
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25

@@ -15,8 +15,8 @@ from harness.bench import architectures, workloads
 from harness.bench.contestants import Contestant
 from harness.bench.settings import Settings
 from harness.bench.workloads import Workload
-from harness.config import RunConfig
-from harness.errors import UserError, one_line
+from harness.core.config import RunConfig
+from harness.core.errors import UserError, one_line
 from harness.inputs import limits_of
 from harness.loading import config_in, device_of, load, pruner_of
 from harness.models import adapter_class

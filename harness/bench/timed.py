@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.core.config import ModelConfig
+from harness.core.errors import UserError
 from harness.store import to_json, write_atomic
 
-STAGES = ("load", "data", "vision", "llm", "scoring")  # as `harness.stages` has them, which imports torch
+STAGES = ("load", "data", "vision", "llm", "scoring")  # as `harness.core.timing` has them, which imports torch
 STAGE_COLUMNS = {f"{stage}_s": f"of these, seconds of the stage {stage}" for stage in STAGES}
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.inputs import Message, PixelLimits, to_inputs
 from methods.budget import Budget
 from methods.resize import Grid, smaller

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.cli import command
-from harness.config import is_data_root, shipped
+from harness.core.command import command
+from harness.core.config import is_data_root, shipped
+from harness.core.errors import UserError
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
-from harness.errors import UserError
 
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
 

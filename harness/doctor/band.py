@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.core.errors import UserError, one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
-from harness.errors import UserError, one_line
 from harness.groups import BASELINE
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from harness import checkpoint, data
-from harness.choices import task_file
-from harness.config import SHIPPED, ModelConfig, TasksConfig, conf
+from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
+from harness.core.config_groups import task_file
+from harness.core.errors import UserError, one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
-from harness.errors import UserError, one_line
 
 
 def models() -> Iterator[tuple[Finding, Path | None]]:

@@ -20,11 +20,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from harness import files
-from harness.config import RunConfig, conf, validate
+from harness.core import files
+from harness.core.config import RunConfig, conf, validate
+from harness.core.errors import UserError, one_line
 from harness.doctor import BROKEN, OK, Finding, machine
 from harness.doctor.presence import model as model_config
-from harness.errors import UserError, one_line
 from harness.pocket import HOME
 
 PART, NAME = "reproduces", "pocket"
@@ -118,8 +118,8 @@ class PocketModel:
         pruner = pruner_of(setting.config(), self.loaded.folder)
         with tempfile.TemporaryDirectory() as folder:
             journal = Journal(Path(folder))
-            options = {"strict": True, "looked_at": self.suite.looked_at, "verify": verify}
-            model = PrunedModel(self.loaded, pruner, {}, journal, **options)
+            looked_at = self.suite.looked_at
+            model = PrunedModel(self.loaded, pruner, {}, journal, strict=True, looked_at=looked_at, verify=verify)
             of_tasks = [self.suite.requests(task, range(QUESTIONS), model) for task in self.tasks]
             if count is not None:
                 of_tasks = [[request for turn in zip(*of_tasks, strict=True) for request in turn][:count]]

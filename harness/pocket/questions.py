@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.pocket.decoder import BANK_SHARE
 from harness.pocket.learner import TRAIN_SEED, scene_at
 from harness.training.examples import Example

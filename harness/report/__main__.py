@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness.cli import command
-from harness.errors import UserError
+from harness.core.command import command
+from harness.core.errors import UserError
 from harness.report.times import files_of
 from harness.store import check_place
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.results import Result
 from harness.scores import questions
 from harness.store import KEPT, RESPONSES

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from harness import plots
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.report import alike, context, drawn, gallery, page, pictures
 from harness.report.page import plural
 from harness.report.standing import of_scores, standing

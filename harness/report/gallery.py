@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.report import answers, choose
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results import Result

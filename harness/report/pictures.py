@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from harness import checkpoint
-from harness.config import ModelConfig, TasksConfig
-from harness.errors import UserError, one_line
+from harness.core.config import ModelConfig, TasksConfig
+from harness.core.errors import UserError, one_line
 
 # How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
 STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))

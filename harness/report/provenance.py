@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.results import Result
 
 

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 import methods
 from harness import checkpoint
-from harness.config import RunConfig, validate
-from harness.errors import UserError, one_line
+from harness.core.config import RunConfig, validate
+from harness.core.errors import UserError, one_line
 from harness.evaluate import Suite
 from harness.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.report.answers import text

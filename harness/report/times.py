@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.scores import budget_key
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from harness.checkpoint import content_digest
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 from harness.inputs import Message
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}

@@ -18,12 +18,12 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 import harness
-from harness.errors import UserError, one_line
+from harness.core.distributed import Processes
+from harness.core.errors import UserError, one_line
 from harness.inputs import media_of
 from harness.loading import Loaded
 from harness.models.base import Adapter
 from harness.models.scorer import VisionSelectorScorer
-from harness.processes import Processes
 from harness.training.batches import Batch, read, to_batch
 from harness.training.examples import Example, Source
 from harness.training.order import Order

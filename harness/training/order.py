@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.processes import Processes
+from harness.core.distributed import Processes
 from harness.training.examples import Example, Source
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 
 
 @dataclass

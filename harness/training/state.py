@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from harness.errors import UserError, one_line
-from harness.files import write_atomic, writing
+from harness.core.errors import UserError, one_line
+from harness.core.files import write_atomic, writing
 from harness.models.scorer import SCORER_FOLDER, VisionSelectorScorer, save_scorer
 
 STATE, CURVE = "state.pt", "curve.csv"

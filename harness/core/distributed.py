@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

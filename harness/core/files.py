@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError, one_line
+from harness.core.errors import UserError, one_line
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import QuotedString
 
 import methods
-from harness.cli import did_you_mean, parse
-from harness.config import TasksConfig, conf, shipped
-from harness.errors import UserError, one_line
+from harness.core.command import did_you_mean, parse
+from harness.core.config import TasksConfig, conf, shipped
+from harness.core.errors import UserError, one_line
 
 # Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
 DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}

@@ -23,9 +23,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import conf
-from harness.errors import UserError, one_line
-from harness.processes import launched, only_one
+from harness.core.config import conf
+from harness.core.distributed import launched, only_one
+from harness.core.errors import UserError, one_line
 from harness.startup import importing
 
 VERSION_BASE = "1.3"

@@ -1,13 +1,14 @@
 """Where the time of a run goes: every moment belongs to the stage that was entered last and not left yet."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from harness.models.hooking import Handles
+if TYPE_CHECKING:
+    from torch import nn
 
 MEANINGS = {
     "load": "the model from the disk",
@@ -51,21 +52,20 @@ class Stages:
     def watching(self, stage: str, module: nn.Module) -> Iterator[None]:
         """Let the passes through `module` be a stage within the block."""
 
-        def before() -> None:
+        def before(module: nn.Module, args: object) -> None:
             _wait()
             self.enter(stage)
 
-        def after() -> None:
+        def after(module: nn.Module, args: object, output: object) -> None:
             _wait()
             self.leave()
 
-        handles = Handles()
-        handles.entered(module, before)
-        handles.left(module, after, always=True)
+        hooks = (module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True))
         try:
             yield
         finally:
-            handles.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _settle(self) -> None:
         now = self._clock()
@@ -76,5 +76,7 @@ class Stages:
 
 def _wait() -> None:
     """A GPU works behind the host's clock."""
+    import torch
+
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
