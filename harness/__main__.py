@@ -12,17 +12,18 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import methods
-from harness import checkpoint, data
 from harness.core.command import command, parse
 from harness.core.config import validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.distributed import launched
 from harness.core.errors import UserError, one_line
-from harness.evaluate import check_scoring, check_versions, refuse_group
-from harness.store import check_place
+from harness.evaluation import datasets
+from harness.evaluation.task_suite import check_scoring, check_versions, refuse_group
+from harness.models import checkpoint
+from harness.results.run_folder import check_place
 
 if TYPE_CHECKING:
-    from harness.results import Result
+    from harness.results.result import Result
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -50,7 +51,7 @@ def check(cfg: DictConfig) -> None:
     check_tasks(config.tasks)
     check_versions()
     check_scoring(config.tasks, config.limit)
-    data.local(config.tasks, config.data_root)
+    datasets.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
     (checkpoint.at_hand if config.dry_run else checkpoint.check)(config.model)
 
@@ -66,19 +67,20 @@ def check_parameters(cfg: DictConfig) -> None:
 
 def check_family(cfg: DictConfig) -> None:
     """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
-    from harness import loading, sharing
+    from harness.evaluation import reuse
+    from harness.models import loading
 
     config = validate(cfg)
     if config.dry_run:
         return  # which says it of a model that is not here, too
     beside = loading.left_beside(config).values()
-    sharing.expect(config.model, loading.checked_method(config, checkpoint.described(config.model, beside)))
+    reuse.expect(config.model, loading.checked_method(config, checkpoint.described(config.model, beside)))
 
 
 def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
     """List what a command would run."""
-    from harness.dry_run import show
-    from harness.plan import shared
+    from harness.evaluation.dry_run import show
+    from harness.evaluation.sweep_plan import shared
 
     _, own = shared([point for _, point in jobs])
     show(list(zip((validate(cfg) for cfg, _ in jobs), own, strict=True)))
@@ -86,8 +88,8 @@ def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
 
 def main(cfg: DictConfig) -> None:
     """Run one configuration and report it."""
-    from harness.pipeline import run
-    from harness.results import Result, average, failures, relative, unproven
+    from harness.evaluation.runner import run
+    from harness.results.result import Result, average, failures, relative, unproven
 
     config = validate(cfg)
     folder, base = run(config)

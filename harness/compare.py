@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import write_atomic
-from harness.results import Result, average, collect, failures, relative, unproven
-from harness.scores import answers, of_task, questions
-from harness.settings import differing
-from harness.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
-from harness.store import RESPONSES
+from harness.results.frames import answers, of_task, questions
+from harness.results.labels import differing
+from harness.results.result import Result, average, collect, failures, relative, unproven
+from harness.results.run_folder import RESPONSES
+from harness.results.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
 
 HEAD = ("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only", "p", "p (Holm)", "same answers")
 

@@ -19,15 +19,15 @@ from tqdm import tqdm
 import harness
 import methods
 from harness import __main__ as run
-from harness import checkpoint
 from harness.core.command import command
 from harness.core.config import TasksConfig, validate
 from harness.core.errors import UserError, one_line
-from harness.data import DataRoot
-from harness.evaluate import Suite
-from harness.inputs import Grid, Message, limits_of, messages_digest, to_inputs
-from harness.loading import Loaded, load
-from harness.store import check_place, slug
+from harness.evaluation.datasets import DataRoot
+from harness.evaluation.task_suite import Suite
+from harness.models import checkpoint
+from harness.models.loading import Loaded, load
+from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
+from harness.results.run_folder import check_place, slug
 from methods import d2prior
 from methods.base import Selection, Tokens
 from methods.inside import InsideLLM

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError, one_line
-from harness.groups import group_of
-from harness.results import Result, named
-from harness.scores import questions
-from harness.settings import labels
-from harness.store import KEPT, RESPONSES, check_place, write_atomic
+from harness.results.frames import questions
+from harness.results.labels import labels
+from harness.results.method_groups import group_of
+from harness.results.result import Result, named
+from harness.results.run_folder import KEPT, RESPONSES, check_place, write_atomic
 from harness.tracking import log_to_wandb
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"

@@ -2,8 +2,8 @@
 
 import re
 
-from harness.render import head, keys_of, legend, lines
-from harness.wide import Table
+from harness.results.formats import head, keys_of, legend, lines
+from harness.results.table import Table
 
 NEEDS = r"needs \usepackage{booktabs}; \tiny and \setlength{\tabcolsep}{3pt} fit many columns on a page"
 SAME = r"\rlap{\smash{\textsuperscript{$\approx$}}}"  # takes no room: numbers stay below each other

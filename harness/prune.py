@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.models.shared import SharedVision
+    from harness.pruning.vision_cache import SharedVision
     from methods.base import Method, Selection, Tokens
 
 
@@ -177,7 +177,7 @@ def prune(
         params: parameters of the method, if it is given by name.
     """
     from harness.models import adapter_for
-    from harness.models.session import Session
+    from harness.pruning.session import Session
 
     budget = Budget(keep=keep, tokens=tokens)
     chosen = _method(method, params)

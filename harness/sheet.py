@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.wide import AVERAGE, Table
+from harness.results.table import AVERAGE, Table
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
 OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.store import FORMAT
-from harness.sweep import REMAIN, Run, survey
+from harness.results.run_folder import FORMAT
+from harness.results.submissions import REMAIN, Run, survey
 
 HEAD = ("state", "answers", "reusable", "job", "run")
 
@@ -68,7 +68,7 @@ def _changes(file: Path) -> list[str] | None:
     about = json.loads(file.read_text(encoding="utf-8"))
     if (found := about.get("format", 1)) != FORMAT:
         return [f"its run.json has format {found}, today's is {FORMAT}"]
-    from harness.identity import changes  # imports torch, which takes seconds
+    from harness.evaluation.identity import changes  # imports torch, which takes seconds
 
     return changes(about)
 

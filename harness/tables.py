@@ -13,18 +13,18 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness import paper, render
 from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
 from harness.latex import latex
-from harness.results import Result, failures, joined, named, unproven
-from harness.scores import raw, read_scores
-from harness.settings import unlike
+from harness.results import formats, paper
+from harness.results.frames import raw, read_scores
+from harness.results.labels import unlike
+from harness.results.result import Result, failures, joined, named, unproven
+from harness.results.run_folder import check_place, slug, write_atomic
+from harness.results.summary import summary
+from harness.results.table import AVERAGE, Table, tables_of
 from harness.sheet import sheet
-from harness.store import check_place, slug, write_atomic
-from harness.summary import summary
-from harness.wide import AVERAGE, Table, tables_of
 
 SOURCES = ("runs", "scores", "paper", "paper+runs")
 OF_DIFFERENCE = ("low", "high", "lost", "gained", "agreement")  # from the unpruned model, over all questions
@@ -36,7 +36,7 @@ FORMATS = ("csv", "tex", "md", "html")
 def of_runs(
     results: Sequence[Result], resamples: int, seed: int, errors_of: str | None = None
 ) -> tuple[list[Table], pd.DataFrame]:
-    """Tables of runs, and what `harness.summary` says of every run and benchmark.
+    """Tables of runs, and what `harness.results.summary` says of every run and benchmark.
 
     With standard errors of scores or relative scores, where `errors_of` is "score" or "relative".
     """
@@ -106,7 +106,7 @@ def main(cfg: DictConfig) -> None:
             _write(Path(str(cfg.stats)), said.to_csv(index=False), "stats")
     if cfg.cells == "relative":
         tables = [shown_relative(table) for table in tables]
-    print("\n".join(render.markdown(table) for table in tables))
+    print("\n".join(formats.markdown(table) for table in tables))
     files = _files(cfg, tables, source)
     for file, (key, text) in files.items():
         _write(file, text, key)
@@ -157,9 +157,9 @@ def text_of(kind: str, tables: Sequence[Table], published: bool = False) -> str:
     """Tables as the text of a file; a published one's name says its model."""
     if kind == "csv":
         return sheet(tables).drop(columns=["model", "tasks"] if published else []).to_csv(index=False)
-    each: dict[str, Callable[[Table], str]] = {"tex": latex, "md": render.markdown, "html": render.html}
+    each: dict[str, Callable[[Table], str]] = {"tex": latex, "md": formats.markdown, "html": formats.html}
     text = "\n".join(each[kind](table) for table in tables)
-    return render.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
+    return formats.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
 
 
 def _write(file: Path, text: str, key: str) -> None:

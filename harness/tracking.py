@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.core.errors import UserError, one_line
-from harness.results import Result
-from harness.settings import labels
-from harness.store import RESPONSES
+from harness.results.labels import labels
+from harness.results.result import Result
+from harness.results.run_folder import RESPONSES
 
 
 def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness import __main__ as run
-from harness import checkpoint
 from harness.core.command import command, did_you_mean, parse
 from harness.core.config import RunConfig, conf, shipped, validate
 from harness.core.distributed import launched
 from harness.core.errors import UserError
-from harness.store import check_place
+from harness.models import checkpoint
+from harness.results.run_folder import check_place
 from harness.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def prepare(overrides: list[str]) -> list[str]:
 
 def main(cfg: DictConfig) -> None:
     """Train, or go on, and say what the scorer is worth on conversations that were held out."""
-    from harness.loading import load
     from harness.models import adapter_for
+    from harness.models.loading import load
     from harness.training.loop import Training
     from harness.training.plot import draw
     from harness.training.state import Place

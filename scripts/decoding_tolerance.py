@@ -1,6 +1,6 @@
 """How far decoding through the cache and a prefill differ when both are right, and when decoding is wrong.
 
-Prints the table of docs/versions.md, from which harness/models/decoding.py has its tolerances:
+Prints the table of docs/versions.md, from which harness/pruning/decoding_proof.py has its tolerances:
 `python scripts/decoding_tolerance.py` (some minutes on two cores). Tiny random models of every family and both
 embedded models answer a batch of two prompts of different lengths. The numbers are the largest and smallest relative
 deviation of a row of logits. Two faults are made: decoding steps go on as if nothing had been cut (what a renamed
@@ -23,8 +23,9 @@ from test_families import BUILDERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import harness
-from harness.models import adapter_for, decoding, session
+from harness.models import adapter_for
 from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
+from harness.pruning import decoding_proof, session
 from methods.base import Selection
 
 METHODS = ("random", "visionzip", "fastv")  # one that drops, one that merges, one that cuts inside the language model
@@ -67,7 +68,7 @@ def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
     compact = adapter.decoder.one_dimensional and name != "fastv"  # else plain counting would be right
     unseen = {"_continue": mock.Mock(return_value=None), "_refuse_step_without_decoder": mock.Mock()}
     as_if_uncut = mock.patch.multiple(session.Session, **unseen)
-    without_limit = mock.patch.dict(decoding.TOLERANCE, dict.fromkeys(decoding.TOLERANCE, float("inf")))
+    without_limit = mock.patch.dict(decoding_proof.TOLERANCE, dict.fromkeys(decoding_proof.TOLERANCE, float("inf")))
     with (
         torch.no_grad(),
         harness.prune(model, name, keep=0.25, positions="compact" if compact else "keep") as pruning,
@@ -75,7 +76,7 @@ def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
         without_limit,
     ):
         replaying = pruning.replaying if fault != OTHER else lambda: with_another_token(pruning)
-        return decoding.prove(model, inputs, replaying, adapter.placeholders).largest
+        return decoding_proof.prove(model, inputs, replaying, adapter.placeholders).largest
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
         trained = min(value for value in seen[UNCUT] if value[1].startswith("pocket"))
         cells = [max(seen[None]), min(seen[UNCUT]), min(seen[OTHER]), trained]
         row = " | ".join(f"{value:.1e} ({where})" for value, where in cells)
-        print(f"| {str(dtype).removeprefix('torch.')} | {row} | {decoding.TOLERANCE[dtype]:g} |", flush=True)
+        print(f"| {str(dtype).removeprefix('torch.')} | {row} | {decoding_proof.TOLERANCE[dtype]:g} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def kill(command: Command) -> None:
 
 def counting(answers: str | Path, killed_at: int = 0) -> None:
     """To run first in a process: note each question that it answers, and be killed in front of a batch."""
-    from harness.lmms_model import PrunedModel
+    from harness.evaluation.lmms_model import PrunedModel
 
     plain, calls = PrunedModel._answer, []
 

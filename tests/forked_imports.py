@@ -8,8 +8,8 @@ import pytest
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl
 import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 
-import harness.lmms_model
-import harness.pipeline
+import harness.evaluation.lmms_model
+import harness.evaluation.runner
 import harness.tables
 import harness.training.loop
 import methods

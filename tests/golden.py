@@ -22,8 +22,8 @@ from tiny import HIDDEN
 
 import harness
 import methods
-from harness import benchmarks, identity
 from harness.doctor.reproduction import PocketModel, Setting
+from harness.evaluation import identity, task_overrides
 from harness.models import FAMILIES, adapter_class, adapter_for
 from harness.models.scorer import VisionSelectorScorer
 
@@ -59,7 +59,7 @@ def versions() -> dict:
     return {
         "preprocessing": identity.PREPROCESSING,
         "cut": identity.CUT,
-        "scoring": benchmarks.SCORING,
+        "scoring": task_overrides.SCORING,
         **{f"family {family}": adapter_class(family).version for family in FAMILIES},
         **{f"method {name}": methods.get(name).version for name in methods.BUILT_IN},
     }

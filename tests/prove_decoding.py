@@ -3,7 +3,7 @@
     python tests/prove_decoding.py [--device cuda] [--families qwen2_5_vl ...] [--out FILE]
 
 The logits of the second and third token, decoded through the key-value cache, are compared with those of fresh prefills
-of the same tokens (`harness.models.decoding.prove`), in a batch of prompts of unequal lengths. For the controls the
+of the same tokens (`decoding_proof.prove`), in a batch of prompts of unequal lengths. For the controls the
 fresh prefills keep other tokens, and the comparison must notice. The tolerance of bfloat16 is wide: small errors of
 positions can pass it. Float32 under sdpa is therefore run, too. A line a case, then the verdict.
 
@@ -30,8 +30,8 @@ import harness
 from harness.bench.machine import machine
 from harness.core.errors import one_line
 from harness.models import adapter_for
-from harness.models.decoding import DecodingError, prove
-from harness.store import write_atomic
+from harness.pruning.decoding_proof import DecodingError, prove
+from harness.results.run_folder import write_atomic
 from methods.base import Selection
 
 RUNS = (("float32", "sdpa"), ("bfloat16", "sdpa"), ("bfloat16", "flash_attention_2"))

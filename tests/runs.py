@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from harness.store import RunFolder, digest
+from harness.results.run_folder import RunFolder, digest
 
 TASKS = {"t_one": 40, "t_two": 60}
 

@@ -5,7 +5,7 @@ from functools import cache
 from harness.core import command
 from harness.core.config import validate
 from harness.core.config_groups import register
-from harness.plan import shared
+from harness.evaluation.sweep_plan import shared
 
 
 @cache

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.store import RunFolder, digest
+from harness.results.run_folder import RunFolder, digest
 
 TASKS = {"one": "accuracy,none", "two": "accuracy,none"}
 NONE = "none"

@@ -17,16 +17,16 @@ from tiny import tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
 import harness
-from harness import loading
 from harness.__main__ import prepare
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, read
 from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.models import loading
 from harness.prune import Kept
-from harness.results import collect
-from harness.stats import AVERAGE
+from harness.results.result import collect
+from harness.results.stats import AVERAGE
 
 QUICK = {"limit": 4, "min_tokens": 4, "resamples": 100, "draws": 2, "seeds": 2}
 

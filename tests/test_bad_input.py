@@ -13,7 +13,7 @@ from miniatures import picture, video
 from PIL import Image
 from tiny_tasks import TASK, UTILS
 
-from harness.unreadable import BadInput, check_asked, reading
+from harness.models.bad_input import BadInput, check_asked, reading
 
 PLAIN = picture(1)
 BUDGET = 8
@@ -202,12 +202,12 @@ def test_a_task_of_which_everything_fails_is_no_result(place):
 
 
 def no_memory() -> None:
-    from harness import inputs
+    from harness.models import preprocessing
 
     def full(*_, **__):
         raise MemoryError("no memory")
 
-    inputs.fetch_image = full
+    preprocessing.fetch_image = full
 
 
 def test_a_full_memory_is_no_bad_question(place):

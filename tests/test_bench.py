@@ -8,15 +8,16 @@ from gathered import hooks
 from PIL import Image
 from test_bench_timing import FakeClock
 
-from harness.bench import architectures, output, plots, screen
+from harness.bench import output, plots, screen
 from harness.bench.columns import COLUMNS, STAGE_MEANINGS
 from harness.bench.latency import measured
 from harness.bench.measure import Runner
 from harness.bench.settings import settings
 from harness.bench.subjects import subject
 from harness.core.command import compose
-from harness.flops.decoder import DecoderShape
 from harness.models import adapter_for
+from harness.models.cost import architectures
+from harness.models.cost.decoder import DecoderShape
 
 QUICK = ["new_tokens=3", "warmup=0", "repeats=1", "text_tokens=16", "model.device=cpu", "model.dtype=float32"]
 

@@ -5,7 +5,6 @@ import torch
 from test_bench import chosen
 
 import methods
-from harness.bench import architectures
 from harness.bench.contestants import Contestant
 from harness.bench.probes import PROJECTORS
 from harness.bench.subjects import subject
@@ -13,6 +12,7 @@ from harness.bench.workloads import grid_of, synthetic
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
 from harness.models import FAMILIES, adapter_for
+from harness.models.cost import architectures
 from methods.budget import Budget
 
 # Parameters of the released models: of Qwen's and LLaVA's as the Hub counts their weights, of the last from the sizes

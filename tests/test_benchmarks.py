@@ -12,13 +12,13 @@ import miniatures
 import pytest
 from lmms_eval.api.model import lmms
 
-from harness.benchmarks import check_prompts
 from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.evaluate import Suite, value
-from harness.paper import facts
+from harness.evaluation.task_overrides import check_prompts
+from harness.evaluation.task_suite import Suite, value
+from harness.results.paper import facts
 
 SUITES = ("paper_image", "paper_video")
 METRICS = {

@@ -10,15 +10,15 @@ import miniatures
 import pytest
 from tiny import tiny_folder
 
-from harness import data
 from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.evaluate import Suite
-from harness.identity import Identity
-from harness.loading import pruner_of
-from harness.pipeline import _folder
+from harness.evaluation import datasets
+from harness.evaluation.identity import Identity
+from harness.evaluation.runner import _folder
+from harness.evaluation.task_suite import Suite
+from harness.models.loading import pruner_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 
 
 def where(root, *tasks):
-    return data.local(TasksConfig(metrics=dict.fromkeys(tasks)), root if isinstance(root, dict) else str(root))
+    return datasets.local(TasksConfig(metrics=dict.fromkeys(tasks)), root if isinstance(root, dict) else str(root))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_each_task_may_have_a_folder_of_its_own(root):
 
 def test_tasks_that_bring_their_data_need_no_copy(root):
     config = validate(compose("config", register(["tasks=pocket_existence"]))).tasks
-    assert data.local(config, str(root)) == {}
+    assert datasets.local(config, str(root)) == {}
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,22 @@ def test_a_run_is_identified_by_what_its_data_are_and_not_by_where(root, model, 
     assert identity(model, "tasks=pope", f"data_root={{pope: {moved / 'lmms-lab' / 'POPE'}}}") == one
     assert identity(model, "tasks=pope") != one
     (moved / "lmms-lab" / "POPE" / ".cache").write_text("what a download leaves behind")
-    data.fingerprint.cache_clear()
+    datasets.fingerprint.cache_clear()
     assert identity(model, "tasks=pope", f"data_root={moved}") == one
     file = next(moved.rglob("*.parquet"))
     file.write_bytes(file.read_bytes() + b"\0")
-    data.fingerprint.cache_clear()
+    datasets.fingerprint.cache_clear()
     assert identity(model, "tasks=pope", f"data_root={moved}") != one
 
 
 def test_what_scores_a_task_and_whose_prompts_it_has_count(root, model, monkeypatch):
-    from harness import benchmarks
+    from harness.evaluation import task_overrides
     from harness.models.qwen25vl import Qwen25VL
 
     one, other = (identity(model, f"tasks={task}", f"data_root={root}") for task in ("ocrbench", "mme"))
     assert one["tasks"]["scoring"] is not None
     assert other["tasks"]["scoring"] is None  # by lmms-eval alone
-    monkeypatch.setattr(benchmarks, "SCORING", benchmarks.SCORING + 1)
+    monkeypatch.setattr(task_overrides, "SCORING", task_overrides.SCORING + 1)
     assert identity(model, "tasks=ocrbench", f"data_root={root}") != one
     assert identity(model, "tasks=mme", f"data_root={root}") == other
     monkeypatch.setattr(Qwen25VL, "prompts", "qwen3_vl")

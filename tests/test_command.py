@@ -111,7 +111,7 @@ def test_a_cut_where_the_model_has_no_layer_is_refused_before_anything_is_loaded
     done, stderr, imported = run("-m", "method=fastv", "method.layer=0,40", cwd=empty)
     assert (done.returncode, len(stderr)) == (2, 1)
     assert "fastv cuts after decoder layer 40: this qwen2_5_vl has" in stderr[0]
-    assert not imported & {"lmms_eval", "datasets", "harness.pipeline"}
+    assert not imported & {"lmms_eval", "datasets", "harness.evaluation.runner"}
     assert list(empty.iterdir()) == []
 
 

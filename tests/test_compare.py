@@ -11,7 +11,7 @@ from runs import make_run
 from harness import compare
 from harness.core import command
 from harness.core.errors import UserError
-from harness.results import Result
+from harness.results.result import Result
 
 BASE = {"t_one": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": [0.5, 1.0, 0.25, 1.0]}
 LESS = {"t_one": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "t_two": [0.5, 0.5, 0.25, 1.0]}

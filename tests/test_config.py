@@ -14,7 +14,7 @@ from harness.core.command import compose
 from harness.core.config import conf, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
-from harness.loading import checked_method
+from harness.models.loading import checked_method
 from harness.pocket import WEIGHTS
 
 CONF = conf()
@@ -260,7 +260,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(empty):
 def test_a_damaged_model_folder_names_the_file(damage, message, tmp_path):
     from tiny import tiny_folder
 
-    from harness.checkpoint import check
+    from harness.models.checkpoint import check
 
     folder = tiny_folder(tmp_path)
     config = composed(f"model.pretrained={folder}").model
@@ -273,7 +273,7 @@ def test_a_damaged_model_folder_names_the_file(damage, message, tmp_path):
 def test_a_missing_shard_is_named(tmp_path):
     from tiny import tiny_processor, tiny_qwen
 
-    from harness.checkpoint import check
+    from harness.models.checkpoint import check
 
     tiny_qwen().save_pretrained(tmp_path, max_shard_size="200KB")
     tiny_processor().save_pretrained(tmp_path)

@@ -12,12 +12,14 @@ from tiny import tiny_folder, tiny_qwen
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness import d2prior, loading, pipeline
+from harness import d2prior
 from harness.__main__ import main, prepare
 from harness.core import command
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
-from harness.inputs import PixelLimits, to_inputs
+from harness.evaluation import runner
+from harness.models import loading
+from harness.models.preprocessing import PixelLimits, to_inputs
 from harness.pocket import WEIGHTS
 from methods.d2prior import average
 
@@ -105,7 +107,7 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
 
 def test_a_prior_beside_the_weights_is_recorded_by_name():
     run = validate(command.compose("config", prepare(["method=d2pruner"])))
-    about = pipeline._about(run, loading.pruner_of(run, WEIGHTS))
+    about = runner._about(run, loading.pruner_of(run, WEIGHTS))
     assert about["config"]["method"]["prior"] == "d2prior.safetensors"
     assert about["made_from"]["prior"]["tasks"] == "pocket_scenes"
 
@@ -114,7 +116,7 @@ def test_plain_attention_is_a_label_too(place):
     run = validate(command.compose("config", overrides(place, "method=d2pruner", "method.prior=none")))
     pruner = loading.pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
     assert pruner.label == "d2pruner-prior-none-0.25"
-    assert pipeline._about(run, pruner)["method"] == "d2pruner (prior none)"
+    assert runner._about(run, pruner)["method"] == "d2pruner (prior none)"
     assert replace(pruner, method=loading.methods.load("random"), name="random").label == "random-0.25"
 
 

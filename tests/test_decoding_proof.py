@@ -13,17 +13,19 @@ from runs import make_run
 from test_families import BUILDERS
 
 import harness
-from harness import lmms_model, sharing
 from harness.core.command import compose
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.journal import Journal
-from harness.models import FAMILIES, adapter_for, cache, calls, decoding
-from harness.models.decoding import DecodingError, Proof, deviation, prove
-from harness.pipeline import run
-from harness.results import Result, unproven
-from harness.store import RunFolder
+from harness.evaluation import lmms_model, reuse
+from harness.evaluation.runner import run
+from harness.models import FAMILIES, adapter_for, calls
+from harness.pruning import decoding_proof as decoding
+from harness.pruning import kv_cache
+from harness.pruning.decoding_proof import DecodingError, Proof, deviation, prove
+from harness.results.response_log import Journal
+from harness.results.result import Result, unproven
+from harness.results.run_folder import RunFolder
 from harness.tables import of_runs
 
 SETTINGS = [("random", "keep"), ("visionzip", "keep"), ("fastv", "keep"), ("random", "compact")]
@@ -70,7 +72,7 @@ def test_a_method_chooses_once(family):
 
 def test_steps_that_see_padding_are_found(family):
     """A fault of our own record, which every guard of a step believes."""
-    fault = mock.patch.object(cache, "_prolonged", return_value=None)
+    fault = mock.patch.object(kv_cache, "_prolonged", return_value=None)
     with pytest.raises(DecodingError, match="logits deviate by") as stopped:
         proof_of(*family, fault=fault)
     assert "\n" not in str(stopped.value)
@@ -217,7 +219,7 @@ def test_parts_are_joined():
 def job(tmp_path, monkeypatch):
     monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
     for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
-        monkeypatch.setattr(sharing, name, empty)
+        monkeypatch.setattr(reuse, name, empty)
 
     def of(*overrides):
         plain = ["tasks=[pocket_existence]", "limit=3", "method=uniform", "keep=0.5", f"runs={tmp_path / 'runs'}"]

@@ -14,13 +14,14 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
-from harness import identity, loading
 from harness.core import distributed
 from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.config_groups import register
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
+from harness.evaluation import identity
+from harness.models import loading
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 
 BUILDERS = {

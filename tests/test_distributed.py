@@ -15,12 +15,13 @@ from forked import Command, Forks, counting, record
 from tiny import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness import identity, lmms_model, loading
 from harness.core import command as cli
 from harness.core import distributed
 from harness.core.config import ModelConfig
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
+from harness.evaluation import identity, lmms_model
+from harness.models import loading
 
 QUESTIONS, BATCH = 13, 2  # seven batches, the last one of a single question, and two of the four clips
 
@@ -126,9 +127,9 @@ def failing() -> None:
         raise UserError("this machine has a problem")
 
     loading.load = fail
-    import harness.sharing
+    import harness.evaluation.reuse
 
-    harness.sharing.load = fail
+    harness.evaluation.reuse.load = fail
 
 
 @pytest.mark.parametrize(("rank", "agent"), [(0, False), (1, True)])

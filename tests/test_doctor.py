@@ -15,11 +15,12 @@ from huggingface_hub import constants
 from omegaconf import OmegaConf
 from runs import make_run
 
-from harness import checkpoint, doctor
+from harness import doctor
 from harness.core.command import compose
 from harness.core.errors import UserError
 from harness.doctor import __main__ as command
 from harness.doctor import band, machine, presence
+from harness.models import checkpoint
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"

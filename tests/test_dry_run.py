@@ -3,14 +3,14 @@
 import pytest
 from sweeps import sweep
 
-from harness import checkpoint, loading
-from harness.bench import architectures
 from harness.bench.operations import counted
 from harness.bench.settings import settings
 from harness.core.command import _experiment, _meant_for, compose
 from harness.core.config import conf
 from harness.core.errors import UserError
-from harness.dry_run import listed, show
+from harness.evaluation.dry_run import listed, show
+from harness.models import checkpoint, loading
+from harness.models.cost import architectures
 
 EXPERIMENTS = sorted(file.stem for file in conf("experiment").glob("*.yaml"))
 

@@ -13,7 +13,7 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.evaluate import (
+from harness.evaluation.task_suite import (
     Suite,
     check_scoring,
     check_versions,
@@ -32,7 +32,7 @@ def test_lmms_eval_knows_us_by_a_name_of_no_family_and_by_the_old_one():
     for manifest in manifests():
         registry.register_manifest(manifest)
     for name in ("harness", "harness_qwen2_5_vl"):
-        assert registry.resolve(name).class_path == "harness.lmms_model.PrunedModel"
+        assert registry.resolve(name).class_path == "harness.evaluation.lmms_model.PrunedModel"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from runs import make_run
 from harness import export, tracking
 from harness.core import command
 from harness.core.errors import UserError
-from harness.results import Result
+from harness.results.result import Result
 
 BASE = {"t_one": [1.0, 1.0, 0.0, 1.0], "t_two": [1.0, 0.5]}
 RECORDS = {"t_one": {"acc,none": [{"score": 1.0, "category": "c"}, {"score": 0.0, "category": "c"}]}}

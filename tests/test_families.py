@@ -14,9 +14,9 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 import methods
-from harness.inputs import PixelLimits
+from harness.evaluation.resize_baseline import resizing
 from harness.models import FAMILIES, adapter_class
-from harness.resize import resizing
+from harness.models.preprocessing import PixelLimits
 from methods.budget import Budget
 
 # In float64, where the rounding of kernels decides no choice between tokens.

@@ -12,7 +12,7 @@ import prove_decoding as script
 import pytest
 import torch
 
-from harness.models.decoding import Proof
+from harness.pruning.decoding_proof import Proof
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CASE = script.Case("llava", "float32", "sdpa", "random", control=False)

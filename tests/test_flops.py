@@ -5,14 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 import methods
-from harness.bench import architectures
 from harness.bench.probes import PROJECTORS
 from harness.bench.workloads import synthetic
 from harness.core.config import ModelConfig
-from harness.flops import count
-from harness.flops.decoder import Cut, DecoderShape, paper_style
-from harness.flops.selection import FORMULAS, Case, selection
-from harness.flops.vision import QwenVision, vision_shape
+from harness.models.cost import architectures, count
+from harness.models.cost.decoder import Cut, DecoderShape, paper_style
+from harness.models.cost.selection import FORMULAS, Case, selection
+from harness.models.cost.vision import QwenVision, vision_shape
 from harness.prune import prune
 from methods.budget import Budget
 

@@ -16,20 +16,20 @@ from PIL import Image
 from tiny import HIDDEN, tiny_folder
 
 import methods
-from harness import identity, loading
 from harness.core.command import compose
 from harness.core.config import ModelConfig, RunConfig, TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.identity import Identity
-from harness.inputs import messages_digest
-from harness.lmms_model import PrunedModel
-from harness.loading import Pruner, pruner_of
-from harness.models import FAMILIES
+from harness.evaluation import identity
+from harness.evaluation.identity import Identity
+from harness.evaluation.lmms_model import PrunedModel
+from harness.evaluation.runner import _folder
+from harness.models import FAMILIES, loading
+from harness.models.loading import Pruner, pruner_of
+from harness.models.preprocessing import messages_digest
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.pipeline import _folder
-from harness.store import digest
+from harness.results.run_folder import digest
 from methods.budget import Budget
 
 PRIVATE = """

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from tiny import tiny_processor
 
-from harness.inputs import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, messages_digest, to_inputs
-from harness.unreadable import BadInput
+from harness.models.bad_input import BadInput
+from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, messages_digest, to_inputs
 
 LIMITS = PixelLimits(min_pixels=4 * 784, max_pixels=64 * 784, max_frames=4)
 
@@ -79,7 +79,7 @@ def clip(file, frames, width=56, height=56):
 @pytest.fixture(params=["decord", "PyAV"])
 def reader(request, monkeypatch):
     if request.param == "PyAV":
-        monkeypatch.setattr("harness.inputs.find_spec", lambda name: None)
+        monkeypatch.setattr("harness.models.preprocessing.find_spec", lambda name: None)
     else:
         pytest.importorskip("decord")
 

@@ -16,11 +16,10 @@ from transformers.models.internvl.modeling_internvl import eager_attention_forwa
 
 import harness
 import methods
-from harness import loading
 from harness.core.config import ModelConfig
-from harness.inputs import limits_of, to_inputs
-from harness.models import adapter_for
+from harness.models import adapter_for, loading
 from harness.models.internvl import InternVL
+from harness.models.preprocessing import limits_of, to_inputs
 
 MARK = "<|image_pad|>"
 # Sizes in pixels: a tile is 112 x 112, and a picture of several has a thumbnail, too.

@@ -13,16 +13,16 @@ from test_inputs import LIMITS, ask, picture
 from tiny import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness import loading
 from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.inputs import PixelLimits, limits_of, to_inputs
+from harness.evaluation.runner import run
+from harness.models import loading
+from harness.models.bad_input import BadInput
+from harness.models.preprocessing import PixelLimits, limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.pipeline import run
-from harness.results import Result
-from harness.unreadable import BadInput
+from harness.results.result import Result
 
 NULLS = [f"model.{key}=null" for key in ("min_pixels", "max_pixels", "max_frames")]
 # Names of the released checkpoint, by those that the model has.

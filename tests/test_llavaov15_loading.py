@@ -15,13 +15,13 @@ from tiny import HIDDEN, tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
 import harness
-from harness import identity, loading
 from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
-from harness.inputs import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
-from harness.models import llavaov15, scorer
+from harness.evaluation import identity
+from harness.models import llavaov15, loading, scorer
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration
+from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
 
 
 @pytest.fixture(scope="module")

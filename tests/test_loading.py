@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, tiny_folder
 
-from harness import lmms_model, loading
 from harness.core.command import compose
 from harness.core.config import ModelConfig, RunConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.models import FAMILIES
+from harness.evaluation import lmms_model
+from harness.models import FAMILIES, loading
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from methods.base import Signal

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from runs import make_run
 
-from harness import paper, tables
-from harness.results import Result, collect
+from harness import tables
+from harness.results import paper
+from harness.results.result import Result, collect
 from harness.sheet import sheet
 
 FOLDER = Path(__file__).parents[1] / "results" / "paper"

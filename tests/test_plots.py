@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import plots
-from harness.stats import AVERAGE
+from harness.results import plots
+from harness.results.stats import AVERAGE
 
 GROUPS = {"baseline": "", "random": "control", "greedy": "importance", "idpruner": "hybrid"}
 

@@ -11,7 +11,7 @@ from gathered import SAMPLES, Gathered, equally_long, generate, inputs_of
 from tiny import tiny_qwen
 
 import harness
-from harness.models.rows import entering
+from harness.pruning.gather import entering
 from methods.base import Method, Selection
 
 

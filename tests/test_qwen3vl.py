@@ -14,9 +14,9 @@ from tiny import VIDEO
 from tiny_qwen3 import DEEP, LAYERS, GatheredDeep, GatheredDeepInside, tiny_qwen3, tiny_qwen3_processor, visual_rows
 
 import harness
-from harness import loading
 from harness.core.config import ModelConfig
-from harness.inputs import PixelLimits, limits_of, to_inputs
+from harness.models import loading
+from harness.models.preprocessing import PixelLimits, limits_of, to_inputs
 from methods.base import Method, Selection, Signal
 
 

@@ -20,8 +20,8 @@ from harness.report.build import build
 from harness.report.provenance import provenance
 from harness.report.standing import names, of_scores, short
 from harness.report.times import join, read_times
-from harness.results import collect
-from harness.scores import read_scores
+from harness.results.frames import read_scores
+from harness.results.result import collect
 
 CSS = (Path(harness.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 

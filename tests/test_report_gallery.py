@@ -10,7 +10,7 @@ from synthetic_runs import write_run
 
 from harness.core.errors import UserError
 from harness.report import answers, choose, gallery, pictures
-from harness.results import collect
+from harness.results.result import collect
 
 
 def test_an_answer_is_read_as_it_was_written(tmp_path):

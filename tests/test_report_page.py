@@ -16,7 +16,7 @@ from synthetic_runs import write_run
 from harness.core.command import compose
 from harness.report import pictures
 from harness.report.build import build
-from harness.results import collect
+from harness.results.result import collect
 
 TASKS = {"t_one": "accuracy,none", "t_two": "accuracy,none", "t_three": "anls,none"}
 SKILL = {"random": 0.3, "uniform": 0.35, "greedy": 0.6, "fps": 0.55, "idpruner": 0.7}

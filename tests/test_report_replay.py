@@ -10,12 +10,12 @@ from PIL import Image
 from harness.core.command import compose
 from harness.core.config import validate
 from harness.core.config_groups import register
-from harness.pipeline import run
+from harness.evaluation.runner import run
 from harness.pocket import TASKS, order
 from harness.report import gallery, pictures
 from harness.report.answers import pack, text
 from harness.report.replay import replay
-from harness.results import collect
+from harness.results.result import collect
 
 COUNT = 5
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from packaging.utils import canonicalize_name
 
-from harness import loading
 from harness.core.errors import UserError
 from harness.doctor import machine, reproduction
-from harness.models import decoding
+from harness.models import loading
 from harness.prune import Pruning
+from harness.pruning import decoding_proof
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
@@ -61,7 +61,7 @@ def test_rounding_to_tf32_stays_within_the_bound(monkeypatch):
     for module in (torch.nn.Conv2d, torch.nn.Conv3d):
         monkeypatch.setattr(module, "_conv_forward", convolve(module._conv_forward))
     monkeypatch.setattr(
-        decoding, "tolerance_of", lambda dtype: decoding.TOLERANCE[torch.float16]
+        decoding_proof, "tolerance_of", lambda dtype: decoding_proof.TOLERANCE[torch.float16]
     )  # as where torch knows
     state, said = verdict()
     assert re.match(r"reproduces: 255 of 255 answers equal, [1-9]\d* of 9,308 kept tokens differ", said), said

@@ -11,10 +11,10 @@ from test_inputs import LIMITS, ask, clip, picture
 
 import harness
 import methods
-from harness.inputs import to_inputs
+from harness.evaluation.resize_baseline import resizing
 from harness.models.llavaov15.adapter import LlavaOnevision15
+from harness.models.preprocessing import to_inputs
 from harness.models.qwen25vl import Qwen25VL
-from harness.resize import resizing
 from methods.base import Tokens
 from methods.budget import Budget
 from methods.resize import smaller
@@ -78,7 +78,7 @@ def test_images_and_frames_are_resized_once_from_their_own_pixels(processor):
 @pytest.mark.parametrize("reader", ["decord", "PyAV"])
 def test_files_of_videos_are_made_smaller_like_lists(processor, tmp_path, reader, monkeypatch):
     if reader == "PyAV":
-        monkeypatch.setattr("harness.inputs.find_spec", lambda name: None)
+        monkeypatch.setattr("harness.models.preprocessing.find_spec", lambda name: None)
     else:
         pytest.importorskip("decord")
     images = clip(tmp_path / "clip.mp4", 8)

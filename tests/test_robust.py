@@ -16,7 +16,7 @@ from forked import Command, Forks, counting, record
 from tiny import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness import loading
+from harness.models import loading
 
 QUESTIONS, BATCH = 5, 2
 
@@ -67,8 +67,8 @@ def watch(moments: Path, killed_at: int = 0) -> None:
     from lmms_eval import evaluator
     from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-    from harness import journal, store
     from harness.core import files
+    from harness.results import response_log, run_folder
 
     number = itertools.count(1)
 
@@ -102,10 +102,10 @@ def watch(moments: Path, killed_at: int = 0) -> None:
 
     watched(Model, "forward", "generating")
     watched(evaluator, "_process_document_results", "scoring")
-    watched(journal, "append", "writing", half_a_line)
+    watched(response_log, "append", "writing", half_a_line)
     watched(files.os, "fsync", "writing")
     watched(Path, "replace", "writing")
-    for module in (journal, store):
+    for module in (response_log, run_folder):
         watched(module, "write_atomic", "writing", half_a_file)
 
 

@@ -13,11 +13,11 @@ from tiny import HIDDEN, tiny_folder
 from tiny_tasks import write_tiny_tasks
 
 import methods
-from harness import identity
-from harness.evaluate import numeric
-from harness.identity import changes
+from harness.evaluation import identity
+from harness.evaluation.identity import changes
+from harness.evaluation.task_suite import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.results import collect
+from harness.results.result import collect
 
 QUESTIONS = 48
 BATCH = 2

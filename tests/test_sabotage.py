@@ -20,7 +20,7 @@ from upstream import CACHE, cache_of
 import harness
 from harness.models import FAMILIES
 from harness.models.calls import HookError
-from harness.models.steps import Doubts
+from harness.pruning.steps import Doubts
 
 DECODER = "model.language_model"
 METHODS = ["random", "fastv"]  # one cuts before the language model, one inside

@@ -15,8 +15,8 @@ import harness
 import methods
 from harness.models import adapter_for, shelf
 from harness.models.scorer import VisionSelectorScorer
-from harness.models.shared import SharedVision, fingerprint
 from harness.models.shelf import Shelf
+from harness.pruning.vision_cache import SharedVision, fingerprint
 from methods.base import OFFICIAL, PAPER
 
 # In front of the language model, with several things read of the tower, behind a decoder layer, merging, with a scorer

@@ -10,13 +10,13 @@ from tiny import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness import lmms_model, sharing
 from harness.__main__ import check_family
 from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
-from harness.evaluate import Suite
-from harness.pipeline import run
+from harness.evaluation import lmms_model, reuse
+from harness.evaluation.runner import run
+from harness.evaluation.task_suite import Suite
 
 QUESTIONS, BATCH = 3, 2
 POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the tower; cut inside the language model
@@ -29,13 +29,13 @@ TINY = {
 @pytest.fixture
 def process(monkeypatch):
     """Forget what earlier runs left in memory, and count the models that are loaded from here on."""
-    load = sharing.load
+    load = reuse.load
 
     def begin() -> list[str]:
         loaded: list[str] = []
         for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
-            monkeypatch.setattr(sharing, name, empty)
-        monkeypatch.setattr(sharing, "load", lambda config: loaded.append(config.name) or load(config))
+            monkeypatch.setattr(reuse, name, empty)
+        monkeypatch.setattr(reuse, "load", lambda config: loaded.append(config.name) or load(config))
         return loaded
 
     return begin
@@ -92,7 +92,7 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path
     for job in jobs("apart", 0):
         process()
         run(validate(job))
-        assert sharing._last_loaded[0][1].shared is None
+        assert reuse._last_loaded[0][1].shared is None
     apart = records("apart")
     assert len(apart) == 1 + len(POINTS)
     assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
@@ -103,7 +103,7 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path
         run(validate(job))
     assert records("swept") == apart
     assert len(loaded) == 1
-    shared = sharing._last_loaded[0][1].shared
+    shared = reuse._last_loaded[0][1].shared
     assert shared.computed > 0
     assert shared.reused == shared.computed * len(POINTS)  # the baseline comes first
     questions = sum(found["responses.jsonl"].count(b"\n") for found in apart.values()) // len(apart)
@@ -114,11 +114,11 @@ def test_a_single_run_shares_with_its_baseline_or_nothing(jobs, process):
     job = validate(jobs("alone", 2)[0])
     process()
     run(job)
-    shared = sharing._last_loaded[0][1].shared
+    shared = reuse._last_loaded[0][1].shared
     assert shared.computed == shared.reused > 0
     process()
     run(replace(job, force=True))
-    assert sharing._last_loaded[0][1].shared is None
+    assert reuse._last_loaded[0][1].shared is None
 
 
 def test_rows_are_read_once_and_what_a_task_notes_is_its_own(tmp_path, cache, monkeypatch):

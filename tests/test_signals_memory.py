@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import harness
 from harness.models import FAMILIES, adapter_for, attention
-from harness.models.hooking import Handles
-from harness.models.inside import InsideCut
-from harness.models.vision import Reading, VisionReader
+from harness.models.hooks import Handles
+from harness.models.vision_tower import Reading, VisionReader
+from harness.pruning.layer_cut import InsideCut
 from methods.base import Received
 
 TILE = 2**13  # scores; the library's 2**24 are more than the whole map of an image as small as these

@@ -190,7 +190,7 @@ class TestVisionTower:
     @torch.no_grad()
     def test_nothing_is_read_where_all_stays_or_nobody_asks(self, processor, monkeypatch):
         model, inputs = tiny_qwen(), inputs_of(processor, ["one image"])
-        monkeypatch.setattr("harness.models.vision.received", lambda *args: pytest.fail("attention was computed"))
+        monkeypatch.setattr("harness.models.vision_tower.received", lambda *args: pytest.fail("attention was computed"))
         with harness.prune(model, Watch(), keep=1.0):
             model(**inputs)
         with harness.prune(model, "uniform", keep=0.5):

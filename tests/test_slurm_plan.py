@@ -9,9 +9,9 @@ from harness.core.command import compose, parse
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.plan import shared
+from harness.evaluation.sweep_plan import shared
 
-slurm = pytest.importorskip("harness.slurm")
+slurm = pytest.importorskip("harness.evaluation.slurm")
 
 
 def sweep(*points: str):

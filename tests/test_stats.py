@@ -11,9 +11,10 @@ from runs import coins, make_run
 from statsmodels.stats.contingency_tables import mcnemar
 
 from harness.core.errors import UserError
-from harness.results import Result, joined
-from harness.scores import answers, questions
-from harness.stats import (
+from harness.results.aggregation import number, strata
+from harness.results.frames import answers, questions
+from harness.results.result import Result, joined
+from harness.results.stats import (
     AVERAGE,
     agreement,
     bootstrap_p,
@@ -25,8 +26,7 @@ from harness.stats import (
     pairwise_p,
     task_strata,
 )
-from harness.summary import ALPHA, summary
-from harness.units import number, strata
+from harness.results.summary import ALPHA, summary
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UserError
-from harness.store import RunFolder
-from harness.sweep import Planned, key_of, last_error, survey, write_plan
+from harness.results.run_folder import RunFolder
+from harness.results.submissions import Planned, key_of, last_error, survey, write_plan
 
 RUN = "pocket/text/random-0.5"
 BAR = "random-0.5 text:  40%|####      | 24/60 [00:01<00:01, 29.9it/s]"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness.models.calls import Arguments, CallSite, HookError
-from harness.models.steps import Doubts, differs, require_history
+from harness.pruning.steps import Doubts, differs, require_history
 
 
 @dataclass

@@ -10,8 +10,8 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.core.files import append, write_atomic
-from harness.journal import KEPT, RESPONSES, Journal
-from harness.store import RunFolder, check_place, digest, slug, to_json
+from harness.results.response_log import KEPT, RESPONSES, Journal
+from harness.results.run_folder import RunFolder, check_place, digest, slug, to_json
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
 
@@ -176,7 +176,7 @@ def test_responses_without_a_configuration_are_refused(folder):
 def test_done_is_written_last(folder, monkeypatch):
     folder.open({})
     written = []
-    monkeypatch.setattr("harness.store.write_atomic", lambda path, text: written.append(path.name))
+    monkeypatch.setattr("harness.results.run_folder.write_atomic", lambda path, text: written.append(path.name))
     folder.finish({"scores": {}}, {}, {})
     assert written == ["scores.json", "metrics.json", "DONE"]
     assert not folder.done
@@ -255,7 +255,7 @@ def test_a_lock_is_held_through_a_file_open_for_writing(folder, monkeypatch):
         modes.append(fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE)
         flock(stream, operation)
 
-    monkeypatch.setattr("harness.store.fcntl.flock", recorded)
+    monkeypatch.setattr("harness.results.run_folder.fcntl.flock", recorded)
     with folder.lock():
         assert modes == [os.O_RDWR]  # a lock on a folder does not leave the machine on NFS
         assert not folder.path.exists()
@@ -283,6 +283,6 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file"):
         check_place(tmp_path / "file" / "runs")
-    monkeypatch.setattr("harness.store.os.access", lambda place, mode: False)
+    monkeypatch.setattr("harness.results.run_folder.os.access", lambda place, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_place(tmp_path / "runs")

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from harness.latex import SAME, latex, tex
-from harness.render import heading, html, markdown, page
-from harness.scores import read_scores
+from harness.results.formats import heading, html, markdown, page
+from harness.results.frames import read_scores
+from harness.results.table import marks, tables_of
 from harness.sheet import sheet
-from harness.wide import marks, tables_of
 
 SCORES = """method,benchmark,score,budget
 baseline,p_one,80,

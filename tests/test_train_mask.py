@@ -13,8 +13,8 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 from harness.core.config import ModelConfig
-from harness.inputs import limits_of, to_inputs
 from harness.models import adapter_for
+from harness.models.preprocessing import limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer
 from harness.training.batches import IGNORE, Batch, read, to_batch
 from harness.training.examples import Example
@@ -30,7 +30,7 @@ SHARE = 0.3
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def loaded(request):
-    """A frozen tiny model with its processor, as `harness.loading.load` gives them."""
+    """A frozen tiny model with its processor, as `harness.models.loading.load` gives them."""
     model, processor = (make() for make in FAMILIES[request.param])
     model.requires_grad_(False)
     config = ModelConfig(name="tiny", pretrained="tiny")

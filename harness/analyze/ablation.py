@@ -14,14 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness import plots
 from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.report.standing import standing
-from harness.results import Result, average, named, relative
-from harness.stats import AVERAGE, draw, interval
-from harness.store import check_place
+from harness.results import plots
+from harness.results.result import Result, average, named, relative
+from harness.results.run_folder import check_place
+from harness.results.stats import AVERAGE, draw, interval
 
 SWEEP = "start them with python -m harness -m experiment=ablation"
 OURS = "idpruner"

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
-from harness import plots
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.measures import cosines
@@ -24,7 +23,8 @@ from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, gathered
 from harness.core.command import command
-from harness.loading import load
+from harness.models.loading import load
+from harness.results import plots
 
 DEGREES = 180  # bins of one degree
 ALIKE = 0.99  # cosine from which on two tokens say the same

@@ -18,7 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness import plots
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
@@ -26,9 +25,10 @@ from harness.analyze.output import leave, samples
 from harness.analyze.questions import Source
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.loading import load
+from harness.models.loading import load
 from harness.prune import Kept
-from harness.stats import Array, interval
+from harness.results import plots
+from harness.results.stats import Array, interval
 
 AXES = ("rows", "columns")
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.analyze.output import samples
-from harness.stats import Array, interval
+from harness.results.stats import Array, interval
 
 ROUNDING = 1e-9  # of means, by which the same tokens may come out apart
 Line = tuple[Array, Array]  # hopkins [P], retention [P] of the points of one curve

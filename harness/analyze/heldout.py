@@ -14,14 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness import plots
 from harness.analyze.ablation import check
 from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.report.standing import names
-from harness.results import Result, named
-from harness.stats import AVERAGE, Draws, draw, interval
+from harness.results import plots
+from harness.results.result import Result, named
+from harness.results.stats import AVERAGE, Draws, draw, interval
 
 CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 

@@ -12,7 +12,7 @@ import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question
 from harness.core.errors import UserError, one_line
-from harness.loading import Loaded, pruner_of
+from harness.models.loading import Loaded, pruner_of
 from harness.prune import Kept
 
 

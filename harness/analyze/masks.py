@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from PIL import Image
 
-from harness import plots
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
@@ -25,9 +24,10 @@ from harness.analyze.output import leave
 from harness.analyze.questions import Question, Source
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.loading import Loaded, load
+from harness.models.loading import Loaded, load
 from harness.prune import Kept
 from harness.report.pictures import shown
+from harness.results import plots
 
 FAINT = 0.82  # how far a dropped token fades to white
 

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness import plots
 from harness.core.errors import UserError
-from harness.stats import Array, interval
-from harness.store import to_json, write_atomic
+from harness.results import plots
+from harness.results.run_folder import to_json, write_atomic
+from harness.results.stats import Array, interval
 
 
 def samples(n: int, resamples: int, seed: int) -> Array:

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 import methods
-from harness import plots
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.fronts import Plane, compared
@@ -26,7 +25,8 @@ from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.loading import load
+from harness.models.loading import load
+from harness.results import plots
 
 POINT = ["curve", "parameter", "value", "label"]
 

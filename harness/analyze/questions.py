@@ -12,10 +12,10 @@ import numpy as np
 
 from harness.core.config import RunConfig
 from harness.core.errors import UserError
-from harness.evaluate import Suite
-from harness.inputs import Message, limits_of, messages_digest, to_inputs
-from harness.loading import Loaded
+from harness.evaluation.task_suite import Suite
 from harness.models import adapter_class
+from harness.models.loading import Loaded
+from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 
 
 @dataclass(frozen=True)

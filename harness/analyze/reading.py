@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import harness
 from harness.analyze.questions import Question, Source
-from harness.loading import Loaded
+from harness.models.loading import Loaded
 from methods.base import Method, Received, Selection, Signal, Tokens
 
 

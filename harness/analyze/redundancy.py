@@ -17,18 +17,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from harness import plots
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.measures import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.core.command import command
-from harness.loading import Loaded, load
 from harness.models import adapter_for
-from harness.models.base import Adapter
+from harness.models.adapter import Adapter
 from harness.models.calls import Call
-from harness.models.hooking import Handles, submodule
+from harness.models.hooks import Handles, submodule
+from harness.models.loading import Loaded, load
+from harness.results import plots
 
 COLUMNS = {"cosine": "mean of all pairs", "nearest": "mean of nearest neighbours"}
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import __main__ as run
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
-from harness.store import check_place
+from harness.results.run_folder import check_place
 
 UNPRUNED = {"name": "none"}
 

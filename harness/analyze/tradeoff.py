@@ -17,7 +17,7 @@ from harness.analyze.measures import Cloud, retention
 from harness.analyze.questions import Source
 from harness.analyze.reading import Noted, gathered
 from harness.analyze.settings import Contestant
-from harness.loading import Loaded, pruner_of
+from harness.models.loading import Loaded, pruner_of
 from harness.models.scorer import load_scorer
 from methods.base import Method, Received, Signal, Tokens
 from methods.budget import Budget

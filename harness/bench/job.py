@@ -17,7 +17,7 @@ from harness.core.command import command, compose
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.store import DONE, KEPT, RESPONSES, check_place
+from harness.results.run_folder import DONE, KEPT, RESPONSES, check_place
 
 COLUMNS = {
     "batch": "questions that the model answers at once",

@@ -13,7 +13,7 @@ from harness.bench.contestants import Contestant
 from harness.bench.probes import probed
 from harness.bench.trace import Trace
 from harness.core.errors import one_line
-from harness.models.base import Adapter
+from harness.models.adapter import Adapter
 from harness.models.calls import returned_cache
 
 Times = dict[str, float]

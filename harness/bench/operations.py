@@ -30,12 +30,12 @@ def table(cfg: DictConfig) -> None:
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:
     """Return one row for everyone at every size, of one prompt; UserError for a family that is not counted."""
-    from harness import checkpoint
-    from harness.bench import architectures
     from harness.bench.contestants import Contestant
     from harness.bench.subjects import allowed_in, contestant_of
     from harness.bench.workloads import synthetic
-    from harness.loading import config_in
+    from harness.models import checkpoint
+    from harness.models.cost import architectures
+    from harness.models.loading import config_in
 
     if chosen.images:
         raise UserError("operations are counted for sizes, images have none before a processor: leave images out")
@@ -54,7 +54,7 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
 
 def _row(chosen: Settings, config: Any, hidden: int | None, one: Any, workload: Any) -> dict[str, Any]:
     from harness.bench.output import operations
-    from harness.flops import count
+    from harness.models.cost import count
 
     text = chosen.text_tokens
     try:

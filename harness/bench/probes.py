@@ -14,8 +14,8 @@ from torch import nn
 
 from harness.bench.contestants import Contestant
 from harness.bench.trace import ROOT, Trace
-from harness.models.base import Adapter, inside_layer
-from harness.models.hooking import Handles, submodule
+from harness.models.adapter import Adapter, inside_layer
+from harness.models.hooks import Handles, submodule
 from harness.prune import Pruning
 from methods.base import Method, Signal, Tokens
 

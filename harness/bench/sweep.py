@@ -18,7 +18,7 @@ from harness.core.command import command, compose
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.store import DONE, KEPT, METRICS, RESPONSES, SCORES, check_place
+from harness.results.run_folder import DONE, KEPT, METRICS, RESPONSES, SCORES, check_place
 
 COLUMNS = {
     "how": "sweep: all runs in one process; apart: each in its own, whose times are added up where run is all",

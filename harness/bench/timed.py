@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
-from harness.store import to_json, write_atomic
+from harness.results.run_folder import to_json, write_atomic
 
 STAGES = ("load", "data", "vision", "llm", "scoring")  # as `harness.core.timing` has them, which imports torch
 STAGE_COLUMNS = {f"{stage}_s": f"of these, seconds of the stage {stage}" for stage in STAGES}
@@ -57,7 +57,7 @@ def about(cfg: DictConfig, columns: Mapping[str, str], runs: Path) -> Row:
     import torch
 
     from harness.bench.machine import machine
-    from harness.loading import device_of
+    from harness.models.loading import device_of
 
     told = json.loads(next(runs.rglob("run.json")).read_text(encoding="utf-8"))["config"]["model"]
     device = torch.device(device_of(ModelConfig(**told)))

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from harness.core.errors import UserError
-from harness.inputs import Message, PixelLimits, to_inputs
+from harness.models.preprocessing import Message, PixelLimits, to_inputs
 from methods.budget import Budget
 from methods.resize import Grid, smaller
 

@@ -231,7 +231,7 @@ def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) ->
         if shutil.which(program) is None:
             raise UserError(f"hydra/launcher=slurm needs {program}, which is not on this machine: use a login node")
     try:
-        from harness import slurm
+        from harness.evaluation import slurm
     except ModuleNotFoundError as error:
         raise UserError("hydra/launcher=slurm needs a package: pip install hydra-submitit-launcher") from error
     slurm.register()

@@ -7,7 +7,7 @@ import pandas as pd
 
 from harness.core.errors import UserError, one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
-from harness.groups import BASELINE
+from harness.results.method_groups import BASELINE
 
 
 def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
@@ -15,9 +15,9 @@ def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
 
     The band is the published score, and `band` of conf/paper.yaml in percent of the benchmark's full scale either way.
     """
-    from harness import paper
-    from harness.results import collect
-    from harness.scores import read_scores
+    from harness.results import paper
+    from harness.results.frames import read_scores
+    from harness.results.result import collect
 
     if not (folder / paper.SCORES).is_file():
         yield Finding("baselines", "published scores", ABSENT, f"not in paper={folder}: nothing to hold runs against")
@@ -46,7 +46,7 @@ def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
 
 def _judged(name: str, benchmark: str, published: pd.Series, mine: pd.DataFrame) -> Iterator[Finding]:
     """One benchmark of a model; two tables may give it two published scores, and runs can be several."""
-    from harness.paper import facts
+    from harness.results.paper import facts
 
     full = facts()["benchmarks"][benchmark].get("of", 100)
     margin = facts()["band"] * full / 100

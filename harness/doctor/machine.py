@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from harness.checkpoint import within
 from harness.core.errors import one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
+from harness.models.checkpoint import within
 
 PACKAGE = "pruning-harness"
 OPTIONAL = {"flash": "model.attn=flash_attention_2", "slurm": "hydra/launcher=slurm"}

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
-from harness import checkpoint, data
 from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
 from harness.core.config_groups import task_file
 from harness.core.errors import UserError, one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
+from harness.evaluation import datasets as data
+from harness.models import checkpoint
 
 
 def models() -> Iterator[tuple[Finding, Path | None]]:

@@ -98,8 +98,8 @@ class PocketModel:
     """An embedded model and the first questions of each of its tasks."""
 
     def __init__(self, name: str) -> None:
-        from harness.evaluate import Suite
-        from harness.loading import family_of, load
+        from harness.evaluation.task_suite import Suite
+        from harness.models.loading import family_of, load
 
         config = Setting(name, "none").config()
         self.loaded = load(config.model)
@@ -111,9 +111,9 @@ class PocketModel:
 
         With `count`, only so many, of as many tasks as possible.
         """
-        from harness.journal import Journal
-        from harness.lmms_model import PrunedModel
-        from harness.loading import pruner_of
+        from harness.evaluation.lmms_model import PrunedModel
+        from harness.models.loading import pruner_of
+        from harness.results.response_log import Journal
 
         pruner = pruner_of(setting.config(), self.loaded.folder)
         with tempfile.TemporaryDirectory() as folder:

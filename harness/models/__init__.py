@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.models.base import Adapter
+    from harness.models.adapter import Adapter
 
 # model_type of the configuration -> module:class
 FAMILIES = {

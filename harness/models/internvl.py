@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.models import qwen_text
+from harness.models import question_tokens
 from harness.models.calls import Call
 from harness.models.llava import Llava
 from harness.models.llava_vision import ClipTower
-from harness.models.prefill import Grid
+from harness.pruning.prefill import Grid
 
 
 class InternTower(ClipTower):
@@ -74,8 +74,8 @@ class InternVL(Llava):
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image; Qwen's format, a break behind each image."""
         configs = self._config, self.model.generation_config
-        rows = qwen_text.question(ids, kinds, *configs)
-        ends = torch.isin(ids, ids.new_tensor(qwen_text.named(configs, qwen_text.ENDS)))
+        rows = question_tokens.question(ids, kinds, *configs)
+        ends = torch.isin(ids, ids.new_tensor(question_tokens.named(configs, question_tokens.ENDS)))
         breaks = ids[1:][ends[:-1]]  # what follows the end of a turn
         first, before = ids[rows], (rows - 2).clamp(min=0)  # the image, and one token that closes it
         return rows[~((kinds[before] > 0) & (kinds[before + 1] == 0) & torch.isin(first, breaks))]

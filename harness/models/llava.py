@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from harness.models import qwen_text, vicuna_text
-from harness.models.base import DecoderParts
+from harness.models import question_tokens, vicuna_text
+from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
 from harness.models.llava_vision import ClipTower, feature_layer
-from harness.models.placeholders import PlaceholderAdapter
-from harness.models.prefill import Grid, Layout
-from harness.models.vision import VisionSignals
+from harness.models.placeholder_adapter import PlaceholderAdapter
+from harness.models.vision_tower import VisionSignals
+from harness.pruning.prefill import Grid, Layout
 from methods.base import Method, Signal
 
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
@@ -86,7 +86,7 @@ class Llava(PlaceholderAdapter):
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
         configs = self._config, self.model.generation_config
-        rule = vicuna_text.question if self._config.text_config.model_type == "llama" else qwen_text.question
+        rule = vicuna_text.question if self._config.text_config.model_type == "llama" else question_tokens.question
         return rule(ids, kinds, *configs)
 
     def positions(self, call: Call) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from harness.models.calls import Arguments, Call
 from harness.models.compat import CLIP_ENCODER
-from harness.models.vision import VisionTower
+from harness.models.vision_tower import VisionTower
 
 
 class ClipTower(VisionTower):

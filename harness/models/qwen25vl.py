@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.models.base import DecoderParts
+from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
 from harness.models.compat import rotate_qwen25
-from harness.models.placeholders import PlaceholderAdapter
-from harness.models.prefill import Grid
-from harness.models.qwen_text import question
+from harness.models.placeholder_adapter import PlaceholderAdapter
+from harness.models.question_tokens import question
 from harness.models.qwen_vision import Qwen25Tower
-from harness.models.vision import VisionTower
+from harness.models.vision_tower import VisionTower
+from harness.pruning.prefill import Grid
 from methods.base import Signal
 
 

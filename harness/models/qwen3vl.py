@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 
-from harness.models.base import DecoderParts
+from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.qwen_vision import QwenTower

@@ -11,8 +11,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from harness.models.calls import Arguments, Call
 from harness.models.compat import window_order
-from harness.models.hooking import submodule
-from harness.models.vision import VisionTower
+from harness.models.hooks import submodule
+from harness.models.vision_tower import VisionTower
 
 
 class QwenTower(VisionTower):

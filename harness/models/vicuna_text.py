@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.models.qwen_text import named
+from harness.models.question_tokens import named
 
 # What Llama's tokenizer makes of "USER:" and "ASSISTANT:" behind a space, and without one.
 USER = ((3148, 1001, 29901), (11889, 29901))

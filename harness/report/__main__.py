@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.report.times import files_of
-from harness.store import check_place
+from harness.results.run_folder import check_place
 
 GALLERIES = ("page", "all", "none")
 

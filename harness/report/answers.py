@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from harness.core.errors import UserError
-from harness.results import Result
-from harness.scores import questions
-from harness.store import KEPT, RESPONSES
+from harness.results.frames import questions
+from harness.results.result import Result
+from harness.results.run_folder import KEPT, RESPONSES
 
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 

@@ -9,15 +9,15 @@ import pandas as pd
 from omegaconf import DictConfig
 from PIL import Image
 
-from harness import plots
 from harness.core.errors import UserError
 from harness.report import alike, context, drawn, gallery, page, pictures
 from harness.report.page import plural
 from harness.report.standing import of_scores, standing
 from harness.report.times import files_of, read_times
-from harness.results import Result, collect
-from harness.scores import read_scores
-from harness.store import write_atomic
+from harness.results import plots
+from harness.results.frames import read_scores
+from harness.results.result import Result, collect
+from harness.results.run_folder import write_atomic
 
 MOST = 10_000_000  # bytes of the page
 BESIDE = 300_000  # bytes of a picture in the folder beside it

@@ -8,16 +8,16 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness import plots
 from harness.report import drawn, gallery, page
 from harness.report.answers import RIGHT
 from harness.report.overview import overview
 from harness.report.page import plural
 from harness.report.provenance import provenance
 from harness.report.standing import ordered, short
-from harness.results import Result
-from harness.stats import AVERAGE
-from harness.store import write_atomic
+from harness.results import plots
+from harness.results.result import Result
+from harness.results.run_folder import write_atomic
+from harness.results.stats import AVERAGE
 
 
 def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[drawn.Set]) -> dict[str, Any]:

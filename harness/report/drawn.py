@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness import plots
 from harness.report.page import called, listed
 from harness.report.times import Times, join
-from harness.store import slug
+from harness.results import plots
+from harness.results.run_folder import slug
 
 
 @dataclass(frozen=True)

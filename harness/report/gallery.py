@@ -17,8 +17,8 @@ import numpy as np
 from harness.core.errors import UserError, one_line
 from harness.report import answers, choose
 from harness.report.answers import RIGHT, Answer, Question
-from harness.results import Result
-from harness.store import write_atomic
+from harness.results.result import Result
+from harness.results.run_folder import write_atomic
 
 Sample = dict[str, Any]
 EMPTY: Sample = {"settings": [], "overlaps": []}

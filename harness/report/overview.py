@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from harness.report.standing import short
-from harness.results import Result
-from harness.stats import AVERAGE
+from harness.results.result import Result
+from harness.results.stats import AVERAGE
 
 
 def overview(frame: pd.DataFrame, results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness import checkpoint
 from harness.core.config import ModelConfig, TasksConfig
 from harness.core.errors import UserError, one_line
+from harness.models import checkpoint
 
 # How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
 STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))
@@ -39,9 +39,9 @@ class Questions:
 
         from transformers import AutoProcessor
 
-        from harness.evaluate import Suite
-        from harness.loading import family_of
+        from harness.evaluation.task_suite import Suite
         from harness.models import make_known
+        from harness.models.loading import family_of
 
         make_known(folder)
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -49,7 +49,7 @@ class Questions:
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""
-        from harness.inputs import limits_of, to_inputs
+        from harness.models.preprocessing import limits_of, to_inputs
 
         loaded = self.suite.load(task)
         limits = limits_of(self.processor, self.model)
@@ -75,7 +75,7 @@ def shown(
 
     Resized, cropped and padded as the processor does, so that a token of the grid lies where it lies on the picture.
     """
-    from harness.inputs import media_of
+    from harness.models.preprocessing import media_of
 
     about = processor.image_processor
     if not hasattr(about, "merge_size"):  # whole pictures or tiles [I, 3, H, W], which carry no grid of their own

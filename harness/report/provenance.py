@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
-from harness.results import Result
+from harness.results.result import Result
 
 
 def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:

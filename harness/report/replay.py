@@ -9,14 +9,14 @@ import numpy as np
 from omegaconf import OmegaConf
 
 import methods
-from harness import checkpoint
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError, one_line
-from harness.evaluate import Suite
-from harness.loading import Loaded, Pruner, family_of, load, pruner_of
+from harness.evaluation.task_suite import Suite
+from harness.models import checkpoint
+from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.report.answers import text
 from harness.report.page import plural
-from harness.results import Result
+from harness.results.result import Result
 from methods.base import Method
 
 
@@ -64,7 +64,7 @@ def configuration(run: Result) -> RunConfig:
 
 def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, tasks: dict[str, Any], loaded: Loaded) -> int:
     """Ask one run's questions again; returns how many selections came out otherwise."""
-    from harness.lmms_model import PrunedModel
+    from harness.evaluation.lmms_model import PrunedModel
 
     differ = 0
     for name, task in tasks.items():

@@ -1,4 +1,4 @@
-"""How runs stand, as one long frame that plots and the overview read: `harness.summary` with what each run is."""
+"""How runs stand, as one long frame for plots and the overview: `harness.results.summary` and facts of each run."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.groups import group_of, group_rank
-from harness.results import Result, failures, unproven
-from harness.scores import budget_key
-from harness.settings import differing, flat, unlike
-from harness.stats import AVERAGE
-from harness.summary import COLUMNS, summary
+from harness.results.frames import budget_key
+from harness.results.labels import differing, flat, unlike
+from harness.results.method_groups import group_of, group_rank
+from harness.results.result import Result, failures, unproven
+from harness.results.stats import AVERAGE
+from harness.results.summary import COLUMNS, summary
 
 FACTS = ["hash", "model", "tasks", "method", "name", "group", "lambda", "params", "K", "per_layer", "questions"]
 
@@ -78,7 +78,7 @@ def inside(result: Result) -> bool:
 
 
 def of_scores(raw: pd.DataFrame) -> pd.DataFrame:
-    """The same columns from raw scores without questions (`harness.scores.read_scores`): no intervals, no tests."""
+    """The same columns from raw scores without questions (`frames.read_scores`): no intervals, no tests."""
     rows = raw.assign(setting=raw["model"] + " " + raw["tasks"], params="{}")
     rows["hash"] = rows["setting"] + " " + rows["budget"] + " " + rows["method"] + " " + rows["lambda"].map(str)
     several = rows.groupby(["setting", "budget", "method"])["lambda"].transform("nunique") > 1

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
-from harness.scores import budget_key
+from harness.results.frames import budget_key
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]
 ALIKE = ("workload", "batch", "weights", "device")  # of bench.csv: what has to be the same for times to compare

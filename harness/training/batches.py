@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.inputs import limits_of, to_inputs
-from harness.loading import Loaded
 from harness.models.calls import TOKEN_INPUTS
+from harness.models.loading import Loaded
+from harness.models.preprocessing import limits_of, to_inputs
 from harness.training.examples import Example
 
 IGNORE = -100

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from harness.checkpoint import content_digest
 from harness.core.errors import UserError, one_line
-from harness.inputs import Message
+from harness.models.checkpoint import content_digest
+from harness.models.preprocessing import Message
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _PLACE = re.compile(r"\s*<(image|video)>\s*")

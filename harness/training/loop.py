@@ -20,9 +20,9 @@ from transformers import get_cosine_schedule_with_warmup
 import harness
 from harness.core.distributed import Processes
 from harness.core.errors import UserError, one_line
-from harness.inputs import media_of
-from harness.loading import Loaded
-from harness.models.base import Adapter
+from harness.models.adapter import Adapter
+from harness.models.loading import Loaded
+from harness.models.preprocessing import media_of
 from harness.models.scorer import VisionSelectorScorer
 from harness.training.batches import Batch, read, to_batch
 from harness.training.examples import Example, Source

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.plots import MUTED, SERIES, style
+from harness.results.plots import MUTED, SERIES, style
 
 PANELS = {
     "cross-entropy per answer token": ("train_answers", "valid_answers", "pruned_answers"),

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.models.base import Adapter
+from harness.models.adapter import Adapter
 from harness.models.calls import Call
-from harness.models.hooking import Handles
-from harness.models.prefill import Layout
+from harness.models.hooks import Handles
+from harness.pruning.prefill import Layout
 from harness.training.difftopk import diff_top_k
 
 

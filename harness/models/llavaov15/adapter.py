@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
-from harness.models.base import DecoderParts
+from harness.models.adapter import DecoderParts
 from harness.models.calls import Call
 from harness.models.llavaov15 import MODEL_TYPE
 from harness.models.qwen25vl import Qwen25VL

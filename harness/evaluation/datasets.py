@@ -1,0 +1,109 @@
+"""Local copies of the data sets that tasks read: where they are, whether they are whole, and what identifies them.
+
+`data_root` is a folder of copies, or a mapping of tasks to the folder of each; without it, lmms-eval asks the Hub.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.core.config import TasksConfig
+from harness.core.config_groups import task_file
+from harness.core.errors import UserError
+from harness.models.checkpoint import content_digest
+from harness.results.run_folder import digest
+
+# What a task's code reads beside the rows, and what the Hub has in archives
+UNPACKED = {
+    "videomme": ("data",),
+    "vinoground": (
+        "vinoground_videos/vinoground_textscore.json",
+        "vinoground_videos_concated/vinoground_videoscore.json",
+    ),
+}
+MEDIA = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".zip", ".tar", ".gz", ".srt"}  # told apart by name and size
+
+
+class NoCopyError(UserError):
+    """`data_root` has no folder for a data set."""
+
+
+DataRoot = str | Mapping[str, str] | None
+
+
+def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
+    """Task -> folder of its data set, for the tasks that `data_root` speaks of; UserError names what is not there."""
+    if data_root is None:
+        return {}
+    if not isinstance(data_root, str) and (other := sorted(set(data_root) - set(tasks.metrics))):
+        raise UserError(f"data_root has a folder for {', '.join(other)}, but the tasks are {', '.join(tasks.metrics)}")
+    named = tasks.metrics if isinstance(data_root, str) else data_root
+    repositories = {name: described(task_file(name, tasks.include)).get("dataset_path", "") for name in named}
+    folders = {}
+    for name, repository in repositories.items():
+        if isinstance(data_root, str):
+            if "/" not in repository or Path(repository).is_absolute():
+                continue  # files beside the task's own
+            folders[name] = _copy_of(repository, Path(data_root).expanduser(), name)
+        else:
+            folders[name] = Path(data_root[name]).expanduser()
+        _check(name, folders[name])
+    return folders
+
+
+@cache  # the runs of a sweep share their data
+def fingerprint(folder: Path) -> str:
+    """Digest of a copy by content, wherever it lies."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            what = path.stat().st_size if path.suffix.lower() in MEDIA else content_digest(path)
+            found.append([str(relative), what])
+    return digest(found)[:16]
+
+
+def _copy_of(repository: str, root: Path, task: str) -> Path:
+    """PATH/owner/name, PATH/name, that of another owner (the Hub redirects), or a snapshot in the Hub's own cache."""
+    name = repository.rpartition("/")[2]
+    others = sorted(root.glob(f"*/{name}")) if root.is_dir() else []
+    snapshots = [
+        cached / "snapshots" / (cached / "refs" / "main").read_text(encoding="utf-8").strip()
+        for cached in (sorted(root.glob(f"datasets--*--{name}")) if root.is_dir() else [])
+        if (cached / "refs" / "main").is_file()
+    ]
+    for folder in (root / repository, root / name, *others, *snapshots):
+        if folder.is_dir():
+            return folder
+    download = f"hf download --repo-type dataset {repository} --local-dir {root / repository}"
+    raise NoCopyError(f"no copy of {repository} (task {task}) in data_root={root}: {download}")
+
+
+def _check(task: str, folder: Path) -> None:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise UserError(f"data_root: no data set of task {task} in {folder}: pass the folder of its files")
+    for needed in UNPACKED.get(task, ()):
+        if not (folder / needed).exists():
+            raise UserError(
+                f"{folder} lacks {needed}, which task {task} reads: unpack the archives of the data set there"
+            )
+
+
+class _Plain(yaml.SafeLoader):
+    """Task files without the functions that they name."""
+
+
+_Plain.add_constructor("!function", lambda loader, node: None)
+
+
+def described(file: Path) -> dict[str, Any]:
+    """A task file with those that it includes; lmms-eval's own reader imports what they name, which is slow."""
+    own = yaml.load(file.read_text(encoding="utf-8"), _Plain)
+    included = own.get("include", [])
+    merged: dict[str, Any] = {}
+    for path in reversed(included if isinstance(included, list) else [included]):
+        merged |= described(file.parent / path)
+    return merged | own

@@ -1,0 +1,351 @@
+"""lmms-eval's view of a pruned model: a chat wrapper with a journal, for our command and lmms-eval's own alike."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import groupby, zip_longest
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from lmms_eval.utils import simple_parse_args_string
+from loguru import logger
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from harness.core.config import ModelConfig, validate
+from harness.core.distributed import launched, only_one
+from harness.core.errors import UserError
+from harness.core.timing import Stages
+from harness.evaluation.identity import Identity
+from harness.evaluation.resize_baseline import Resizing, Shown
+from harness.evaluation.task_overrides import check_prompts
+from harness.models import adapter_for, checkpoint
+from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
+from harness.models.calls import PIXELS
+from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
+from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
+from harness.prune import Kept
+from harness.pruning.decoding_proof import Proof, prove
+from harness.results.response_log import Journal
+from harness.results.run_folder import digest
+
+LookedAt = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
+MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question as the model sees it, and the key under which its answer is kept."""
+
+    key: str
+    task: str
+    doc_id: int
+    messages: Callable[[], list[Message]]  # which takes decoding
+    shown: str | None  # their digest
+    generation: dict[str, Any]
+    failed: str | None = None  # why it cannot be shown to a model
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """What a line about it begins with."""
+        return {"key": self.key, "task": self.task, "doc_id": self.doc_id}
+
+
+class HandedOver(Exception):  # noqa: N818  (nothing went wrong)
+    """Raised where lmms-eval would go on to score: this process has handed its share of the answers to the first."""
+
+
+class PrunedModel(lmms):
+    """A model whose visual tokens are pruned while it answers lmms-eval's chat requests.
+
+    From lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`,
+    and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
+    A question that cannot be shown is answered with nothing, or stops the run where it is `strict`. The decoding of the
+    first questions is computed twice, the second time without a cache, unless `verify` is false.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        pruner: Pruner,
+        identity: dict[str, Any],
+        journal: Journal | None = None,
+        strict: bool = False,
+        stages: Stages | None = None,
+        looked_at: dict[tuple[str, int], LookedAt] | None = None,
+        verify: bool = True,
+        proven: Callable[[Proof], None] = lambda proof: None,
+    ):
+        super().__init__()
+        self.loaded = loaded
+        self.pruner = pruner
+        self.journal = journal
+        self.strict = strict
+        self.stages = stages or Stages()
+        self.device = loaded.device
+        self.verify = verify
+        self.proof = Proof()
+        self._proven = proven  # is told before any answer that a proof covers is kept
+        self.asked: list[str] = []  # the keys of all that was answered, in order
+        self._looked_at = {} if looked_at is None else looked_at  # by task and document
+        self._identity = digest(identity)
+        self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
+        """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
+        arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
+        arguments |= simple_parse_args_string(arg_string)
+        strict, verify = bool(arguments.pop("strict", False)), bool(arguments.pop("verify", True))
+        made = cls(*from_flat(arguments), strict=strict, verify=verify)
+        made._prompts = family_of(made.loaded.folder).prompts
+        return made
+
+    def __repr__(self) -> str:
+        return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval would delete it after the first task."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered."""
+        raise NotImplementedError("tasks scored by log-likelihood are not supported: choose a task that generates")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered."""
+        raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer every request, in order; what the journal already holds is not generated again.
+
+        Of several processes, number i of n answers batches i, i + n, ... and the first alone returns: all answers.
+        """
+        processes = launched()
+        mine = []
+        with (
+            self.stages("data"),
+            self.pruner.attach(self.loaded.model, self.loaded.shared) as handle,
+            tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
+        ):
+            for number, batch in enumerate(self._batches(requests)):
+                if number % processes.count == processes.rank:
+                    mine.append(self._pairs([self._request(instance) for instance in batch], handle))
+                progress.update(len(batch))
+        shares = processes.gather(mine)
+        if not processes.first:
+            raise HandedOver
+        pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
+        check_some_answered([line for line, _ in pairs])
+        if self.journal:
+            self.journal.add([line for line, _ in pairs], [kept for _, kept in pairs])
+        self.asked += [line["key"] for line, _ in pairs]
+        return [
+            GenerationResult(line["response"], TokenCounts(line["input_tokens"], line["output_tokens"]))
+            for line, _ in pairs
+        ]
+
+    def _title(self, requests: list[Instance]) -> str:
+        tasks = {request.args[4] for request in requests}
+        return f"{self.pruner.label} {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'}"
+
+    def _batches(self, requests: list[Instance]) -> Iterator[list[Instance]]:
+        """Cut the requests by their order alone: a resumed run and every process have to form the same batches."""
+        size = self.loaded.config.batch_size
+        for _, group in groupby(requests, key=lambda request: digest(request.args[2])):
+            block = list(group)
+            for start in range(0, len(block), size):
+                yield block[start : start + size]
+
+    def _request(self, instance: Instance) -> Request:
+        _, doc_to_messages, generation, doc_id, task, split = instance.args
+        if self._prompts is not None:
+            check_prompts(doc_to_messages.__self__, self._prompts)
+
+        @cache
+        def messages() -> list[Message]:
+            chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+            return [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
+
+        if (task, doc_id) not in self._looked_at:
+            self._looked_at[task, doc_id] = _look_at(messages)
+        shown, failed = self._looked_at[task, doc_id]
+        key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
+        return Request(key, task, doc_id, messages, shown, generation, failed)
+
+    def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
+        journal = self.journal
+        if journal is None:
+            pairs = list(zip(*self._attempt(batch, handle), strict=True))
+        else:
+            if any(request.key not in journal.responses for request in batch):
+                journal.add(*self._attempt(batch, handle))
+            pairs = [(journal.responses[request.key], journal.kept[request.key]) for request in batch]
+        for line in (line for line, _ in pairs if "failed" in line):
+            about = f"task {line['task']}, question {line['doc_id']}: {line['failed']}"
+            if self.strict:
+                raise UserError(f"{about}; strict=false counts it as failed and goes on")
+            logger.warning(f"failed, scored as an empty answer: {about}")
+        return pairs
+
+    def _attempt(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Answer what can be shown of a batch as one, and the rest with nothing but the reason."""
+        if not any(request.failed for request in batch):
+            try:
+                return self._answer(batch, handle)
+            except BadInput:
+                pass  # of which question, is found below
+        batch = [self._tried(request) for request in batch]
+        readable = [request for request in batch if not request.failed]
+        answers = zip(*self._answer(readable, handle), strict=True) if readable else ()
+        found = dict(zip((request.key for request in readable), answers, strict=True))
+        lines, kept = zip(*(found.get(request.key) or _nothing(request) for request in batch), strict=True)
+        return list(lines), list(kept)
+
+    def _tried(self, request: Request) -> Request:
+        """The question, with the reason why it cannot be shown if it cannot."""
+        if request.failed:
+            return request
+        try:
+            to_inputs(self.loaded.processor, [request.messages()], limits_of(self.loaded.processor, self.loaded.config))
+        except BadInput as error:
+            return replace(request, failed=str(error))
+        return request
+
+    def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
+        """What the model is given, which is made once for all runs that show the same batch to the same model."""
+        processor, shared = self.loaded.processor, self.loaded.shared
+        limits = limits_of(processor, self.loaded.config)
+
+        def made() -> Any:
+            make = handle.inputs if isinstance(handle, Resizing) else to_inputs
+            return make(processor, [request.messages() for request in batch], limits).to(self.loaded.device)
+
+        if shared is None or isinstance(handle, Resizing):
+            return nullcontext(made())
+        return shared.inputs(digest([[request.shown, request.generation] for request in batch]), made)
+
+    @torch.inference_mode()
+    def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        processor, model = self.loaded.processor, self.loaded.model
+        seeds = [_seed(self.pruner.seed, request) for request in batch]
+        tower = adapter_for(model).modules()["vision"]
+        generation = _generation(batch[0].generation, processor.tokenizer.pad_token_id)
+        with self._inputs(batch, handle) as inputs:
+            shown = any(inputs.get(name) is not None for name in PIXELS.values())
+            if shown and self.verify and not self.proof.complete(self.loaded.config.batch_size):
+                handle.seed(seeds)
+                with self.stages("verify"):
+                    self._prove(inputs, handle)
+            with self.stages("llm"), self.stages.watching("vision", tower):
+                handle.seed(seeds)
+                torch.manual_seed(seeds[0])
+                output = model.generate(**inputs, **generation)
+        records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
+        if len(records) != len(batch):
+            raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        texts = processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        lengths = zip(inputs["attention_mask"].sum(1).tolist(), _lengths(answers, processor), strict=True)
+        names = [request.name for request in batch]
+        lines = [
+            {**name, "response": text, "input_tokens": before, "output_tokens": after}
+            for name, text, (before, after) in zip(names, texts, lengths, strict=True)
+        ]
+        kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
+        return lines, kept
+
+    def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
+        """Compare decoding through the cache with prefills; DecodingError if they differ."""
+        model, shared = self.loaded.model, self.loaded.shared
+        again = (lambda: None) if shared is None or isinstance(handle, Resizing) else shared.again
+        with handle.unrecorded():
+            proof = prove(model, inputs, handle.replaying, adapter_for(model).placeholders, again)
+        again()
+        self.proof |= proof
+        self._proven(self.proof)
+        logger.info(f"decoding proven: {self.proof}")
+
+
+def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]]:
+    """What `PrunedModel` needs from flat `--model_args`, named as in conf/model and in the main command."""
+    only_one("a run by lmms-eval's own command line")  # it would cut other batches
+    names = {field.name for field in fields(ModelConfig)} - {"name"}
+    params = {key.removeprefix("method_"): value for key, value in arguments.items() if key.startswith("method_")}
+    tree: dict[str, Any] = {
+        "method": {"name": arguments.pop("method", "none"), **params},
+        "model": {"name": "model_args", **{key: value for key, value in arguments.items() if key in names}},
+        "tasks": {"name": "lmms_eval", "metrics": {"any": None}},
+    }
+    rest = {key: value for key, value in arguments.items() if key not in names and not key.startswith("method_")}
+    if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
+        rest["keep"] = 1.0
+    run = validate(OmegaConf.create({**tree, **rest}))
+    folder = checkpoint.fetch(run.model)
+    pruner = pruner_of(run, folder)
+    return load(run.model), pruner, Identity(run, folder).answers(pruner)
+
+
+def _look_at(messages: Callable[[], list[Message]]) -> LookedAt:
+    """Digest of what a question shows, and why it cannot be shown if it cannot."""
+    shown = None
+    try:
+        with reading():
+            shown = messages_digest(messages())
+        check_asked(messages())
+    except BadInput as error:
+        return shown, str(error)
+    return shown, None
+
+
+def _numbers(record: Kept) -> dict[str, Any]:
+    """What a line of kept.jsonl says; `per_layer` is what K is worth as computation if the cut is inside the LLM.
+
+    `budget` is there where `k` may differ from it: where images were made smaller, into the grids `shown`.
+    """
+    grids = [list(grid) for grid in record.grids]
+    numbers = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
+    if isinstance(record, Shown):
+        numbers |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
+    return numbers
+
+
+def _nothing(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The lines of a question that failed."""
+    line = {"response": "", "input_tokens": 0, "output_tokens": 0, "failed": request.failed}
+    return request.name | line, request.name | _numbers(Kept(0, 0, [], []))
+
+
+def _seed(seed: int, request: Request) -> int:
+    """A seed of the sample's own, so that no answer depends on the order or on a restart."""
+    text = f"{seed} {request.task} {request.doc_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
+    """Arguments of `generate` from a task's `generation_kwargs`: greedy unless it asks for a temperature."""
+    temperature = task.get("temperature") or 0.0
+    sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
+    return {
+        "max_new_tokens": task.get("max_new_tokens", MAX_NEW_TOKENS),
+        "num_beams": task.get("num_beams", 1),
+        "do_sample": sample,
+        "temperature": temperature if sample else None,
+        "top_p": task.get("top_p") if sample else None,
+        "top_k": task.get("top_k") if sample else None,
+        "pad_token_id": pad_token_id,
+    }
+
+
+def _lengths(answers: torch.Tensor, processor: Any) -> list[int]:
+    """Tokens of each answer [B, T] without the padding after its end."""
+    padding = answers == processor.tokenizer.pad_token_id
+    trailing = padding.flip(1).long().cumprod(1).sum(1)
+    return [int(answers.shape[1] - n) for n in trailing.tolist()]

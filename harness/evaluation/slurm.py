@@ -1,0 +1,132 @@
+"""Sends a sweep to a cluster as one job array, through submitit, and does not wait: hydra/launcher=slurm.
+
+Each job computes one run and nothing else. Baselines are runs of their own, first in the array, so that no job holds a
+GPU while another computes the baseline it would wait for; tables bring them together afterwards. What is finished,
+queued or running is not submitted again.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+from omegaconf import OmegaConf, open_dict
+
+from harness.core.config import RunConfig, validate
+from harness.core.errors import UserError
+from harness.evaluation.sweep_plan import shared, wanted_runs
+from harness.evaluation.task_suite import primary
+from harness.results.run_folder import RunFolder
+from harness.results.submissions import LIVE, Planned, Run, key_of, survey, write_plan
+
+
+class Job:
+    """One run on a compute node; submitit queues it again when it is preempted or out of time, and it goes on."""
+
+    def __call__(self, config: RunConfig, key: str) -> None:
+        """Complete the run and print its scores as one JSON line; its tasks are the processes that torchrun starts."""
+        from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
+
+        from harness.core.distributed import launched
+        from harness.evaluation.runner import planned, run
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # of one node, whose name need not be known to itself
+        _, wanted = planned(config)
+        if key_of(wanted[-1][1].identity) != key:
+            raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
+        folder, _ = run(config, baseline=False)
+        if launched().first:
+            print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
+
+    def checkpoint(self, config: RunConfig, key: str) -> Any:
+        """The same again: the run folder knows what has been answered."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, config, key)
+
+
+class Launcher(SlurmLauncher):
+    """Hydra's submitit launcher, which submits what is missing and returns."""
+
+    __module__ = "hydra_plugins.harness"  # Hydra takes launchers from this package alone
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit one array and end with one JSON line; no job's end is waited for."""
+        configs = [self._config(overrides) for overrides in job_overrides]
+        check(configs, self.params)
+        common, own = shared(job_overrides)
+        wanted = wanted_runs(list(zip(configs, own, strict=True)))
+        runs = Path(configs[0].runs)
+        found = {run.key: run for run in survey(runs)}
+        done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
+        for config, finished in done:
+            folder = RunFolder(runs / finished.run, {})
+            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
+        left = [(config, plan) for config, plan in wanted if not _is(found, plan, "done", *LIVE)]
+        counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
+        number = self._submit(left, common, runs) if left else None
+        print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+        print(f"python -m harness.status runs={runs}")
+        print(json.dumps({"job": number, "runs": str(runs), **counts}), flush=True)
+        return []
+
+    def _config(self, overrides: Sequence[str]) -> RunConfig:
+        """The configuration of one job, checked."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(composed):
+            del composed["hydra"]
+        return validate(composed)
+
+    def _submit(self, jobs: Sequence[tuple[RunConfig, Planned]], common: list[str], runs: Path) -> str:
+        """Write the plan, submit the array, return its number; UserError with what sbatch says."""
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        params = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
+        general = set(OmegaConf.structured(BaseQueueConf))
+        folder = write_plan(runs, [plan for _, plan in jobs], common)
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
+        try:
+            executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in params.items()})
+            submitted = executor.map_array(Job(), *zip(*((config, plan.key) for config, plan in jobs), strict=True))
+        except (FailedJobError, FailedSubmissionError) as error:
+            shutil.rmtree(folder)
+            *_, said = str(error).splitlines()
+            raise UserError(f"sbatch refused the array: {said.removeprefix('sbatch: error: ')}") from error
+        return str(submitted[0].job_id.partition("_")[0])
+
+
+def register() -> None:
+    """Let Hydra find the launcher under the name that conf/ has for it."""
+    sys.modules[Launcher.__module__] = sys.modules[__name__]
+    Plugins.instance().register(Launcher)
+
+
+def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
+    """UserError for what every job of the array would refuse, and for what cannot be started again."""
+    processes, gpus = params["tasks_per_node"], params["gpus_per_node"]
+    if params["nodes"] != 1:
+        raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
+    if gpus and processes > gpus:
+        raise UserError(f"hydra.launcher.tasks_per_node={processes} on gpus_per_node={gpus}: each process takes a GPU")
+    if processes > 1 and any(config.model.device_map for config in sweep):
+        raise UserError("model.device_map spreads one process over the GPUs: set hydra.launcher.tasks_per_node=1")
+    if any(config.force for config in sweep):
+        raise UserError("force=true would start a requeued job over: move the run folders away instead")
+    if len({config.runs for config in sweep}) > 1:
+        raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
+
+
+def _is(found: Mapping[str, Run], plan: Planned, *states: str) -> bool:
+    return plan.key in found and found[plan.key].state in states

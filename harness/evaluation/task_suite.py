@@ -1,0 +1,345 @@
+"""The bridge to lmms-eval: its tasks, its scoring, its registry; no fork and no copied task code."""
+
+import importlib.util
+import math
+import os
+import re
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import redirect_stdout
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from harness.core.config import TasksConfig, shipped
+from harness.core.config_groups import lmms_eval_tasks, task_file, task_files
+from harness.core.errors import UserError, one_line
+from harness.evaluation import datasets, task_overrides
+from harness.startup import importing
+
+if TYPE_CHECKING:
+    from harness.evaluation.lmms_model import LookedAt, PrunedModel
+    from harness.models.preprocessing import Message
+
+MODEL_ID = "harness"
+ALIASES = ("harness_qwen2_5_vl",)  # what it was called when there was one family
+CHECKED = 16  # questions of a task whose rows bring pictures of their own, which take time to decode
+
+_JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
+_JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
+_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")
+
+
+def manifests() -> list[Any]:
+    """What lmms-eval's entry-point group `lmms_eval.models` reads."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    address = "harness.evaluation.lmms_model.PrunedModel"
+    return [ModelManifest(model_id=MODEL_ID, aliases=ALIASES, chat_class_path=address)]
+
+
+def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
+    """UserError where lmms-eval would answer every question and only then, or over the network, fail to score them."""
+    local = task_files(shipped(tasks.include)) if tasks.include else {}
+    for name in set(tasks.metrics) & set(lmms_eval_tasks()):
+        if name in local:
+            raise UserError(f"task {name} in tasks.include={tasks.include} has a name of lmms-eval's own: rename it")
+        if name == "mme" and limit and limit % 2:
+            raise UserError(f"task mme scores questions in pairs: limit={limit} must be even")
+        if name == "vinoground" and limit:
+            raise UserError(f"task vinoground scores all its questions together: leave limit={limit} out")
+        if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
+            static = f"; {name}_static needs none" if f"{name}_static" in lmms_eval_tasks() else ""
+            raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
+
+
+def check_versions() -> None:
+    """UserError where lmms-eval cannot run on another library's version: it would say so only when it begins to ask."""
+    if importlib.util.find_spec("filelock._api") is None:
+        versions = f"lmms-eval {version('lmms-eval')} does not run with filelock {version('filelock')}"
+        raise UserError(f"{versions}, which lacks filelock._api: pip install 'filelock<4'")
+
+
+def refuse_group(name: str) -> None:
+    """UserError if `name` is a group of lmms-eval: some members have no labels or need a judge, so none is guessed."""
+    known = lmms_eval_tasks()
+    if name in known:
+        return
+    line = re.compile(rf"^group:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
+    for file in Path(os.path.commonpath(known.values())).rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        if line.search(text):
+            members = yaml.safe_load(text.replace("!function", ""))["task"]
+            names = [str(m["task"] if isinstance(m, dict) else m) for m in members]
+            raise UserError(f"{name} is a group of tasks: choose some of tasks=[{','.join(names)}]")
+
+
+class Suite:
+    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the data in `data_root`.
+
+    Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
+    """
+
+    def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: datasets.DataRoot = None):
+        _quiet_logger()
+        with importing():
+            import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
+        self.tasks = tasks
+        self.prompts = prompts
+        self.folders = datasets.local(tasks, data_root)
+        self._rows: dict[str, Any] = {}  # read once for all Task objects
+        self.looked_at: dict[tuple[str, int], LookedAt] = {}  # questions, once for all runs
+
+    def load(self, name: str) -> Any:
+        """A fresh Task object: what one run leaves in a task's code, no other one sees."""
+        file = task_file(name, self.tasks.include)
+        return task_overrides.load(name, file, self.prompts, self.folders.get(name), self._rows)
+
+    def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
+        """Load every task's data and look at its questions, so that what is missing shows before the model runs.
+
+        All questions where that takes no decoding, so that a missing video shows; `CHECKED` of them, spread over all,
+        where the rows bring pictures. `media` is what the model can be shown besides text.
+        """
+        for name, metric in self.tasks.metrics.items():
+            try:
+                task = self.load(name)
+                if task.OUTPUT_TYPE != "generate_until":
+                    raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
+                kinds = {kind for doc_id in _to_check(task, limit) for kind in _kinds(task, doc_id)}
+            except UserError:
+                raise
+            except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
+                raise UserError(f"cannot load task {name}: {_cause(error)}") from error
+            if other := kinds - {"text", "image", "video"}:
+                raise UserError(f"task {name} asks about {', '.join(other)}: the model takes text, images and videos")
+            if unseen := kinds - {"text", *media}:
+                shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
+                raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
+            _check_metric(name, metric, task)
+            task_overrides.check_limit(name, task, limit)
+
+    def messages(self, task: Any, doc: Any) -> "list[Message]":
+        """What a model is asked about a document of a loaded task."""
+        from lmms_eval.protocol import ChatMessages
+
+        asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
+        return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
+
+    @staticmethod
+    def requests(task: Any, doc_ids: Iterable[int], model: "PrunedModel") -> list[Any]:
+        """lmms-eval's requests about documents of a loaded task; `model` gets the rows that they refer to."""
+        name = task.config.task
+        split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+        model.task_dict[name] = {split: task.task_docs}
+        about = [{"task": name, "doc_id": doc_id, "repeats": 1, "split": split} for doc_id in doc_ids]
+        return [task.construct_requests(doc_id=it["doc_id"], ctx="", metadata=it) for it in about]
+
+    def images(self, name: str) -> Iterator[Any]:
+        """The images that a task asks about, in its order."""
+        task = self.load(name)
+        for doc in task.task_docs:
+            for message in self.messages(task, doc):
+                yield from (part["url"] for part in message["content"] if part["type"] == "image")
+
+    def run(
+        self, model: "PrunedModel", limit: int | None, scratch: Path
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Answer and score every task; returns what `metrics.json` holds, and `scores.json`.
+
+        None in a process that answers its share for the first one, which scores.
+        """
+        from harness.evaluation.lmms_model import HandedOver
+
+        scores, counts, each, versions = {}, {}, {}, {}
+        for name in self.tasks.metrics:
+            task = self.load(name)
+            try:
+                results = self._score(task, name, model, limit, scratch)
+            except HandedOver:
+                continue
+            versions[name] = task_overrides.version_of(task)
+            scores[name] = numeric(results["results"][name])
+            counts[name] = results["n-samples"][name]["effective"]
+            each[name] = per_question(results["samples"][name], list(results["results"][name]))
+        if not scores:
+            return None
+        metrics = {
+            "scores": scores,
+            "primary": primary(scores, self.tasks.metrics),
+            "questions": counts,
+            "scored_by": {"lmms-eval": version("lmms-eval"), "tasks": versions},
+        }
+        return metrics, each
+
+    @staticmethod
+    def _score(task: Any, name: str, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
+        """One task per call, so that its limit is its own and its answers are on disk before the next begins."""
+        from lmms_eval.evaluator import simple_evaluate
+        from lmms_eval.tasks import TaskManager
+        from tenacity import RetryError
+
+        from harness.models.calls import HookError
+        from methods.checks import SelectionError
+
+        _quiet_logger()  # importing more of lmms-eval has undone it
+        try:
+            with redirect_stdout(sys.stderr):  # some tasks print tables
+                results: dict[str, Any] = simple_evaluate(
+                    model=model,
+                    tasks=[task],
+                    limit=limit,
+                    task_manager=TaskManager(include_defaults=False),  # to index lmms-eval's own takes seconds
+                    bootstrap_iters=0,
+                    log_samples=True,
+                    batch_size=model.loaded.config.batch_size,
+                    process_docs_parallel=1,
+                    cli_args=Namespace(
+                        output_path=str(scratch),
+                        process_with_media=False,
+                        reasoning_tags=None,
+                        agentic_trace_mode="basic",
+                    ),
+                )
+        except (SelectionError, HookError) as error:
+            raise UserError(f"task {name}: {one_line(error)}") from error
+        except FileNotFoundError as error:
+            raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error
+        except RetryError as error:
+            raise RuntimeError(f"task {name}: {_cause(error)}") from error
+        except SystemExit as error:  # videomme leaves this way when a video is missing
+            raise UserError(f"task {name} stopped: {one_line(error)}") from error
+        return results
+
+
+def primary(scores: dict[str, dict[str, Any]], metrics: dict[str, str | None]) -> dict[str, str | None]:
+    """The metric of each task that the tables show: the one asked for, or the first; UserError if it is not there."""
+    chosen = {name: metric or next(iter(scores[name]), None) for name, metric in metrics.items()}
+    for name, metric in chosen.items():
+        value(scores[name], metric)
+    return chosen
+
+
+def numeric(results: dict[str, Any]) -> dict[str, Any]:
+    """The finite numbers, or lists of them, among a task's results, in lmms-eval's order, without standard errors."""
+    kept: dict[str, Any] = {}
+    for key, found in results.items():
+        several = isinstance(found, list | tuple)
+        numbers = [_number(item) for item in (found if several else [found])]
+        if "_stderr" not in key and None not in numbers:
+            kept[key] = numbers if several else numbers[0]
+    return kept
+
+
+def per_question(samples: list[dict[str, Any]], columns: list[str]) -> dict[str, list[Any]]:
+    """What lmms-eval aggregates: `doc_id` and, for each metric of `columns` ("accuracy,none"), a value per question.
+
+    A value is what the task's own `process_results` gave: mostly a number, for some tasks a record (MME's category and
+    score). A document stands once per filter among lmms-eval's samples, in the order of the filters.
+    """
+    pairs = [column.rpartition(",")[::2] for column in columns if "," in column]
+    filters = list(dict.fromkeys(kind for _, kind in pairs))
+    seen: Counter[int] = Counter()
+    rows: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        doc_id = int(sample["doc_id"])
+        of = filters[seen[doc_id]]
+        seen[doc_id] += 1
+        found = {f"{key},{kind}": _plain(sample[key]) for key, kind in pairs if kind == of and key in sample}
+        rows.setdefault(doc_id, {}).update(found)
+    ids = sorted(rows)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return {"doc_id": ids} | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
+
+
+def _plain(found: Any) -> Any:
+    """A value as JSON has it: NumPy's numbers as numbers, NaN as null, what JSON cannot hold as text."""
+    if isinstance(found, dict):
+        return {str(key): _plain(item) for key, item in found.items()}
+    if isinstance(found, list | tuple | set):
+        return [_plain(item) for item in found]
+    if found is None or isinstance(found, str | bool | int):
+        return found
+    number = _number(found)
+    return str(found) if number is None and not isinstance(found, float) else number
+
+
+def _number(found: Any) -> float | None:
+    if isinstance(found, bool | str):
+        return None
+    try:
+        number = float(found)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def value(scores: dict[str, Any], metric: str | None) -> float:
+    """The number that a metric expression such as `a,none + b,none` or `c,none[2]` names among a task's scores."""
+    total = 0.0
+    for term in (metric or "").split("+"):
+        match = _TERM.fullmatch(term)
+        found = scores.get(match[1]) if match else None
+        if match and match[2] and isinstance(found, list) and int(match[2]) < len(found):
+            found = found[int(match[2])]
+        if not isinstance(found, float):
+            raise UserError(f"no metric {term.strip()!r} among {', '.join(scores) or 'no numbers'}: set tasks.metrics")
+        total += found
+    return total
+
+
+def _check_metric(name: str, metric: str | None, task: Any) -> None:
+    known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
+    if all(key.startswith("submission,") for key in known):
+        raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
+    for term in metric.split("+") if metric else ():
+        match = _TERM.fullmatch(term)
+        if not match or match[1] not in known:
+            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
+
+
+def _to_check(task: Any, limit: int | None) -> Iterable[int]:
+    from datasets.features.features import require_decoding
+
+    count = min(len(task.task_docs), limit or len(task.task_docs))
+    decoded = any(map(require_decoding, task.task_docs.features.values()))
+    return range(0, count, max(1, count // CHECKED) if decoded else 1)
+
+
+def _kinds(task: Any, doc_id: int) -> set[str]:
+    """What a question consists of: text, image, video, audio; unknown where a picture does not decode."""
+    from lmms_eval.protocol import ChatMessages
+
+    from harness.models.bad_input import BadInput, reading
+
+    try:
+        with reading():
+            messages = ChatMessages(messages=task.doc_to_messages(task.task_docs[doc_id])).messages
+    except BadInput:
+        return set()  # counted as failed when it is asked
+    return {part.type for message in messages for part in message.content}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what really went wrong below lmms-eval's retries."""
+    from tenacity import RetryError
+
+    while isinstance(error, RetryError):
+        inner = error.last_attempt.exception()
+        if inner is None:
+            break
+        error = inner
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _quiet_logger() -> None:
+    """lmms-eval logs to stdout, where our last line belongs to programs."""
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="{level}: {message}")

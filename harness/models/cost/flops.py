@@ -1,0 +1,92 @@
+"""All parts of one prompt together, for a method at a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from harness.models.adapter import inside_layer
+from harness.models.cost.decoder import Cut, DecoderShape, paper_style
+from harness.models.cost.selection import Case, scorer, selection
+from harness.models.cost.vision import Grid, vision_shape
+from methods.base import Method
+from methods.budget import Budget
+from methods.resize import smaller
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of one sample; `paper` is the prefill by the formula that peers quote."""
+
+    vit: int
+    projector: int
+    signals: int
+    selection: int | None  # None: of this method no formula is known
+    prefill: int
+    decode: int
+    paper: int
+
+    @property
+    def total(self) -> int:
+        """All but `paper`."""
+        return sum(part or 0 for part in astuple(self)[:-1])
+
+
+def count(
+    config: Any,
+    grids: Sequence[Grid],
+    text: int,
+    method: Method | None = None,
+    budget: Budget | None = None,
+    new_tokens: int = 1,
+    scorer_hidden: int | None = None,
+) -> Flops:
+    """Count one prompt of images or videos of `grids`, (t, h, w) in tokens, and `text` tokens of text.
+
+    Args:
+        config: configuration of the model, of a family whose vision tower is known; else ValueError.
+        grids: as above.
+        text: tokens that are not visual.
+        method: None for the unpruned model.
+        budget: of the method.
+        new_tokens: of the answer; the first of them comes from the prefill.
+        scorer_hidden: units of the learned scorer; by default half the width of a token, as in the released ones.
+    """
+    vision, decoder = vision_shape(config), DecoderShape.of(config)
+    n = sum(t * h * w for t, h, w in grids)
+    if method is None or budget is None or (k := budget.count(n)) >= n:
+        return _of(vision, decoder, grids, text, n, new_tokens)
+    if method.stage == "pixels":
+        grids = smaller(grids, k)
+        return _of(vision, decoder, grids, text, sum(t * h * w for t, h, w in grids), new_tokens)
+    layer = inside_layer(method)
+    cut = Cut() if layer is None else Cut(layer + 1, method.before_mlp)
+    plain = _of(vision, decoder, grids, text, k, new_tokens, n, cut)
+    width, hidden = decoder.hidden, scorer_hidden or decoder.hidden // 2
+    keys = vision.block.hidden // vision.heads
+    case = Case(method, n, k, width, text + n, decoder.heads * decoder.head_dim, keys, grids)
+    signals = vision.signals(grids, method) + scorer(method, n, width, hidden)
+    return Flops(plain.vit, plain.projector, signals, selection(case), plain.prefill, plain.decode, plain.paper)
+
+
+def _of(
+    vision: Any,
+    decoder: DecoderShape,
+    grids: Sequence[Grid],
+    text: int,
+    kept: int,
+    new_tokens: int,
+    visual: int | None = None,
+    cut: Cut = Cut(),  # noqa: B008 (frozen)
+) -> Flops:
+    before, after = text + (kept if visual is None else visual), text + kept
+    return Flops(
+        vision.tower(grids),
+        vision.projector(grids),
+        0,
+        0,
+        decoder.prefill(before, after, cut),
+        decoder.decode(before, after, new_tokens - 1, cut),
+        paper_style(decoder, before, after, cut),
+    )

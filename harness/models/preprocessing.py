@@ -1,0 +1,268 @@
+"""Chat messages to model inputs. Every image and frame is resized exactly once.
+
+For processors of Qwen's kind that is done here, by pixel limits; others have a resolution of their own.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image, fetch_video
+from qwen_vl_utils.vision_process import smart_resize, to_rgb
+from transformers.image_utils import load_image
+
+from harness.core.config import ModelConfig
+from harness.models.bad_input import BadInput, reading
+from harness.models.checkpoint import content_digest
+
+FRAME_TOKENS = 768  # visual tokens of one frame, and
+VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
+FRAME_LIST_FPS = 2.0  # frames handed over as images carry no clock; two a second is Qwen2.5-VL's own sampling rate
+
+Grid = tuple[int, int, int]
+Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Pixels per image or frame, and frames per video; frames of files and of lists are capped further, alike."""
+
+    min_pixels: int = 256 * 784
+    max_pixels: int = 2048 * 784
+    max_frames: int = 32
+
+    def of_frames(self, count: int, patch: int, span: int) -> dict[str, Any]:
+        """The limits of each of a video's `count` frames, as `fetch_video` takes them; a token spans `span` frames."""
+        pixels = (2 * patch) ** 2  # of one visual token in one frame
+        cap = max(min(FRAME_TOKENS, span * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
+        limits = {"min_pixels": self.min_pixels, "max_pixels": min(self.max_pixels, cap)}
+        # Without a total, MODEL_SEQ_LEN of the environment counts; qwen_vl_utils takes two frames for a token.
+        return {**limits, "total_pixels": VIDEO_TOKENS * pixels * span // 2}
+
+
+def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
+    """What a processor of Qwen's kind resizes by, None for others; ValueError for limits that do not apply or fit."""
+    named = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
+    given = {key: value for key, value in named.items() if value is not None}
+    if not hasattr(processor.image_processor, "merge_size"):
+        if given:
+            listed = ", ".join(f"model.{key}={value}" for key, value in given.items())
+            nulls = " ".join(f"model.{key}=null" for key in given)
+            raise ValueError(f"{listed}: {type(processor).__name__} has a resolution of its own, pass {nulls}")
+        return None
+    limits = PixelLimits(**given)
+    if limits.min_pixels > limits.max_pixels:
+        low, high = limits.min_pixels, limits.max_pixels
+        raise ValueError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
+    return limits
+
+
+def to_inputs(
+    processor: Any,
+    conversations: Sequence[Sequence[Message]],
+    limits: PixelLimits | None,
+    grids: Sequence[Grid | None] = (),
+) -> Any:
+    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`.
+
+    Images and videos, in order, take the size of their entry (t, h, w) of `grids`, in tokens, instead of the limits'.
+    BadInput where one does not decode, or cannot be resized so.
+    """
+    if limits is None:
+        return _as_they_are(processor, conversations)
+    patch = processor.image_processor.patch_size
+    images, videos, metadata = [], [], []
+    for (kind, media), grid in zip_longest(media_of(conversations), grids):
+        if kind == "image":
+            images.append(_image(media, limits, patch, grid))
+        elif kind == "video":
+            frames, about = _video(media, limits, patch, processor.video_processor.temporal_patch_size, grid)
+            videos.append(frames)
+            metadata.append(about)
+        else:
+            raise ValueError(f"the model takes images and videos, got {kind} in a message")
+    return processor(
+        text=_prompts(processor, conversations),
+        images=images or None,
+        videos=videos or None,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        images_kwargs={"do_resize": False},
+        videos_kwargs={"do_resize": False, "do_sample_frames": False, "video_metadata": metadata or None},
+    )
+
+
+def _as_they_are(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
+    """The same from a processor that resizes, crops or pads by itself."""
+    images = []
+    for kind, media in media_of(conversations):
+        if kind != "image":
+            name = type(processor).__name__
+            raise ValueError(f"{name} takes images only, got {kind} in a message: try tasks=pocket_image")
+        with reading(ValueError):
+            images.append(to_rgb(media if isinstance(media, Image.Image) else load_image(media)))
+    texts = _prompts(processor, conversations)
+    return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
+
+
+def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    texts: list[str] = processor.apply_chat_template(
+        [[_placeholders(message) for message in messages] for messages in conversations],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return texts
+
+
+def messages_digest(messages: Sequence[Message]) -> str:
+    """Digest of all that the model is shown: text, order, pixels of images and frames, content of video files."""
+    digest = hashlib.sha256()
+    for message in messages:
+        for part in message["content"]:
+            media = part.get("url")
+            head = {key: value for key, value in part.items() if key != "url"}
+            digest.update(json.dumps([message["role"], head], sort_keys=True, default=str).encode())
+            for item in media if isinstance(media, list | tuple) else [media]:
+                _update(digest, item)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, item: Any) -> None:
+    if isinstance(item, Image.Image):
+        digest.update(f"{item.mode}{item.size}".encode() + item.tobytes())
+        if item.mode == "P":
+            digest.update(f"{item.getpalette()}{item.info.get('transparency')}".encode())
+    elif isinstance(item, str) and Path(item).is_file():
+        digest.update(content_digest(Path(item)).encode())
+    else:
+        digest.update(repr(item).encode())
+
+
+def media_of(conversations: Sequence[Sequence[Message]]) -> list[tuple[str, Any]]:
+    """The (kind, image or video) of every part that is not text, in order."""
+    parts = [part for messages in conversations for message in messages for part in message["content"]]
+    return [(part["type"], part["url"]) for part in parts if part["type"] != "text"]
+
+
+def _placeholders(message: Message) -> Message:
+    content = [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]]
+    return {"role": message["role"], "content": content}
+
+
+def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Image.Image:
+    if grid is None:
+        pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
+        with reading(ValueError):  # of a shape that it refuses
+            return fetch_image({"image": media, **pixels}, image_patch_size=patch)
+    return _opened(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
+
+
+def _opened(image: Any) -> Image.Image:
+    with reading():
+        return to_rgb(image if isinstance(image, Image.Image) else Image.open(image))
+
+
+def _video(
+    media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
+    if isinstance(media, list | tuple):
+        if not media:
+            raise BadInput("the video has no frame")
+        images = [_opened(image) for image in media]
+        images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
+        images += images[-1:] * (-len(images) % span)
+        return _resized(images, limits, patch, span, grid), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+    if not Path(media).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), media)
+    no_decord = find_spec("decord") is None  # it has no wheel for macOS and for ARM
+    total = 0 if no_decord else len(_reader(media))
+    if total < 2 or grid is not None:  # one frame, or a size of ours, is not what fetch_video takes
+        images, metadata = (_decode_all if no_decord else _decode)(media, limits.max_frames)
+        return _resized(images, limits, patch, span, grid), metadata
+    count = _even(total, limits.max_frames)
+    request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
+    try:
+        frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
+    except Exception:
+        _decode(media, limits.max_frames)  # which says what is wrong: fetch_video tries a reader that is no more
+        raise
+    return frames, metadata
+
+
+def _reader(file: str) -> Any:
+    """decord's reader of a video, which holds at least a frame."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(file)
+    except (RuntimeError, decord.DECORDError) as error:
+        raise BadInput(f"{Path(file).name} cannot be opened as a video") from error
+    if not len(reader):
+        raise BadInput(f"{Path(file).name} has no frame")
+    return reader
+
+
+def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Evenly spread frames of a file, as fetch_video reads them."""
+    import decord
+
+    reader = _reader(file)
+    chosen = _spread(len(reader), _even(len(reader), max_frames))
+    with reading(decord.DECORDError):
+        images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
+    return images, _clock(reader.get_avg_fps(), chosen, len(reader))
+
+
+def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Evenly spread frames of a file, found by decoding all of it: slower than decord, which seeks."""
+    import av
+
+    try:
+        with av.open(file) as container:
+            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+    except av.error.InvalidDataError as error:
+        raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
+    if not total:
+        raise BadInput(f"{Path(file).name} has no frame")
+    chosen = _spread(total, _even(total, max_frames))
+    with av.open(file) as container:
+        fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
+        images = {i: frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in set(chosen)}
+    return [images[i] for i in chosen], _clock(fps, chosen, total)
+
+
+def _even(total: int, most: int) -> int:
+    """Frames of a file: an even number for every model, as fetch_video takes them in twos."""
+    return max(2, min(most, total) // 2 * 2)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+
+def _clock(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
+    return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
+
+
+def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int, grid: Grid | None) -> torch.Tensor:
+    # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
+    width, height = images[0].size
+    pixels = limits.of_frames(len(images), patch, span)
+    with reading(ValueError):  # of a shape that it refuses
+        rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
+    if grid is not None:
+        rows, columns = (2 * patch * side for side in grid[1:])
+    frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float()

@@ -1,0 +1,218 @@
+"""The cut inside the language model: decoder layers 0..j see all tokens, later ones the kept.
+
+A hook in front of layer j+1 lets the method choose and passes on the kept rows; every later layer gets masks and rotary
+positions of those rows. A method that cuts before the MLP of layer j chooses in front of that MLP, which then runs on
+the kept rows alone; what it gives is laid back into full rows, so that the layer can add it to its residual.
+
+In decoding, layer j+1 and later hold shorter caches than layer 0, from which the model makes its masks: they get their
+own, made by the library's own function on a view of the cache. Positions stay those that the model counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.models.calls import Call, HookError
+from harness.models.compat import causal_mask
+from harness.models.hooks import Handles, submodule
+from harness.pruning.gather import Rows, remaining, require_rows
+from harness.pruning.kv_cache import CutInsideLLM, cached_length
+from methods.base import LayerState
+
+if TYPE_CHECKING:
+    from harness.models.adapter import Adapter
+    from harness.prune import Pruning
+    from harness.pruning.prefill import Prefill
+
+
+class InsideCut:
+    """State of one block whose method cuts after decoder layer `layer`."""
+
+    def __init__(self, adapter: Adapter, pruning: Pruning, layer: int) -> None:
+        self.layer = layer
+        self.first = layer + 1  # the first layer that sees only what was kept
+        self._adapter = adapter
+        self._pruning = pruning
+        self._method = pruning.method
+        self._config: Any = submodule(adapter.model, adapter.decoder.path).config
+        self._layers = list(submodule(adapter.model, adapter.decoder.layers).children())
+        self._full = self._share_of_work()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._prefill: Prefill | None = None
+        self._record: CutInsideLLM | None = None  # while decoding
+        self._view: Any = None  # then, the cache as layer j+1 has it
+        self._rows: Rows | None = None
+        self._late: dict[str, Any] | None = None  # what later layers get instead, by role
+        self._attention: tuple[nn.Module, Call] | None = None  # layer j's, and its arguments
+        self._projected: list[Tensor] = []
+        self._added: list[
+            Tensor
+        ] = []  # to the rows behind layers j+1, j+2, ...: [B, S, D], once they are cut [B, L, D]
+        self._expected: list[int] | None = None  # [B] rows that layer j+1 must receive
+
+    def _share_of_work(self) -> float:
+        """Return the share of the decoder's layers that see all tokens, counting a layer's parts by their weights."""
+        layer = self._layers[self.layer]
+        late = submodule(layer, self._adapter.decoder.mlp) if self._method.before_mlp else nn.Module()
+        whole, dropped = (sum(weight.numel() for weight in part.parameters()) for part in (layer, late))
+        return (self.first - dropped / whole) / len(self._layers)
+
+    def attach(self, handles: Handles, verified: Callable[[], None]) -> None:
+        """Hook layer j and later ones; `verified` is called when the right number of rows reached layer j+1."""
+        adapter, parts = self._adapter, self._adapter.decoder
+        path, first = f"{parts.layers}.{self.layer}", f"{parts.layers}.{self.first}"
+        attention, mlp = f"{path}.{parts.attention}", f"{path}.{parts.mlp}"
+        site = adapter.site("attention", attention)
+        handles.before(site, partial(self._enter_attention, site.module))
+        for projection in parts.projections:
+            handles.output(submodule(site.module, projection), self._project)
+        if self._method.before_mlp:
+            handles.before(adapter.site("mlp", mlp), self._enter_mlp)
+            handles.output(submodule(adapter.model, mlp), self._leave_mlp)
+        handles.before(adapter.site("layer", first), self._enter_first)
+        for number, late in enumerate(self._layers[self.first :]):
+            handles.before(adapter.site("layer", f"{parts.layers}.{self.first + number}"), self._enter_late)
+            handles.output(late, partial(self._leave_late, number))
+        self._verified = verified
+        handles.before(adapter.site("attention", f"{first}.{parts.attention}"), self._count)
+
+    # From the decoder's hooks.
+
+    def forget(self) -> None:
+        """End a pass, also one that raised."""
+        self._begin()
+
+    def fill(self, prefill: Prefill, expected: list[int], added: list[Tensor]) -> None:
+        """Begin a prefill in which sample i shall bring `expected[i]` rows to layer j+1.
+
+        The model itself would add `added` [B, S, D] to the rows behind layers j+1, j+2, ...: here this is done for it.
+        """
+        self._begin()
+        self._prefill, self._expected, self._added = prefill, expected, added
+
+    def resume(self, record: CutInsideLLM, cache: Any) -> None:
+        """Begin a decoding step on a cache that was filled by such a prefill."""
+        if record.first != self.first:
+            raise ValueError(
+                f"this cache was cut after decoder layer {record.first - 1}, this block cuts after {self.layer}: "
+                "go on in a block with the same method"
+            )
+        self._begin()
+        self._record, self._view = record, record.late(cache)
+
+    def filled(self, cache: Any, valid: Tensor | None, next_position: Tensor, last_given: Tensor) -> CutInsideLLM:
+        """Check what a prefill left in `cache`, and describe it."""
+        if self._prefill is None or self._rows is None:
+            raise HookError(f"decoder layer {self.first} of {self._adapter.name} did not run in a pruned prefill")
+        whole, length = self._prefill.visual.shape[1], self._rows.index.shape[1]
+        held = [cached_length(cache, layer) for layer in range(len(self._layers))]
+        right = [whole] * self.first + [length] * (len(held) - self.first)
+        if held != right:
+            raise HookError(f"the key-value cache holds {held} positions a layer after a prefill of {right}")
+        return CutInsideLLM(length, self._rows.mask, whole, valid, next_position, last_given, self.first)
+
+    # Layer j: read, and perhaps cut its MLP.
+
+    def _enter_attention(self, attention: nn.Module, call: Call) -> None:
+        if self._prefill is not None:
+            self._attention, self._projected = (attention, call), []
+
+    def _project(self, output: Tensor) -> None:
+        if self._prefill is not None:
+            self._projected.append(output.detach())
+
+    def _enter_mlp(self, call: Call) -> dict[str, Any] | None:
+        if self._prefill is None:
+            return None
+        states = call.require("states")
+        self._choose(states.new_empty(0))
+        assert self._rows is not None
+        return {"states": self._rows.gather(states)}
+
+    def _leave_mlp(self, output: Tensor) -> Tensor | None:
+        if self._prefill is None or self._rows is None:
+            return None
+        batch, length = self._prefill.visual.shape
+        index = self._rows.index.to(output.device).unsqueeze(-1).expand_as(output)
+        return output.new_zeros(batch, length, output.shape[-1]).scatter(1, index, output)
+
+    # Layers j+1 and later.
+
+    def _enter_first(self, call: Call) -> dict[str, Any] | None:
+        if self._prefill is None and self._record is None:
+            return None
+        states = call.require("states")
+        if self._record is not None:
+            padding = self._record.mask_up_to(cached_length(self._view) + states.shape[1])
+            self._late = {"mask": self._mask(states, padding, self._view)}
+            return None
+        if self._rows is None:
+            states, *self._added = self._choose(states).split(states.shape[-1], dim=-1)
+        assert self._rows is not None
+        states, *self._added = (self._rows.gather(part) for part in (states, *self._added))
+        rotation = tuple(self._rows.gather_rotation(part) for part in call.require("rotation"))
+        # Position ids are there to find packed sequences by their jumps, which dropped rows would be taken for.
+        mask = self._mask(states, self._rows.mask, None)
+        self._late = {"mask": mask, "rotation": rotation, "positions": None, "cache_position": None}
+        return {"states": states}
+
+    def _enter_late(self, call: Call) -> dict[str, Any] | None:
+        return self._late
+
+    def _leave_late(self, number: int, output: Any) -> Any:
+        if number >= len(self._added):
+            return None
+        states, *rest = output if isinstance(output, tuple) else (output,)
+        states = states + self._added[number].to(states)
+        return (states, *rest) if isinstance(output, tuple) else states
+
+    def _count(self, call: Call) -> None:
+        expected, self._expected = self._expected, None
+        if expected is None:
+            return
+        layer = f"decoder layer {self.first} of {self._adapter.name}"
+        require_rows(expected, call, layer, self._pruning.budget.label)
+        self._verified()
+
+    def _mask(self, states: Tensor, padding: Tensor | None, view: Any) -> Any:
+        """Return the mask that the model's attention kernel takes, for rows `states` [B, L, D]."""
+        padding = None if padding is None else padding.to(states.device)
+        return causal_mask(self._config, states, padding, view)
+
+    def _choose(self, states: Tensor) -> Tensor:
+        """Let the method choose, with `states` [B, S, D] behind layer j, or empty.
+
+        Return them with merged rows and, beside them, what is still to be added: [B, S, (1 + layers) D].
+        """
+        prefill, attention = self._prefill, self._attention
+        if prefill is None or attention is None or len(self._projected) != len(self._adapter.decoder.projections):
+            raise HookError(f"decoder layer {self.layer} of {self._adapter.name} ran without its projections")
+        with torch.no_grad():
+            q, k = self._adapter.decoder_qk(*attention, self._projected)
+        hidden = attention[1].require("states")
+        if self._method.hidden_state in ("output", "normed_output"):
+            hidden = states
+
+        def read(row: int) -> LayerState:
+            present = prefill.valid[row].nonzero().squeeze(1)
+            visual_idx = prefill.visual[row, present].nonzero().squeeze(1)
+            here = present.to(hidden.device)
+            rows = hidden[row, here].detach()
+            if self._method.hidden_state == "normed_output":
+                with torch.no_grad():
+                    rows = submodule(self._adapter.model, self._adapter.decoder.norm)(rows)
+            mine = [part.to(present.device) for part in (q[row][:, here], k[row][:, here], rows)]
+            return LayerState(mine[0], mine[1], mine[2], visual_idx)
+
+        whole = torch.cat([states, *(part.to(states) for part in self._added)], dim=-1) if states.numel() else states
+        whole, stay = prefill.choose(self._pruning, whole, self._full, read)
+        self._rows = remaining(stay & prefill.valid, prefill.valid)
+        self._attention, self._projected = None, []  # nothing of the layer outlives the choice
+        return whole

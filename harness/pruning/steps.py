@@ -1,0 +1,158 @@
+"""What a pruned prefill leaves in its cache, and what every later step on that cache has to be held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.models.calls import Call, HookError
+from harness.pruning.gather import Rows
+from harness.pruning.kv_cache import CutBeforeLLM, PrunedCache, cached_length
+
+
+class OutOfOrderError(HookError, ValueError):
+    """Tokens came that do not follow what a pruned cache holds."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
+            "pass a further turn as the whole conversation, without its cache"
+        )
+
+
+class Doubts:
+    """Errors that are raised at once on a CPU, and on a GPU when `settle` asks, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[Tensor, Exception]] = {}
+
+    def add(self, wrong: Tensor, error: Exception) -> None:
+        """Raise `error` now or later if `wrong`, a tensor of one bool, is true."""
+        if wrong.device.type == "cpu":
+            if bool(wrong):
+                raise error
+        else:
+            earlier, _ = self._open.get(str(error), (wrong, error))
+            self._open[str(error)] = wrong | earlier, error
+
+    def settle(self) -> None:
+        """Raise the first error that is due since the last call."""
+        doubts, self._open = self._open, {}
+        for wrong, error in doubts.values():
+            if bool(wrong):
+                raise error
+
+
+@dataclass(eq=False)
+class Cut:
+    """A prefill that drops tokens, until its cache is full."""
+
+    positions: Tensor  # [R, B, S] of all rows
+    given: Tensor  # as they came, or would have
+    valid: Tensor  # [B, S] False on padding
+    rows: Rows | None = None  # those that stay, if the cut is before layer 0
+    compact: bool = False  # they were numbered from 0
+
+    @property
+    def next_position(self) -> Tensor:
+        """[B] after the largest of the prompt."""
+        return self.positions.amax(0).masked_fill(~self.valid, -1).amax(1) + 1
+
+    @property
+    def last_given(self) -> Tensor:
+        """[..., B, 1] of the last token, as it came."""
+        batch, length = self.valid.shape
+        given = self.given.expand(*self.given.shape[:-2], batch, length)
+        last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
+        return given.gather(-1, last.expand(*given.shape[:-1], 1))
+
+    def before_llm(self, cache: Any) -> CutBeforeLLM:
+        """Describe `cache` after a cut before layer 0; HookError if it holds anything else."""
+        assert self.rows is not None
+        length, held = self.rows.index.shape[1], cached_length(cache)
+        if held != length:
+            raise HookError(f"the key-value cache holds {held} positions after a pruned prefill of {length}")
+        following, last, shift = self.next_position, self.last_given, None
+        if self.compact:
+            following = self.rows.numbered()[0].amax(1).to(following.device) + 1
+            shift = last.view(-1, 1) + 1 - following.view(-1, 1)
+        return CutBeforeLLM(length, self.rows.mask, length, self.rows.mask, following, last, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A pass that adds `steps` tokens to a pruned cache."""
+
+    record: PrunedCache
+    cache: Any
+    length: int  # rows of layer 0 afterwards
+    late: int  # rows of the last layer afterwards, fewer after a cut inside the language model
+
+    @classmethod
+    def on(cls, record: PrunedCache, cache: Any, steps: int) -> Step:
+        """Begin a pass of `steps` tokens."""
+        return cls(record, cache, cached_length(cache) + steps, cached_length(cache, -1) + steps)
+
+    def check_first_layer(self, call: Call, name: str, doubts: Doubts) -> None:
+        """HookError unless layer 0 gets this cache, and a mask that shows all that is no padding to the last token."""
+        layer, cache, mask = f"decoder layer 0 of {name}", call.get("cache"), call.get("mask")
+        if cache is not self.cache:
+            came = "no key-value cache" if cache is None else "another key-value cache"
+            raise HookError(f"{layer} got {came} in a step on a pruned one")
+        valid = self.record.first_mask_up_to(self.length)
+        if not isinstance(mask, Tensor):
+            if valid is not None:
+                raise HookError(f"{layer} got no mask over the padding of a pruned cache")
+            return
+        visible = mask[:, 0, -1] if mask.ndim == 4 else mask
+        if visible.shape[-1] != self.length:
+            raise HookError(f"{layer} got a mask over {visible.shape[-1]} keys in a step that ends at {self.length}")
+        visible = visible == 0 if visible.is_floating_point() else visible.bool()
+        expected = torch.ones_like(visible) if valid is None else valid.to(visible.device).bool()
+        wrong = f"{layer} got a mask that hides tokens, or shows padding, of a pruned cache"
+        doubts.add((visible != expected).any(), HookError(wrong))
+
+    def check_lengths(self) -> None:
+        """HookError unless the cache has grown by what came."""
+        held, right = [cached_length(self.cache), cached_length(self.cache, -1)], [self.length, self.late]
+        if held != right:
+            raise HookError(f"first and last layer hold {held} positions in their caches after a step to {right}")
+
+
+def require_history(call: Call, seen: bool, name: str, doubts: Doubts) -> None:
+    """HookError if tokens precede those of `call` that its cache, on which no block has written, does not hold.
+
+    `seen`: visual tokens have passed, so that a cache without a record may have lost it.
+    """
+    cache, mask, positions = call.get("cache"), call.get("mask"), call.get("positions")
+    past, steps = cached_length(cache), call.require("embeddings").shape[1]
+    lost = f"what precedes them is lost, so {name} cannot go on"
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        if mask.shape[1] != past + steps:
+            have = f"{steps} tokens came with a key-value cache of {past} and a mask of {mask.shape[1]}"
+            raise HookError(f"{have}: {lost}")
+    elif seen and past:
+        raise HookError(
+            f"a key-value cache of {past} tokens came that no prune block filled, so it may lack some: "
+            "pass a mask over all of them, or fill it within the block"
+        )
+    elif seen and positions is not None:
+        have = f"{steps} tokens came without a key-value cache, and not at position 0"
+        doubts.add((positions[..., :1] > 0).all(), HookError(f"{have}: {lost}"))
+    if past and past != cached_length(cache, -1):
+        have = f"the first and last layer hold {past} and {cached_length(cache, -1)} tokens"
+        raise HookError(f"a key-value cache came without what prune() wrote on it ({have}): {lost}")
+
+
+def differs(came: Tensor, expected: Tensor) -> Tensor:
+    """Tell whether two tensors of positions differ, as a tensor of one bool.
+
+    One row may stand for a whole batch, and one coordinate for several.
+    """
+    sizes = zip(came.shape, expected.shape, strict=False)
+    if came.ndim != expected.ndim or any(a != b and 1 not in (a, b) for a, b in sizes):
+        return torch.tensor(True, device=came.device)
+    return (came != expected.to(came.device)).any()

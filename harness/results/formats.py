@@ -1,0 +1,203 @@
+"""A table in Markdown and HTML, and the cells and marks that every format has, from one data frame."""
+
+import html as escaping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.results.method_groups import BASELINE, title_of
+from harness.results.table import Table, known_groups, marks, records
+
+DASH = "–"
+LEGEND = {
+    "best": "bold: best of its block",
+    "second": "underlined: second best",
+    "inside": "*: cuts inside the language model, so early layers see every token",
+    "same": "≈: cannot be told from the best of its block (paired tests, Holm, 5 %)",
+}
+OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # from the unpruned model, which has none from itself
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
+body { margin: 1.5rem } div { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0 }
+caption { text-align: left; font-weight: 600; padding: .4rem 0 } th, td { padding: .2rem .6rem; text-align: right }
+th[scope=row], th[scope=rowgroup], .key { text-align: left } td, th { white-space: nowrap; vertical-align: top }
+th[scope=row], th[scope=rowgroup] { font-weight: normal } thead { border-block: 2px solid }
+sup { position: absolute; line-height: 1.2 } /* takes no room: numbers stay below each other */
+th[scope=rowgroup] { font-style: italic; border-top: 1px solid } thead small { font-weight: normal; display: block }
+table { border-bottom: 2px solid }
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, "best" or "second" or nothing, and whether it is as good as the best."""
+
+    text: str
+    mark: str = ""
+    same: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table, or the heading of a block (`heading`); `rule`: a group begins here."""
+
+    cells: list[Cell]
+    heading: str = ""
+    rule: bool = False
+
+
+def head(table: Table) -> list[tuple[str, str]]:
+    """Name and unit of every column."""
+    keys = [(name, "") for name in keys_of(table).values()]
+    scores = [table.titles[benchmark] for benchmark in table.benchmarks]
+    return [*keys, *scores, ("Avg", "% of unpruned"), *_extra(table).values()]
+
+
+def lines(table: Table) -> Iterator[Line]:
+    """The table row by row, the unpruned model first and a heading before every block."""
+    found = marks(table)
+    keys, extra = keys_of(table), _extra(table)
+    before: dict[str, Any] = {}
+    for place, row in zip(table.frame.index, records(table.frame), strict=True):
+        block = {key: row[key] for key in ("setting", "budget")}
+        new = bool(before) and block != {key: before[key] for key in block}
+        if row["method"] != BASELINE and (new or not before):
+            yield Line([], heading=heading(str(row["budget"])))
+        rule = bool(before) and not new and row["group"] != before["group"]
+        repeated = not new and before.get("group") == row["group"]
+        cells = [Cell(_key(key, row, repeated and key == "group")) for key in keys]
+        same = set(str(row.get("as_best") or "").split())
+        for column in table.columns:
+            text = _number(row[column], table.digits[column], signed=row.get("source") == "difference")
+            if table.errors is not None and not pd.isna(error := table.errors.loc[place, column]):
+                text += f" ± {error:.{table.digits[column]}f}"
+            cells.append(Cell(text, str(found.loc[place, column]), column in same and text != DASH))
+        yield Line([*cells, *(Cell(_extra_text(key, row)) for key in extra)], rule=rule)
+        before = {**row, **block}
+
+
+def heading(budget: str) -> str:
+    """What a block has in common, in words."""
+    kind, _, number = budget.partition("=")
+    try:
+        if kind == "keep":
+            return f"{100 * float(number):g} % of visual tokens kept"
+        return f"{int(number)} visual tokens kept" if kind == "tokens" else budget
+    except ValueError:
+        return budget
+
+
+def keys_of(table: Table) -> dict[str, str]:
+    """Columns before the scores, and their titles."""
+    frame = table.frame
+    shown = {"setting": "Setting"} if frame["setting"].nunique() > 1 else {}
+    shown |= {"group": "Group"} if known_groups(frame) else {}
+    shown |= {"label": "Method"}
+    shown |= {"lambda": "λ"} if frame["lambda"].notna().any() else {}
+    shown |= {"source": ""} if "source" in frame else {}
+    return shown
+
+
+def is_inside(row: Mapping[str, Any]) -> bool:
+    """True if a decoder layer sees more tokens than are kept, since the cut is behind some of them."""
+    return bool(row.get("per_layer", 0) > row.get("kept", 0)) and row["method"] != BASELINE
+
+
+def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
+    if key == "lambda":
+        return "" if pd.isna(row[key]) else f"{row[key]:g}"
+    if key == "label":
+        name, blank, remark = str(row["label"]).partition(" (")
+        return title_of(name) + "*" * is_inside(row) + blank + remark
+    return "" if repeated else str(row[key]).capitalize() if key == "group" else str(row[key])
+
+
+def _extra(table: Table) -> dict[str, tuple[str, str]]:
+    """Columns behind the average that hold anything."""
+    titles = {
+        "low": ("Interval", "95 % of avg"),
+        "lost": ("Lost", "questions"),
+        "gained": ("Gained", "questions"),
+        "agreement": ("Agrees", "% of answers"),
+        "failed": ("Failed", "questions"),
+        "kept": ("Kept", "tokens"),
+        "per_layer": ("A layer sees", "tokens"),
+    }
+    return {key: title for key, title in titles.items() if key in table.frame and table.frame[key].notna().any()}
+
+
+def _extra_text(key: str, row: Mapping[str, Any]) -> str:
+    if row["method"] == BASELINE and key in OF_DIFFERENCE:
+        return ""
+    if key == "low":
+        return DASH if pd.isna(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
+    return _number(row[key], 0 if key in ("lost", "gained", "failed") else 1)
+
+
+def _number(item: Any, digits: int, signed: bool = False) -> str:
+    if pd.isna(item):
+        return DASH
+    text = f"{item:{'+' if signed else ''}.{digits}f}"
+    return text.replace("-", "−")
+
+
+def legend(table: Table) -> list[str]:
+    """What the marks mean that occur."""
+    cells = [cell for line in lines(table) for cell in line.cells]
+    kinds = {cell.mark for cell in cells} | {"same" for cell in cells if cell.same}
+    kinds |= {"inside" for row in records(table.frame) if is_inside(row)}
+    return [text for kind, text in LEGEND.items() if kind in kinds]
+
+
+def markdown(table: Table) -> str:
+    """The table for terminals and GitHub."""
+    titles = [" ".join(filter(None, title)) for title in head(table)]
+    keys = len(keys_of(table))
+    rows = [titles, ["---"] * keys + ["---:"] * (len(titles) - keys)]
+    marked = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
+    for line in lines(table):
+        if line.heading:
+            rows.append([f"*{line.heading}*"] + [""] * (len(titles) - 1))
+        else:
+            rows.append([marked[c.mark].format(c.text.replace("|", "\\|")) + " ≈" * c.same for c in line.cells])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    below = [*legend(table), *table.notes]
+    return f"**{table.caption}**\n\n{text}\n" + "".join(f"\n* {note}" for note in below) + "\n" * bool(below)
+
+
+def html(table: Table) -> str:
+    """A `<table>` with its caption, legend and notes, without styles."""
+    text: Callable[[str], str] = escaping.escape
+    keys = list(keys_of(table))
+    label = keys.index("label")
+    marked = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+    key = ' class="key"'
+    same = '<sup title="cannot be told from the best of its block">≈</sup>'
+    rows = [f"<caption>{text(table.caption)}</caption>", "<thead><tr>"]
+    for place, (name, unit) in enumerate(head(table)):
+        rows.append(f'<th scope="col"{key * (place < len(keys))}>{text(name)}<small>{text(unit)}</small></th>')
+    rows += ["</tr></thead>", "<tbody>"]
+    for line in lines(table):
+        if line.heading:
+            wide = len(head(table))
+            rows += ["</tbody>", f'<tbody><tr><th scope="rowgroup" colspan="{wide}">{text(line.heading)}</th></tr>']
+            continue
+        cells = [
+            f'<th scope="row">{text(cell.text)}</th>'
+            if place == label
+            else f"<td{key * (place < len(keys))}>{marked[cell.mark].format(text(cell.text))}{same * cell.same}</td>"
+            for place, cell in enumerate(line.cells)
+        ]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    notes = "".join(f"<li>{text(note)}</li>" for note in [*legend(table), *table.notes])
+    region = f'<div tabindex="0" role="region" aria-label="{text(table.caption)}">'  # which scrolls, by keys as well
+    return f"{region}<table>\n" + "\n".join(rows) + f"\n</tbody></table></div>\n<ul>{notes}</ul>\n"
+
+
+def page(fragments: str, title: str) -> str:
+    """A whole HTML page."""
+    top = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaping.escape(title)}</title>'
+    size = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f"{top}{size}<style>{STYLE}</style></head><body>\n{fragments}</body></html>\n"

@@ -1,0 +1,69 @@
+"""What sets runs apart: names that tell them apart in a table, and notes where a table holds unlike ones."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.results.result import Result
+
+ASIDE = ("contract", "seed", "positions")  # of the pruned runs alone; the unpruned model has none of its own
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as one level: {"tasks.limit": None, ...}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: value for key, part in tree.items() for name, value in flat(part, f"{prefix}.{key}".strip(".")).items()
+    }
+
+
+def differing(results: Sequence[Result], parts: Iterable[str] = ()) -> dict[str, list[Any]]:
+    """Setting -> its values in the runs, first come first, where there are several; only below `parts` if any."""
+    each = [flat({k: v for k, v in r.about["identity"].items() if not parts or k in parts}) for r in results]
+    found: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for one in each for name in one):
+        values = [one.get(name) for one in each]
+        if any(value != values[0] for value in values):
+            found[name] = [value for place, value in enumerate(values) if value not in values[:place]]
+    return found
+
+
+def labels(results: Sequence[Result]) -> dict[str, str]:
+    """`Result.hash` -> a name that no other run of its setting and budget has: "random (seed 1)" beside "random"."""
+    same: dict[Any, list[Result]] = {}
+    for result in results:
+        key = (result.about["config"]["model"]["name"], result.setting, result.budget, result.label)
+        same.setdefault(key, []).append(result)
+    found = {}
+    for runs in same.values():
+        names = [name for name in differing(runs) if name != "method.params.lam"]  # lambda has a column
+        for run in runs:
+            own = flat(run.about["identity"])
+            remarks = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in names]
+            remarks = [run.label.partition(" (")[2].rstrip(")"), *remarks]
+            inside = ", ".join(filter(None, remarks))
+            found[run.hash] = run.label.partition(" (")[0] + (f" ({inside})" if inside else "")
+    return found
+
+
+def unlike(results: Sequence[Result]) -> list[str]:
+    """Notes for one table: settings that are not the same in all its runs, by value."""
+    found = differing(results, ("model", "tasks"))
+    found |= differing([result for result in results if not result.is_baseline], ASIDE)
+    if not found:
+        return _other_sources(results)
+    said = "; ".join(f"{name}: {' and '.join(map(_short, values))}" for name, values in found.items())
+    return [f"not all rows were made alike ({said}); rows of different settings are ranked apart"]
+
+
+def _other_sources(results: Sequence[Result]) -> list[str]:
+    """Return a note where runs of equal settings come from different source text or patch versions."""
+    recorded = [{"sources": r.about.get("sources", {}).get("harness"), **r.packages} for r in results]
+    names = dict.fromkeys(name for one in recorded for name in one)
+    found = {name: dict.fromkeys(one.get(name) for one in recorded) for name in names}
+    said = [f"{name}: {' and '.join(map(_short, values))}" for name, values in found.items() if len(values) > 1]
+    return [f"rows come from different code of the same declared versions ({'; '.join(said)})"] if said else []
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else str(value)

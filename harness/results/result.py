@@ -1,0 +1,226 @@
+"""Finished runs as tables, statistics and reports read them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import UserError, one_line
+from harness.evaluation.task_suite import value
+from harness.results.method_groups import BASELINE, group_of, group_rank
+from harness.results.run_folder import FORMAT, SCORES, RunFolder, digest
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: what was run, and what came out."""
+
+    folder: Path
+    about: dict[str, Any]
+    metrics: dict[str, Any]
+    parts: tuple["Result", ...] = ()  # of a run that `joined` made; its folder is that of the first
+
+    @classmethod
+    def of(cls, folder: RunFolder | Path) -> "Result":
+        """Read a finished run folder."""
+        path = folder.path if isinstance(folder, RunFolder) else folder
+        if not (path / "DONE").is_file():
+            raise UserError(f"{path} is no finished run: it has no DONE")
+        try:
+            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            run = cls(path, about, RunFolder(path, about["identity"]).metrics())
+        except (OSError, ValueError, KeyError, UserError) as error:
+            raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
+        if (found := about.get("format", 1)) not in range(1, FORMAT + 1):
+            raise UserError(f"{path} has a run.json of format {found}, expected 1 to {FORMAT}: install a newer harness")
+        return run
+
+    @property
+    def packages(self) -> dict[str, str | None]:
+        """The full versions of the packages that can change an answer."""
+        found: dict[str, str | None] = self.about.get("packages") or self.about["identity"]["model"].get("packages", {})
+        return found
+
+    @property
+    def is_baseline(self) -> bool:
+        """True for the unpruned model."""
+        return bool(self.about["method"] == "none")
+
+    @property
+    def setting(self) -> str:
+        """What a run shares with its baseline: the model as loaded, and the tasks."""
+        return digest([self.about["identity"]["model"], self.about["identity"]["tasks"]])
+
+    @property
+    def hash(self) -> str:
+        """What tells this run from every other (parameters, limit, seed, versions); also in its folder's name."""
+        return digest(self.about["identity"])[:8]
+
+    @property
+    def method(self) -> str:
+        """The method's name alone; "baseline" for the unpruned model."""
+        return BASELINE if self.is_baseline else str(self.about["method"]).partition(" (")[0]
+
+    @property
+    def label(self) -> str:
+        """The method with the files that its results depend on, as "d2pruner (prior 103a2a3e)"."""
+        return BASELINE if self.is_baseline else str(self.about["method"])
+
+    @property
+    def budget(self) -> str:
+        """As it is typed: "keep=0.25" or "tokens=64"; empty for the unpruned model."""
+        config = self.about["config"]
+        if self.is_baseline:
+            return ""
+        return f"keep={config['keep']:g}" if config["keep"] is not None else f"tokens={config['tokens']}"
+
+    def tokens(self, which: str) -> float | None:
+        """Mean number of visual tokens a question.
+
+        "all", "kept", "budget", which `resize` alone does not meet, or "per_layer": what a decoder layer sees, more
+        than is kept if the cut is inside the language model.
+        """
+        questions, counts = self.metrics["questions"], self.metrics.get("visual_tokens", {})
+        means = {task: count.get(which, count["kept"]) for task, count in counts.items()}
+        asked = sum(questions[task] for task in means)
+        return round(sum(questions[task] * mean for task, mean in means.items()) / asked, 1) if asked else None
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """Task -> questions that could not be asked and are scored as empty answers, where there are any."""
+        return {task: count for task, count in self.metrics.get("failed", {}).items() if count}
+
+    @property
+    def unverified(self) -> list[str]:
+        """Why decoding through the cache was not compared with prefills, for each part where it was not."""
+        older = {"verified": False, "reason": "the run is older than this check"}
+        records = [part.about.get("decoding", older) for part in self.parts or (self,)]
+        return [record["reason"] for record in records if not record["verified"]]
+
+    def score(self, task: str, metric: str | None = None) -> float:
+        """The task's primary metric, or another."""
+        return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])
+
+    @cached_property
+    def per_question(self) -> dict[str, dict[str, list[Any]]]:
+        """Task -> `doc_id` and what lmms-eval aggregates of each metric, question by question."""
+        if self.parts:
+            return {task: each for part in self.parts for task, each in part.per_question.items()}
+        file = self.folder / SCORES
+        try:
+            found: dict[str, dict[str, list[Any]]] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            cause = "the run is older than the file with the score of every question: run it again with force=true"
+            raise UserError(f"{self.folder} has no {SCORES}: {cause}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {file}: {one_line(error)}") from error
+        return found
+
+    @property
+    def has_questions(self) -> bool:
+        """False for a run of before the score of every question was kept."""
+        return all((part.folder / SCORES).is_file() for part in self.parts or (self,))
+
+    @property
+    def but_tasks(self) -> str:
+        """What a run shares with those that differ in nothing but their tasks."""
+        identity = self.about["identity"]
+        rest = {key: value for key, value in identity.items() if key != "tasks"}
+        return digest([self.about["model"], rest, identity["tasks"]["limit"]])
+
+
+def relative(result: Result, baseline: Result) -> dict[str, float | None]:
+    """Percent of the baseline's score per task; None where the baseline scored nothing."""
+    return {
+        task: 100 * result.score(task) / base if (base := baseline.score(task, metric)) else None
+        for task, metric in result.metrics["primary"].items()
+    }
+
+
+def average(relatives: dict[str, float | None]) -> float | None:
+    """Plain mean of the tasks' percentages; None if one of them is undefined."""
+    values = list(relatives.values())
+    if not values or any(v is None for v in values):
+        return None
+    return sum(v for v in values if v is not None) / len(values)
+
+
+def failures(results: Sequence[Result]) -> list[str]:
+    """A note on each task of which questions failed: how many, and in which runs."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for task, count in result.failed.items():
+            what = f"{task}: {count} of {result.metrics['questions'][task]} questions failed, scored as empty answers"
+            found.setdefault(what, []).append(f"{result.label} {result.budget}".strip())
+    return [
+        f"{what}, in {'every run' if len(runs) == len(results) else ', '.join(runs)}" for what, runs in found.items()
+    ]
+
+
+def unproven(results: Sequence[Result]) -> list[str]:
+    """A note on runs whose decoding through the cache was not compared with prefills, by the reason."""
+    found: dict[str, dict[str, None]] = {}
+    for result in results:
+        for reason in result.unverified:
+            found.setdefault(reason, {})[f"{result.label} {result.budget}".strip()] = None
+    return [
+        f"decoding was not verified ({reason}) in {'any run' if len(runs) == len(results) else ', '.join(runs)}"
+        for reason, runs in found.items()
+    ]
+
+
+def collect(runs: Path | Iterable[Path]) -> list[Result]:
+    """Every finished run below a folder, or several, once: baselines first, then from large budgets to small."""
+    folders = [runs] if isinstance(runs, Path) else list(runs)
+    found = [Result.of(marker.parent) for folder in folders for marker in sorted(folder.rglob("DONE"))]
+    results = {result.hash: result for result in found}.values()
+
+    def order(result: Result) -> tuple[Any, ...]:
+        config = result.about["config"]
+        keep, tokens = config["keep"] or 0.0, config["tokens"] or 0
+        place = (config["model"]["name"], config["tasks"]["name"], not result.is_baseline)
+        return (*place, -keep, -tokens, group_rank(group_of(result.method)), result.label, str(result.folder))
+
+    return sorted(results, key=order)
+
+
+def named(runs: Any) -> list[Result]:
+    """Every finished run below what a command was given as `runs=`: a folder, or a list; UserError if there is none."""
+    if not runs:
+        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
+    folders = [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"no finished run below runs={folder}: there is no such folder")
+    if not (results := collect(folders)):
+        raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
+    return results
+
+
+def joined(results: Sequence[Result]) -> list[Result]:
+    """Runs that differ in nothing but their tasks as one, so that each task can be a run of its own."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.but_tasks, []).append(result)
+    return [runs[0] if len(runs) == 1 else _join(runs) for runs in found.values()]
+
+
+def _join(runs: Sequence[Result]) -> Result:
+    first = runs[0]
+    tasks = [result.about["identity"]["tasks"] for result in runs]
+    names = [name for each in tasks for name in each["names"]]
+    if len(twice := {name for name in names if names.count(name) > 1}):
+        name = f"{first.label} {first.budget}".strip()
+        raise UserError(f"{name} was run more than once on {', '.join(sorted(twice))}: leave join=true out")
+    data = {name: digest for each in tasks for name, digest in each.get("data", {}).items()}
+    files = [each["files"] for each in tasks]
+    identity = first.about["identity"] | {
+        "tasks": {"names": names, "limit": tasks[0]["limit"], "files": files, "data": data}
+    }
+    config = first.about["config"]
+    config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
+    keys = dict.fromkeys(key for run in runs for key in run.metrics)
+    metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
+    return Result(first.folder, first.about | {"identity": identity, "config": config}, metrics, tuple(runs))
