@@ -11,7 +11,7 @@ import transformers.models.qwen2_5_vl.processing_qwen2_5_vl
 import harness.evaluation.lmms_model
 import harness.evaluation.runner
 import harness.tables
-import harness.training.loop
+import harness.train.loop
 import methods
 
 __all__ = ["harness", "hydra", "lmms_eval", "methods", "pytest", "transformers"]

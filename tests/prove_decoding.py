@@ -27,7 +27,7 @@ from gathered import inputs_of
 from test_families import BUILDERS
 
 import harness
-from harness.bench.machine import machine
+from harness.bench.environment import machine
 from harness.core.errors import one_line
 from harness.models import adapter_for
 from harness.pruning.decoding_proof import DecodingError, prove

@@ -19,8 +19,8 @@ from tiny_tasks import write_tiny_tasks
 import harness
 from harness.__main__ import prepare
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
+from harness.analyze.collect import Noted, read
 from harness.analyze.questions import Source
-from harness.analyze.reading import Noted, read
 from harness.core.command import compose
 from harness.core.errors import UserError
 from harness.models import loading

@@ -8,7 +8,7 @@ import pytest
 import torch
 from plain import WORKED, WORKED_SCORES
 
-from harness.analyze.measures import AMBIENT, REFERENCES, Cloud, between, cosines, directions, hopkins, retention
+from harness.analyze.hopkins import AMBIENT, REFERENCES, Cloud, between, cosines, directions, hopkins, retention
 
 IMPORTANCE = torch.tensor(WORKED_SCORES)
 GREEDY, FPS = torch.tensor([0, 1, 3, 6]), torch.tensor([6, 3, 0, 4])

@@ -13,7 +13,7 @@ from harness.bench.columns import COLUMNS, STAGE_MEANINGS
 from harness.bench.latency import measured
 from harness.bench.measure import Runner
 from harness.bench.settings import settings
-from harness.bench.subjects import subject
+from harness.bench.setup import subject
 from harness.core.command import compose
 from harness.models import adapter_for
 from harness.models.cost import architectures

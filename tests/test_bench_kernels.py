@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.bench import kernels, published, tokens
-from harness.bench.loops import LOOPS, loop
+from harness.bench.kernel_cases import LOOPS, loop
 from harness.core.command import compose
 from harness.core.errors import UserError
 

@@ -6,9 +6,9 @@ import pytest
 from forked import Forks
 from runs import make_run
 
-from harness.bench import job
-from harness.bench.job import COLUMNS, check, check_same, imported, median
-from harness.bench.timed import STAGES
+from harness.bench import main_job
+from harness.bench.main_job import COLUMNS, check, check_same, imported, median
+from harness.bench.subprocess_runs import STAGES
 from harness.core.command import compose
 from harness.core.errors import UserError
 
@@ -55,9 +55,9 @@ def test_time_within_modules_is_added_up():
 def test_the_command_measures_real_runs(tmp_path, fork_server, monkeypatch, capsys):
     forks, said = Forks(tmp_path, tmp_path / "said"), tmp_path / "said"
     said.mkdir()
-    monkeypatch.setattr(job, "run", lambda call, *options: forks.run("harness", *call).err)
+    monkeypatch.setattr(main_job, "run", lambda call, *options: forks.run("harness", *call).err)
     told = ["each=['tasks=[pocket_text]','method=random','keep=0.5']", "limit=3", "batch=[1,2]", "repeats=1"]
-    job.bench(compose("bench_main", [*told, f"out={tmp_path / 'main'}"]))
+    main_job.bench(compose("bench_main", [*told, f"out={tmp_path / 'main'}"]))
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert forks.count == 3  # the first does not count
     assert [(row["batch"], row["n"]) for row in report["rows"]] == [(1, 1), (2, 1)]

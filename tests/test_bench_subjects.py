@@ -7,7 +7,7 @@ from test_bench import chosen
 import methods
 from harness.bench.contestants import Contestant
 from harness.bench.probes import PROJECTORS
-from harness.bench.subjects import subject
+from harness.bench.setup import subject
 from harness.bench.workloads import grid_of, synthetic
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError

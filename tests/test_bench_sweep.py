@@ -8,8 +8,8 @@ from forked import Forks
 from runs import make_run
 
 from harness.bench import sweep
+from harness.bench.subprocess_runs import STAGES, run, table
 from harness.bench.sweep import COLUMNS, Plan, check, check_same
-from harness.bench.timed import STAGES, run, table
 from harness.core.command import compose
 from harness.core.errors import UserError
 

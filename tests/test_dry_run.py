@@ -3,7 +3,7 @@
 import pytest
 from sweeps import sweep
 
-from harness.bench.operations import counted
+from harness.bench.flops import counted
 from harness.bench.settings import settings
 from harness.core.command import _experiment, _meant_for, compose
 from harness.core.config import conf

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.pocket.clip import COLUMNS, PLACES, LlavaPocket
-from harness.pocket.scenes import KINDS, TOKEN
+from harness.pocket.recipe.clip import COLUMNS, PLACES, LlavaPocket
+from harness.pocket.recipe.scenes import KINDS, TOKEN
 
 SCENES = ("objects", "text", "document")
 

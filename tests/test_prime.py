@@ -1,15 +1,15 @@
-"""The decoder's primed heads do what `harness.pocket.prime` says, on visual tokens made of exactly the right words."""
+"""The decoder's primed heads do what `recipe.attention_init` says, on visual tokens made of exactly the right words."""
 
 import numpy as np
 import pytest
 import torch
 
-from harness.pocket.decoder import forward
-from harness.pocket.learner import Pocket
-from harness.pocket.packed import Encoded, pack
-from harness.pocket.prime import prime
-from harness.pocket.scenes import KINDS, dense_targets
-from harness.pocket.vocab import COLORS, OPTIONS, SHAPES
+from harness.pocket.recipe.attention_init import prime
+from harness.pocket.recipe.batches import Encoded, pack
+from harness.pocket.recipe.decoder import forward
+from harness.pocket.recipe.learner import Pocket
+from harness.pocket.recipe.scenes import KINDS, dense_targets
+from harness.pocket.recipe.vocab import COLORS, OPTIONS, SHAPES
 
 HEAD = 3  # <|im_start|> user <|vision_start|>
 

@@ -15,11 +15,11 @@ from synthetic_runs import write_run
 import harness.report
 from harness.core.command import compose
 from harness.core.errors import UserError
-from harness.report import pictures
+from harness.report import images
 from harness.report.build import build
+from harness.report.prefill_times import join, read_times
 from harness.report.provenance import provenance
 from harness.report.standing import names, of_scores, short
-from harness.report.times import join, read_times
 from harness.results.frames import read_scores
 from harness.results.result import collect
 
@@ -47,7 +47,7 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
             question.update(text="What is it?", target="yes", pictures=[keep(noise)])
         return []
 
-    monkeypatch.setattr(pictures, "illustrate", worst)
+    monkeypatch.setattr(images, "illustrate", worst)
     out = tmp_path / "report.html"
     report = make(f"runs={tmp_path / 'runs'}", f"out={out}")
     assert (report["runs"], report["questions"]) == (20, 24)

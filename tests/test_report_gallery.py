@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from harness.core.errors import UserError
-from harness.report import answers, choose, gallery, pictures
+from harness.report import answers, choose, gallery, images
 from harness.results.result import collect
 
 
@@ -91,9 +91,9 @@ def test_a_sample_outlives_the_answers(tmp_path):
 
 def test_a_picture_fits_its_share():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8))
-    assert len(pictures.encoded(noise, 20_000)) <= 20_000
+    assert len(images.encoded(noise, 20_000)) <= 20_000
     flat = Image.new("RGB", (56, 28), (200, 30, 30))
-    whole = Image.open(io.BytesIO(pictures.encoded(flat, 20_000)))
+    whole = Image.open(io.BytesIO(images.encoded(flat, 20_000)))
     assert (whole.size, whole.convert("RGB").getpixel((5, 5))) == ((56, 28), (200, 30, 30))
 
 
@@ -109,5 +109,5 @@ def test_patches_unfold_to_the_picture_they_were_cut_from():
                     for x in (column, column + 1):
                         patch = video[2 * step : 2 * step + 2, y * p : y * p + p, x * p : x * p + p]
                         rows.append(patch.transpose(3, 0, 1, 2).ravel())
-    steps = list(pictures._unfold(np.array(rows), t, h, w, about))
+    steps = list(images._unfold(np.array(rows), t, h, w, about))
     assert np.array_equal(np.array(steps), video[::2])

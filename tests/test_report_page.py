@@ -14,7 +14,7 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from harness.core.command import compose
-from harness.report import pictures
+from harness.report import images
 from harness.report.build import build
 from harness.results.result import collect
 
@@ -54,7 +54,7 @@ def illustrated(setting, config, keep):
 
 
 def make(runs, out, monkeypatch, *more):
-    monkeypatch.setattr(pictures, "illustrate", illustrated)
+    monkeypatch.setattr(images, "illustrate", illustrated)
     build(compose("report", [f"runs={runs}", f"out={out}", "questions=8", *more]))
     return out
 

@@ -12,7 +12,7 @@ from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.evaluation.runner import run
 from harness.pocket import TASKS, order
-from harness.report import gallery, pictures
+from harness.report import gallery, images
 from harness.report.answers import pack, text
 from harness.report.replay import replay
 from harness.results.result import collect
@@ -76,7 +76,7 @@ def test_other_tokens_than_those_recorded_are_named_and_not_shown(made, setting)
 
 def test_pictures_are_what_the_model_was_shown(made, setting):
     kept = []
-    assert pictures.illustrate(setting, made[0].about["config"], lambda it: kept.append(it) or "address") == []
+    assert images.illustrate(setting, made[0].about["config"], lambda it: kept.append(it) or "address") == []
     rows = pd.read_parquet(TASKS / "data" / "text.parquet")
     for place, (question, picture) in enumerate(zip(setting["questions"], kept, strict=True)):
         row = rows.iloc[order(len(rows))[place]]
@@ -89,7 +89,7 @@ def test_pictures_are_what_the_model_was_shown(made, setting):
 
 def test_other_data_than_the_runs_saw_is_named(made, setting):
     setting["questions"][1]["grids"] = [[1, 2, 2]]
-    (missing,) = pictures.illustrate(setting, made[0].about["config"], lambda it: "address")
+    (missing,) = images.illustrate(setting, made[0].about["config"], lambda it: "address")
     assert "pocket, pocket_text: task pocket_text shows" in missing
 
 
@@ -98,7 +98,7 @@ def test_a_processor_that_pads_is_shown_with_its_margin():
         "model": {"name": "pocket_llava", "pretrained": "harness://pocket/weights_llava"},
         "tasks": {"name": "text", "include": "harness://pocket/tasks", "metrics": {"pocket_text": None}},
     }
-    questions = pictures.Questions(config)
+    questions = images.Questions(config)
     assert questions.suite.prompts == "llava"  # as the run was asked
     (asked,) = questions.ask("pocket_text", [(0, [[1, 16, 16]])])
     rows = pd.read_parquet(TASKS / "data" / "text.parquet")

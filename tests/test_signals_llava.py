@@ -10,7 +10,7 @@ from tiny import tiny_llava, tiny_llava_processor
 
 import harness
 from harness.models import adapter_for
-from harness.pocket.vocab import CHAT_TEMPLATE, build_tokenizer
+from harness.pocket.recipe.vocab import CHAT_TEMPLATE, build_tokenizer
 from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal
 
 DEPTH = 6

@@ -14,11 +14,11 @@ from forked import Forks
 from safetensors.torch import load_file
 from tiny import HIDDEN, tiny_folder, tiny_llava, tiny_llava_processor
 
-from harness import train
 from harness.core import command as cli
 from harness.core.errors import UserError
 from harness.models.scorer import PARTS, VisionSelectorScorer, load_scorer
-from harness.training.loop import Training
+from harness.train import __main__ as train
+from harness.train.loop import Training
 
 SETTINGS = ("batch=6", "valid=5", "steps=5", "every=2", "lr=0.01", "keep=0.5", "model.batch_size=2", "limit=null")
 LOSSES = ["train_answers", "train_mask", "valid_answers", "valid_mask", "pruned_answers"]

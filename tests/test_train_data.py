@@ -11,10 +11,10 @@ from PIL import Image
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
 from harness.pocket.data import OTHER_SEED, SUITE_SEED
-from harness.pocket.learner import PROBE_SEED
 from harness.pocket.questions import SEED, Drawn
-from harness.training.examples import Conversations
-from harness.training.order import Order
+from harness.pocket.recipe.learner import PROBE_SEED
+from harness.train.conversations import Conversations
+from harness.train.sampler import Order
 
 BOTH = {"image", "video"}
 TURN = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]

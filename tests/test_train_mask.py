@@ -16,9 +16,9 @@ from harness.core.config import ModelConfig
 from harness.models import adapter_for
 from harness.models.preprocessing import limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer
-from harness.training.batches import IGNORE, Batch, read, to_batch
-from harness.training.examples import Example
-from harness.training.softmask import SoftMask
+from harness.train.batches import IGNORE, Batch, read, to_batch
+from harness.train.conversations import Example
+from harness.train.soft_mask import SoftMask
 
 FAMILIES = {
     "qwen2_5_vl": (tiny_qwen, tiny_processor),

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from harness.pocket.vocab import SPECIALS
+from harness.pocket.recipe.vocab import SPECIALS
 
 HIDDEN = 64
 TEXT = {

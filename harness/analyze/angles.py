@@ -18,10 +18,10 @@ from torch import Tensor
 
 from harness.__main__ import prepare
 from harness.analyze import settings
-from harness.analyze.measures import cosines
+from harness.analyze.collect import Noted, gathered
+from harness.analyze.hopkins import cosines
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
-from harness.analyze.reading import Noted, gathered
 from harness.core.command import command
 from harness.models.loading import load
 from harness.results import plots

@@ -26,7 +26,7 @@ from harness.core.command import command
 from harness.core.errors import UserError
 from harness.models.loading import Loaded, load
 from harness.prune import Kept
-from harness.report.pictures import shown
+from harness.report.images import shown
 from harness.results import plots
 
 FAINT = 0.82  # how far a dropped token fades to white

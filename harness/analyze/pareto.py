@@ -19,7 +19,7 @@ import methods
 from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.fronts import Plane, compared
-from harness.analyze.measures import REFERENCES
+from harness.analyze.hopkins import REFERENCES
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from harness.__main__ import prepare
 from harness.analyze import settings
-from harness.analyze.measures import directions
+from harness.analyze.hopkins import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.core.command import command

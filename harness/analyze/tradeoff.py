@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import methods
 from harness.analyze import settings
-from harness.analyze.measures import Cloud, retention
+from harness.analyze.collect import Noted, gathered
+from harness.analyze.hopkins import Cloud, retention
 from harness.analyze.questions import Source
-from harness.analyze.reading import Noted, gathered
 from harness.analyze.settings import Contestant
 from harness.models.loading import Loaded, pruner_of
 from harness.models.scorer import load_scorer

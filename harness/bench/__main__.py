@@ -5,9 +5,9 @@ from importlib import import_module
 
 WORDS = {
     "kernels": "harness.bench.kernels",
-    "flops": "harness.bench.operations",
+    "flops": "harness.bench.flops",
     "sweep": "harness.bench.sweep",
-    "main": "harness.bench.job",
+    "main": "harness.bench.main_job",
 }
 
 

@@ -56,7 +56,7 @@ def bench(cfg: DictConfig) -> None:
     """Time every kernel at every size, print a table for people, write it if asked, and end with one JSON line."""
     import torch
 
-    from harness.bench.machine import machine
+    from harness.bench.environment import machine
 
     chosen = settings(cfg)
     try:
@@ -89,9 +89,9 @@ def _row(name: str, kind: str, n: int, chosen: Row, device: torch.device) -> Row
     """Time one comparison, its two sides in turn, and compare what they choose."""
     import torch
 
-    from harness.bench.clock import clock_of
-    from harness.bench.loops import loop
+    from harness.bench.kernel_cases import loop
     from harness.bench.statistics import Spread
+    from harness.bench.timers import clock_of
 
     k, clock = max(1, round(n * chosen["keep"])), clock_of(device)
     one = loop(name, kind, n, chosen["width"], k, chosen["seed"], (device, getattr(torch, chosen["dtype"])))

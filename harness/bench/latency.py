@@ -47,10 +47,10 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
     Files are whole after every size and batch, so that what a long run has found survives it.
     """
     from harness.bench import output
-    from harness.bench.clock import clock_of
-    from harness.bench.machine import machine
+    from harness.bench.environment import machine
     from harness.bench.measure import Runner, rounds
-    from harness.bench.subjects import subject
+    from harness.bench.setup import subject
+    from harness.bench.timers import clock_of
     from harness.models import adapter_for
 
     it = subject(chosen, tell)

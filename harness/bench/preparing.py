@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from harness.bench.clock import Clock
 from harness.bench.contestants import Contestant
+from harness.bench.timers import Clock
 from harness.bench.workloads import Workload
 
 

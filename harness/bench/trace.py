@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from harness.bench.clock import Clock, Mark
+from harness.bench.timers import Clock, Mark
 
 # What a span is called where it is marked -> the stage that its time belongs to, what runs inside it not counted.
 STAGES = {

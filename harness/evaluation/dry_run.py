@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_vl_utils.vision_process import smart_resize
 
-from harness.bench.subjects import random_method
+from harness.bench.setup import random_method
 from harness.core.config import RunConfig
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line

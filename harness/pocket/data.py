@@ -15,9 +15,10 @@ import pandas as pd
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 
-from harness.pocket import TASKS, easyvqa
-from harness.pocket.scenes import KINDS, Question, Scene, bars
-from harness.pocket.vocab import COLORS
+from harness.pocket import TASKS
+from harness.pocket.recipe import easyvqa
+from harness.pocket.recipe.scenes import KINDS, Question, Scene, bars
+from harness.pocket.recipe.vocab import COLORS
 
 SUITE_SEED, OTHER_SEED = 3, 4  # harness.pocket.train draws from 1 (training) and 2 (probes)
 ROWS = 240

@@ -7,9 +7,9 @@ from collections.abc import Collection
 import numpy as np
 
 from harness.core.errors import UserError
-from harness.pocket.decoder import BANK_SHARE
-from harness.pocket.learner import TRAIN_SEED, scene_at
-from harness.training.examples import Example
+from harness.pocket.recipe.decoder import BANK_SHARE
+from harness.pocket.recipe.learner import TRAIN_SEED, scene_at
+from harness.train.conversations import Example
 
 SEED = TRAIN_SEED + 20
 

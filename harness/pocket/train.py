@@ -3,8 +3,8 @@
 1. vision: the tower names what lies at each 28-px token. Targets are words, scored against their rows of the language
    model's own (random) embedding table, so that a visual token becomes the sum of the words that describe it.
 2. tokens: the same by squared error, so that a word that is not there leaves nothing in the token.
-3. language: the tower is frozen, its tokens computed once; the decoder, started as look-ups (`harness.pocket.prime`),
-   learns to answer, many questions a picture.
+3. language: the tower is frozen, its tokens computed once; the decoder, started as look-ups
+   (`recipe.attention_init`), learns to answer, many questions a picture.
 4. export: the weights that ship, for which `python -m harness.train` then learns a scorer.
 
 Seeds are fixed, every stage writes checkpoints and goes on from the last one.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from harness.pocket.clip import LlavaPocket
-from harness.pocket.decoder import train_language
-from harness.pocket.learner import Pocket
-from harness.pocket.tower import train_tokens, train_vision
+from harness.pocket.recipe.clip import LlavaPocket
+from harness.pocket.recipe.decoder import train_language
+from harness.pocket.recipe.learner import Pocket
+from harness.pocket.recipe.tower import train_tokens, train_vision
 
 
 def export(pocket: Pocket) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.report.times import files_of
+from harness.report.prefill_times import files_of
 from harness.results.run_folder import check_place
 
 GALLERIES = ("page", "all", "none")

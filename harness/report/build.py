@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from harness.core.errors import UserError
-from harness.report import alike, context, drawn, gallery, page, pictures
-from harness.report.page import plural
+from harness.report import alike, context, gallery, html, images
+from harness.report import figures as drawn
+from harness.report.html import plural
+from harness.report.prefill_times import files_of, read_times
 from harness.report.standing import of_scores, standing
-from harness.report.times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
 from harness.results.result import Result, collect
@@ -98,8 +99,8 @@ def _with_pictures(
     about |= context.of_gallery(cfg, frame, sample, beside, [])
     share = BESIDE
     if beside is None:
-        room = MOST - len(page.render(about).encode()) - 200_000
-        share = max(0, room) * 3 // 4 // max(1, sum(map(pictures.count, sample["settings"])))
+        room = MOST - len(html.render(about).encode()) - 200_000
+        share = max(0, room) * 3 // 4 // max(1, sum(map(images.count, sample["settings"])))
         if share < 2000:
             raise UserError(
                 f"the page would weigh more than {MOST / 1e6:g} MB: ask for fewer questions= or gallery=all"
@@ -108,11 +109,11 @@ def _with_pictures(
     if cfg.pictures:
         configs = {result.hash: result.about["config"] for result in results}
         for setting in sample["settings"]:
-            missing += pictures.illustrate(setting, configs[setting["runs"][0]], _keep(beside, share))
+            missing += images.illustrate(setting, configs[setting["runs"][0]], _keep(beside, share))
     elif sample["settings"]:
         missing.append("pictures=false was given.")
     about |= context.of_gallery(cfg, frame, sample, beside, missing)
-    text = page.render(about)
+    text = html.render(about)
     if len(text.encode()) > MOST:
         raise UserError(f"the page weighs {len(text.encode()) / 1e6:.1f} MB: ask for fewer questions= or gallery=all")
     return text
@@ -122,9 +123,9 @@ def _keep(beside: Path | None, share: int) -> Callable[[Image.Image], str]:
     """Where a picture goes: into the page, or into the folder beside it, once."""
 
     def keep(picture: Image.Image) -> str:
-        data = pictures.encoded(picture, share)
+        data = images.encoded(picture, share)
         if beside is None:
-            return pictures.as_uri(data)
+            return images.as_uri(data)
         file = beside / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
         beside.mkdir(parents=True, exist_ok=True)
         if not file.is_file():

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness.report import drawn, gallery, page
+from harness.report import figures, gallery, html
 from harness.report.answers import RIGHT
+from harness.report.html import plural
 from harness.report.overview import overview
-from harness.report.page import plural
 from harness.report.provenance import provenance
 from harness.report.standing import ordered, short
 from harness.results import plots
@@ -20,7 +20,7 @@ from harness.results.run_folder import write_atomic
 from harness.results.stats import AVERAGE
 
 
-def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[drawn.Set]) -> dict[str, Any]:
+def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[figures.Set]) -> dict[str, Any]:
     """What the template needs but for the gallery."""
     whole = frame[frame["benchmark"] == AVERAGE].set_index("hash")
     origin = provenance(results, Path(str(cfg.runs)))
@@ -57,7 +57,7 @@ def _who(whole: pd.DataFrame, run: str) -> dict[str, Any]:
     return {key: whole.loc[run, key] for key in ("name", "group", "model", "budget")}
 
 
-def _set(made: drawn.Set) -> dict[str, Any]:
+def _set(made: figures.Set) -> dict[str, Any]:
     shown = [
         {
             **{key: it for key, it in vars(plot).items() if key != "figure"},
@@ -66,7 +66,7 @@ def _set(made: drawn.Set) -> dict[str, Any]:
         }
         for plot in made.plots
     ]
-    return {**asdict(drawn.Set(made.label, [], made.missing)), "plots": shown}
+    return {**asdict(figures.Set(made.label, [], made.missing)), "plots": shown}
 
 
 def of_gallery(
@@ -90,13 +90,13 @@ def of_gallery(
                 continue
             file = beside / f"{place}-{task}.js"
             beside.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, f"galleryChunk({page.script_json(those)});\n")
+            write_atomic(file, f"galleryChunk({html.script_json(those)});\n")
             chunks.append({**chunk, "src": f"{beside.name}/{file.name}"})
-        label = page.called(setting["model"], setting["tasks"])
+        label = html.called(setting["model"], setting["tasks"])
         settings.append({"label": label, "runs": setting["runs"], "chunks": chunks})
     data = {"right": RIGHT, "runs": {run: _who(whole, run) for run in whole.index}, "settings": settings}
     return {
-        "data": page.script_json(data),
+        "data": html.script_json(data),
         "settings": settings,
         "beside": " 'self' file:" if beside else "",
         "overlaps": [_overlap(table, sample, whole) for table in sample["overlaps"]],

@@ -15,7 +15,7 @@ from harness.evaluation.task_suite import Suite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.report.answers import text
-from harness.report.page import plural
+from harness.report.html import plural
 from harness.results.result import Result
 from methods.base import Method
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from harness.bench.timed import STAGE_COLUMNS, Row, about, hand_over, run, seconds, table
+from harness.bench.subprocess_runs import STAGE_COLUMNS, Row, about, hand_over, run, seconds, table
 from harness.core.command import command, compose
 from harness.core.config import validate
 from harness.core.config_groups import register

@@ -18,7 +18,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from harness.pocket.model import PATCH, SIDE
+from harness.pocket.recipe.model import PATCH, SIDE
 
 COLORS = {
     "red": (220, 40, 40),

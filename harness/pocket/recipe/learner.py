@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.pocket import WEIGHTS
-from harness.pocket.easyvqa import easyvqa_scene, n_train_images
-from harness.pocket.model import WIDTH, build_model
-from harness.pocket.packed import Encoded, pack, patchify, use_grouped_attention, use_packed_attention
-from harness.pocket.prime import NOTES, prime
-from harness.pocket.scenes import KINDS, TOKEN, Question, Scene, dense_targets
-from harness.pocket.vocab import OPTIONS, SHAPES, SPECIALS, build_processor, label_words, token_of
+from harness.pocket.recipe.attention_init import NOTES, prime
+from harness.pocket.recipe.batches import Encoded, pack, patchify, use_grouped_attention, use_packed_attention
+from harness.pocket.recipe.easyvqa import easyvqa_scene, n_train_images
+from harness.pocket.recipe.model import WIDTH, build_model
+from harness.pocket.recipe.scenes import KINDS, TOKEN, Question, Scene, dense_targets
+from harness.pocket.recipe.vocab import OPTIONS, SHAPES, SPECIALS, build_processor, label_words, token_of
 
 TRAIN_SEED, PROBE_SEED = 1, 2  # the suite itself is drawn from seed 3 (harness.pocket.data)
 MERGE = 2

@@ -20,11 +20,11 @@ from harness.core.distributed import launched
 from harness.core.errors import UserError
 from harness.models import checkpoint
 from harness.results.run_folder import check_place
-from harness.training.recipe import Recipe
+from harness.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from harness.models.scorer import VisionSelectorScorer
-    from harness.training.examples import Source
+    from harness.train.conversations import Source
 
 POCKET = "pocket"  # data that is drawn instead of read
 
@@ -42,9 +42,9 @@ def main(cfg: DictConfig) -> None:
     """Train, or go on, and say what the scorer is worth on conversations that were held out."""
     from harness.models import adapter_for
     from harness.models.loading import load
-    from harness.training.loop import Training
-    from harness.training.plot import draw
-    from harness.training.state import Place
+    from harness.train.loop import Training
+    from harness.train.plot import draw
+    from harness.train.state import Place
 
     config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
     processes.in_turn(lambda: checkpoint.fetch(config.model))
@@ -73,7 +73,7 @@ def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
         from harness.pocket.questions import Drawn
 
         return Drawn(cfg.limit, shown)
-    from harness.training.examples import Conversations
+    from harness.train.conversations import Conversations
 
     media = None if cfg.media is None else Path(str(cfg.media)).expanduser()
     return Conversations(Path(str(cfg.data)).expanduser(), media, shown, cfg.limit)

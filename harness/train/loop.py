@@ -24,12 +24,12 @@ from harness.models.adapter import Adapter
 from harness.models.loading import Loaded
 from harness.models.preprocessing import media_of
 from harness.models.scorer import VisionSelectorScorer
-from harness.training.batches import Batch, read, to_batch
-from harness.training.examples import Example, Source
-from harness.training.order import Order
-from harness.training.recipe import Recipe
-from harness.training.softmask import SoftMask
-from harness.training.state import Place
+from harness.train.batches import Batch, read, to_batch
+from harness.train.conversations import Example, Source
+from harness.train.recipe import Recipe
+from harness.train.sampler import Order
+from harness.train.soft_mask import SoftMask
+from harness.train.state import Place
 
 CLIP = 1.0  # norm of the gradient, as published
 LOSSES = ("train_answers", "train_mask")

@@ -18,7 +18,7 @@ from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.hooks import Handles
 from harness.pruning.prefill import Layout
-from harness.training.difftopk import diff_top_k
+from harness.train.difftopk import diff_top_k
 
 
 class SoftMask:

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
-from harness.pocket.packed import IGNORE, Encoded
-from harness.pocket.scenes import Question
-from harness.pocket.stage import Stage
+from harness.pocket.recipe.batches import IGNORE, Encoded
+from harness.pocket.recipe.checkpointing import Stage
+from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
+from harness.pocket.recipe.scenes import Question
 
 TASK_WEIGHT = {"counting": 4.0}  # one short question a picture, and the hardest: else drowned by the rest
 BANK_SHARE = {"objects": 5, "counting": 4, "text": 2, "document": 2, "chart": 3, "video": 3, "easyvqa": 2}

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
-from harness.report.page import called, listed
-from harness.report.times import Times, join
+from harness.report.html import called, listed
+from harness.report.prefill_times import Times, join
 from harness.results import plots
 from harness.results.run_folder import slug
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from harness.models.calls import TOKEN_INPUTS
 from harness.models.loading import Loaded
 from harness.models.preprocessing import limits_of, to_inputs
-from harness.training.examples import Example
+from harness.train.conversations import Example
 
 IGNORE = -100
 

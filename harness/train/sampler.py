@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.core.distributed import Processes
-from harness.training.examples import Example, Source
+from harness.train.conversations import Example, Source
 
 
 class Order:

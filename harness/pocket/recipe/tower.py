@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.pocket.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
-from harness.pocket.stage import Stage
+from harness.pocket.recipe.checkpointing import Stage
+from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
 
 POLISH_SHARE = {"objects": 5, "counting": 2, "text": 3, "document": 3, "chart": 3, "video": 1, "easyvqa": 2}
 WHOLE_FROM = 0.85  # share of the steps after which padding, where an architecture has it, takes part

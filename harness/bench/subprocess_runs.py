@@ -56,7 +56,7 @@ def about(cfg: DictConfig, columns: Mapping[str, str], runs: Path) -> Row:
     """What a report begins with; `runs` holds at least one run, which tells where they were computed."""
     import torch
 
-    from harness.bench.machine import machine
+    from harness.bench.environment import machine
     from harness.models.loading import device_of
 
     told = json.loads(next(runs.rglob("run.json")).read_text(encoding="utf-8"))["config"]["model"]

@@ -18,7 +18,7 @@ COLOURS = {"train": MUTED, "valid": SERIES[0], "pruned": SERIES[1]}
 
 
 def draw(curve: Path, title: str, keep: float) -> Path:
-    """Draw `curve`, as `harness.training.loop` writes it, into a PNG beside it."""
+    """Draw `curve`, as `harness.train.loop` writes it, into a PNG beside it."""
     rows = pd.read_csv(curve)
     names = {"train": "learned, soft mask", "valid": "held out, soft mask", "pruned": f"held out, pruned to {keep:g}"}
     with style():
