@@ -28,10 +28,10 @@ from harness.models import checkpoint
 from harness.models.loading import Loaded, load
 from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
 from harness.results.run_folder import check_place, slug
-from methods import d2prior
+from methods import d2pruner_prior
 from methods.base import Selection, Tokens
-from methods.inside import InsideLLM
 from methods.kernels.attention import attention_row
+from methods.layer_method import InsideLLM
 
 PLACE = Path("results/priors")
 
@@ -86,10 +86,10 @@ def main(cfg: DictConfig) -> None:
     loaded = load(config.model)
     asked = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
     try:
-        prior = d2prior.average(attention(loaded, tqdm(asked, desc="images"), layer))
+        prior = d2pruner_prior.average(attention(loaded, tqdm(asked, desc="images"), layer))
     except ValueError as error:
         raise UserError(f"tasks={config.tasks.name}: {one_line(error)} of two tokens or more") from error
-    images = d2prior.digest(map(messages_digest, asked))
+    images = d2pruner_prior.digest(map(messages_digest, asked))
     about = {
         "prompt": cfg.prompt,
         "name": config.model.name,
@@ -103,8 +103,8 @@ def main(cfg: DictConfig) -> None:
     name = f"{slug(config.model.name)}-layer{layer}-{images[:8]}.safetensors"
     file = PLACE / name if cfg.out is None else Path(str(cfg.out))
     file.parent.mkdir(parents=True, exist_ok=True)
-    d2prior.save(file, prior, about)
-    digest = d2prior.load(file)[1]["digest"]
+    d2pruner_prior.save(file, prior, about)
+    digest = d2pruner_prior.load(file)[1]["digest"]
     print(f"{about['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(asked)} images: {file}")
     print(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
     print(json.dumps({"prior": str(file), "digest": digest, **about}))

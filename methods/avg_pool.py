@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.grids import cells
+from methods.grids import cells
 
 
 @dataclass(kw_only=True)

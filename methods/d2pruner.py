@@ -11,15 +11,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods import d2prior
+from methods import d2pruner_prior
 from methods.base import HiddenState, Selection, Tokens
-from methods.inside import InsideLLM
+from methods.grids import nearness
 from methods.kernels.attention import attention_row
 from methods.kernels.cosine import Cosine, directions
-from methods.kernels.grids import nearness
 from methods.kernels.independent import independent
 from methods.kernels.ties import DECIMALS
-from methods.numerics import top
+from methods.layer_method import InsideLLM
+from methods.scores import top
 
 TILE = 2**22  # similarities held at once
 REMEDY = (
@@ -37,7 +37,7 @@ class D2Pruner(InsideLLM):
         then, by falling r: keep i unless alpha cos(h_i, h_j) + (1 - alpha) near_ij > theta for one j kept so; until K
 
     Args:
-        prior: file of `methods.d2prior`, made with the model it is used on; or "none", which ranks by plain attention,
+        prior: file of `d2pruner_prior`, made with the model it is used on; or "none", which ranks by plain attention,
             is not the paper's method. Default: commands take d2prior.safetensors beside the weights or refuse to start,
             `select` warns and ranks by plain attention. The authors' (1000 COCO images) is not public.
         pivot_ratio: share of K that r alone decides, rounded down, at least one token; default 0.7.
@@ -80,8 +80,10 @@ class D2Pruner(InsideLLM):
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("eps", self.eps > 0, "above 0")
         self.require("prior", self.prior is None or isinstance(self.prior, str), "the name of a file, or none")
-        no: tuple[Tensor | None, dict[str, str]] = (None, {})
-        self._prior, self.prior_metadata = no if self.prior in (None, "none") else d2prior.load(self.prior, self.stage)
+        found: tuple[Tensor | None, dict[str, str]] = (None, {})
+        if self.prior not in (None, "none"):
+            found = d2pruner_prior.load(self.prior, self.stage)
+        self._prior, self.prior_metadata = found
 
     @property
     def made_from(self) -> Mapping[str, Mapping[str, str]]:
@@ -99,7 +101,7 @@ class D2Pruner(InsideLLM):
         if self.prior is None:
             warnings.warn(f"d2pruner ranks by plain attention: {REMEDY}", stacklevel=2)
         attention = attention_row(state.q[:, -1], state.k)[state.visual_idx]
-        order = top(d2prior.debiased(attention, self._prior, tokens.grids, self.eps), len(attention))
+        order = top(d2pruner_prior.debiased(attention, self._prior, tokens.grids, self.eps), len(attention))
         pivots = max(1, int(Fraction(str(self.pivot_ratio)) * k))
         alike = self._alike(state.hidden[state.visual_idx], tokens.grids)
         return Selection.of(independent(order, pivots, k, alike, self.pivot_suppress))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from methods.base import HiddenState, LayerState, Selection, Tokens
-from methods.inside import InsideLLM
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
-from methods.numerics import top
+from methods.layer_method import InsideLLM
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.dpp import greedy_map_batch
 from methods.kernels.rows import Rows
-from methods.numerics import min_max, soft_top_k
+from methods.scores import min_max, soft_top_k
 
 EPSILON = 1e-6  # added to the span in min-max scaling, and to the result: no token has quality 0
 

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from methods.base import Selection, Tokens
-from methods.inside import InsideLLM
 from methods.kernels.attention import attention_row, last_text
-from methods.numerics import top
+from methods.layer_method import InsideLLM
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

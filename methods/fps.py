@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.maxmin import maxmin_batch
 from methods.kernels.rows import Rows
-from methods.numerics import top
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.numerics import top
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal, Tokens
-from methods.kernels.grids import images
+from methods.grids import images
 from methods.kernels.shares import rounded
-from methods.numerics import top
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

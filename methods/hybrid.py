@@ -12,7 +12,7 @@ import torch
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.maxmin import maxmin
 from methods.kernels.rows import Rows
-from methods.numerics import top
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

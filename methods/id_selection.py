@@ -12,7 +12,7 @@ from methods.base import HiddenState, Method, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
-from methods.numerics import min_max
+from methods.scores import min_max
 
 READS = {
     "vit_attention": frozenset({Signal.VIT_ATTENTION}),

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.base import Method, Selection, Signal, Tokens
 from methods.kernels.mmr import mmr_batch
 from methods.kernels.rows import Rows
-from methods.numerics import min_max, soft_top_k
+from methods.scores import min_max, soft_top_k
 
 
 @dataclass(kw_only=True)

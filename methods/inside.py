@@ -1,50 +1,5 @@
-"""The base of methods that cut inside the LLM, and what they agree on with the adapters."""
+"""Old name of `methods.layer_method`, for one release."""
 
-from __future__ import annotations
+from methods.layer_method import InsideLLM
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-
-from methods.base import HiddenState, Method, Signal
-
-
-@dataclass(kw_only=True)
-class InsideLLM(Method):
-    """A method that cuts after decoder layer j, counted from 0: its stage is "layer:j".
-
-    Decoder layers 0..j see all tokens, and so do their KV caches; layers j+1.. see the kept ones. `Tokens.llm` is the
-    state of decoder layer j itself: the q and k that its attention uses, rotary positions applied, and as `hidden`
-    [S, D] what the property `hidden_state` names:
-
-        "unused"         nothing that matters: any finite tensor.
-        "normed_input"   what enters layer j, after the layer's input norm: what its q and k are projections of.
-        "output"         what leaves layer j, its residual and MLP added: what layer j+1 receives, before any norm.
-        "normed_output"  the same after the LLM's final norm, the one before the language-model head.
-
-    The MLP acts on each token alone, so cutting between the attention and the MLP of layer j gives the same tokens.
-
-    Args:
-        layer: j; default none, which takes the variant's own.
-    """
-
-    needs = frozenset({Signal.LLM})
-    layers: ClassVar[Mapping[str, int]] = {"official": 1, "paper": 0}  # j by variant
-    hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "unused", "paper": "unused"}  # by variant
-
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole = isinstance(self.layer, int) and not isinstance(self.layer, bool)
-        self.require("layer", self.layer is None or (whole and self.layer >= 0), "an integer of at least 0, or null")
-
-    @property
-    def stage(self) -> str:
-        """Where tokens are cut: "layer:j", after decoder layer j."""
-        return f"layer:{self.layers[getattr(self, 'variant', 'official')] if self.layer is None else self.layer}"
-
-    @property
-    def hidden_state(self) -> HiddenState:
-        """What `LayerState.hidden` must be, as above."""
-        return self.hidden[getattr(self, "variant", "official")]
+__all__ = ["InsideLLM"]

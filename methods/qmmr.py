@@ -11,7 +11,7 @@ from torch import Tensor
 from methods.base import Signal, Tokens
 from methods.idpruner import IDPruner
 from methods.kernels.cosine import Cosine, directions
-from methods.numerics import min_max
+from methods.scores import min_max
 
 log = logging.getLogger(__name__)
 

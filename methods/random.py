@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.grids import cells
+from methods.grids import cells
 
 
 @dataclass(kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.grids import images
 from methods.kernels.cosine import BARE_NORM
 from methods.kernels.coverage import coverage_batch
-from methods.kernels.grids import images
 from methods.kernels.rows import Rows
 from methods.kernels.shares import rounded
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.numerics import soft_top_k, top
+from methods.scores import soft_top_k, top
 
 COMPARISON_RATIO = 0.2  # of N, whatever the budget: the setting of the comparison in arXiv 2602.13315
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.grids import frames
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
-from methods.kernels.grids import frames
 from methods.kernels.shares import rounded
-from methods.numerics import top
+from methods.scores import top
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from methods.kernels.dpp import greedy_map, greedy_map_batch
 from methods.kernels.maxmin import maxmin, maxmin_batch
 from methods.kernels.mmr import mmr, mmr_batch
 from methods.kernels.rows import Rows
-from methods.numerics import min_max
+from methods.scores import min_max
 
 KINDS = (*plain.KINDS, "positive", "equal", "near", "mean", "half")
 KERNELS = ("mmr", "maxmin", "coverage", "greedy_map")

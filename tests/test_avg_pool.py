@@ -8,7 +8,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from methods.avg_pool import AvgPool
 from methods.base import Tokens
-from methods.kernels.grids import cells, frames, images
+from methods.grids import cells, frames, images
 from methods.kernels.shares import largest_remainder, rounded
 from methods.random import Random
 

@@ -21,7 +21,7 @@ from harness.evaluation import runner
 from harness.models import loading
 from harness.models.preprocessing import PixelLimits, to_inputs
 from harness.pocket import WEIGHTS
-from methods.d2prior import average
+from methods.d2pruner_prior import average
 
 LIMITS = PixelLimits(3136, 200704, 16)
 

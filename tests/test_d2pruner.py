@@ -12,12 +12,13 @@ from decoder import ATTENTION, WORKED, attention_of, best, cosine_of, layer_toke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from methods import d2prior
+from methods import d2pruner_prior
 from methods.base import LayerState, Tokens
 from methods.d2pruner import D2Pruner
-from methods.kernels.grids import nearness
+from methods.grids import nearness
 
-MADE_FROM = {"prompt": "Describe the image.", "model": "pocket", "layer": "1", "images": d2prior.digest(["b", "a"])}
+IMAGES = d2pruner_prior.digest(["b", "a"])
+MADE_FROM = {"prompt": "Describe the image.", "model": "pocket", "layer": "1", "images": IMAGES}
 
 
 def bilinear(image, h, w):
@@ -82,7 +83,7 @@ def definition(tokens, k, prior=None, ratio="0.7", theta=0.8, alpha=1.0, sem="co
 
 
 def stored(folder, prior):
-    d2prior.save(folder / "prior.safetensors", prior, MADE_FROM)
+    d2pruner_prior.save(folder / "prior.safetensors", prior, MADE_FROM)
     return str(folder / "prior.safetensors")
 
 
@@ -124,7 +125,7 @@ def test_same_order_as_the_definition(
         spat_kernel=kernel,
         pivot_suppress=suppress,
     )
-    prior = d2prior.load(file)[0] if biased else None
+    prior = d2pruner_prior.load(file)[0] if biased else None
     expected = definition(tokens, k, prior, ratio, theta, alpha, sem, kernel, suppress)
     assert method.select(tokens, k).order.tolist() == expected
 
@@ -184,7 +185,7 @@ def test_a_uniform_prior_changes_nothing_in_one_image(tmp_path):
 
 def test_scale_of_the_prior_and_of_rows_does_not_matter(tmp_path, file):
     tokens = layer_tokens([(1, 5, 6)], seed=5)
-    double = stored(tmp_path, d2prior.load(file)[0] * 4)
+    double = stored(tmp_path, d2pruner_prior.load(file)[0] * 4)
     scaled = dataclasses.replace(tokens, llm=dataclasses.replace(tokens.llm, hidden=tokens.llm.hidden * 2.0**12))
     assert torch.equal(D2Pruner(prior=double).select(scaled, 12).order, D2Pruner(prior=file).select(tokens, 12).order)
 
@@ -209,20 +210,20 @@ def test_where_it_cuts_and_what_it_reads():
 @pytest.mark.parametrize("size", [(24, 24), (1, 1), (3, 40), (30, 7)])
 def test_a_prior_is_fitted_in_two_dimensions(size):
     prior = torch.rand(24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) ** 3
-    assert d2prior.on_grid(prior, *size).tolist() == pytest.approx(fitted(prior, *size))
+    assert d2pruner_prior.on_grid(prior, *size).tolist() == pytest.approx(fitted(prior, *size))
 
 
 def test_a_cell_that_is_never_attended_to_has_a_floor():
     prior = torch.ones(24, 24)
     prior[3, 4] = 0
-    cells = d2prior.on_grid(prior, 24, 24)
+    cells = d2pruner_prior.on_grid(prior, 24, 24)
     assert cells[3 * 24 + 4] == pytest.approx(1e-3 / 576)
     assert cells.max() == pytest.approx(1 / 575)
 
 
 def test_the_average_counts_every_image_alike():
     small, large = torch.rand(6, 8), torch.rand(2, 24, 24) * 100
-    prior = d2prior.average([(small.flatten(), (1, 6, 8)), (large.flatten(), (2, 24, 24))])
+    prior = d2pruner_prior.average([(small.flatten(), (1, 6, 8)), (large.flatten(), (2, 24, 24))])
     first = torch.tensor(bilinear((small / small.sum()).double().tolist(), 24, 24)).double()
     second = large.double().sum(0).flatten()
     expected = (first / first.sum() + second / second.sum()) / 2
@@ -230,23 +231,23 @@ def test_the_average_counts_every_image_alike():
     assert prior.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert prior.sum() == pytest.approx(1)
     with pytest.raises(ValueError, match="at least one image"):
-        d2prior.average([])
+        d2pruner_prior.average([])
     with pytest.raises(ValueError, match="finite"):
-        d2prior.average([(torch.zeros(4), (1, 2, 2))])
+        d2pruner_prior.average([(torch.zeros(4), (1, 2, 2))])
 
 
 def test_a_prior_is_stored_with_what_it_was_made_from(tmp_path):
     prior = torch.rand(24, 24)
     method = D2Pruner(prior=stored(tmp_path, prior))
-    assert torch.equal(d2prior.load(method.prior)[0], prior)
+    assert torch.equal(d2pruner_prior.load(method.prior)[0], prior)
     digest = hashlib.sha256((tmp_path / "prior.safetensors").read_bytes()).hexdigest()
     assert method.made_from == {"prior": MADE_FROM | {"digest": digest}}
     assert D2Pruner(prior="none").made_from == {"prior": {"digest": "none"}}
     with pytest.raises(ValueError, match="was made at decoder layer 1, the method is at layer:2"):
         D2Pruner(prior=method.prior, layer=2)
-    assert d2prior.digest(["a", "b"]) == d2prior.digest(["b", "a"]) != d2prior.digest(["ab"])
+    assert d2pruner_prior.digest(["a", "b"]) == d2pruner_prior.digest(["b", "a"]) != d2pruner_prior.digest(["ab"])
     with pytest.raises(ValueError, match="missing: layer, images"):
-        d2prior.save(tmp_path / "x", prior, {"prompt": "p", "model": "m"})
+        d2pruner_prior.save(tmp_path / "x", prior, {"prompt": "p", "model": "m"})
 
 
 def test_what_is_no_prior_is_refused(tmp_path):
@@ -256,7 +257,7 @@ def test_what_is_no_prior_is_refused(tmp_path):
             D2Pruner(prior=str(path))
     for bad in (torch.zeros(2, 2), torch.tensor([[1.0, -1.0]]), torch.tensor([[torch.nan]]), torch.ones(4)):
         with pytest.raises(ValueError, match="the prior must be"):
-            d2prior.save(tmp_path / "bad", bad, MADE_FROM)
+            d2pruner_prior.save(tmp_path / "bad", bad, MADE_FROM)
 
 
 def test_plain_attention_has_to_be_asked_for():

@@ -12,7 +12,7 @@ from probes import Largest
 from methods.base import Tokens
 from methods.dpp import DPP
 from methods.greedy import Greedy
-from methods.numerics import soft_top_k
+from methods.scores import soft_top_k
 
 
 def quality_of(scores, kind):

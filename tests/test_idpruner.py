@@ -12,7 +12,7 @@ from probes import Largest
 import methods
 from methods.base import Tokens
 from methods.kernels.rows import Rows
-from methods.numerics import min_max, soft_top_k, top
+from methods.scores import min_max, soft_top_k, top
 
 
 def algorithm_1(features, logits, k, lam, parallel_k=1, epsilon=1e-6):

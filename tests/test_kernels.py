@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import KERNELS, KINDS, cases, tokens_of
 
-from methods.kernels.paths import implementation, path, using
+from methods.kernels.dispatch import implementation, path, using
 from methods.kernels.rows import Rows
 
 
 @pytest.fixture
 def handed_over(caplog):
     """What the CPU's own paths left to the plain loop."""
-    caplog.set_level(logging.INFO, "methods.kernels.paths")
+    caplog.set_level(logging.INFO, "methods.kernels.dispatch")
     return caplog  # whose list is another one in the test itself
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import methods
 from harness import list as listing
-from harness.contract import (
+from methods.base import LayerState, Method, Selection, Signal, Tokens
+from methods.kernels.shares import largest_remainder
+from methods.testing import (
     CHECKS,
     FEATURES,
     SCORES,
@@ -21,8 +23,6 @@ from harness.contract import (
     make_tokens,
     the_first_of_equals_goes_first,
 )
-from methods.base import LayerState, Method, Selection, Signal, Tokens
-from methods.kernels.shares import largest_remainder
 
 ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing

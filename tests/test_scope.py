@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from plain import attended, shuffled
 from probes import Largest
 
-from harness.contract import Waits
 from methods.base import Tokens
 from methods.kernels import cosine
 from methods.kernels.coverage import coverage
 from methods.kernels.rows import Rows
 from methods.scope import SCOPE
+from methods.testing import Waits
 
 KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "huge", "tiny")
 

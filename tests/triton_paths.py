@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from kernel_cases import KERNELS, KINDS, batches, cases, tokens_of
 
+from methods.kernels.dispatch import using
 from methods.kernels.gpu import novelty, volume
-from methods.kernels.paths import using
 from methods.kernels.received import received_by_keys
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,7 +46,7 @@ def compared(case, seeds) -> dict:
     """Which seeds pick otherwise than the plain loop, and what was left to others."""
     told, handler = [], logging.Handler()
     handler.emit = lambda record: told.append(record.getMessage())
-    log = logging.getLogger("methods.kernels.paths")
+    log = logging.getLogger("methods.kernels.dispatch")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     wrong, done = [], 0

@@ -21,7 +21,7 @@ from harness.models.loading import Loaded, pruner_of
 from harness.models.scorer import load_scorer
 from methods.base import Method, Received, Signal, Tokens
 from methods.budget import Budget
-from methods.numerics import min_max
+from methods.scores import min_max
 
 UNIFORM, SCORER = "uniform", "scorer"
 Key = tuple[frozenset[Signal], Received]

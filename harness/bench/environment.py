@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from methods.kernels.paths import implementation
+from methods.kernels.dispatch import implementation
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from harness.models.attention import received
 from harness.models.scorer import VisionSelectorScorer
 from methods.base import OFFICIAL
 from methods.kernels.coverage import coverage
+from methods.kernels.dispatch import using
 from methods.kernels.dpp import greedy_map
 from methods.kernels.maxmin import maxmin
 from methods.kernels.mmr import mmr
-from methods.kernels.paths import using
 from methods.kernels.rows import Rows
 
 LAM = 0.5  # IDPruner's default

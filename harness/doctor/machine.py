@@ -161,7 +161,7 @@ def kernels() -> Iterator[Finding]:
     """The values of model.attn, and what selection runs on."""
     import torch
 
-    from methods.kernels.paths import implementation
+    from methods.kernels.dispatch import implementation
 
     gpu = torch.cuda.is_available()
     backends = ("flash", "mem_efficient", "cudnn", "math")

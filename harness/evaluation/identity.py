@@ -29,7 +29,7 @@ from harness.models.loading import Pruner, device_of
 from harness.results.labels import flat
 from harness.results.run_folder import digest
 from methods.base import Method
-from methods.kernels.paths import TRITON
+from methods.kernels.dispatch import TRITON
 
 PREPROCESSING = 1  # raise it when messages become other model inputs, or answers are decoded in another way
 CUT = 1  # raise it when the same kept tokens give other logits or answers

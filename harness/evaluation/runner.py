@@ -29,7 +29,7 @@ from harness.models.loading import Loaded, Pruner, device_of, family_of, pruner_
 from harness.pruning.decoding_proof import Proof
 from harness.results.response_log import Journal
 from harness.results.run_folder import RunFolder, digest, slug
-from methods.kernels.paths import implementation
+from methods.kernels.dispatch import implementation
 
 
 def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.numerics import soft_top_k
+from methods.scores import soft_top_k
 
 
 class _DiffTopK(torch.autograd.Function):

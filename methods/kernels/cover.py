@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.kernels.paths import UnfitError
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.rows import Rows
 from methods.kernels.search import Floats, Ints
 from methods.kernels.seen import kinds

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from methods.kernels import cover
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run, run_several
+from methods.kernels.dispatch import gpu, run, run_several
 from methods.kernels.rows import Rows
 
 BITS = 38  # of a similarity, 4e-12: above the errors of a product

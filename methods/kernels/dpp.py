@@ -9,7 +9,7 @@ from torch import Tensor
 
 from methods.kernels import volume
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run, run_several
+from methods.kernels.dispatch import gpu, run, run_several
 from methods.kernels.rows import Rows
 from methods.kernels.ties import DECIMALS
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
+from methods.kernels.dispatch import gpu, run, run_several
 from methods.kernels.novelty import Job, novelties, novelty
-from methods.kernels.paths import gpu, run, run_several
 from methods.kernels.rows import Rows
 
 TILE = 256  # rows whose similarities to all others are held at once

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.kernels import lazy
 from methods.kernels.cosine import Cosine
-from methods.kernels.paths import gpu, run, run_several
+from methods.kernels.dispatch import gpu, run, run_several
 from methods.kernels.rows import Rows
 
 

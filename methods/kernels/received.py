@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.kernels.paths import gpu, run
+from methods.kernels.dispatch import gpu, run
 
 TILE = 2**24  # scores held at once: 64 MiB of float32
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.kernels.paths import UnfitError
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.rows import SCALE, Rows
 from methods.kernels.search import Floats, Ints, Search
 

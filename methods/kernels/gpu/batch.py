@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from methods.kernels.paths import UnfitError
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.rows import Rows
 from methods.kernels.seen import UNSEEN
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from methods.kernels.cosine import Cosine
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.gpu.novelty import PICKING
-from methods.kernels.paths import UnfitError
 from methods.kernels.rows import Rows
 
 MOST = 4096  # tokens whose similarities to each other are kept: 128 MiB

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.gpu.batch import Batch, error
-from methods.kernels.paths import UnfitError
 from methods.kernels.rows import SCALE, Rows
 from methods.kernels.seen import ROUNDING
 

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from methods.kernels.dispatch import UnfitError
 from methods.kernels.gpu.novelty import PICKING, front
-from methods.kernels.paths import UnfitError
 from methods.kernels.rows import Rows
 from methods.kernels.ties import DECIMALS
 
