@@ -6,7 +6,8 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     # `python -m harness` looks into the working directory first; a folder methods/ or conf/ there must not hide ours.
     sys.path.append(sys.path.pop(0))
 
-from harness.prune import Kept, Pruning, prune
+from harness.prune import prune
+from harness.pruning.handle import Kept, Pruning
 
 __version__ = "0.2.0"
 __all__ = ["Kept", "Pruning", "prune"]

@@ -10,135 +10,21 @@ with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=
 # The package exports the function of this name, so this module must stay importable without torch.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.pruning.handle import Kept, Pruning
 from methods.budget import Budget
 
+__all__ = ["Kept", "Pruning", "prune"]
+
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from harness.pruning.vision_cache import SharedVision
-    from methods.base import Method, Selection, Tokens
-
-
-POSITIONS = ("keep", "compact")  # of kept tokens: see `prune`
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was kept of one sample."""
-
-    n: int  # visual tokens before
-    k: int  # visual tokens after
-    kept: list[int]  # their indices among the n, ascending
-    grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
-    per_layer: float = 0.0  # visual tokens that a decoder layer sees, on average: what `k` is worth as computation
-
-    @property
-    def compute(self) -> float:
-        """`per_layer` as a share of n: the budget of a cut inside the LLM is above k / n."""
-        return self.per_layer / self.n if self.n else 1.0
-
-
-class Pruning:
-    """Handle of a running `prune` block: what was kept, and the seed of methods that draw at random."""
-
-    def __init__(
-        self,
-        method: Method,
-        budget: Budget,
-        scorer: Callable[[Tensor], Tensor] | None,
-        seed: int,
-        positions: str = "keep",
-    ) -> None:
-        import torch
-
-        self.method = method
-        self.budget = budget
-        self.positions = positions
-        self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
-        self.before_take: Callable[[], None] | None = None  # checks that wait until somebody wants the records
-        self._selections: list[Selection] = []  # of the latest prefill
-        self._replayed: list[Selection] | None = None
-        self._scorer = scorer
-        self._generator = torch.Generator()
-        self._seeds: list[int] = []
-        self.seed(seed)
-
-    def take(self) -> list[Kept]:
-        """Return the records since the last call and forget them; ValueError if decoding went wrong meanwhile."""
-        if self.before_take is not None:
-            self.before_take()
-        taken = list(self.records)
-        self.records.clear()
-        return taken
-
-    def seed(self, value: int | Sequence[int]) -> None:
-        """Start the random numbers afresh: one seed from here on, or one for each of the next samples."""
-        self._seeds = list(value) if isinstance(value, Sequence) else []
-        if not isinstance(value, Sequence):
-            self._generator.manual_seed(int(value))
-
-    def select(self, samples: Iterable[Tokens], sizes: Sequence[int]) -> list[Selection]:
-        """Choose among the visual tokens of each sample, which comes without importance; `sizes` is N of each."""
-        if self._replayed is not None:
-            return self._replay(self._replayed, sizes)
-        ks = [self.budget.count(n) for n in sizes]
-        scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
-        self._selections = self.method.select_batch(scored, ks, [self._chance() for _ in sizes])
-        return self._selections
-
-    @property
-    def replays(self) -> bool:
-        """True within `replaying`."""
-        return self._replayed is not None
-
-    @contextmanager
-    def unrecorded(self) -> Iterator[None]:
-        """Forget the records of what happens within the block."""
-        recorded = len(self.records)
-        try:
-            yield
-        finally:
-            del self.records[recorded:]
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Let prefills within the block keep what the latest one kept: no method is asked, and nothing is recorded."""
-        self._replayed = self._selections
-        try:
-            with self.unrecorded():
-                yield
-        finally:
-            self._replayed = None
-
-    def _replay(self, selections: list[Selection], sizes: Sequence[int]) -> list[Selection]:
-        ks = [self.budget.count(n) for n in sizes]
-        kept = [len(selection.kept) for selection in selections]
-        if kept != ks:
-            raise RuntimeError(f"a prefill of {list(sizes)} visual tokens keeps {ks}, the one to repeat kept {kept}")
-        return selections
-
-    def _scored(self, tokens: Tokens, k: int) -> Tokens:
-        import torch
-
-        from methods.base import Signal
-
-        if self._scorer is None or k >= len(tokens.features) or Signal.IMPORTANCE not in self.method.needs:
-            return tokens
-        with torch.no_grad():
-            return replace(tokens, importance=self._scorer(tokens.features))
-
-    def _chance(self) -> torch.Generator:
-        """Return where the next sample's random numbers come from."""
-        if self._seeds:
-            self._generator = type(self._generator)().manual_seed(self._seeds.pop(0))
-        return self._generator
+    from methods.base import Method
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from harness.analyze.questions import Source
 from harness.core.command import compose
 from harness.core.errors import UserError
 from harness.models import loading
-from harness.prune import Kept
+from harness.pruning.handle import Kept
 from harness.results.result import collect
 from harness.results.stats import AVERAGE
 

@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 from harness.core.errors import UserError
 from harness.doctor import machine, reproduction
 from harness.models import loading
-from harness.prune import Pruning
 from harness.pruning import decoding_proof
+from harness.pruning.handle import Pruning
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 

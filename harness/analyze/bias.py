@@ -26,7 +26,7 @@ from harness.analyze.questions import Source
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.models.loading import load
-from harness.prune import Kept
+from harness.pruning.handle import Kept
 from harness.results import plots
 from harness.results.stats import Array, interval
 

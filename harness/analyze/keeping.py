@@ -13,7 +13,7 @@ from harness.analyze import settings
 from harness.analyze.questions import Question
 from harness.core.errors import UserError, one_line
 from harness.models.loading import Loaded, pruner_of
-from harness.prune import Kept
+from harness.pruning.handle import Kept
 
 
 def check_cut(cfg: DictConfig) -> None:

@@ -25,7 +25,7 @@ from harness.analyze.questions import Question, Source
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.models.loading import Loaded, load
-from harness.prune import Kept
+from harness.pruning.handle import Kept
 from harness.report.images import shown
 from harness.results import plots
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from harness.prune import Pruning, prune
+from harness.prune import prune
+from harness.pruning.handle import Pruning
 from methods.base import Method
 from methods.budget import Budget
 

@@ -16,7 +16,7 @@ from harness.bench.contestants import Contestant
 from harness.bench.trace import ROOT, Trace
 from harness.models.adapter import Adapter, inside_layer
 from harness.models.hooks import Handles, submodule
-from harness.prune import Pruning
+from harness.pruning.handle import Pruning
 from methods.base import Method, Signal, Tokens
 
 # Where the projector of a family is, between the tower's last layer and the language model.

@@ -12,7 +12,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.errors import UserError, one_line
-from harness.prune import POSITIONS
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -21,6 +20,7 @@ ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
+POSITIONS = ("keep", "compact")  # of kept tokens: see `harness.prune`
 PACKAGE = Path(__file__).parents[1]
 TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the installed package -> in the repository
 

@@ -29,8 +29,8 @@ from harness.models.bad_input import BadInput, check_asked, check_some_answered,
 from harness.models.calls import PIXELS
 from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
-from harness.prune import Kept
 from harness.pruning.decoding_proof import Proof, prove
+from harness.pruning.handle import Kept
 from harness.results.response_log import Journal
 from harness.results.run_folder import digest
 

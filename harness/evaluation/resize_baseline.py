@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from harness.models.preprocessing import Message, PixelLimits, media_of, to_inputs
-from harness.prune import Kept, Pruning, prune
+from harness.prune import prune
+from harness.pruning.handle import Kept, Pruning
 from harness.pruning.vision_cache import SharedVision
 from methods.budget import Budget
 from methods.resize import Grid, smaller

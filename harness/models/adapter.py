@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from harness.core.config import POSITIONS
 from harness.models.calls import Arguments, Call, CallSite
 from harness.models.hooks import Handles, submodule
+from harness.models.layout import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
 from harness.models.vision_tower import VisionSignals, VisionTower
-from harness.prune import POSITIONS
-from harness.pruning.prefill import Layout
 from methods.base import Method, Signal
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from harness.models import question_tokens
 from harness.models.calls import Call
+from harness.models.layout import Grid
 from harness.models.llava import Llava
 from harness.models.llava_vision import ClipTower
-from harness.pruning.prefill import Grid
 
 
 class InternTower(ClipTower):

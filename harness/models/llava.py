@@ -12,10 +12,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from harness.models import question_tokens, vicuna_text
 from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
+from harness.models.layout import Grid, Layout
 from harness.models.llava_vision import ClipTower, feature_layer
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.vision_tower import VisionSignals
-from harness.pruning.prefill import Grid, Layout
 from methods.base import Method, Signal
 
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function

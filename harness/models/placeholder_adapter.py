@@ -17,9 +17,8 @@ from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.compat import ENCODES_AHEAD
 from harness.models.hooks import Handles
+from harness.models.layout import Grid, Layout, cached_length
 from harness.models.vision_tower import VisionSignals, dealt
-from harness.pruning.kv_cache import cached_length
-from harness.pruning.prefill import Grid, Layout
 
 CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
 NO_IDS = (

@@ -11,11 +11,11 @@ from torch import Tensor
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
 from harness.models.compat import rotate_qwen25
+from harness.models.layout import Grid
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.question_tokens import question
 from harness.models.qwen_vision import Qwen25Tower
 from harness.models.vision_tower import VisionTower
-from harness.pruning.prefill import Grid
 from methods.base import Signal
 
 

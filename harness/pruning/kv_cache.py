@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.models.layout import cached_length
+
 # On the cache itself, so that a copy of it, or another block, knows what this block knew: a `PrunedCache`, or None
 # where nothing was dropped. A cache without the attribute was filled outside every block.
 RECORD = "_harness_pruned"
@@ -72,8 +74,3 @@ class CutInsideLLM(PrunedCache):
 
 def _prolonged(mask: Tensor | None, total: int) -> Tensor | None:
     return None if mask is None else nn.functional.pad(mask, (0, total - mask.shape[1]), value=True).long()
-
-
-def cached_length(cache: Any, layer: int = 0) -> int:
-    """Return the number of positions a key-value cache already holds in a layer."""
-    return 0 if cache is None else int(cache.get_seq_length(layer))

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from harness.models.calls import Call, HookError
 from harness.models.compat import causal_mask
 from harness.models.hooks import Handles, submodule
+from harness.models.layout import cached_length
 from harness.pruning.gather import Rows, remaining, require_rows
-from harness.pruning.kv_cache import CutInsideLLM, cached_length
+from harness.pruning.kv_cache import CutInsideLLM
 from methods.base import LayerState
 
 if TYPE_CHECKING:
     from harness.models.adapter import Adapter
-    from harness.prune import Pruning
+    from harness.pruning.handle import Pruning
     from harness.pruning.prefill import Prefill
 
 

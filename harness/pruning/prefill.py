@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.models.layout import Layout
 from harness.models.vision_tower import VisionSignals
-from harness.prune import Kept
 from harness.pruning.gather import averaged
+from harness.pruning.handle import Kept, Pruning
 from methods.base import LayerState, Selection, Tokens
 
-if TYPE_CHECKING:
-    from harness.prune import Pruning
-
-Grid = tuple[int, int, int]
 ReadLayer = Callable[[int], LayerState]  # row of the batch -> state of a decoder layer, without padding
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where the visual tokens of a prefill stand."""
-
-    visual: Tensor  # [B, S] bool
-    grids: list[list[Grid]]  # (t, h, w) in tokens of each image and video, for each of P = B / copies prompts
-    kinds: Tensor  # [P, S] 0 for text, 1 for an image's tokens, 2 for a video's
-    copies: int = 1  # consecutive rows that beam search or num_return_sequences made of one prompt
-    encoded: int = 1  # of these copies, those whose pixels were encoded
-    obstacle: str | None = None  # why no token may be dropped from this pass
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from harness.models.adapter import Adapter, inside_layer
 from harness.models.calls import Call, HookError, returned_cache
 from harness.models.hooks import Handles
+from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import Reading, VisionReader
 from harness.pruning.gather import Rows, remaining, require_rows
-from harness.pruning.kv_cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache, cached_length
+from harness.pruning.kv_cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache
 from harness.pruning.layer_cut import InsideCut
-from harness.pruning.prefill import Layout, Prefill, valid_rows
+from harness.pruning.prefill import Prefill, valid_rows
 from harness.pruning.steps import Cut, Doubts, OutOfOrderError, Step, differs, require_history
 from harness.pruning.vision_cache import SharedReader, SharedVision
 from methods.base import Signal
 
 if TYPE_CHECKING:
-    from harness.prune import Pruning
+    from harness.pruning.handle import Pruning
 
 _active: WeakSet[nn.Module] = WeakSet()
 _active_lock = threading.Lock()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from harness.models.calls import Call, HookError
+from harness.models.layout import cached_length
 from harness.pruning.gather import Rows
-from harness.pruning.kv_cache import CutBeforeLLM, PrunedCache, cached_length
+from harness.pruning.kv_cache import CutBeforeLLM, PrunedCache
 
 
 class OutOfOrderError(HookError, ValueError):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.hooks import Handles
-from harness.pruning.prefill import Layout
+from harness.models.layout import Layout
 from harness.train.difftopk import diff_top_k
 
 
