@@ -68,13 +68,13 @@ def check_parameters(cfg: DictConfig) -> None:
 def check_family(cfg: DictConfig) -> None:
     """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
     from harness.evaluation import reuse
-    from harness.models import loading
+    from harness.evaluation.pruner import checked_method, left_beside
 
     config = validate(cfg)
     if config.dry_run:
         return  # which says it of a model that is not here, too
-    beside = loading.left_beside(config).values()
-    reuse.expect(config.model, loading.checked_method(config, checkpoint.described(config.model, beside)))
+    beside = left_beside(config).values()
+    reuse.expect(config.model, checked_method(config, checkpoint.described(config.model, beside)))
 
 
 def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:

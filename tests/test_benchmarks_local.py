@@ -16,9 +16,9 @@ from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.evaluation import datasets
 from harness.evaluation.identity import Identity
+from harness.evaluation.pruner import pruner_of
 from harness.evaluation.runner import _folder
 from harness.evaluation.task_suite import Suite
-from harness.models.loading import pruner_of
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from harness.core.command import compose
 from harness.core.config import conf, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
-from harness.models.loading import checked_method
+from harness.evaluation.pruner import checked_method
 from harness.pocket import WEIGHTS
 
 CONF = conf()

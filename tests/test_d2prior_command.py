@@ -18,6 +18,7 @@ from harness.core import command
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation import runner
+from harness.evaluation.pruner import pruner_of
 from harness.models import loading
 from harness.models.preprocessing import PixelLimits, to_inputs
 from harness.pocket import WEIGHTS
@@ -107,14 +108,14 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
 
 def test_a_prior_beside_the_weights_is_recorded_by_name():
     run = validate(command.compose("config", prepare(["method=d2pruner"])))
-    about = runner._about(run, loading.pruner_of(run, WEIGHTS))
+    about = runner._about(run, pruner_of(run, WEIGHTS))
     assert about["config"]["method"]["prior"] == "d2prior.safetensors"
     assert about["made_from"]["prior"]["tasks"] == "pocket_scenes"
 
 
 def test_plain_attention_is_a_label_too(place):
     run = validate(command.compose("config", overrides(place, "method=d2pruner", "method.prior=none")))
-    pruner = loading.pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
+    pruner = pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
     assert pruner.label == "d2pruner-prior-none-0.25"
     assert runner._about(run, pruner)["method"] == "d2pruner (prior none)"
     assert replace(pruner, method=loading.methods.load("random"), name="random").label == "random-0.25"
@@ -123,10 +124,10 @@ def test_plain_attention_is_a_label_too(place):
 def test_a_prior_of_another_model_or_layer_is_refused(place, made):
     run = validate(command.compose("config", overrides(place, "method=d2pruner", f"method.prior={made['prior']}")))
     with pytest.raises(UserError, match=r"method.prior was made with tiny-qwen2.5-vl \(\w+\), not with the model in"):
-        loading.pruner_of(run, place / "1" / "tiny-qwen2.5-vl")
+        pruner_of(run, place / "1" / "tiny-qwen2.5-vl")
     run.method["layer"] = 0
     with pytest.raises(UserError, match="was made at decoder layer 1, the method is at layer:0"):
-        loading.pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
+        pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
 
 
 @pytest.mark.parametrize(

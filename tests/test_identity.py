@@ -23,9 +23,9 @@ from harness.core.errors import UserError
 from harness.evaluation import identity
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_model import PrunedModel
+from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.runner import _folder
 from harness.models import FAMILIES, loading
-from harness.models.loading import Pruner, pruner_of
 from harness.models.preprocessing import messages_digest
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer

@@ -17,6 +17,7 @@ from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.evaluation.pruner import pruner_of
 from harness.evaluation.runner import run
 from harness.models import loading
 from harness.models.bad_input import BadInput
@@ -111,9 +112,9 @@ def test_a_scorer_beside_the_weights_is_found_and_must_fit(folder):
     for width in (HIDDEN, HIDDEN + 1):
         save_scorer(VisionSelectorScorer(width, 8), folder / "scorer")
         if width == HIDDEN:
-            assert loading.pruner_of(run_of, folder).scorer == folder / "scorer"
+            assert pruner_of(run_of, folder).scorer == folder / "scorer"
     with pytest.raises(UserError, match=f"width {HIDDEN + 1}"):
-        loading.pruner_of(run_of, folder)
+        pruner_of(run_of, folder)
 
 
 class TestRun:

@@ -19,6 +19,7 @@ from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation import identity
+from harness.evaluation.pruner import check_scorer, pruner_of
 from harness.models import llavaov15, loading, scorer
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration
 from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
@@ -92,7 +93,7 @@ class TestScorer:
         tensors = {f"model.visual.importance_scorer.{name}": tensor for name, tensor in mine.state_dict().items()}
         save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors", {"format": "pt"})
         run = validate(compose("config", ["method=visionselector", "keep=0.5", f"model.pretrained={folder}"]))
-        pruner, model = loading.pruner_of(run, folder), loading.load(config_of(folder)).model
+        pruner, model = pruner_of(run, folder), loading.load(config_of(folder)).model
         inputs = inputs_of(processor, ["mixed"])
         with pruner.attach(model) as found:
             generate(model, inputs, max_new_tokens=1)
@@ -104,7 +105,7 @@ class TestScorer:
     def test_of_another_width(self, folder, tmp_path):
         scorer.save_scorer(scorer.VisionSelectorScorer(HIDDEN + 1, 8), tmp_path / "scorer")
         with pytest.raises(ValueError, match=f"width {HIDDEN + 1}, this model's have {HIDDEN}"):
-            loading.check_scorer(tmp_path / "scorer", folder)
+            check_scorer(tmp_path / "scorer", folder)
 
 
 class TestInputs:

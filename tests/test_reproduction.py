@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 
 from harness.core.errors import UserError
 from harness.doctor import machine, reproduction
+from harness.evaluation.pruner import Pruner
 from harness.models import loading
 from harness.pruning import decoding_proof
 from harness.pruning.handle import Pruning
@@ -134,14 +135,14 @@ def test_other_tokens_are_found_where_the_answers_are_equal(monkeypatch, tmp_pat
 
 def test_what_a_library_raises_is_the_finding(monkeypatch, tmp_path):
     expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none", "pocket_llava dart")
-    attach = loading.Pruner.attach
+    attach = Pruner.attach
 
     def refuse(self, model, shared=None):
         if self.name == "dart":
             raise RuntimeError("no known name for the cache\n in this version")
         return attach(self, model, shared)
 
-    monkeypatch.setattr(loading.Pruner, "attach", refuse)
+    monkeypatch.setattr(Pruner, "attach", refuse)
     state, said = verdict()
     assert state == "broken"
     assert "24 of 48 answers equal, 0 of 0 kept tokens differ; settings that stop: 1, first pocket_llava dart: " in said

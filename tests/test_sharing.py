@@ -92,7 +92,7 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path
     for job in jobs("apart", 0):
         process()
         run(validate(job))
-        assert reuse._last_loaded[0][1].shared is None
+        assert reuse._last_loaded[0][2] is None
     apart = records("apart")
     assert len(apart) == 1 + len(POINTS)
     assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
@@ -103,7 +103,7 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path
         run(validate(job))
     assert records("swept") == apart
     assert len(loaded) == 1
-    shared = reuse._last_loaded[0][1].shared
+    shared = reuse._last_loaded[0][2]
     assert shared.computed > 0
     assert shared.reused == shared.computed * len(POINTS)  # the baseline comes first
     questions = sum(found["responses.jsonl"].count(b"\n") for found in apart.values()) // len(apart)
@@ -114,11 +114,11 @@ def test_a_single_run_shares_with_its_baseline_or_nothing(jobs, process):
     job = validate(jobs("alone", 2)[0])
     process()
     run(job)
-    shared = reuse._last_loaded[0][1].shared
+    shared = reuse._last_loaded[0][2]
     assert shared.computed == shared.reused > 0
     process()
     run(replace(job, force=True))
-    assert reuse._last_loaded[0][1].shared is None
+    assert reuse._last_loaded[0][2] is None
 
 
 def test_rows_are_read_once_and_what_a_task_notes_is_its_own(tmp_path, cache, monkeypatch):

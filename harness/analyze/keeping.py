@@ -12,7 +12,8 @@ import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question
 from harness.core.errors import UserError, one_line
-from harness.models.loading import Loaded, pruner_of
+from harness.evaluation.pruner import pruner_of
+from harness.models.loading import Loaded
 from harness.pruning.handle import Kept
 
 

@@ -17,7 +17,8 @@ from harness.analyze.collect import Noted, gathered
 from harness.analyze.hopkins import Cloud, retention
 from harness.analyze.questions import Source
 from harness.analyze.settings import Contestant
-from harness.models.loading import Loaded, pruner_of
+from harness.evaluation.pruner import pruner_of
+from harness.models.loading import Loaded
 from harness.models.scorer import load_scorer
 from methods.base import Method, Received, Signal, Tokens
 from methods.budget import Budget

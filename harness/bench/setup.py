@@ -16,9 +16,10 @@ from harness.bench.settings import Settings
 from harness.bench.workloads import Workload
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
+from harness.evaluation.pruner import pruner_of
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures
-from harness.models.loading import config_in, device_of, load, pruner_of
+from harness.models.loading import config_in, device_of, load
 from harness.models.preprocessing import limits_of
 from harness.models.scorer import load_scorer
 from methods.base import Method, Signal

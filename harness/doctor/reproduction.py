@@ -112,7 +112,7 @@ class PocketModel:
         With `count`, only so many, of as many tasks as possible.
         """
         from harness.evaluation.lmms_model import PrunedModel
-        from harness.models.loading import pruner_of
+        from harness.evaluation.pruner import pruner_of
         from harness.results.response_log import Journal
 
         pruner = pruner_of(setting.config(), self.loaded.folder)

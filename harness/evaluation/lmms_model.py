@@ -22,15 +22,17 @@ from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
+from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.resize_baseline import Resizing, Shown
 from harness.evaluation.task_overrides import check_prompts
 from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
 from harness.models.calls import PIXELS
-from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
+from harness.models.loading import Loaded, family_of, load
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
+from harness.pruning.vision_cache import SharedVision
 from harness.results.response_log import Journal
 from harness.results.run_folder import digest
 
@@ -82,9 +84,11 @@ class PrunedModel(lmms):
         looked_at: dict[tuple[str, int], LookedAt] | None = None,
         verify: bool = True,
         proven: Callable[[Proof], None] = lambda proof: None,
+        shared: SharedVision | None = None,
     ):
         super().__init__()
         self.loaded = loaded
+        self.shared = shared  # passes through the vision tower
         self.pruner = pruner
         self.journal = journal
         self.strict = strict
@@ -131,7 +135,7 @@ class PrunedModel(lmms):
         mine = []
         with (
             self.stages("data"),
-            self.pruner.attach(self.loaded.model, self.loaded.shared) as handle,
+            self.pruner.attach(self.loaded.model, self.shared) as handle,
             tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
         ):
             for number, batch in enumerate(self._batches(requests)):
@@ -221,7 +225,7 @@ class PrunedModel(lmms):
 
     def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
         """What the model is given, which is made once for all runs that show the same batch to the same model."""
-        processor, shared = self.loaded.processor, self.loaded.shared
+        processor, shared = self.loaded.processor, self.shared
         limits = limits_of(processor, self.loaded.config)
 
         def made() -> Any:
@@ -264,7 +268,7 @@ class PrunedModel(lmms):
 
     def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
         """Compare decoding through the cache with prefills; DecodingError if they differ."""
-        model, shared = self.loaded.model, self.loaded.shared
+        model, shared = self.loaded.model, self.shared
         again = (lambda: None) if shared is None or isinstance(handle, Resizing) else shared.again
         with handle.unrecorded():
             proof = prove(model, inputs, handle.replaying, adapter_for(model).placeholders, again)

@@ -1,7 +1,7 @@
 """What the runs of one process have in common: the model in memory, its passes through the vision tower, the tasks."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from harness.core.config import ModelConfig, RunConfig
 from harness.core.distributed import launched
@@ -16,7 +16,7 @@ from methods.base import Method
 GB = 10**9
 
 _expected: dict[str, list[Method]] = {}  # model -> the methods of the jobs to come
-_last_loaded: list[tuple[str, Loaded]] = []
+_last_loaded: list[tuple[str, Loaded, SharedVision | None]] = []
 _suites: dict[str, Suite] = {}
 
 
@@ -25,20 +25,20 @@ def expect(model: ModelConfig, method: Method) -> None:
     _expected.setdefault(digest(asdict(model)), []).append(method)
 
 
-def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> Loaded:
-    """The model, loaded once for consecutive jobs, with the vision passes that they and this job's methods share."""
+def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> tuple[Loaded, SharedVision | None]:
+    """Return the model, loaded once for consecutive jobs, and the vision passes that they and these methods share."""
     key = digest(identity.model)
     if not _last_loaded or _last_loaded[0][0] != key:
         _last_loaded.clear()  # before the next one needs the memory
-        _last_loaded.append((key, load(config.model)))
-    found = _last_loaded[0][1]
+        _last_loaded.append((key, load(config.model), None))
+    model, shared = _last_loaded[0][1:]
     expected = _expected.get(digest(asdict(config.model)), [])
     if not config.share_gb or max(len(expected), len(methods)) < 2:
-        return replace(found, shared=None)
-    if found.shared is None:
-        found = replace(found, shared=SharedVision(found.model, int(config.share_gb * GB), [*expected, *methods]))
-        _last_loaded[0] = key, found
-    return found
+        return model, None
+    if shared is None:
+        shared = SharedVision(model.model, int(config.share_gb * GB), [*expected, *methods])
+        _last_loaded[0] = key, model, shared
+    return model, shared
 
 
 def suite(config: RunConfig, identity: Identity, tasks: object, stages: Stages) -> Suite:

@@ -22,11 +22,13 @@ from harness.core.errors import UserError, one_line
 from harness.core.timing import Stages
 from harness.evaluation import datasets, reuse, task_overrides
 from harness.evaluation.identity import Identity, packages, sources
+from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.task_suite import Suite, primary
 from harness.models import checkpoint
 from harness.models.calls import HookError
-from harness.models.loading import Loaded, Pruner, device_of, family_of, pruner_of
+from harness.models.loading import Loaded, device_of, family_of
 from harness.pruning.decoding_proof import Proof
+from harness.pruning.vision_cache import SharedVision
 from harness.results.response_log import Journal
 from harness.results.run_folder import RunFolder, digest, slug
 from methods.kernels.dispatch import implementation
@@ -62,10 +64,10 @@ def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]
         stages = Stages()
         suite = reuse.suite(config, identity, wanted[-1][1].identity["tasks"], stages)
         with stages("load"):
-            loaded = reuse.loaded(config, identity, [pruner.method for pruner, _ in todo])
+            loaded, shared = reuse.loaded(config, identity, [pruner.method for pruner, _ in todo])
         _try_on(todo[-1][0], loaded)
         for p, folder in todo:
-            _complete(config, p, folder, suite, loaded, identity, stages)
+            _complete(config, p, folder, suite, loaded, shared, identity, stages)
             stages = Stages()
     if processes.first:
         for _, folder in wanted:
@@ -97,6 +99,7 @@ def _complete(
     folder: RunFolder,
     suite: Suite,
     loaded: Loaded,
+    shared: SharedVision | None,
     identity: Identity,
     stages: Stages,
 ) -> None:
@@ -135,6 +138,7 @@ def _complete(
             looked_at=suite.looked_at,
             verify=config.verify,
             proven=proven,
+            shared=shared,
         )
         with stages("scoring"):
             found = suite.run(model, config.limit, folder.path / "submissions")

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 import methods
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError, one_line
+from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.task_suite import Suite
 from harness.models import checkpoint
-from harness.models.loading import Loaded, Pruner, family_of, load, pruner_of
+from harness.models.loading import Loaded, family_of, load
 from harness.report.answers import text
 from harness.report.html import plural
 from harness.results.result import Result

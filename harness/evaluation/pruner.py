@@ -1,0 +1,116 @@
+"""A method with its budget and scorer, checked, and the context in which it prunes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import methods
+from harness.core.config import RunConfig, shipped
+from harness.core.errors import UserError, one_line
+from harness.evaluation.resize_baseline import resizing
+from harness.models import adapter_class, checkpoint
+from harness.models.loading import config_in
+from harness.models.scorer import load_scorer, shipped_scorer
+from harness.pruning.vision_cache import SharedVision
+from harness.results.run_folder import slug
+from methods.base import Method, Signal
+from methods.budget import Budget
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A method with its budget, ready to be put on a model."""
+
+    method: Method
+    name: str
+    budget: Budget
+    scorer: Path | None = None
+    seed: int = 0
+    positions: str = "keep"
+
+    @property
+    def remark(self) -> str:
+        """What results are labelled with beside the name: the files that parameters name, as "prior 1f0c3a9b"."""
+        return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.made_from.items())
+
+    @property
+    def label(self) -> str:
+        """`idpruner-0.25`, for folders and progress bars."""
+        renumbered = [] if self.positions == "keep" else [self.positions]
+        return "-".join([slug(self.name), *filter(None, [slug(self.remark)]), self.budget.label, *renumbered])
+
+    def attach(self, model: Any, shared: SharedVision | None = None) -> AbstractContextManager[Any]:
+        """The pruning context on `model`, which may share its vision passes with earlier and later ones."""
+        if self.method.stage == "pixels":
+            return resizing(model, self.budget, shared)
+        return harness.prune(
+            model,
+            self.method,
+            keep=self.budget.keep,
+            tokens=self.budget.tokens,
+            scorer=self.scorer,
+            seed=self.seed,
+            positions=self.positions,
+            shared=shared,
+        )
+
+
+def pruner_of(run: RunConfig, folder: Path) -> Pruner:
+    """The method, checked, and its scorer found and read; UserError for what is wrong or missing."""
+    method, scorer = checked_method(run, folder), None
+    try:
+        _check_made_for(method, folder)
+        if Signal.IMPORTANCE in method.needs:
+            scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
+            if scorer is None:
+                raise UserError(f"{method.name} needs a learned scorer, {folder} has none: pass model.scorer=/path")
+            check_scorer(scorer, folder)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
+
+
+def checked_method(run: RunConfig, folder: Path) -> Method:
+    """The method with its parameters, which leave nothing open and which the model can run; UserError if not.
+
+    Nothing is loaded: of the model only config.json is read, and the files of `left_beside` where they are there.
+    """
+    try:
+        beside = {parameter: folder / file for parameter, file in left_beside(run).items()}
+        found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
+        method = methods.load(run.method["name"], **{**run.params, **found})
+        method.check()
+        config = config_in(folder)
+        adapter = adapter_class(config.model_type, f"the model in {folder}")
+        adapter.check(method, config)
+        adapter.check_positions(_positions(run), method)
+    except (ValueError, TypeError) as error:
+        raise UserError(one_line(error)) from error
+    return method
+
+
+def left_beside(run: RunConfig) -> dict[str, str]:
+    """The parameters that name a file where the run names none: parameter -> file that may lie beside the weights."""
+    beside = methods.get(run.method["name"]).beside
+    return {parameter: file for parameter, file in beside.items() if run.params.get(parameter) is None}
+
+
+def _positions(run: RunConfig) -> str:
+    return run.positions if run.pruned else "keep"
+
+
+def _check_made_for(method: Method, folder: Path) -> None:
+    """ValueError if a file that a parameter names was made with another model."""
+    for name, about in method.made_from.items():
+        if "model" in about and about["model"] != checkpoint.weights_fingerprint(folder):
+            other = f"{about.get('name', 'another model')} ({about['model']})"
+            raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
+
+
+def check_scorer(scorer: Path, folder: Path) -> None:
+    """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
+    load_scorer(scorer, config_in(folder).get_text_config().hidden_size)
