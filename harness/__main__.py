@@ -5,76 +5,17 @@ last line, one JSON object. `--help` shows every choice; `-m` sweeps; results li
 """
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-import methods
-from harness.core.command import command, parse
+from harness.core.command import command
 from harness.core.config import validate
-from harness.core.config_groups import check_tasks, register
 from harness.core.distributed import launched
-from harness.core.errors import UserError, one_line
-from harness.evaluation import datasets
-from harness.evaluation.task_suite import check_scoring, check_versions, refuse_group
-from harness.models import checkpoint
-from harness.results.run_folder import check_place
+from harness.evaluation.preflight import check, check_family, check_parameters, prepare
 
 if TYPE_CHECKING:
     from harness.results.result import Result
-
-
-def prepare(overrides: list[str]) -> list[str]:
-    """Choices that need no file in conf/, and the folder's name for weights that would else be called pocket."""
-    parsed = parse(overrides)
-    for name in (name for o in parsed if o.key_or_group == "tasks" for name in _listed(o)):
-        refuse_group(name)
-    given = {override.key_or_group for override in parsed}
-    if "model.pretrained" in given and not given & {"model", "model.name"}:
-        overrides = [*overrides, "model.name='${basename:${model.pretrained}}'"]
-    return register(overrides)
-
-
-def _listed(override: Override) -> list[str]:
-    """The names in `tasks=`, be it one, a list or a sweep."""
-    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    if [] in values:
-        raise UserError("tasks=[] names no task: choose at least one, as in tasks=pocket_existence")
-    return [str(name) for value in values for name in (value if isinstance(value, list) else [value])]
-
-
-def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong without importing torch."""
-    config = validate(cfg)
-    check_tasks(config.tasks)
-    check_versions()
-    check_scoring(config.tasks, config.limit)
-    datasets.local(config.tasks, config.data_root)
-    check_place(Path(config.runs))
-    (checkpoint.at_hand if config.dry_run else checkpoint.check)(config.model)
-
-
-def check_parameters(cfg: DictConfig) -> None:
-    """The method refuses what it does not know or cannot work with; this imports torch."""
-    config = validate(cfg)
-    try:
-        methods.load(config.method["name"], **config.params)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from error
-
-
-def check_family(cfg: DictConfig) -> None:
-    """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
-    from harness.evaluation import reuse
-    from harness.evaluation.pruner import checked_method, left_beside
-
-    config = validate(cfg)
-    if config.dry_run:
-        return  # which says it of a model that is not here, too
-    beside = left_beside(config).values()
-    reuse.expect(config.model, checked_method(config, checkpoint.described(config.model, beside)))
 
 
 def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
@@ -84,6 +25,13 @@ def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
 
     _, own = shared([point for _, point in jobs])
     show(list(zip((validate(cfg) for cfg, _ in jobs), own, strict=True)))
+
+
+def use_slurm() -> None:
+    """Let Hydra find the launcher of a cluster."""
+    from harness.evaluation import slurm
+
+    slurm.register()
 
 
 def main(cfg: DictConfig) -> None:
@@ -159,4 +107,11 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
-    command("config", main, (check, check_parameters, check_family), prepare, cluster=True, preview=preview)
+    command(
+        "config",
+        main,
+        (check, check_parameters, check_family),
+        prepare,
+        launchers={"slurm": use_slurm},
+        preview=preview,
+    )

@@ -17,12 +17,12 @@ from tiny import tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
 import harness
-from harness.__main__ import prepare
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
 from harness.analyze.collect import Noted, read
 from harness.analyze.questions import Source
 from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.evaluation.preflight import prepare
 from harness.models import loading
 from harness.pruning.handle import Kept
 from harness.results.result import collect

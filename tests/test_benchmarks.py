@@ -17,7 +17,8 @@ from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.evaluation.task_overrides import check_prompts
-from harness.evaluation.task_suite import Suite, value
+from harness.evaluation.task_suite import Suite
+from harness.results.metrics import value
 from harness.results.paper import facts
 
 SUITES = ("paper_image", "paper_video")

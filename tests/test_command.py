@@ -159,7 +159,7 @@ def test_the_unpruned_model_takes_no_budget():
 
 
 def test_weights_of_the_users_own_are_called_by_their_folder(tmp_path):
-    from harness.__main__ import prepare
+    from harness.evaluation.preflight import prepare
 
     def name(*overrides):
         return command.compose("config", prepare(list(overrides))).model.name

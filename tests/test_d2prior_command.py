@@ -13,11 +13,12 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_tasks import write_tiny_tasks
 
 from harness import d2prior
-from harness.__main__ import main, prepare
+from harness.__main__ import main
 from harness.core import command
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation import runner
+from harness.evaluation.preflight import prepare
 from harness.evaluation.pruner import pruner_of
 from harness.models import loading
 from harness.models.preprocessing import PixelLimits, to_inputs

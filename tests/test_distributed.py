@@ -240,7 +240,7 @@ def test_other_commands_and_launchers_are_refused_for_several_processes(monkeypa
     for call in (
         lambda: distributed.only_one("harness.tables"),
         lambda: lmms_model.from_flat({"pretrained": "m"}),
-        lambda: cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), multirun=True, cluster=True),
+        lambda: cli._check_launcher(cli.parse(["hydra/launcher=slurm"]), multirun=True, launchers={"slurm": print}),
     ):
         with pytest.raises(UserError, match="is one process, 4 were launched: start it without torchrun or accelerate"):
             call()

@@ -13,17 +13,9 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.evaluation.task_suite import (
-    Suite,
-    check_scoring,
-    check_versions,
-    manifests,
-    numeric,
-    per_question,
-    primary,
-    refuse_group,
-    value,
-)
+from harness.evaluation.preflight import check_scoring, check_versions, refuse_group
+from harness.evaluation.task_suite import Suite, manifests
+from harness.results.metrics import numeric, per_question, primary, value
 from methods.base import Method, Selection, Tokens
 
 

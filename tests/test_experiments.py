@@ -17,7 +17,7 @@ from harness.bench.settings import settings
 from harness.core import command
 from harness.core.config_groups import check_tasks
 from harness.core.errors import UserError
-from harness.evaluation.task_suite import check_scoring
+from harness.evaluation.preflight import check_scoring
 from harness.models import adapter_class
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from tiny_tasks import write_tiny_tasks
 import methods
 from harness.evaluation import identity
 from harness.evaluation.identity import changes
-from harness.evaluation.task_suite import numeric
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from harness.results.metrics import numeric
 from harness.results.result import collect
 
 QUESTIONS = 48

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from harness.startup import importing
+from harness.core.timing import importing
 
 
 def test_garbage_is_looked_for_again_after_a_failed_import():

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
-from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.collect import Noted, gathered
 from harness.analyze.hopkins import cosines
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.core.command import command
+from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.results import plots
 

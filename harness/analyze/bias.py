@@ -18,13 +18,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
 from harness.analyze.output import leave, samples
 from harness.analyze.questions import Source
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.pruning.handle import Kept
 from harness.results import plots

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from PIL import Image
 
-from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.keeping import check_cut, kept
 from harness.analyze.output import leave
 from harness.analyze.questions import Question, Source
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.evaluation.preflight import prepare
 from harness.models.loading import Loaded, load
 from harness.pruning.handle import Kept
 from harness.report.images import shown

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 import methods
-from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.fronts import Plane, compared
 from harness.analyze.hopkins import REFERENCES
@@ -25,6 +24,7 @@ from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.results import plots
 

@@ -17,12 +17,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.__main__ import prepare
 from harness.analyze import settings
 from harness.analyze.hopkins import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
 from harness.core.command import command
+from harness.evaluation.preflight import prepare
 from harness.models import adapter_for
 from harness.models.adapter import Adapter
 from harness.models.calls import Call

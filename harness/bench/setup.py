@@ -9,22 +9,19 @@ from typing import Any
 
 from torch import nn
 
-import methods
 from harness.bench import workloads
 from harness.bench.contestants import Contestant
 from harness.bench.settings import Settings
 from harness.bench.workloads import Workload
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
-from harness.evaluation.pruner import pruner_of
+from harness.evaluation.pruner import pruner_of, random_method
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures
 from harness.models.loading import config_in, device_of, load
 from harness.models.preprocessing import limits_of
 from harness.models.scorer import load_scorer
 from methods.base import Method, Signal
-
-NO_FILE = "none"  # the value of a parameter that names a file which random weights do not have
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,6 @@ def allowed_in(
             continue
         found.append((run, method, scorer))
     return found
-
-
-def random_method(run: RunConfig) -> Method:
-    """Return the method of a run without weights, beside which a file might lie that it asks for."""
-    name, params = run.method["name"], dict(run.params)
-    params |= {parameter: NO_FILE for parameter in methods.get(name).beside if params.get(parameter) is None}
-    return methods.load(name, **params)
 
 
 def _width(config: Any) -> int:

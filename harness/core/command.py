@@ -8,9 +8,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import hydra
@@ -26,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.core.config import conf
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, one_line
-from harness.startup import importing
+from harness.core.timing import importing
 
 VERSION_BASE = "1.3"
 
@@ -36,21 +37,21 @@ def command(
     task: Callable[[DictConfig], None],
     checks: Sequence[Callable[[DictConfig], Any]] = (),
     prepare: Callable[[list[str]], list[str]] | None = None,
-    cluster: bool = False,
+    launchers: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     preview: Callable[[list[tuple[DictConfig, list[str]]]], None] | None = None,
     several: bool = False,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
-    command-line overrides (to register choices that have no file in conf/). With `cluster`, `hydra/launcher=slurm`
+    command-line overrides (to register choices that have no file in conf/). With `launchers`, `hydra/launcher=slurm`
     submits the jobs, and torchrun may start several processes for them; with `several`, only the latter. With
     dry_run=true, `preview` gets all jobs with their overrides, and nothing is run.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
     try:
-        if not (cluster or several):
+        if not (launchers or several):
             only_one(_module(config_name))
         parser = get_args_parser()
         parser.error = fail  # type: ignore[method-assign]
@@ -61,7 +62,7 @@ def command(
         overrides = prepare(overrides) if prepare else overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
-            _check_launcher(parse(overrides), args.multirun, cluster)
+            _check_launcher(parse(overrides), args.multirun, launchers)
             with importing():  # torch, which some checks need
                 jobs = _checked_jobs(
                     args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
@@ -215,7 +216,7 @@ def _checked_jobs(
     return jobs
 
 
-def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) -> None:
+def _check_launcher(overrides: list[Override], multirun: bool, launchers: Mapping[str, Callable[[], None]]) -> None:
     """UserError unless this command can be launched so; lets Hydra find the launcher of the cluster."""
     named = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
     if other := named - {"basic", "slurm"}:
@@ -223,7 +224,7 @@ def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) ->
     if "slurm" not in named:
         return
     only_one("a sweep with hydra/launcher=slurm")
-    if not cluster:
+    if not launchers:
         raise UserError("hydra/launcher=slurm is for python -m harness: start this command in a job of its own")
     if not multirun:
         raise UserError("hydra/launcher=slurm submits a sweep: add -m, also for a single run")
@@ -231,10 +232,9 @@ def _check_launcher(overrides: list[Override], multirun: bool, cluster: bool) ->
         if shutil.which(program) is None:
             raise UserError(f"hydra/launcher=slurm needs {program}, which is not on this machine: use a login node")
     try:
-        from harness.evaluation import slurm
+        launchers["slurm"]()
     except ModuleNotFoundError as error:
         raise UserError("hydra/launcher=slurm needs a package: pip install hydra-submitit-launcher") from error
-    slurm.register()
 
 
 def _first_paragraph(error: BaseException) -> str:

@@ -15,11 +15,10 @@ from typing import Any
 
 from qwen_vl_utils.vision_process import smart_resize
 
-from harness.bench.setup import random_method
 from harness.core.config import RunConfig
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line
-from harness.evaluation.pruner import checked_method
+from harness.evaluation.pruner import checked_method, random_method
 from harness.evaluation.sweep_plan import of_folders, unpruned, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count

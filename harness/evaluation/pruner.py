@@ -20,6 +20,8 @@ from harness.results.run_folder import slug
 from methods.base import Method, Signal
 from methods.budget import Budget
 
+NO_FILE = "none"  # the value of a parameter that names a file which random weights do not have
+
 
 @dataclass(frozen=True)
 class Pruner:
@@ -114,3 +116,10 @@ def _check_made_for(method: Method, folder: Path) -> None:
 def check_scorer(scorer: Path, folder: Path) -> None:
     """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
     load_scorer(scorer, config_in(folder).get_text_config().hidden_size)
+
+
+def random_method(run: RunConfig) -> Method:
+    """Return the method of a run without weights, beside which a file might lie that it asks for."""
+    name, params = run.method["name"], dict(run.params)
+    params |= {parameter: NO_FILE for parameter in methods.get(name).beside if params.get(parameter) is None}
+    return methods.load(name, **params)

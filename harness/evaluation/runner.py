@@ -23,12 +23,13 @@ from harness.core.timing import Stages
 from harness.evaluation import datasets, reuse, task_overrides
 from harness.evaluation.identity import Identity, packages, sources
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.task_suite import Suite, primary
+from harness.evaluation.task_suite import Suite
 from harness.models import checkpoint
 from harness.models.calls import HookError
 from harness.models.loading import Loaded, device_of, family_of
 from harness.pruning.decoding_proof import Proof
 from harness.pruning.vision_cache import SharedVision
+from harness.results.metrics import primary
 from harness.results.response_log import Journal
 from harness.results.run_folder import RunFolder, digest, slug
 from methods.kernels.dispatch import implementation

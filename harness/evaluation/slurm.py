@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation.sweep_plan import shared, wanted_runs
-from harness.evaluation.task_suite import primary
+from harness.results.metrics import primary
 from harness.results.run_folder import RunFolder
 from harness.results.submissions import LIVE, Planned, Run, key_of, survey, write_plan
 

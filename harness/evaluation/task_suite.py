@@ -1,12 +1,7 @@
 """The bridge to lmms-eval: its tasks, its scoring, its registry; no fork and no copied task code."""
 
-import importlib.util
-import math
-import os
-import re
 import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -14,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from harness.core.config import TasksConfig, shipped
-from harness.core.config_groups import lmms_eval_tasks, task_file, task_files
+from harness.core.config import TasksConfig
+from harness.core.config_groups import task_file
 from harness.core.errors import UserError, one_line
+from harness.core.timing import importing
 from harness.evaluation import datasets, task_overrides
-from harness.startup import importing
+from harness.results.metrics import TERM, numeric, per_question, primary
 
 if TYPE_CHECKING:
     from harness.evaluation.lmms_model import LookedAt, PrunedModel
@@ -30,10 +24,6 @@ MODEL_ID = "harness"
 ALIASES = ("harness_qwen2_5_vl",)  # what it was called when there was one family
 CHECKED = 16  # questions of a task whose rows bring pictures of their own, which take time to decode
 
-_JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
-_JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
-_TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")
-
 
 def manifests() -> list[Any]:
     """What lmms-eval's entry-point group `lmms_eval.models` reads."""
@@ -41,42 +31,6 @@ def manifests() -> list[Any]:
 
     address = "harness.evaluation.lmms_model.PrunedModel"
     return [ModelManifest(model_id=MODEL_ID, aliases=ALIASES, chat_class_path=address)]
-
-
-def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
-    """UserError where lmms-eval would answer every question and only then, or over the network, fail to score them."""
-    local = task_files(shipped(tasks.include)) if tasks.include else {}
-    for name in set(tasks.metrics) & set(lmms_eval_tasks()):
-        if name in local:
-            raise UserError(f"task {name} in tasks.include={tasks.include} has a name of lmms-eval's own: rename it")
-        if name == "mme" and limit and limit % 2:
-            raise UserError(f"task mme scores questions in pairs: limit={limit} must be even")
-        if name == "vinoground" and limit:
-            raise UserError(f"task vinoground scores all its questions together: leave limit={limit} out")
-        if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
-            static = f"; {name}_static needs none" if f"{name}_static" in lmms_eval_tasks() else ""
-            raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
-
-
-def check_versions() -> None:
-    """UserError where lmms-eval cannot run on another library's version: it would say so only when it begins to ask."""
-    if importlib.util.find_spec("filelock._api") is None:
-        versions = f"lmms-eval {version('lmms-eval')} does not run with filelock {version('filelock')}"
-        raise UserError(f"{versions}, which lacks filelock._api: pip install 'filelock<4'")
-
-
-def refuse_group(name: str) -> None:
-    """UserError if `name` is a group of lmms-eval: some members have no labels or need a judge, so none is guessed."""
-    known = lmms_eval_tasks()
-    if name in known:
-        return
-    line = re.compile(rf"^group:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
-    for file in Path(os.path.commonpath(known.values())).rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if line.search(text):
-            members = yaml.safe_load(text.replace("!function", ""))["task"]
-            names = [str(m["task"] if isinstance(m, dict) else m) for m in members]
-            raise UserError(f"{name} is a group of tasks: choose some of tasks=[{','.join(names)}]")
 
 
 class Suite:
@@ -217,88 +171,12 @@ class Suite:
         return results
 
 
-def primary(scores: dict[str, dict[str, Any]], metrics: dict[str, str | None]) -> dict[str, str | None]:
-    """The metric of each task that the tables show: the one asked for, or the first; UserError if it is not there."""
-    chosen = {name: metric or next(iter(scores[name]), None) for name, metric in metrics.items()}
-    for name, metric in chosen.items():
-        value(scores[name], metric)
-    return chosen
-
-
-def numeric(results: dict[str, Any]) -> dict[str, Any]:
-    """The finite numbers, or lists of them, among a task's results, in lmms-eval's order, without standard errors."""
-    kept: dict[str, Any] = {}
-    for key, found in results.items():
-        several = isinstance(found, list | tuple)
-        numbers = [_number(item) for item in (found if several else [found])]
-        if "_stderr" not in key and None not in numbers:
-            kept[key] = numbers if several else numbers[0]
-    return kept
-
-
-def per_question(samples: list[dict[str, Any]], columns: list[str]) -> dict[str, list[Any]]:
-    """What lmms-eval aggregates: `doc_id` and, for each metric of `columns` ("accuracy,none"), a value per question.
-
-    A value is what the task's own `process_results` gave: mostly a number, for some tasks a record (MME's category and
-    score). A document stands once per filter among lmms-eval's samples, in the order of the filters.
-    """
-    pairs = [column.rpartition(",")[::2] for column in columns if "," in column]
-    filters = list(dict.fromkeys(kind for _, kind in pairs))
-    seen: Counter[int] = Counter()
-    rows: dict[int, dict[str, Any]] = {}
-    for sample in samples:
-        doc_id = int(sample["doc_id"])
-        of = filters[seen[doc_id]]
-        seen[doc_id] += 1
-        found = {f"{key},{kind}": _plain(sample[key]) for key, kind in pairs if kind == of and key in sample}
-        rows.setdefault(doc_id, {}).update(found)
-    ids = sorted(rows)
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return {"doc_id": ids} | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
-
-
-def _plain(found: Any) -> Any:
-    """A value as JSON has it: NumPy's numbers as numbers, NaN as null, what JSON cannot hold as text."""
-    if isinstance(found, dict):
-        return {str(key): _plain(item) for key, item in found.items()}
-    if isinstance(found, list | tuple | set):
-        return [_plain(item) for item in found]
-    if found is None or isinstance(found, str | bool | int):
-        return found
-    number = _number(found)
-    return str(found) if number is None and not isinstance(found, float) else number
-
-
-def _number(found: Any) -> float | None:
-    if isinstance(found, bool | str):
-        return None
-    try:
-        number = float(found)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def value(scores: dict[str, Any], metric: str | None) -> float:
-    """The number that a metric expression such as `a,none + b,none` or `c,none[2]` names among a task's scores."""
-    total = 0.0
-    for term in (metric or "").split("+"):
-        match = _TERM.fullmatch(term)
-        found = scores.get(match[1]) if match else None
-        if match and match[2] and isinstance(found, list) and int(match[2]) < len(found):
-            found = found[int(match[2])]
-        if not isinstance(found, float):
-            raise UserError(f"no metric {term.strip()!r} among {', '.join(scores) or 'no numbers'}: set tasks.metrics")
-        total += found
-    return total
-
-
 def _check_metric(name: str, metric: str | None, task: Any) -> None:
     known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
     if all(key.startswith("submission,") for key in known):
         raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
     for term in metric.split("+") if metric else ():
-        match = _TERM.fullmatch(term)
+        match = TERM.fullmatch(term)
         if not match or match[1] not in known:
             raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
 

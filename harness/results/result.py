@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
-from harness.evaluation.task_suite import value
 from harness.results.method_groups import BASELINE, group_of, group_rank
+from harness.results.metrics import value
 from harness.results.run_folder import FORMAT, SCORES, RunFolder, digest
 
 
