@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 import harness
 import methods
-from harness import __main__ as run
 from harness.core.command import command
 from harness.core.config import TasksConfig, validate
 from harness.core.errors import UserError, one_line
+from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot
 from harness.evaluation.task_suite import Suite
 from harness.models import checkpoint

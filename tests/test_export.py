@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from runs import make_run
 
-from harness import export, tracking
+from harness import export
 from harness.core import command
 from harness.core.errors import UserError
 from harness.results.result import Result
@@ -110,7 +110,7 @@ def test_weights_and_biases_gets_scores_and_answers(folder, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", spied)
     run = next(path.parent for path in (folder / "runs").glob("none-*/DONE"))
-    assert tracking.log_to_wandb([Result.of(run)], "pruning") == ["baseline"]
+    assert export.log_to_wandb([Result.of(run)], "pruning") == ["baseline"]
     assert configs[0]["project"] == "pruning"
     assert configs[0]["config"]["model"] == "m"
     assert logged[0] == {"t_one/acc": 0.75, "t_two/acc": 0.75}

@@ -8,8 +8,8 @@ from runs import make_run
 
 from harness import tables
 from harness.results import paper
+from harness.results.formats import sheet
 from harness.results.result import Result, collect
-from harness.sheet import sheet
 
 FOLDER = Path(__file__).parents[1] / "results" / "paper"
 RAW = pd.read_csv(FOLDER / paper.SCORES, dtype={"table": str, "budget": str, "group": str}).fillna(

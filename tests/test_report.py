@@ -19,9 +19,10 @@ from harness.report import images
 from harness.report.build import build
 from harness.report.prefill_times import join, read_times
 from harness.report.provenance import provenance
-from harness.report.standing import names, of_scores, short
 from harness.results.frames import read_scores
+from harness.results.labels import names, short
 from harness.results.result import collect
+from harness.results.summary import of_scores
 
 CSS = (Path(harness.report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.latex import SAME, latex, tex
-from harness.results.formats import heading, html, markdown, page
+from harness.results.formats import heading, html, markdown, page, sheet
 from harness.results.frames import read_scores
+from harness.results.latex import SAME, latex, tex
 from harness.results.table import marks, tables_of
-from harness.sheet import sheet
 
 SCORES = """method,benchmark,score,budget
 baseline,p_one,80,

@@ -18,8 +18,8 @@ from harness.analyze.ablation import check
 from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.report.standing import names
 from harness.results import plots
+from harness.results.labels import names
 from harness.results.result import Result, named
 from harness.results.stats import AVERAGE, Draws, draw, interval
 

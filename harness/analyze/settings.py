@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __main__ as run
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
+from harness.evaluation import preflight as run
 from harness.results.run_folder import check_place
 
 UNPRUNED = {"name": "none"}

@@ -14,11 +14,11 @@ from harness.report import alike, context, gallery, html, images
 from harness.report import figures as drawn
 from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
-from harness.report.standing import of_scores, standing
 from harness.results import plots
 from harness.results.frames import read_scores
 from harness.results.result import Result, collect
 from harness.results.run_folder import write_atomic
+from harness.results.summary import of_scores, standing
 
 MOST = 10_000_000  # bytes of the page
 BESIDE = 300_000  # bytes of a picture in the folder beside it

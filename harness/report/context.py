@@ -13,8 +13,8 @@ from harness.report.answers import RIGHT
 from harness.report.html import plural
 from harness.report.overview import overview
 from harness.report.provenance import provenance
-from harness.report.standing import ordered, short
 from harness.results import plots
+from harness.results.labels import ordered, short
 from harness.results.result import Result
 from harness.results.run_folder import write_atomic
 from harness.results.stats import AVERAGE

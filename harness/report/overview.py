@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.report.standing import short
+from harness.results.labels import short
 from harness.results.result import Result
 from harness.results.stats import AVERAGE
 

@@ -1,15 +1,19 @@
-"""A table in Markdown and HTML, and the cells and marks that every format has, from one data frame."""
+"""A table as a frame of text (CSV), in Markdown and in HTML, and the cells and marks that every format has."""
 
 import html as escaping
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from harness.results.method_groups import BASELINE, title_of
-from harness.results.table import Table, known_groups, marks, records
+from harness.results.table import AVERAGE, Table, known_groups, marks, records
 
+FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
+OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]
+BEHIND = ["low", "high", "lost", "gained", "agreement", "as_best"]
+DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0}
 DASH = "–"
 LEGEND = {
     "best": "bold: best of its block",
@@ -201,3 +205,26 @@ def page(fragments: str, title: str) -> str:
     top = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaping.escape(title)}</title>'
     size = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     return f"{top}{size}<style>{STYLE}</style></head><body>\n{fragments}</body></html>\n"
+
+
+def sheet(tables: Sequence[Table]) -> pd.DataFrame:
+    """All tables below each other, numbers with the digits that are shown; empty cells where nothing is known."""
+    whole = pd.concat([_text_of(table) for table in tables], ignore_index=True).fillna("")
+    scores = list(dict.fromkeys(benchmark for table in tables for benchmark in table.benchmarks))
+    order = [*FRONT, *OF_RUNS, *scores, AVERAGE, *BEHIND]
+    empty = [name for name in ("model", "tasks", "setting", "hash") if name in whole and (whole[name] == "").all()]
+    return whole[[column for column in order if column in whole and column not in empty]]
+
+
+def _text_of(table: Table) -> pd.DataFrame:
+    frame = table.frame.copy()
+    frame["method"] = frame["label"].where(frame["label"] != "", frame["method"])
+    for column, digits in {**DIGITS, **table.digits}.items():
+        if column in frame:
+            frame[column] = [_text(item, f".{digits}f") for item in frame[column]]
+    frame["lambda"] = [_text(item, "g") for item in frame["lambda"]]
+    return frame[[name for name in [*FRONT, *OF_RUNS, *table.columns, *BEHIND] if name in frame]].astype(object)
+
+
+def _text(item: Any, form: str) -> str:
+    return "" if pd.isna(item) else f"{item:{form}}"

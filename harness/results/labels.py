@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.results.method_groups import group_rank
 from harness.results.result import Result
 
 ASIDE = ("contract", "seed", "positions")  # of the pruned runs alone; the unpruned model has none of its own
@@ -67,3 +68,39 @@ def _other_sources(results: Sequence[Result]) -> list[str]:
 
 def _short(value: Any) -> str:
     return "none" if value is None else str(value)
+
+
+def names(results: Sequence[Result]) -> dict[str, str]:
+    """Hash -> the method, with the settings in which it differs from other runs of the same method and budget.
+
+    A star marks one whose tokens are cut inside the language model: a layer sees more than K on average.
+    """
+    found = {}
+    for result in results:
+        alike = [
+            r for r in results if (r.setting, r.budget, r.method) == (result.setting, result.budget, result.method)
+        ]
+        own = flat(result.about["identity"])
+        parts = ", ".join(f"{key.rpartition('.')[2]} {own.get(key)}" for key in differing(alike))
+        label = "unpruned" if result.is_baseline else result.method
+        found[result.hash] = label + "*" * inside(result) + (f" ({parts})" if parts else "")
+    return found
+
+
+def inside(result: Result) -> bool:
+    """True if early decoder layers see more tokens than are kept."""
+    seen, kept = result.tokens("per_layer"), result.tokens("kept")
+    return seen is not None and kept is not None and seen > kept
+
+
+def ordered(groups: Sequence[str]) -> list[str]:
+    """Groups of methods in the order of tables, each once."""
+    return sorted(set(groups), key=lambda group: (group_rank(group), group))
+
+
+def short(benchmarks: Sequence[str]) -> dict[str, str]:
+    """Benchmark -> its name without what all names start with, up to an underscore."""
+    first, last = min(benchmarks, default=""), max(benchmarks, default="")
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    cut = first[:same].rfind("_") + 1 if len(set(benchmarks)) > 1 else 0
+    return {name: name[cut:].replace("_", " ") for name in benchmarks}

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, by matplotlib, from the long frame of one setting (`harness.report.standing`).
+"""The pictures of a comparison, by matplotlib, from the long frame of one setting (`harness.results.summary`).
 
 Each function takes the rows of one model on one set of tasks and returns a figure, or None where there is nothing to
 draw. Colours are legible on white and on black; `inline` lets a page recolour text and rules by its own theme.
@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.standing import ordered, short
+from harness.results.labels import ordered, short
 from harness.results.stats import AVERAGE
 
 INK, MUTED, RULE = "#20242b", "#6b7480", "#d9dde3"

@@ -1,5 +1,6 @@
 """What can be said of runs in one long frame: scores, errors, intervals, flips, and what is as good as the best."""
 
+import json
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,7 +11,10 @@ import pandas as pd
 from scipy import stats
 
 from harness.core.errors import UserError
-from harness.results.frames import Result, answers, average, of_task, questions, relative
+from harness.results.frames import answers, average, budget_key, of_task, questions, relative
+from harness.results.labels import names, unlike
+from harness.results.method_groups import group_of
+from harness.results.result import Result, failures, unproven
 from harness.results.stats import (
     AVERAGE,
     LEVEL,
@@ -153,3 +157,58 @@ def _mark(block: dict[str, dict[str, Any]], part: pd.DataFrame | None, draws: Dr
         equal = math.isclose(scores[place], scores[best], rel_tol=1e-9)
         found = math.nan if equal else float(corrected[place, best])
         block[run] |= {"best": equal, "p_best": found, "as_best": found >= ALPHA}
+
+
+FACTS = ["hash", "model", "tasks", "method", "name", "group", "lambda", "params", "K", "per_layer", "questions"]
+
+
+def standing(results: Sequence[Result], resamples: int = 2000) -> tuple[pd.DataFrame, list[str]]:
+    """`summary` (a row per run and benchmark, and for their average) joined with FACTS; and its notes.
+
+    `name` tells apart the runs of one setting and budget; `params` are a method's parameters but for lambda, as JSON.
+    """
+    frame, notes = summary(results, resamples)
+    for model, tasks in dict.fromkeys(map(_place, results)):
+        alike = [result for result in results if _place(result) == (model, tasks)]
+        notes += [f"{model} on {tasks}: {note}" for note in [*unlike(alike), *failures(alike), *unproven(alike)]]
+    called = names(results)
+    facts = pd.DataFrame([_facts(result, called[result.hash]) for result in results], columns=FACTS)
+    return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes
+
+
+def _place(result: Result) -> tuple[str, str]:
+    config = result.about["config"]
+    return config["model"]["name"], config["tasks"]["name"]
+
+
+def _facts(result: Result, name: str) -> dict[str, Any]:
+    config = result.about["config"]
+    params = {key: it for key, it in config["method"].items() if key not in ("name", "lam")}
+    return {
+        "hash": result.hash,
+        "model": config["model"]["name"],
+        "tasks": config["tasks"]["name"],
+        "method": result.method,
+        "name": name,
+        "group": group_of(result.method),
+        "lambda": config["method"].get("lam"),
+        "params": json.dumps(params, sort_keys=True),
+        "K": result.tokens("budget"),
+        "per_layer": result.tokens("per_layer"),
+        "questions": sum(result.metrics["questions"].values()),
+    }
+
+
+def of_scores(raw: pd.DataFrame) -> pd.DataFrame:
+    """The same columns from raw scores without questions (`frames.read_scores`): no intervals, no tests."""
+    rows = raw.assign(setting=raw["model"] + " " + raw["tasks"], params="{}")
+    rows["hash"] = rows["setting"] + " " + rows["budget"] + " " + rows["method"] + " " + rows["lambda"].map(str)
+    several = rows.groupby(["setting", "budget", "method"])["lambda"].transform("nunique") > 1
+    rows["name"] = rows["method"] + (" (lam " + rows["lambda"].map(str) + ")").where(several, "")
+    rows["K"] = [count if kind == "tokens" else math.nan for kind, count in map(budget_key, rows["budget"])]
+    whole = rows.drop_duplicates("hash").assign(benchmark=AVERAGE, score=math.nan)
+    counts = rows["setting"].map(rows.groupby("setting")["benchmark"].nunique())
+    there = rows.groupby("hash")["relative"].transform("count") == counts  # no average over what is missing
+    means = rows[there].groupby("hash")["relative"].mean()
+    whole["relative"] = whole["hash"].map(means)
+    return pd.concat([rows, whole], ignore_index=True).reindex(columns=[*COLUMNS, *FACTS[1:]])

@@ -8,16 +8,17 @@ share its batches among GPUs. A run takes the result as model.scorer=FOLDER.
 import json
 from collections.abc import Collection
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import __main__ as run
 from harness.core.command import command, did_you_mean, parse
 from harness.core.config import RunConfig, conf, shipped, validate
 from harness.core.distributed import launched
 from harness.core.errors import UserError
+from harness.evaluation import preflight as run
 from harness.models import checkpoint
 from harness.results.run_folder import check_place
 from harness.train.recipe import Recipe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from harness.train.conversations import Source
 
 POCKET = "pocket"  # data that is drawn instead of read
+POCKET_SOURCE = "harness.pocket.questions:Drawn"  # by address: nothing here depends on the embedded models
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -70,9 +72,9 @@ def main(cfg: DictConfig) -> None:
 
 def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
     if cfg.data == POCKET:
-        from harness.pocket.questions import Drawn
-
-        return Drawn(cfg.limit, shown)
+        module, _, name = POCKET_SOURCE.partition(":")
+        drawn: Source = getattr(import_module(module), name)(cfg.limit, shown)
+        return drawn
     from harness.train.conversations import Conversations
 
     media = None if cfg.media is None else Path(str(cfg.media)).expanduser()
