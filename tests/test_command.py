@@ -177,6 +177,6 @@ def test_an_interrupted_command_says_so_in_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "argv", ["harness.status"])
     with pytest.raises(SystemExit) as stopped:
-        cli.command("status", interrupt)
+        command.command("status", interrupt)
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "error: interrupted\n"
