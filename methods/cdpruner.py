@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.budget import largest_remainder
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.dpp import greedy_map_batch
 from methods.kernels.rows import Rows
-from methods.kernels.shares import largest_remainder
 
 EPSILON = 1e-6  # above 0, so that the least relevant token can be picked at all
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from methods.kernels.shares import rounded
+from methods.budget import rounded
 
 Grids = Sequence[tuple[int, int, int]]
 

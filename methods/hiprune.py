@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal, Tokens
+from methods.budget import rounded
 from methods.grids import images
-from methods.kernels.shares import rounded
 from methods.scores import top
 
 

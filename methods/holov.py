@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, Method, Received, Selection, Signal, Tokens
+from methods.budget import largest_remainder
 from methods.kernels.cosine import directions
-from methods.kernels.shares import largest_remainder
 from methods.kernels.ties import snap
 
 TILE = 2**22  # similarities held at once

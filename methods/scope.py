@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.budget import rounded
 from methods.grids import images
 from methods.kernels.cosine import BARE_NORM
 from methods.kernels.coverage import coverage_batch
 from methods.kernels.rows import Rows
-from methods.kernels.shares import rounded
 
 
 @dataclass(kw_only=True)

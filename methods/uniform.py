@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.shares import largest_remainder
+from methods.budget import largest_remainder
 
 
 @dataclass(kw_only=True)

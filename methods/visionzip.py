@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.budget import rounded
 from methods.grids import frames
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
-from methods.kernels.shares import rounded
 from methods.scores import top
 
 

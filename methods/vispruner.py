@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.budget import rounded
 from methods.grids import images
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
-from methods.kernels.shares import rounded
 from methods.scores import top
 
 AT_ONCE = 8  # tokens dropped between two looks at the similarities, in the authors' code

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.analyze.fronts import Plane, at, compared, excess, front
+from harness.analyze.pareto import Plane, at, compared, excess, front
 
 H = np.linspace(0.2, 0.8, 7)
 

@@ -8,8 +8,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from methods.avg_pool import AvgPool
 from methods.base import Tokens
+from methods.budget import largest_remainder, rounded
 from methods.grids import cells, frames, images
-from methods.kernels.shares import largest_remainder, rounded
 from methods.random import Random
 
 GRIDS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3)

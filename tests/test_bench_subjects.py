@@ -5,9 +5,8 @@ import torch
 from test_bench import chosen
 
 import methods
-from harness.bench.contestants import Contestant
 from harness.bench.probes import PROJECTORS
-from harness.bench.setup import subject
+from harness.bench.setup import Contestant, subject
 from harness.bench.workloads import grid_of, synthetic
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError

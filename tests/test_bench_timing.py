@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from harness.bench.contestants import Contestant
 from harness.bench.measure import Footprint, rounds
+from harness.bench.setup import Contestant
 from harness.bench.statistics import Spread, break_even, savings, verdict
-from harness.bench.timers import Clock, Mark, clock_of
-from harness.bench.trace import Trace, own_times
+from harness.bench.timers import Clock, Mark, Trace, clock_of, own_times
 
 
 class FakeClock(Clock):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from plain import greedy_map, sample
 
 from methods.base import Tokens
+from methods.budget import largest_remainder
 from methods.cdpruner import CDPruner
 from methods.dpp import DPP
-from methods.kernels.shares import largest_remainder
 
 GRIDS = [[(1, 6, 6)], [(1, 3, 4), (1, 4, 6)], [(4, 3, 3)], [(2, 2, 4), (1, 5, 4)]]
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from methods import holov
 from methods.base import OFFICIAL, Tokens
+from methods.budget import largest_remainder
 from methods.holov import HoloV
-from methods.kernels.shares import largest_remainder
 
 
 def by_largest_remainder(k, sizes):

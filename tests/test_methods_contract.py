@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import methods
 from harness import list as listing
 from methods.base import LayerState, Method, Selection, Signal, Tokens
-from methods.kernels.shares import largest_remainder
+from methods.budget import largest_remainder
 from methods.testing import (
     CHECKS,
     FEATURES,

@@ -9,7 +9,7 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from harness.core.errors import UserError
-from harness.report import answers, choose, gallery, images
+from harness.report import answers, gallery, images
 from harness.results.result import collect
 
 
@@ -45,22 +45,22 @@ def test_a_damaged_file_is_named(tmp_path, name, message):
 def test_the_chosen_questions_show_as_many_differences_as_any_choice_of_greedy_steps():
     right = np.array([[1, 1, 0, 1, 1], [1, 0, 1, 0, 1], [1, 0, 1, 1, 0]], float)
     pairs = [{(a, b) for a in range(3) for b in range(3) if right[a, q] > right[b, q]} for q in range(5)]
-    chosen = choose.informative(right, 2)
+    chosen = gallery.informative(right, 2)
     assert len(set.union(*(pairs[q] for q in chosen))) == 4  # of 6 ordered pairs; two questions cannot show more
     assert 0 not in chosen  # which all answer
-    assert choose.informative(right, 9) == [0, 1, 2, 3, 4]
-    assert choose.informative(np.full((3, 4), np.nan), 2) == [0, 1]
+    assert gallery.informative(right, 9) == [0, 1, 2, 3, 4]
+    assert gallery.informative(np.full((3, 4), np.nan), 2) == [0, 1]
 
 
 def test_without_scores_the_most_varied_answers_are_shown():
-    assert choose.varied([["a", "a"], ["a", "b"], ["a", "a"]], 2) == [0, 1]
+    assert gallery.varied([["a", "a"], ["a", "b"], ["a", "a"]], 2) == [0, 1]
 
 
 def test_overlap_is_the_mean_jaccard_index(tmp_path):
     for method in ("random", "uniform", "greedy"):
         write_run(tmp_path, method)
     runs = [answers.read(result) for result in collect(tmp_path)]
-    mean, blind, questions = choose.overlap(runs)
+    mean, blind, questions = gallery.overlap(runs)
     sets = [{q: set(np.flatnonzero(a.kept())) for q, a in run.items()} for run in runs]
     for a in range(3):
         for b in range(3):

@@ -13,10 +13,10 @@ from tiny import HIDDEN, tiny_qwen
 
 import harness
 import methods
-from harness.models import adapter_for, shelf
+from harness.models import adapter_for
 from harness.models.scorer import VisionSelectorScorer
-from harness.models.shelf import Shelf
-from harness.pruning.vision_cache import SharedVision, fingerprint
+from harness.pruning import vision_cache
+from harness.pruning.vision_cache import SharedVision, Shelf, fingerprint
 from methods.base import OFFICIAL, PAPER
 
 # In front of the language model, with several things read of the tower, behind a decoder layer, merging, with a scorer
@@ -225,7 +225,7 @@ def test_a_shelf_gives_back_what_was_put_there_last():
 
 
 def test_a_full_disk_takes_nothing_more(monkeypatch, caplog):
-    monkeypatch.setattr(shelf, "RESERVE", 2**62)
+    monkeypatch.setattr(vision_cache, "RESERVE", 2**62)
     full = Shelf(memory=4)
     full.put("a", b"1234")
     full.put("b", b"1234")
@@ -234,7 +234,7 @@ def test_a_full_disk_takes_nothing_more(monkeypatch, caplog):
 
 
 def test_the_file_of_a_shelf_has_no_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(shelf.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(vision_cache.tempfile, "tempdir", str(tmp_path))
     spilling = Shelf(memory=0)
     spilling.put("a", b"1234")
     assert spilling.get("a") == b"1234"

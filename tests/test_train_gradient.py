@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from harness.train.difftopk import diff_top_k
+from harness.train.soft_mask import diff_top_k
 
 CASES = [(12, 1.0), (40, 8.0), (40, 39.0), (7, 3.5)]
 

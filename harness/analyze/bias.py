@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness.analyze import settings
-from harness.analyze.keeping import check_cut, kept
+from harness.analyze.collect import check_cut, kept
 from harness.analyze.output import leave, samples
 from harness.analyze.questions import Source
 from harness.core.command import command

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from harness.analyze import settings
-from harness.analyze.keeping import check_cut, kept
+from harness.analyze.collect import check_cut, kept
 from harness.analyze.output import leave
 from harness.analyze.questions import Question, Source
 from harness.core.command import command

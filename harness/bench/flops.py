@@ -30,8 +30,7 @@ def table(cfg: DictConfig) -> None:
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:
     """Return one row for everyone at every size, of one prompt; UserError for a family that is not counted."""
-    from harness.bench.contestants import Contestant
-    from harness.bench.setup import allowed_in, contestant_of
+    from harness.bench.setup import Contestant, allowed_in, contestant_of
     from harness.bench.workloads import synthetic
     from harness.models import checkpoint
     from harness.models.cost import architectures

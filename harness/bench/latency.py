@@ -79,7 +79,7 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
 
 def _inputs(it: Any, workload: Any, batch: int, clock: Any, repeats: int) -> dict[Any, Any]:
     """Return what each contestant is asked: the same for all but those that make images smaller."""
-    from harness.bench.preparing import prepared
+    from harness.bench.setup import prepared
 
     made = {
         contestant: prepared(contestant, workload, batch, it.model.device, clock, repeats)

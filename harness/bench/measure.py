@@ -8,10 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.bench.contestants import Contestant
 from harness.bench.probes import probed
-from harness.bench.timers import Clock
-from harness.bench.trace import Trace
+from harness.bench.setup import Contestant
+from harness.bench.timers import Clock, Trace
 from harness.core.errors import one_line
 from harness.models.adapter import Adapter
 from harness.models.calls import returned_cache

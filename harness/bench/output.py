@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 
 from harness.bench.columns import COLUMNS, STAGE_MEANINGS
-from harness.bench.contestants import Contestant
 from harness.bench.measure import Result, Times
-from harness.bench.preparing import Prepared
 from harness.bench.settings import Settings
+from harness.bench.setup import Contestant, Prepared
 from harness.bench.statistics import Spread, column, mean, savings
 from harness.models.cost import Flops, count
 from harness.results.run_folder import to_json, write_atomic

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from harness.bench.contestants import Contestant
-from harness.bench.trace import ROOT, Trace
+from harness.bench.setup import Contestant
+from harness.bench.timers import ROOT, Trace
 from harness.models.adapter import Adapter, inside_layer
 from harness.models.hooks import Handles, submodule
 from harness.pruning.handle import Pruning

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from harness.bench import workloads
-from harness.bench.contestants import Contestant
 from harness.bench.settings import Settings
+from harness.bench.timers import Clock
 from harness.bench.workloads import Workload
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
@@ -21,7 +23,10 @@ from harness.models.cost import architectures
 from harness.models.loading import config_in, device_of, load
 from harness.models.preprocessing import limits_of
 from harness.models.scorer import load_scorer
+from harness.prune import prune
+from harness.pruning.handle import Pruning
 from methods.base import Method, Signal
+from methods.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,61 @@ def allowed_in(
 
 def _width(config: Any) -> int:
     return int(config.get_text_config().hidden_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Contestant:
+    """One row of the table; without a method it is the unpruned model."""
+
+    name: str
+    params: str = ""
+    method: Method | None = None
+    budget: Budget = Budget(keep=1.0)  # noqa: RUF009 (frozen)
+    scorer: nn.Module | None = None
+    positions: str = "keep"
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """`idpruner 0.25`, `fastv variant=paper 0.25`, `unpruned`."""
+        return " ".join(filter(None, [self.name, self.params, self.budget.label])) if self.method else "unpruned"
+
+    @property
+    def resizes(self) -> bool:
+        """True if images are made smaller instead of dropping tokens."""
+        return self.method is not None and self.method.stage == "pixels"
+
+    @contextmanager
+    def pruning(self, model: nn.Module) -> Iterator[Pruning | None]:
+        """Prune `model` within the block; None where nothing is put on the model: the unpruned one, smaller images."""
+        if self.method is None or self.resizes:
+            yield None
+            return
+        settings: dict[str, Any] = {"scorer": self.scorer, "seed": self.seed, "positions": self.positions}
+        with prune(model, self.method, keep=self.budget.keep, tokens=self.budget.tokens, **settings) as pruning:
+            yield pruning
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a contestant is asked."""
+
+    workload: Workload  # as it is shown: with smaller images for one that resizes
+    whole: Workload  # as it was given
+    tensors: Any
+    took: list[float]  # milliseconds, each time
+
+
+def prepared(
+    contestant: Contestant, workload: Workload, batch: int, device: torch.device, clock: Clock, repeats: int
+) -> Prepared:
+    """Preprocess `repeats` times, after a first that does not count."""
+    shown, taken = workload.shrunk(contestant.budget) if contestant.resizes else workload, []
+    for _ in range(1 + repeats):
+        clock.wait()
+        start = clock.mark()
+        made = shown.prepare(batch)
+        tensors = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
+        clock.wait()
+        taken.append(clock.on_host(start, clock.mark()))
+    return Prepared(shown, workload, tensors, taken[1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,3 +60,100 @@ class DeviceClock(Clock):
 def clock_of(device: torch.device) -> Clock:
     """Return the clock that is right for work on `device`."""
     return DeviceClock(device) if device.type == "cuda" else Clock()
+
+
+# What a span is called where it is marked -> the stage that its time belongs to, what runs inside it not counted.
+STAGES = {
+    "vision": "vit",
+    "projector": "projector",
+    "read": "signals",
+    "score": "signals",
+    "select": "selection",
+    "cut": "cut",
+    "decoder": "llm_prefill",
+    "root": "other",
+}
+ROOT = "root"  # the whole model: its first pass ends the prefill, its second begins with the first token
+
+
+class Trace:
+    """The marks of one answer. Spans nest; those of the prefill count, later passes do not."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.marks: list[tuple[str, bool, Mark]] = []  # name of a span, whether it begins, when
+        self.start: Mark | None = None
+        self.stop: Mark | None = None
+        self.first_token: Mark | None = None
+        self._prefilled = False
+
+    def begin(self) -> None:
+        """Wait for the device, and start."""
+        self._clock.wait()
+        self.start = self._clock.mark()
+
+    def end(self) -> None:
+        """Stop, and wait for the device."""
+        self.stop = self._clock.mark()
+        self._clock.wait()
+
+    def enter(self, span: str) -> None:
+        """Note that a span begins."""
+        if not self._prefilled:
+            self.marks.append((span, True, self._clock.mark()))
+        elif span == ROOT and self.first_token is None:
+            self.first_token = self._clock.mark()
+
+    def leave(self, span: str) -> None:
+        """Note that a span ends."""
+        if not self._prefilled:
+            self.marks.append((span, False, self._clock.mark()))
+            self._prefilled = span == ROOT
+
+    def times(self, tokens: int) -> dict[str, float]:
+        """Return the milliseconds of the stages, of the prefill they add up to, and of an answer of `tokens` tokens.
+
+        RuntimeError if there was no prefill: then a hook was not reached.
+        """
+        start, stop, between = self.start, self.stop, self._clock.between
+        if start is None or stop is None or not self._prefilled:
+            raise RuntimeError("the model was not seen to read the prompt: nothing was measured")
+        first, last = self.marks[0][2], self.marks[-1][2]
+        stages = dict.fromkeys(STAGES.values(), 0.0)
+        for span, spent in own_times(self.marks, between).items():
+            stages[STAGES[span]] += spent
+        prefill = between(first, last)
+        stages["other"] = prefill - sum(spent for stage, spent in stages.items() if stage != "other")
+        first_token = stop if self.first_token is None else self.first_token
+        answer = between(start, stop)
+        return {
+            **stages,
+            "prefill": prefill,
+            "ttft": between(start, first_token),
+            "tpot": between(first_token, stop) / (tokens - 1) if tokens > 1 else 0.0,
+            "e2e": answer,
+            "host_prefill": self._clock.on_host(first, last),
+            "host_e2e": self._clock.on_host(start, stop),
+        }
+
+
+def own_times(marks: Sequence[tuple[str, bool, Mark]], between: Callable[[Mark, Mark], float]) -> dict[str, float]:
+    """Return the milliseconds spent in the spans of each name, without those of the spans inside them.
+
+    RuntimeError if a span ends that did not begin last, or does not end.
+    """
+    own: dict[str, float] = defaultdict(float)
+    open_spans: list[tuple[str, Mark]] = []
+    for span, begins, mark in marks:
+        if begins:
+            open_spans.append((span, mark))
+            continue
+        if not open_spans or open_spans[-1][0] != span:
+            raise RuntimeError(f"the span {span} ends inside {open_spans[-1][0] if open_spans else 'none'}")
+        spent = between(open_spans.pop()[1], mark)
+        own[span] += spent
+        if open_spans:
+            own[open_spans[-1][0]] -= spent
+    if open_spans:
+        raise RuntimeError(f"the span {open_spans[-1][0]} does not end")
+    return dict(own)

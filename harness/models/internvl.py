@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from harness.models import question_tokens
 from harness.models.calls import Call
 from harness.models.layout import Grid
-from harness.models.llava import Llava
-from harness.models.llava_vision import ClipTower
+from harness.models.llava import ClipTower, Llava
 
 
 class InternTower(ClipTower):
@@ -74,7 +73,7 @@ class InternVL(Llava):
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image; Qwen's format, a break behind each image."""
         configs = self._config, self.model.generation_config
-        rows = question_tokens.question(ids, kinds, *configs)
+        rows = question_tokens.chatml_question(ids, kinds, *configs)
         ends = torch.isin(ids, ids.new_tensor(question_tokens.named(configs, question_tokens.ENDS)))
         breaks = ids[1:][ends[:-1]]  # what follows the end of a turn
         first, before = ids[rows], (rows - 2).clamp(min=0)  # the image, and one token that closes it

@@ -14,7 +14,7 @@ from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, one_line
 from harness.models import adapter_class, checkpoint, make_known
 from harness.models.adapter import Adapter
-from harness.models.llava_vision import loading_options
+from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
 

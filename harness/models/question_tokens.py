@@ -1,4 +1,4 @@
-"""The question in a prompt of Qwen's chat format, found by token ids: an adapter has no tokenizer."""
+"""The question in a prompt of Qwen or Vicuna, found by token ids: an adapter has no tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BRACKETS = ("vision_start_token_id", "vision_end_token_id")
 VISUAL = ("image_token_id", "video_token_id", *BRACKETS)
 
 
-def question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
+def chatml_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     """Return the rows [T] of the words that stand in the same turn as the last visual token, before or behind it.
 
     Left out are special tokens, the role at the head of the turn, line breaks between turns, and what stands between
@@ -58,4 +58,45 @@ def named(configs: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
             values = [getattr(part, name, None) for name in names]
             for value in values:
                 found += value if isinstance(value, list) else [] if value is None else [value]
+    return found
+
+
+# What Llama's tokenizer makes of "USER:" and "ASSISTANT:" behind a space, and without one.
+USER = ((3148, 1001, 29901), (11889, 29901))
+ASSISTANT = ((319, 1799, 9047, 13566, 29901), (22933, 9047, 13566, 29901))
+SPACE, BREAK = 29871, 13
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id")
+
+
+def vicuna_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
+    """Return the rows [T] of the words in the turn of the last visual token, before or behind it.
+
+    A turn reaches from "USER:" to "ASSISTANT:", which are known by the ids that Llama's tokenizer gives them; where
+    one is missing, from the first or to the last token. So a system prompt counts only if no "USER:" ends it. Left out
+    are special tokens, and the line break behind an image. Without a template, or with another tokenizer's ids, all
+    words count. An instruction that a benchmark adds to the question is part of it.
+
+    Args:
+        ids: tokens [S] of one prompt, with its padding.
+        kinds: [S], 0 on what is not visual.
+        configs: of the model and of generation, which name special tokens.
+    """
+    place = torch.arange(len(ids), device=ids.device)
+    visual = kinds > 0
+    last = place.where(visual, 0).amax()
+    begin = max((start + len(mark) for mark in USER for start in _starts(ids, mark) if start < last), default=0)
+    end = min((start for mark in ASSISTANT for start in _starts(ids, mark) if start > last), default=len(ids))
+    special = torch.isin(ids, ids.new_tensor(named(configs, SPECIAL)))
+    words = (place >= begin) & (place < end) & ~special & ~visual
+    # "USER: <image>\n": in some versions of the tokenizer a space of its own stands in front of an image, or behind it.
+    space = (ids == SPACE) & (visual.roll(-1) | visual.roll(1))
+    line_break = (ids == BREAK) & (visual | space).roll(1)
+    return (words & ~space & ~line_break).nonzero().squeeze(1)
+
+
+def _starts(ids: Tensor, mark: tuple[int, ...]) -> list[int]:
+    """Return where the sequence `mark` begins in `ids` [S]."""
+    if len(ids) < len(mark):
+        return []
+    found: list[int] = (ids.unfold(0, len(mark), 1) == ids.new_tensor(mark)).all(1).nonzero().squeeze(1).tolist()
     return found

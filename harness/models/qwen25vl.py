@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
-from harness.models.compat import rotate_qwen25
+from harness.models.compat import rotate_qwen25, window_order
+from harness.models.hooks import submodule
 from harness.models.layout import Grid
 from harness.models.placeholder_adapter import PlaceholderAdapter
-from harness.models.question_tokens import question
-from harness.models.qwen_vision import Qwen25Tower
+from harness.models.question_tokens import chatml_question
 from harness.models.vision_tower import VisionTower
 from methods.base import Signal
 
@@ -49,7 +50,7 @@ class Qwen25VL(PlaceholderAdapter):
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image or video."""
-        return question(ids, kinds, self._config, self.model.generation_config)
+        return chatml_question(ids, kinds, self._config, self.model.generation_config)
 
     def positions(self, call: Call) -> Tensor:
         """Return the M-RoPE triples [3, B, S] of the full sequence."""
@@ -87,3 +88,62 @@ class Qwen25VL(PlaceholderAdapter):
     def _merged(self, patches: Tensor) -> list[Grid]:
         merge = int(self._config.vision_config.spatial_merge_size)
         return [(t, h // merge, w // merge) for t, h, w in patches.tolist()]
+
+
+class QwenTower(VisionTower):
+    """Four rows in sequence become one token."""
+
+    path: ClassVar[str] = "model.visual"
+    arguments: ClassVar[Arguments] = Arguments.of("grids")
+    attention_arguments: ClassVar[Arguments] = Arguments.of("rotation")
+    has_cls: ClassVar[bool] = False
+    middle: ClassVar[Mapping[str, int]] = {"official": 15, "paper": 16}
+    middle_of: ClassVar[int] = 32
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [T, H, d], cos, sin), the library's own
+
+    def __init__(self, model: nn.Module) -> None:
+        self._config: Any = getattr(model.config, "vision_config")  # noqa: B009 (unknown to the type checker)
+        submodule(model, self.path)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return int(self._config.depth)
+
+    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
+        """Return a block's attention, and its projection to q, k and v at once."""
+        attention = f"{self.path}.blocks.{layer}.attn"
+        return attention, (f"{attention}.qkv",)
+
+    def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return q and k [H, T, d], turned by the library's own function."""
+        (qkv,) = projected
+        q, k, _ = qkv.view(len(qkv), 3, int(self._config.num_heads), -1).unbind(1)
+        q, k = self.rotate(q, k, *call.require("rotation"))
+        return q.transpose(0, 1), k.transpose(0, 1)
+
+    def units(self, call: Call) -> list[int]:
+        """Return the number of patches of every image and every step of a video."""
+        return [h * w for t, h, w in call.require("grids").tolist() for _ in range(t)]
+
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
+        """Average groups of four."""
+        return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
+
+    def group(self) -> int:
+        """Return the number of patches in a token."""
+        return int(self._config.spatial_merge_size) ** 2
+
+
+class Qwen25Tower(QwenTower):
+    """Qwen2.5-VL's, of 32 layers: rows stand in window order, which stays within an image or step."""
+
+    arguments: ClassVar[Arguments] = Arguments.of("grids", "window_order")
+    rotate = staticmethod(apply_rotary_pos_emb_vision)
+
+    def merged(self, patches: Tensor, call: Call) -> Tensor:
+        """Average groups of four and undo the windows."""
+        means = super().merged(patches, call)
+        order = call.get("window_order")
+        order = window_order(self._config, call.require("grids")) if order is None else torch.as_tensor(order)
+        return means[order.to(means.device).argsort()]

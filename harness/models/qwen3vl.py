@@ -10,8 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb,
 
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
-from harness.models.qwen25vl import Qwen25VL
-from harness.models.qwen_vision import QwenTower
+from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
 class Qwen3Tower(QwenTower):

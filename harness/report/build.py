@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from harness.core.errors import UserError
-from harness.report import alike, context, gallery, html, images
+from harness.report import context, gallery, html, images
 from harness.report import figures as drawn
 from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
@@ -44,7 +44,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         return report
     out = Path(str(cfg.out))
     sample, failures = _sample(cfg, results, frame)
-    frame = alike.filled(frame, sample)
+    frame = gallery.filled(frame, sample)
     about = {**context.of_runs(cfg, results, frame, sets), "notes": notes, "failures": failures}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> 
     if cfg.gallery == "none":
         return gallery.EMPTY, []
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
-    alike.keep(sample, frame)
+    gallery.keep(sample, frame)
     file = None if cfg.sample is None else Path(str(cfg.sample))
     if file is not None and file.is_file():
         fresh = {setting["setting"] for setting in sample["settings"]}

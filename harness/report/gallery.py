@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness.core.errors import UserError, one_line
-from harness.report import answers, choose
+from harness.report import answers, gallery
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
 from harness.results.run_folder import write_atomic
@@ -71,9 +72,9 @@ def _chosen(
         return list(range(len(those)))
     known = np.array([[scores[result.hash].get(question, np.nan) for question in those] for result in group])
     if np.isfinite(known).any():
-        return choose.informative(np.where(np.isnan(known), np.nan, known >= RIGHT), per_task)
+        return gallery.informative(np.where(np.isnan(known), np.nan, known >= RIGHT), per_task)
     said = [[found[result.hash][q].text for result in group if q in found[result.hash]] for q in those]
-    return choose.varied(said, per_task)
+    return gallery.varied(said, per_task)
 
 
 def _question(
@@ -99,7 +100,7 @@ def _overlaps(group: Sequence[Result], found: Mapping[str, Mapping[Question, Ans
         at = [r for r in at if any(a.mask is not None and 0 < a.k < a.n for a in found[r.hash].values())]
         if len(at) < 2:
             continue
-        mean, blind, questions = choose.overlap([found[result.hash] for result in at])
+        mean, blind, questions = gallery.overlap([found[result.hash] for result in at])
         if questions:
             rows = [[round(float(cell), 4) for cell in row] for row in mean]
             about = {"setting": at[0].setting, "budget": budget, "runs": [result.hash for result in at]}
@@ -142,3 +143,70 @@ def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
         {key: cut(it) if key in ("answers", "orders") else it for key, it in q.items()} for q in setting["questions"]
     ]
     return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": each}
+
+
+def keep(sample: Sample, frame: pd.DataFrame) -> None:
+    """Add "agreement" to every setting: benchmark -> percent for each run, as `standing` gives it."""
+    known = frame.dropna(subset="agreement").round({"agreement": 2})
+    found = {run: dict(zip(of["benchmark"], of["agreement"], strict=True)) for run, of in known.groupby("hash")}
+    for setting in sample["settings"]:
+        setting["agreement"] = [found.get(run, {}) for run in setting["runs"]]
+
+
+def filled(frame: pd.DataFrame, sample: Sample) -> pd.DataFrame:
+    """`frame` with the agreement that the sample kept where the runs themselves have none."""
+    kept = {
+        (run, benchmark): percent
+        for setting in sample["settings"]
+        for run, each in zip(setting["runs"], setting["agreement"], strict=True)
+        for benchmark, percent in each.items()
+    }
+    cells = zip(frame["hash"], frame["benchmark"], strict=True)
+    return frame.assign(agreement=frame["agreement"].fillna(pd.Series([kept.get(cell) for cell in cells], frame.index)))
+
+
+def informative(right: np.ndarray, count: int) -> list[int]:
+    """Columns of `right` [R, Q] at which runs part, so that the few that fit show as many differences as they can.
+
+    One after the other, the question with the most pairs of runs, A right and B wrong, that no question before it
+    showed; then those that split the runs most evenly. Ties go to the first. NaN: neither right nor wrong.
+    """
+    yes, no = (right == 1).astype(np.int64), (right == 0).astype(np.int64)
+    even = yes.sum(0) * no.sum(0)
+    open_pairs = np.ones((len(right), len(right)), np.int64)
+    chosen: list[int] = []
+    for _ in range(min(count, right.shape[1])):
+        gain = np.einsum("aq,aq->q", yes, open_pairs @ no)
+        rank = gain * (even.max(initial=0) + 1) + even
+        rank[chosen] = -1
+        best = int(rank.argmax())
+        chosen.append(best)
+        open_pairs *= 1 - np.outer(yes[:, best], no[:, best])
+    return sorted(chosen)
+
+
+def varied(texts: Sequence[Sequence[str]], count: int) -> list[int]:
+    """The same for questions without scores: those with the most different answers; `texts` [Q][R]."""
+    ranked = sorted(range(len(texts)), key=lambda q: (-len(set(texts[q])), q))
+    return sorted(ranked[:count])
+
+
+def overlap(runs: Sequence[Mapping[Question, Answer]]) -> tuple[np.ndarray, float | None, int]:
+    """Mean Jaccard index [R, R] of the kept tokens, what two blind draws would share, and the number of questions.
+
+    Over the questions of which every run kept some tokens and dropped others, and says which; NaN if there is none.
+    """
+    shared = sorted(set.intersection(*({q for q, a in run.items() if a.mask and 0 < a.k < a.n} for run in runs)))
+    if not shared:
+        return np.full((len(runs), len(runs)), np.nan), None, 0
+    ends = np.cumsum([0, *(runs[0][question].n for question in shared)])[:-1]
+    masks = [np.concatenate([run[question].kept() for question in shared]) for run in runs]
+    mean = np.eye(len(runs))
+    for a in range(len(runs)):
+        for b in range(a):
+            both = np.add.reduceat(masks[a] & masks[b], ends, dtype=np.int64)
+            either = np.add.reduceat(masks[a] | masks[b], ends, dtype=np.int64)
+            mean[a, b] = mean[b, a] = (both / either).mean()
+    n = np.array([runs[0][question].n for question in shared])
+    k = np.array([runs[0][question].k for question in shared])
+    return mean, float((k / (2 * n - k)).mean()), len(shared)

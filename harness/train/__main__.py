@@ -45,8 +45,7 @@ def main(cfg: DictConfig) -> None:
     from harness.models import adapter_for
     from harness.models.loading import load
     from harness.train.loop import Training
-    from harness.train.plot import draw
-    from harness.train.state import Place
+    from harness.train.state import Place, draw
 
     config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
     processes.in_turn(lambda: checkpoint.fetch(config.model))

@@ -18,7 +18,7 @@ from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.hooks import Handles
 from harness.models.layout import Layout
-from harness.train.difftopk import diff_top_k
+from methods.scores import soft_top_k
 
 
 class SoftMask:
@@ -73,3 +73,27 @@ class SoftMask:
         hard[logits.detach().topk(count).indices] = 1
         self._binary.append(F.binary_cross_entropy(weights, hard))
         return weights
+
+
+class _DiffTopK(torch.autograd.Function):
+    """Forward: p = sigmoid(s + t) with sum p = k. Backward: t moves with s so that the sum stays."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, k: float) -> Tensor:
+        weights = soft_top_k(logits, k)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        slope = weights * (1 - weights)
+        moved = grads[0] * slope
+        return moved - slope * moved.sum() / slope.sum().clamp(min=torch.finfo(slope.dtype).tiny), None
+
+
+def diff_top_k(logits: Tensor, k: float) -> Tensor:
+    """Weights [N] in (0, 1) of `logits` [N] that sum to `k`, differentiable; 0 < k < N."""
+    weights = _DiffTopK.apply(logits, k)
+    assert isinstance(weights, Tensor)
+    return weights

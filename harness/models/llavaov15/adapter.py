@@ -14,8 +14,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Call
 from harness.models.llavaov15 import MODEL_TYPE
-from harness.models.qwen25vl import Qwen25VL
-from harness.models.qwen_vision import QwenTower
+from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
 class RiceTower(QwenTower):
