@@ -21,13 +21,13 @@ import methods
 from harness.core.command import command
 from harness.core.config import TasksConfig, validate
 from harness.core.errors import UserError, one_line
+from harness.core.files import check_place, slug
 from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot
 from harness.evaluation.task_suite import Suite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, load
 from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
-from harness.results.run_folder import check_place, slug
 from methods import d2pruner_prior
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row

@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError, one_line
+from harness.core.files import check_place, write_atomic
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
 from harness.results.result import Result, named
-from harness.results.run_folder import KEPT, RESPONSES, check_place, write_atomic
+from harness.results.run_folder import KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")

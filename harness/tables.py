@@ -16,13 +16,13 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
+from harness.core.files import check_place, slug, write_atomic
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
 from harness.results.labels import unlike
 from harness.results.latex import latex
 from harness.results.result import Result, failures, joined, named, unproven
-from harness.results.run_folder import check_place, slug, write_atomic
 from harness.results.summary import summary
 from harness.results.table import AVERAGE, Table, tables_of
 

@@ -29,9 +29,9 @@ from test_families import BUILDERS
 import harness
 from harness.bench.environment import machine
 from harness.core.errors import one_line
+from harness.core.files import write_atomic
 from harness.models import adapter_for
 from harness.pruning.decoding_proof import DecodingError, prove
-from harness.results.run_folder import write_atomic
 from methods.base import Selection
 
 RUNS = (("float32", "sdpa"), ("bfloat16", "sdpa"), ("bfloat16", "flash_attention_2"))

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from harness.results.run_folder import RunFolder, digest
+from harness.core.files import digest
+from harness.results.run_folder import RunFolder
 
 TASKS = {"t_one": 40, "t_two": 60}
 

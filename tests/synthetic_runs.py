@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.results.run_folder import RunFolder, digest
+from harness.core.files import digest
+from harness.results.run_folder import RunFolder
 
 TASKS = {"one": "accuracy,none", "two": "accuracy,none"}
 NONE = "none"

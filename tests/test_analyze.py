@@ -20,8 +20,8 @@ import harness
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
 from harness.analyze.collect import Noted, read
 from harness.analyze.questions import Source
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.preflight import prepare
 from harness.models import loading
 from harness.pruning.handle import Kept

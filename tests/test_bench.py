@@ -14,7 +14,7 @@ from harness.bench.latency import measured
 from harness.bench.measure import Runner
 from harness.bench.settings import settings
 from harness.bench.setup import subject
-from harness.core.command import compose
+from harness.core.overrides import compose
 from harness.models import adapter_for
 from harness.models.cost import architectures
 from harness.models.cost.decoder import DecoderShape

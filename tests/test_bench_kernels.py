@@ -5,8 +5,8 @@ import torch
 
 from harness.bench import kernels, published, tokens
 from harness.bench.kernel_cases import LOOPS, loop
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 
 CPU = (torch.device("cpu"), torch.float32)
 

@@ -9,8 +9,8 @@ from runs import make_run
 from harness.bench import main_job
 from harness.bench.main_job import COLUMNS, check, check_same, imported, median
 from harness.bench.subprocess_runs import STAGES
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from runs import make_run
 from harness.bench import sweep
 from harness.bench.subprocess_runs import STAGES, run, table
 from harness.bench.sweep import COLUMNS, Plan, check, check_same
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 
 METHODS = "methods=[random,{name:hiprune,variant:paper}]"
 

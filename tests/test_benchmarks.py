@@ -12,10 +12,10 @@ import miniatures
 import pytest
 from lmms_eval.api.model import lmms
 
-from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.task_overrides import check_prompts
 from harness.evaluation.task_suite import Suite
 from harness.results.metrics import value

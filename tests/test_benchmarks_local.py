@@ -10,10 +10,10 @@ import miniatures
 import pytest
 from tiny import tiny_folder
 
-from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation import datasets
 from harness.evaluation.identity import Identity
 from harness.evaluation.pruner import pruner_of

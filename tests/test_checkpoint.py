@@ -8,10 +8,10 @@ from threading import Thread
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from harness.core.command import compose
 from harness.core.config import ModelConfig
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.preflight import check_family
 from harness.models import checkpoint
 from harness.pocket import WEIGHTS

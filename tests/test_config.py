@@ -10,10 +10,10 @@ from dataclasses import fields
 import pytest
 
 import methods
-from harness.core.command import compose
 from harness.core.config import conf, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.pruner import checked_method
 from harness.pocket import WEIGHTS
 

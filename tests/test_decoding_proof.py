@@ -13,10 +13,10 @@ from runs import make_run
 from test_families import BUILDERS
 
 import harness
-from harness.core.command import compose
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation import lmms_model, reuse
 from harness.evaluation.runner import run
 from harness.models import FAMILIES, adapter_for, calls

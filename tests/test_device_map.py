@@ -15,11 +15,11 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 from harness.core import distributed
-from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.config_groups import register
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.models import loading
 from harness.models.scorer import VisionSelectorScorer, save_scorer

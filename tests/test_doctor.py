@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from runs import make_run
 
 from harness import doctor
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.doctor import __main__ as command
 from harness.doctor import band, machine, presence
 from harness.models import checkpoint

@@ -5,9 +5,10 @@ from sweeps import sweep
 
 from harness.bench.flops import counted
 from harness.bench.settings import settings
-from harness.core.command import _experiment, _meant_for, compose
+from harness.core.command import _experiment, _meant_for
 from harness.core.config import conf
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.dry_run import listed, show
 from harness.models import checkpoint, loading
 from harness.models.cost import architectures

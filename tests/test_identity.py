@@ -16,10 +16,11 @@ from PIL import Image
 from tiny import HIDDEN, tiny_folder
 
 import methods
-from harness.core.command import compose
 from harness.core.config import ModelConfig, RunConfig, TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.files import digest
+from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_model import PrunedModel
@@ -29,7 +30,6 @@ from harness.models import FAMILIES, loading
 from harness.models.preprocessing import messages_digest
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
-from harness.results.run_folder import digest
 from methods.budget import Budget
 
 PRIVATE = """

@@ -10,7 +10,7 @@ import pytest
 
 import methods
 from harness import list as listing
-from harness.core.command import parse
+from harness.core.overrides import parse
 from harness.models.qwen25vl import Qwen25VL
 from methods.base import Signal
 

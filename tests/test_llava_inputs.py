@@ -13,10 +13,10 @@ from test_inputs import LIMITS, ask, picture
 from tiny import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation.pruner import pruner_of
 from harness.evaluation.runner import run
 from harness.models import loading

@@ -15,9 +15,9 @@ from tiny import HIDDEN, tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
 import harness
-from harness.core.command import compose
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.evaluation.pruner import check_scorer, pruner_of
 from harness.models import llavaov15, loading, scorer

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import HIDDEN, tiny_folder
 
-from harness.core.command import compose
 from harness.core.config import ModelConfig, RunConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.evaluation.pruner import check_scorer, checked_method, pruner_of
 from harness.models import FAMILIES, loading

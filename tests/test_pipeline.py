@@ -7,10 +7,11 @@ import pytest
 
 from harness.__main__ import _missed
 from harness.core.config import ModelConfig, RunConfig, TasksConfig
+from harness.core.files import write_atomic
 from harness.evaluation.lmms_model import PrunedModel, Request
 from harness.evaluation.runner import _files_digest, _folder, _visual_tokens
 from harness.pocket import WEIGHTS
-from harness.results.run_folder import RunFolder, write_atomic
+from harness.results.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from PIL import Image
 from synthetic_runs import write_run
 
 import harness.report
-from harness.core.command import compose
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.report import images
 from harness.report.build import build
 from harness.report.prefill_times import join, read_times

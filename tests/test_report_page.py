@@ -13,7 +13,7 @@ from browser import PHONE, browser, chromium, opened
 from PIL import Image
 from synthetic_runs import write_run
 
-from harness.core.command import compose
+from harness.core.overrides import compose
 from harness.report import images
 from harness.report.build import build
 from harness.results.result import collect

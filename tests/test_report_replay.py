@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from harness.core.command import compose
 from harness.core.config import validate
 from harness.core.config_groups import register
+from harness.core.overrides import compose
 from harness.evaluation.runner import run
 from harness.pocket import TASKS, order
 from harness.report import gallery, images

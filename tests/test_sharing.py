@@ -10,9 +10,9 @@ from tiny import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness.core.command import compose
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
+from harness.core.overrides import compose
 from harness.evaluation import lmms_model, reuse
 from harness.evaluation.preflight import check_family
 from harness.evaluation.runner import run

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from harness.core.command import compose, parse
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose, parse
 from harness.evaluation.sweep_plan import shared
 
 slurm = pytest.importorskip("harness.evaluation.slurm")

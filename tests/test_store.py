@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from harness.core.errors import UserError
-from harness.core.files import append, write_atomic
+from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
 from harness.results.response_log import KEPT, RESPONSES, Journal
-from harness.results.run_folder import RunFolder, check_place, digest, slug, to_json
+from harness.results.run_folder import RunFolder
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
 

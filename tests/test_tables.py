@@ -12,9 +12,9 @@ from runs import make_run
 from harness import tables
 from harness.core import command
 from harness.core.errors import UserError
+from harness.core.files import to_json
 from harness.results.formats import sheet
 from harness.results.result import collect, joined, relative
-from harness.results.run_folder import to_json
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K", "kept"]
 COLUMNS = [*FRONT, "per_layer", "t", "avg", "low", "high", "lost", "gained", "agreement", "as_best"]

@@ -3,7 +3,8 @@
 import sys
 from importlib import import_module
 
-from harness.core.command import did_you_mean, fail
+from harness.core.command import fail
+from harness.core.errors import did_you_mean
 
 ANALYSES = {
     "pareto": "importance retained against clustering of what is kept, over the parameters of methods",

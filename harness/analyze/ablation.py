@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.core.files import check_place
 from harness.results import plots
 from harness.results.result import Result, average, named, relative
-from harness.results.run_folder import check_place
 from harness.results.stats import AVERAGE, draw, interval
 from harness.results.summary import standing
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness.core.errors import UserError
+from harness.core.files import to_json, write_atomic
 from harness.results import plots
-from harness.results.run_folder import to_json, write_atomic
 from harness.results.stats import Array, interval
 
 

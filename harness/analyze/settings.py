@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
+from harness.core.files import check_place
 from harness.evaluation import preflight as run
-from harness.results.run_folder import check_place
 
 UNPRUNED = {"name": "none"}
 

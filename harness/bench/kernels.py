@@ -138,7 +138,7 @@ def write(out: Path, rows: list[Row], about: Row) -> None:
     import pandas as pd
 
     from harness.bench.output import csv_of, json_of
-    from harness.results.run_folder import to_json, write_atomic
+    from harness.core.files import to_json, write_atomic
 
     out.parent.mkdir(parents=True, exist_ok=True)
     text = StringIO()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
 from harness.core.errors import UserError
-from harness.results.run_folder import check_place
+from harness.core.files import check_place
 
 _written: set[Path] = set()  # by the jobs of a sweep
 

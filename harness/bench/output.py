@@ -15,8 +15,8 @@ from harness.bench.measure import Result, Times
 from harness.bench.settings import Settings
 from harness.bench.setup import Contestant, Prepared
 from harness.bench.statistics import Spread, column, mean, savings
+from harness.core.files import to_json, write_atomic
 from harness.models.cost import Flops, count
-from harness.results.run_folder import to_json, write_atomic
 
 TERA = 1e12
 Row = dict[str, Any]

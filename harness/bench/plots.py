@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from harness.bench.screen import label
-from harness.results.run_folder import slug
+from harness.core.files import slug
 
 Row = dict[str, Any]
 # The parts of an answer in the order in which they happen; those of the choice stand out.

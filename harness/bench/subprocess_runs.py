@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
-from harness.results.run_folder import to_json, write_atomic
+from harness.core.files import to_json, write_atomic
 
 STAGES = ("load", "data", "vision", "llm", "scoring")  # as `harness.core.timing` has them, which imports torch
 STAGE_COLUMNS = {f"{stage}_s": f"of these, seconds of the stage {stage}" for stage in STAGES}

@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from harness.bench.subprocess_runs import STAGE_COLUMNS, Row, about, hand_over, run, seconds, table
-from harness.core.command import command, compose
+from harness.core.command import command
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.results.run_folder import DONE, KEPT, METRICS, RESPONSES, SCORES, check_place
+from harness.core.files import check_place
+from harness.core.overrides import compose
+from harness.results.run_folder import DONE, KEPT, METRICS, RESPONSES, SCORES
 
 COLUMNS = {
     "how": "sweep: all runs in one process; apart: each in its own, whose times are added up where run is all",

@@ -1,16 +1,11 @@
 """What every command shares: Hydra underneath, mistakes as one line with exit code 2, nothing left behind."""
 
-import atexit
-import difflib
 import os
-import re
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -18,18 +13,16 @@ import hydra
 import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.config import conf
 from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, did_you_mean, one_line
+from harness.core.overrides import VERSION_BASE, compose, first_paragraph, parse, register_resolvers
 from harness.core.timing import importing
-
-VERSION_BASE = "1.3"
 
 
 def command(
@@ -75,7 +68,7 @@ def command(
         with _until_nobody_reads():
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
     except (UserError, OmegaConfBaseException, HydraException) as error:
-        fail(_first_paragraph(error))
+        fail(first_paragraph(error))
     except KeyboardInterrupt:
         launched().tell("error: interrupted")
         sys.exit(128 + signal.SIGINT)
@@ -118,57 +111,6 @@ def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     launched().tell(f"error: {message}")
     sys.exit(2)
-
-
-def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:
-    """The nearest of `names` and `more` as a question; when none is near, all `names` and how to list the others."""
-    names, more = sorted(names), set(more)
-    near = difflib.get_close_matches(name, sorted({*names, *more}), n=5, cutoff=0.5)
-    near = [other for other in near if _likeness(name, other) > _likeness(name, near[0]) - 0.1]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(names)}" + (f", and {len(more)} that {listed_by} lists" if more else "")
-
-
-def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, other, name).ratio()
-
-
-def register_resolvers() -> None:
-    """Interpolations of conf/: the default share, the name of a folder, and a throw-away folder."""
-    OmegaConf.register_new_resolver("budget", _default_budget, replace=True)
-    OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
-
-
-def parse(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read or swept."""
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            raise UserError(f"cannot read the argument {text}: {_first_paragraph(error).split(' See ')[0]}") from error
-        if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
-            raise UserError(f"cannot sweep {text}: list the values, as in {override.key_or_group}=one,another")
-        parsed.append(override)
-    return parsed
-
-
-def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
-    """The configuration of one job; UserError names an unknown key or value in one line. `how`: as Hydra's compose."""
-    register_resolvers()
-    try:
-        with hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
-            return hydra.compose(config_name, overrides, **how)
-    except (HydraException, OmegaConfBaseException) as error:
-        key = getattr(error.__cause__, "full_key", None)
-        if overrides and key and "not in struct" in str(error.__cause__):
-            known = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
-            raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
-        cause = f" ({_first_paragraph(error.__cause__)})" if error.__cause__ else ""
-        raise UserError(_first_paragraph(error) + cause) from error
 
 
 def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
@@ -235,29 +177,3 @@ def _check_launcher(overrides: list[Override], multirun: bool, launchers: Mappin
         launchers["slurm"]()
     except ModuleNotFoundError as error:
         raise UserError("hydra/launcher=slurm needs a package: pip install hydra-submitit-launcher") from error
-
-
-def _first_paragraph(error: BaseException) -> str:
-    """Hydra appends its search path and hints to its messages, after an empty line."""
-    paragraph = re.split(r"\n\s*\n|\nConfig search path", str(error).strip())[0]
-    return " ".join(paragraph.split()) or type(error).__name__
-
-
-def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for key in cfg:
-        keys.append(f"{prefix}{key}")
-        if not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
-            keys += _flat_keys(cfg._get_node(key), f"{prefix}{key}.")
-    return keys
-
-
-def _default_budget(tokens: Any, method: str, share: float) -> float | None:
-    """A count of tokens replaces the default share; the unpruned model has no budget."""
-    return None if tokens is not None or method == "none" else share
-
-
-def _scratch() -> str:
-    folder = tempfile.mkdtemp(prefix="harness-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

@@ -1,11 +1,8 @@
 """Choices that need no file in conf/: third-party and private methods, single lmms-eval tasks, lists of tasks."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import QuotedString
 
 import methods
-from harness.core.command import did_you_mean, parse
 from harness.core.config import TasksConfig, conf, shipped
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, did_you_mean
+from harness.core.overrides import parse
+from harness.core.task_index import lmms_eval_tasks, task_files
 
-# Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
-DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 POCKET_TASKS = "harness://pocket/tasks"
 _typed: dict[str, str] = {}  # override -> what it was before `register`, where that changed it
-_TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
 def register(overrides: list[str]) -> list[str]:
@@ -61,44 +56,8 @@ def check_tasks(tasks: TasksConfig) -> None:
             raise UserError(f"unknown task {name}: {_task_hint(name, local)}")
 
 
-def task_file(name: str, include: str | None) -> Path:
-    """The file of a known task."""
-    local = task_files(shipped(include)) if include else {}
-    return {**lmms_eval_tasks(), **local}[name]
-
-
 def _task_hint(name: str, ours: Iterable[str]) -> str:
     return did_you_mean(name, ours, lmms_eval_tasks(), "python -m lmms_eval --tasks list")
-
-
-@cache
-def task_files(folder: Path) -> dict[str, Path]:
-    """Task name -> yaml file for every lmms-eval task below `folder`; read as text: importing lmms-eval is slow."""
-    found = {}
-    for root, _, files in os.walk(folder):
-        for file in sorted(files):
-            if file.endswith(".yaml"):
-                path = Path(root, file)
-                match = _TASK_LINE.search(_text(path))
-                if match:
-                    found[match[1]] = path
-    return found
-
-
-def lmms_eval_tasks() -> dict[str, Path]:
-    """The tasks that come with lmms-eval, and those of ours that are one of them but for the scorer."""
-    spec = find_spec("lmms_eval")
-    if spec is None or spec.origin is None:
-        raise UserError("lmms-eval is not installed: install the harness with its dependencies")
-    found = task_files(Path(spec.origin).parent / "tasks")
-    return {**{name: found[base] for name, base in DERIVED.items() if base in found}, **found}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read the task file {path}: {one_line(error)}") from error
 
 
 def _options(group: str) -> list[str]:

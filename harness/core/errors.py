@@ -1,5 +1,8 @@
 """What a user can put right is one line on the screen, not a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in the configuration or its surroundings; commands print it as one line and exit with code 2."""
@@ -8,3 +11,17 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error with its line breaks and runs of blanks folded."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:
+    """The nearest of `names` and `more` as a question; when none is near, all `names` and how to list the others."""
+    names, more = sorted(names), set(more)
+    near = difflib.get_close_matches(name, sorted({*names, *more}), n=5, cutoff=0.5)
+    near = [other for other in near if _likeness(name, other) > _likeness(name, near[0]) - 0.1]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(names)}" + (f", and {len(more)} that {listed_by} lists" if more else "")
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, other, name).ratio()

@@ -1,7 +1,9 @@
 """Files that are whole or as they were before, and what is said when one cannot be written or read."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,3 +64,27 @@ def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not set(keys) <= found.keys():
         raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
     return found
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """A name as one path component."""
+    return re.sub(r"[^\w.+-]+", "-", Path(name).name)
+
+
+def check_place(folder: Path, key: str = "runs") -> None:
+    """UserError unless `folder` can be made and written to; makes nothing."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise UserError(f"{key}={folder} cannot be made: {place} is a file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder} cannot be written: no permission in {place}")
+
+
+def to_json(value: Any) -> str:
+    """JSON for people and diffs: indented, ending in a newline; NaN is an error."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

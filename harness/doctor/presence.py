@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
-from harness.core.config_groups import task_file
 from harness.core.errors import UserError, one_line
+from harness.core.task_index import task_file
 from harness.doctor import ABSENT, BROKEN, OK, Finding
 from harness.evaluation import datasets as data
 from harness.models import checkpoint

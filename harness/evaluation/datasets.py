@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from harness.core.config import TasksConfig
-from harness.core.config_groups import task_file
 from harness.core.errors import UserError
+from harness.core.files import digest
+from harness.core.task_index import task_file
 from harness.models.checkpoint import content_digest
-from harness.results.run_folder import digest
 
 # What a task's code reads beside the rows, and what the Hub has in archives
 UNPACKED = {

@@ -18,13 +18,13 @@ from qwen_vl_utils.vision_process import smart_resize
 from harness.core.config import RunConfig
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line
+from harness.core.files import digest, slug
 from harness.evaluation.pruner import checked_method, random_method
 from harness.evaluation.sweep_plan import of_folders, unpruned, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
 from harness.models.loading import config_in
 from harness.models.preprocessing import Grid, PixelLimits
-from harness.results.run_folder import digest, slug
 from harness.results.submissions import LIVE, Planned, survey
 from methods.base import Method, Signal
 from methods.resize import smaller

@@ -22,13 +22,13 @@ import torch
 import methods
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
+from harness.core.files import digest
 from harness.evaluation import task_overrides
 from harness.evaluation.pruner import Pruner
 from harness.models import adapter_class, checkpoint, make_known
 from harness.models.adapter import Adapter
 from harness.models.loading import device_of
 from harness.results.labels import flat
-from harness.results.run_folder import digest
 from methods.base import Method
 from methods.kernels.dispatch import TRITON
 

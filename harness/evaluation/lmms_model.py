@@ -20,6 +20,7 @@ from tqdm import tqdm
 from harness.core.config import ModelConfig, validate
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError
+from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
 from harness.evaluation.pruner import Pruner, pruner_of
@@ -34,7 +35,6 @@ from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import SharedVision
 from harness.results.response_log import Journal
-from harness.results.run_folder import digest
 
 LookedAt = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper

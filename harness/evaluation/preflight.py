@@ -11,13 +11,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import methods
-from harness.core.command import parse
 from harness.core.config import TasksConfig, shipped, validate
-from harness.core.config_groups import check_tasks, lmms_eval_tasks, register, task_files
+from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError, one_line
+from harness.core.files import check_place
+from harness.core.overrides import parse
+from harness.core.task_index import lmms_eval_tasks, task_files
 from harness.evaluation import datasets
 from harness.models import checkpoint
-from harness.results.run_folder import check_place
 
 _JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
 _JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")

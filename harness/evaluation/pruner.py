@@ -11,12 +11,12 @@ import harness
 import methods
 from harness.core.config import RunConfig, shipped
 from harness.core.errors import UserError, one_line
+from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
 from harness.models import adapter_class, checkpoint
 from harness.models.loading import config_in
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import SharedVision
-from harness.results.run_folder import slug
 from methods.base import Method, Signal
 from methods.budget import Budget
 

@@ -5,12 +5,12 @@ from dataclasses import asdict
 
 from harness.core.config import ModelConfig, RunConfig
 from harness.core.distributed import launched
+from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
 from harness.evaluation.task_suite import Suite
 from harness.models.loading import Loaded, family_of, load
 from harness.pruning.vision_cache import SharedVision
-from harness.results.run_folder import digest
 from methods.base import Method
 
 GB = 10**9

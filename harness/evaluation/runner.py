@@ -16,9 +16,10 @@ import torch
 
 import harness
 from harness.core.config import PACKAGE, RunConfig, shipped
-from harness.core.config_groups import task_files
 from harness.core.distributed import launched
 from harness.core.errors import UserError, one_line
+from harness.core.files import digest, slug
+from harness.core.task_index import task_files
 from harness.core.timing import Stages
 from harness.evaluation import datasets, reuse, task_overrides
 from harness.evaluation.identity import Identity, packages, sources
@@ -31,7 +32,7 @@ from harness.pruning.decoding_proof import Proof
 from harness.pruning.vision_cache import SharedVision
 from harness.results.metrics import primary
 from harness.results.response_log import Journal
-from harness.results.run_folder import RunFolder, digest, slug
+from harness.results.run_folder import RunFolder
 from methods.kernels.dispatch import implementation
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.config import TasksConfig
-from harness.core.config_groups import task_file
 from harness.core.errors import UserError, one_line
+from harness.core.task_index import task_file
 from harness.core.timing import importing
 from harness.evaluation import datasets, task_overrides
 from harness.results.metrics import TERM, numeric, per_question, primary

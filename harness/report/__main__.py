@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.core.files import check_place
 from harness.report.prefill_times import files_of
-from harness.results.run_folder import check_place
 
 GALLERIES = ("page", "all", "none")
 

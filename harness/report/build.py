@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from harness.core.errors import UserError
+from harness.core.files import write_atomic
 from harness.report import context, gallery, html, images
 from harness.report import figures as drawn
 from harness.report.html import plural
@@ -17,7 +18,6 @@ from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
 from harness.results.result import Result, collect
-from harness.results.run_folder import write_atomic
 from harness.results.summary import of_scores, standing
 
 MOST = 10_000_000  # bytes of the page

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
+from harness.core.files import write_atomic
 from harness.report import figures, gallery, html
 from harness.report.answers import RIGHT
 from harness.report.html import plural
@@ -15,7 +16,6 @@ from harness.report.provenance import provenance
 from harness.results import plots
 from harness.results.labels import ordered, short
 from harness.results.result import Result
-from harness.results.run_folder import write_atomic
 from harness.results.stats import AVERAGE
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from harness.core.files import slug
 from harness.report.html import called, listed
 from harness.report.prefill_times import Times, join
 from harness.results import plots
-from harness.results.run_folder import slug
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
+from harness.core.files import write_atomic
 from harness.report import answers, gallery
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
-from harness.results.run_folder import write_atomic
 
 Sample = dict[str, Any]
 EMPTY: Sample = {"settings": [], "overlaps": []}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
+from harness.core.files import digest
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import FORMAT, SCORES, RunFolder, digest
+from harness.results.run_folder import FORMAT, SCORES, RunFolder
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 """Run folders: append-only responses, files that are whole or absent, and a marker written last."""
 
 import fcntl
-import hashlib
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,52 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.files import load, write_atomic, writing
+from harness.core.files import digest, load, to_json, write_atomic, writing
 from harness.results.response_log import KEPT, RESPONSES, Journal, others, part_name, remove
 
-__all__ = [
-    "DONE",
-    "FORMAT",
-    "KEPT",
-    "METRICS",
-    "RESPONSES",
-    "SCORES",
-    "Journal",
-    "RunFolder",
-    "check_place",
-    "digest",
-    "slug",
-]
-__all__ += ["to_json", "write_atomic"]
+__all__ = ["DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "Journal", "RunFolder"]
 
 SCORES = "scores.json"
 METRICS = "metrics.json"
 DONE = "DONE"
 FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages by their full version
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def slug(name: str) -> str:
-    """A name as one path component."""
-    return re.sub(r"[^\w.+-]+", "-", Path(name).name)
-
-
-def check_place(folder: Path, key: str = "runs") -> None:
-    """UserError unless `folder` can be made and written to; makes nothing."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not place.is_dir():
-        raise UserError(f"{key}={folder} cannot be made: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={folder} cannot be written: no permission in {place}")
-
-
-def to_json(value: Any) -> str:
-    """JSON for people and diffs: indented, ending in a newline; NaN is an error."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class RunFolder:

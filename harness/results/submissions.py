@@ -17,8 +17,7 @@ from typing import Any
 
 from harness.core.distributed import OTHER_ENDED
 from harness.core.errors import UserError
-from harness.core.files import write_atomic
-from harness.results.run_folder import digest, to_json
+from harness.core.files import digest, to_json, write_atomic
 
 SWEEPS = ".sweeps"
 LIVE = ("running", "queued", "submitted")

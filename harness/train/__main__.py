@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.core.command import command, did_you_mean, parse
+from harness.core.command import command
 from harness.core.config import RunConfig, conf, shipped, validate
 from harness.core.distributed import launched
-from harness.core.errors import UserError
+from harness.core.errors import UserError, did_you_mean
+from harness.core.files import check_place
+from harness.core.overrides import parse
 from harness.evaluation import preflight as run
 from harness.models import checkpoint
-from harness.results.run_folder import check_place
 from harness.train.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -1,0 +1,84 @@
+"""Hydra's `key=value` arguments: read, composed into a configuration, and refused in one line."""
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.core.config import conf
+from harness.core.errors import UserError, did_you_mean
+
+VERSION_BASE = "1.3"
+
+
+def register_resolvers() -> None:
+    """Interpolations of conf/: the default share, the name of a folder, and a throw-away folder."""
+    OmegaConf.register_new_resolver("budget", _default_budget, replace=True)
+    OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read or swept."""
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(f"cannot read the argument {text}: {first_paragraph(error).split(' See ')[0]}") from error
+        if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
+            raise UserError(f"cannot sweep {text}: list the values, as in {override.key_or_group}=one,another")
+        parsed.append(override)
+    return parsed
+
+
+def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
+    """The configuration of one job; UserError names an unknown key or value in one line. `how`: as Hydra's compose."""
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
+            return hydra.compose(config_name, overrides, **how)
+    except (HydraException, OmegaConfBaseException) as error:
+        key = getattr(error.__cause__, "full_key", None)
+        if overrides and key and "not in struct" in str(error.__cause__):
+            known = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
+            raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
+        cause = f" ({first_paragraph(error.__cause__)})" if error.__cause__ else ""
+        raise UserError(first_paragraph(error) + cause) from error
+
+
+def first_paragraph(error: BaseException) -> str:
+    """Return a message of Hydra without the search path and the hints that it appends after an empty line."""
+    paragraph = re.split(r"\n\s*\n|\nConfig search path", str(error).strip())[0]
+    return " ".join(paragraph.split()) or type(error).__name__
+
+
+def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in cfg:
+        keys.append(f"{prefix}{key}")
+        if not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
+            keys += _flat_keys(cfg._get_node(key), f"{prefix}{key}.")
+    return keys
+
+
+def _default_budget(tokens: Any, method: str, share: float) -> float | None:
+    """A count of tokens replaces the default share; the unpruned model has no budget."""
+    return None if tokens is not None or method == "none" else share
+
+
+def _scratch() -> str:
+    folder = tempfile.mkdtemp(prefix="harness-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
