@@ -12,8 +12,8 @@ from methods.base import Method, Selection, Tokens
 from methods.kernels.dpp import greedy_map
 from methods.kernels.mmr import mmr
 from methods.kernels.rows import Rows
-from methods.numerics import min_max
 from methods.qmmr import QMMR
+from methods.scores import min_max
 
 
 @dataclass(kw_only=True)
