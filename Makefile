@@ -21,6 +21,7 @@ test: .venv/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
