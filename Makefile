@@ -25,7 +25,7 @@ test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
-ELSEWHERE := tests/test_methods_contract.py tests/test_decoding.py tests/test_calls.py tests/test_sabotage.py tests/test_steps.py
+ELSEWHERE := tests/methods/test_contract.py tests/pruning/test_decoding.py tests/models/test_adapter_calls.py tests/pruning/test_sabotage.py tests/pruning/test_steps.py
 test-lowest test-newest: export OMP_NUM_THREADS = 1
 test-lowest test-newest: test-%: .venv-%/.installed
 	.venv-$*/bin/pytest -n 2 --dist worksteal $(ELSEWHERE)

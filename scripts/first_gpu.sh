@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The first day on a GPU, in one command:   scripts/first_gpu.sh [FOLDER]        (results/gpu)
-#   proof    decoding of every family's tiny model in bfloat16, under sdpa and flash_attention_2 (tests/prove_decoding.py)
+#   proof    decoding of every family's tiny model in bfloat16, under sdpa and flash_attention_2 (tests/helpers/prove_decoding.py)
 #   latency  stages, memory and selection loops at full size, on random weights (scripts/gpu_bench.sh)
 # Nothing is downloaded. A failed proof ends it: how fast wrong decoding is says nothing. Exit code 0: everything passed;
 # 3: something could not be run, such as FlashAttention where it is not installed; anything else: something failed.
@@ -17,7 +17,7 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 
 echo "== proof"
 proof=0
-"$python" tests/prove_decoding.py --device "$device" --out "$out/proof.json" || proof=$?
+"$python" tests/helpers/prove_decoding.py --device "$device" --out "$out/proof.json" || proof=$?
 if [ "$proof" != 0 ] && [ "$proof" != 3 ]; then
     echo "first day on a GPU: FAILED, decoding is not proven; nothing was measured" >&2
     exit "$proof"

@@ -46,7 +46,7 @@ for step in $steps; do
                 "sizes=[$sizes]" "batch=[$batches]" out="$out/sweep" plots="$out/sweep"
             ;;
         triton)
-            "$python" -m pytest tests/test_kernels_triton.py
+            "$python" -m pytest tests/methods/kernels/test_kernels_triton.py
             HARNESS_TRITON=1 bench kernels "${loops[@]}" out="$out/kernels_triton"
             ;;
         *) echo "error: no step $step: choose from kernels table4 sweep triton" >&2 && exit 2 ;;

@@ -19,7 +19,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-TESTS = ["tests/test_decoding.py"]
+TESTS = ["tests/pruning/test_decoding.py"]
 LAID_OVER = ("tokenizers", "huggingface-hub")  # named in the table
 
 

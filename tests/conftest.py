@@ -5,14 +5,14 @@ import pytest
 
 @pytest.fixture(scope="session")
 def processor():
-    from tiny import tiny_processor
+    from tiny_models import tiny_processor
 
     return tiny_processor()
 
 
 @pytest.fixture(scope="session")
 def model():
-    from tiny import tiny_qwen
+    from tiny_models import tiny_qwen
 
     return tiny_qwen()
 
@@ -20,7 +20,7 @@ def model():
 @pytest.fixture(scope="session")
 def scorer():
     import torch
-    from tiny import HIDDEN
+    from tiny_models import HIDDEN
 
     from harness.models.scorer import VisionSelectorScorer
 
@@ -30,7 +30,7 @@ def scorer():
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory):
-    """Processes that have imported everything (`forked.Forks`)."""
-    from forked import start_server
+    """Processes that have imported everything (`fork_server.Forks`)."""
+    from fork_server import start_server
 
     start_server(tmp_path_factory.mktemp("hub"))

@@ -1,8 +1,9 @@
 """The identity of a run: everything that can change an answer.
 
 Weights, data and parameters count by content. Our code counts by declared versions, so that a comment or a new name
-does not cost a sweep: `Method.version`, `Adapter.version`, `PREPROCESSING`, `CUT` and `benchmarks.SCORING`. The golden
-test (tests/test_golden.py) says which of them has to rise. Code that declares no version counts by its source text.
+does not cost a sweep: `Method.version`, `Adapter.version`, `PREPROCESSING`, `CUT` and `task_overrides.SCORING`. The
+golden test (tests/pruning/test_golden.py) says which of them has to rise. Code that declares no version counts by its
+source text.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""`python -m harness.bench` and scripts/gpu_bench.sh as they are called."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import methods
+from harness.bench import kernels
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_bench.sh"
+
+
+def command(*arguments, cwd):
+    call = [sys.executable, "-m", "harness.bench", *arguments]
+    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=1200, check=False)
+
+
+def test_operations_from_the_command_line(tmp_path):
+    done = command("flops", "model=qwen25vl7b", "keep=0.25", "sizes=[2691]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    unpruned, pruned = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert (unpruned["method"], pruned["method"], pruned["kept_tokens"]) == ("none", "idpruner", 673)
+    assert 3.5 < unpruned["prefill_tflops"] / pruned["prefill_tflops"] < 4.5
+    assert unpruned["vit_tflops"] == pruned["vit_tflops"]
+    assert "idpruner 0.25" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_kernel_beside_its_published_loop(tmp_path):
+    done = command("kernels", "sizes=[60]", "width=24", "warmup=0", "repeats=2", "out=made/kernels", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert [row["kernel"] for row in report["rows"]] == [
+        *kernels.KERNELS,
+        "mmr",
+        "maxmin",
+        "divprune",
+        "coverage",
+        "dpp",
+    ]
+    assert all(row["same"] and row["n"] == 2 and row["kept"] == 15 for row in report["rows"])
+    assert report["machine"]["processor"]
+    assert report["settings"]["dtype"] == "float32"
+    written = json.loads((tmp_path / "made" / "kernels.json").read_text())
+    assert written == report
+    with (tmp_path / "made" / "kernels.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for line, row in zip(lines, report["rows"], strict=True):
+        assert float(line["ratio"]) == pytest.approx(float(line["published_ms"]) / float(line["kernel_ms"]))
+        assert f"{row['ratio']:.1f}" in done.stdout
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    done = command("model=qwen25vl7b", "weights=tiny", "repeat=3", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "did you mean repeats?" in done.stderr
+
+
+def test_the_command_for_a_gpu_runs_through_with_a_tiny_model(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(SCRIPT.parent.parent)}
+    call = [SCRIPT, "--smoke", tmp_path / "bench"]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [len(report["rows"]) for report in reports] == [12, len(methods.names()), 2 * 9]
+    assert {row["visual_tokens"] for row in reports[1]["rows"]} == {2 * 4 * 6}
+    assert {row["error"] for report in reports[1:] for row in report["rows"]} == {None}
+    assert "pays" in done.stdout
+    names = {file.name for file in (tmp_path / "bench").rglob("*.*")}
+    assert {
+        "kernels.csv",
+        "kernels.json",
+        "table4.csv",
+        "table4.json",
+        "sweep.csv",
+        "savings-qwen25vl7b-batch1.png",
+    } <= names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_command_for_a_gpu_says_that_there_is_none(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([SCRIPT, tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "error: torch sees no GPU; try --smoke FOLDER" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,109 @@
+"""The script for the first day on a GPU, on a machine without one: what was not run never reads as passed."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import prove_decoding as script
+import pytest
+import torch
+
+from harness.pruning.decoding_proof import Proof
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CASE = script.Case("llava", "float32", "sdpa", "random", control=False)
+CONTROL = replace(CASE, control=True)
+
+
+def first_gpu(folder, **environment):
+    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    call = [SCRIPTS / "first_gpu.sh", folder]
+    return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+
+def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
+    done = first_gpu(tmp_path, DEVICE="cpu", STEPS="kernels")
+    assert done.returncode == 3, done.stderr
+    proof = json.loads((tmp_path / "proof.json").read_text())
+    flash = [case for case in proof["cases"] if case["kernel"] == "flash_attention_2"]
+    others = [case for case in proof["cases"] if case["kernel"] == "sdpa"]
+    assert len(others) == 2 * len(flash) == 2 * 5 * (4 + 2)  # families, methods and controls
+    assert {case["state"] for case in others} == {"passed"}
+    assert {case["state"] for case in flash} == {proof["verdict"]} == {"not run"}
+    assert "NOT PASSED" in done.stdout
+    assert "NOT PASSED" in done.stderr
+    assert (tmp_path / "kernels.csv").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_one_line_and_nothing_is_measured(tmp_path):
+    done = first_gpu(tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: torch sees no GPU; try DEVICE=cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "measured"), [(0, True), (1, False), (3, True), (139, False)])
+def test_nothing_is_measured_unless_decoding_is_proven(code, measured, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$*"\ncase "$1" in *prove_decoding.py) exit {code} ;; esac\n')
+    python.chmod(0o755)
+    done = first_gpu(tmp_path, PYTHON=str(python), DEVICE="cpu", STEPS="kernels")
+    assert done.returncode == code
+    assert ("-m harness.bench kernels" in done.stdout) == measured
+    assert ("first day on a GPU: passed" in done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["passed", "passed"], "passed"),
+        (["passed", "not run"], "not run"),
+        (["not run", "failed", "passed"], "failed"),
+        ([], "not run"),
+    ],
+)
+def test_passed_means_that_everything_was_run_and_passed(states, expected):
+    assert script.verdict([replace(CASE, state=state) for state in states]) == expected
+
+
+def test_a_control_that_the_comparison_does_not_notice_fails(monkeypatch):
+    assert script.checked(CONTROL, "cpu").state == "passed"
+    monkeypatch.setattr(script, "prove", lambda *arguments: Proof(2, 4, 0.0, 0.1))
+    assert script.checked(CONTROL, "cpu").state == "failed"
+    assert script.checked(CASE, "cpu").state == "passed"
+    monkeypatch.setattr(script, "prove", lambda *arguments: Proof())
+    assert script.checked(CASE, "cpu").state == "failed"  # nothing was compared
+
+
+def test_wrong_decoding_fails(monkeypatch):
+    @contextmanager
+    def block(*arguments, **named):
+        with plain(*arguments, **named) as pruning:
+            pruning.replaying = lambda replaying=pruning.replaying: wrong(pruning, replaying)
+            yield pruning
+
+    @contextmanager
+    def wrong(pruning, replaying):
+        right = pruning._selections
+        pruning._selections = [script.Selection.of((s.kept + 1) % 16) for s in right]
+        with replaying():
+            yield
+        pruning._selections = right
+
+    plain = script.harness.prune
+    monkeypatch.setattr(script.harness, "prune", block)
+    found = script.checked(CASE, "cpu")
+    assert (found.state, found.note.partition(":")[0]) == ("failed", "DecodingError")
+
+
+@pytest.mark.parametrize(("installed", "said"), [(True, ""), (False, "flash-attn is not installed")])
+def test_flash_attention_on_a_gpu_is_left_out_only_where_it_is_not_installed(installed, said, monkeypatch):
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: installed or None)
+    assert script.obstacle("flash_attention_2", "cuda").startswith(said)
+    assert script.obstacle("sdpa", "cuda") == ""
+    assert bool(script.obstacle("flash_attention_2", "cuda")) != installed

@@ -1,0 +1,294 @@
+"""Every configuration composes, and every mistake is one line with exit code 2 that leaves nothing behind."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import pytest
+
+import methods
+from harness.core.config import conf, validate
+from harness.core.config_groups import check_tasks, register
+from harness.core.errors import UserError
+from harness.core.overrides import compose
+from harness.evaluation.pruner import checked_method
+from harness.pocket import WEIGHTS
+
+CONF = conf()
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+INDEX = "model.safetensors.index.json"
+TASKS = sorted(path.stem for path in (CONF / "tasks").glob("*.yaml"))
+
+
+def composed(*overrides):
+    return validate(compose("config", register(list(overrides))))
+
+
+def run_main(*args, cwd, early_torch="raise AssertionError('imported before the configuration was checked')", **env):
+    """`python -m harness` in an empty folder, with a torch and a transformers that must not be imported."""
+    poison = cwd.parent / "poison"
+    for name in ("torch", "transformers"):
+        (poison / name).mkdir(parents=True, exist_ok=True)
+        (poison / name / "__init__.py").write_text(early_torch)
+    environment = {**os.environ, "PYTHONPATH": str(poison), **env}
+    call = [sys.executable, "-m", "harness", *args]
+    return subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def empty(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_method_and_model_composes(method, model):
+    run = composed(f"method={method}", f"model={model}")
+    assert run.method["name"] == method
+    assert run.model.name == model
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_every_suite_composes_and_its_tasks_exist(tasks):
+    run = composed(f"tasks={tasks}")
+    assert run.tasks.name == tasks
+    check_tasks(run.tasks)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_file_lists_its_parameters_with_their_defaults(method):
+    cls = methods.get(method)
+    assert composed(f"method={method}").params == {field.name: getattr(cls(), field.name) for field in fields(cls)}
+
+
+def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("task: caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"cannot read the task file .*latin\.yaml: 'utf-8' codec"):
+        composed("tasks=latin", f"tasks.include={tmp_path}")
+
+
+def test_every_built_in_method_has_a_file():
+    assert set(methods.names()) >= set(METHODS)
+    assert set(methods.BUILT_IN) == set(METHODS)
+
+
+def test_the_defaults():
+    run = composed()
+    assert (run.method["name"], run.model.name, run.tasks.name) == ("idpruner", "pocket", "pocket")
+    assert run.budget.keep == 0.25
+
+
+def test_tokens_switches_the_default_share_off():
+    assert composed("tokens=64").budget.label == "64tok"
+
+
+def test_the_unpruned_model_has_no_budget():
+    assert composed("method=none").budget.label == "1.0"
+    with pytest.raises(UserError, match=r"leave keep=0\.1 out"):
+        composed("method=none", "keep=0.1")
+
+
+def test_a_single_task_of_lmms_eval_takes_the_published_metric():
+    assert composed("tasks=pope").tasks.metrics == {"pope": "pope_accuracy,none"}
+    assert composed("tasks=gqa").tasks.metrics == {"gqa": None}
+    given = composed("tasks=pope", "tasks.metrics.pope='pope_f1_score,none'")
+    assert given.tasks.metrics == {"pope": "pope_f1_score,none"}
+
+
+def test_the_papers_suites_are_its_benchmarks():
+    image, video = composed("tasks=paper_image").tasks, composed("tasks=paper_video").tasks
+    assert (len(image.metrics), len(video.metrics)) == (11, 3)
+    assert all(image.metrics.values())
+    assert all(video.metrics.values())
+    both = composed("tasks=[paper_image,paper_video]").tasks
+    assert both.name == "paper_image+paper_video"
+    assert both.metrics == {**image.metrics, **video.metrics}
+
+
+def test_several_tasks_make_one_suite():
+    tasks = composed("tasks=[mme,mmstar]").tasks
+    assert tasks.name == "mme+mmstar"
+    assert list(tasks.metrics) == ["mme", "mmstar"]
+
+
+def test_a_private_method_with_its_parameters(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("")
+    run = composed(f"method={file}:Mine", "method.alpha=3")
+    assert run.method == {"name": f"{file}:Mine", "alpha": 3}
+
+
+def test_a_private_methods_parameter_can_be_swept(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("")
+    choice, alpha = register([f"method={file}:Mine", "method.alpha=1,2"])
+    assert choice.startswith("method=mine-Mine-")
+    assert alpha == "method.alpha=1,2"
+    assert validate(compose("config", [choice, "method.alpha=2"])).params == {"alpha": 2}
+
+
+def test_private_methods_that_share_names_are_swept_apart(tmp_path):
+    files = [tmp_path / version / "my method.py" for version in ("v1", "v2")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("")
+    names = [f"{file}:Mine" for file in files]
+    (override,) = register(["method=" + ",".join(f"'{name}'" for name in names)])
+    options = override.removeprefix("method=").split(",")
+    assert [validate(compose("config", [f"method={option}"])).method["name"] for option in options] == names
+
+
+def test_slurm_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    assert composed("hydra/launcher=slurm").model.name == "pocket"
+
+
+def test_published_metrics_belong_to_tasks_that_lmms_eval_has():
+    metrics = compose("metrics", [])
+    check_tasks(validate(compose("config", register([f"tasks=[{','.join(metrics)}]"]))).tasks)
+
+
+MISTAKES = {
+    "unknown key": (["kep=0.5"], "unknown key kep: did you mean keep?"),
+    "unknown model key": (["model.atn=sdpa"], "did you mean model.attn?"),
+    "unknown parameter": (["method.lamb=0.5"], "did you mean method.lam?"),
+    "keep of zero": (["keep=0"], "(0, 1]"),
+    "keep above one": (["keep=1.5"], "(0, 1]"),
+    "keep no number": (["keep=most"], "'most'"),
+    "tokens of zero": (["tokens=0"], "at least 1"),
+    "two budgets": (["keep=0.5", "tokens=9"], "exclude each other"),
+    "no budget": (["keep=null"], "no budget"),
+    "unknown method": (["method=idprunner"], "did you mean idpruner?"),
+    "a method like several": (["method=vis"], "did you mean vispruner or visionzip?"),
+    "a method like none": (["method=zzzz"], "known: avg_pool, cdpruner, d2pruner, dart"),
+    "a model like none": (["model=zzz"], "unknown model zzz: known: "),
+    "a task like none": (["tasks=zzzzzzz"], "that python -m lmms_eval --tasks list lists"),
+    "unknown model": (["model=qwen25vl7"], "did you mean qwen25vl7b?"),
+    "unknown task": (["tasks=mmstr"], "did you mean mmstar?"),
+    "unknown dtype": (["model.dtype=fp8"], "float32"),
+    "pixel limits": (["model.min_pixels=9000000"], "model.min_pixels"),
+    "no such folder": (["model.pretrained=/no/such/folder"], "no model folder at /no/such/folder"),
+    "mistyped folder": (["model.pretrained=my models/qwen"], "no model folder at my models/qwen"),
+    "mistyped revision": (["model.pretrained=models/qwen@v1"], "no model folder at models/qwen@v1"),
+    "no such scorer": (["model.scorer=nowhere"], "model.scorer=nowhere"),
+    "no such method file": (["method=nowhere.py:Mine"], "path/to/file.py:Class"),
+    "unparsable": (["keep=[0.5"], "keep=[0.5"),
+    "offline Hub": (["model=qwen25vl7b"], "cannot reach the Hub for Qwen/Qwen2.5-VL-7B-Instruct"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(mistake, empty):
+    args, message = MISTAKES[mistake]
+    done = run_main(*args, cwd=empty, HF_HUB_OFFLINE="1", HF_HOME=str(empty.parent / "hf"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert list(empty.iterdir()) == []
+
+
+def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_bytes((WEIGHTS / "config.json").read_bytes())
+    run = validate(compose("config", register(["method=d2pruner"])))
+    with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
+        checked_method(run, tmp_path)
+    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    assert checked_method(said, tmp_path).made_from["prior"]["digest"] == "none"
+
+
+def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
+    run = validate(compose("config", register(["method=d2pruner"])))
+    assert checked_method(run, WEIGHTS).made_from["prior"]["tasks"] == "pocket_scenes"
+    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    assert checked_method(said, WEIGHTS).made_from["prior"]["digest"] == "none"
+
+
+def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():
+    run = validate(compose("config", register(["method=d2pruner", "method.layer=0"])))
+    remedy = "the method is at layer:0: make one with python -m harness.d2prior .* layer=0, or say method.prior=none"
+    with pytest.raises(UserError, match=remedy):
+        checked_method(run, WEIGHTS)
+
+
+def test_a_hub_that_does_not_answer_fails_fast(empty):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        started = time.monotonic()
+        done = run_main("model=qwen25vl7b", cwd=empty, HF_HOME=str(empty.parent / "hf"), **hub)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "point to a local folder: model.pretrained=/path" in done.stderr
+    assert time.monotonic() - started < 20
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first_starts(empty):
+    from tiny_models import tiny_folder
+
+    model = f"model.pretrained={tiny_folder(empty.parent)}"
+    done = run_main("-m", model, "tasks=pope", "keep=0.5,0.25,2", cwd=empty)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: keep must be")
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weight file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 600_000), "cut short"),
+        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"\xff" * 64),
+            "damaged header",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"), "damaged header"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("version https://git-lfs"), "config.json is not JSON"),
+        (lambda folder: (folder / INDEX).write_text("version https://git-lfs"), f"{INDEX} is not JSON"),
+        (lambda folder: (folder / INDEX).write_text("{}"), f"{INDEX} has no weight_map"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json"),
+    ],
+)
+def test_a_damaged_model_folder_names_the_file(damage, message, tmp_path):
+    from tiny_models import tiny_folder
+
+    from harness.models.checkpoint import check
+
+    folder = tiny_folder(tmp_path)
+    config = composed(f"model.pretrained={folder}").model
+    assert check(config) == folder
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        check(config)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    from tiny_models import tiny_processor, tiny_qwen
+
+    from harness.models.checkpoint import check
+
+    tiny_qwen().save_pretrained(tmp_path, max_shard_size="200KB")
+    tiny_processor().save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    config = composed(f"model.pretrained={tmp_path}").model
+    check(config)
+    shards[1].unlink()
+    with pytest.raises(UserError, match=shards[1].name):
+        check(config)
+
+
+def test_help_says_how_and_leaves_nothing(empty):
+    done = run_main("--help", cwd=empty)
+    assert done.returncode == 0
+    assert "idpruner" in done.stdout
+    assert "keep" in done.stdout
+    assert list(empty.iterdir()) == []

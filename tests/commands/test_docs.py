@@ -1,0 +1,249 @@
+"""What the pages of docs/ show is what happens: every command is run, in order, in a folder of the page's own."""
+
+import json
+import re
+import shlex
+import sys
+import tomllib
+from dataclasses import fields
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import miniature_datasets as miniatures
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conversations import write_conversations
+from doc_guides import PAGES, ROOT, Page, Reader
+from fork_server import Forks
+from run_folders import make_run
+from tiny_models import HIDDEN, tiny_folder
+
+import harness.pocket.train as shipped_weights
+import methods
+from harness import __main__ as main_job
+from harness.core import command as cli
+from harness.core.config import ModelConfig
+from harness.models.scorer import VisionSelectorScorer, save_scorer
+from methods.base import Tokens
+
+MADE = "pocket.md"  # how the shipped weights were made, in days of computing: its commands are read, not run
+VERSIONS = "versions.md"  # its commands install environments of several gigabytes
+GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
+# What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
+MORE = {
+    "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
+    "PARTITION=gpu ACCOUNT=lab scripts/submit.sh": ["dry_run=true"],
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """What pages call /path/to/NAME: a tiny model of random weights, a scorer that fits it, data in a real form."""
+    root = tmp_path_factory.mktemp("given")
+    torch.manual_seed(0)
+    save_scorer(VisionSelectorScorer(HIDDEN, 16, init_scale=0.3), root / "selector")
+    miniatures.pope(root / "data")
+    found = {"weights": tiny_folder(root), "selector": root / "selector", "data": root / "data"}
+    found |= {"conversations.json": write_conversations(root / "media", 12), "media": root / "media"}
+    return {f"/path/to/{name}": str(place) for name, place in sorted(found.items(), reverse=True)}
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory, fork_server, given):
+    """A page's name -> a reader who has worked through it, once."""
+
+    @cache
+    def work_through(name: str) -> Reader:
+        folder = tmp_path_factory.mktemp(Path(name).stem)
+        (folder / "results").mkdir()
+        for place in ("scripts", "results/paper"):  # of the clone that a page is read in
+            (folder / place).symlink_to(ROOT / place)
+        if name == "cluster.md":
+            come_back_from_the_cluster(folder / "results" / "runs" / "qwen25vl7b" / "paper_image")
+        return Reader(PAGES[name], folder, Forks(folder, tmp_path_factory.mktemp("said")), given, MORE).work_through()
+
+    return work_through
+
+
+def come_back_from_the_cluster(place):
+    """Two runs of table 1, of one of its benchmarks."""
+    metric = "exact_match,flexible-extract"
+    for method, score in (("none", 0.83), ("idpruner", 0.80)):
+        found = {"each": {"ai2d": {metric: [1.0]}}, "scores": {"ai2d": {metric: score}}, "metric": metric}
+        make_run(place, method, model="qwen25vl7b", **found)
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_command_of_a_page_runs(name, read):
+    assert len(read(name).said) == len(PAGES[name].commands)
+
+
+def test_commands_stand_where_they_are_found():
+    """In fences, not within a line, where nobody would run them."""
+    typed = re.compile(r"(\. |python|torchrun|accelerate|make|pip|sbatch|git|scripts/\S+|hf) \S")
+    hidden = {name: [span for span in PAGES[name].spans if typed.match(span)] for name in GUIDES}
+    assert hidden == {name: [] for name in GUIDES}
+
+
+def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
+    reached = []
+    for family in ("Pocket", "LlavaPocket"):
+        monkeypatch.setattr(shipped_weights, family, lambda *given: reached.append(given) or sys.exit())
+    for command in PAGES[MADE].commands:
+        _, dash, module, *arguments = shlex.split(command)
+        assert dash == "-m"
+        if module == shipped_weights.__name__:
+            monkeypatch.setattr(sys, "argv", [module, *arguments])
+            with pytest.raises(SystemExit, match=r"^$"):
+                shipped_weights.main()
+        else:
+            cli.compose(module.removeprefix("harness."), main_job.prepare(arguments))
+            reached.append(arguments)
+    assert len(reached) == len(PAGES[MADE].commands)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    for link in PAGES[name].links:
+        file, _, part = link.partition("#")
+        found = (ROOT / "docs" / file).resolve() if file else ROOT / "docs" / name
+        assert found.exists(), link
+        heads = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if part else []
+        assert part in ["", *(re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads)], link
+
+
+def test_the_index_has_every_page():
+    index = [link for link in PAGES["README.md"].links if "/" not in link]
+    assert sorted([*index, "README.md"]) == sorted(PAGES)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("rm -r results", "a command that no test can run: rm -r results"),
+        ("python -m harness.tables runs=results/*-0.5", "nothing is called runs="),
+        ("python -m harness.tables runs=nowhere", "error: no finished run below runs=nowhere"),
+    ],
+)
+def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, fork_server):
+    page = Page("a.md")
+    vars(page)["text"] = f"# A page\n\n```\n{command}\n```\n"
+    with pytest.raises(AssertionError, match=re.escape(why)):
+        Reader(page, tmp_path, Forks(tmp_path, tmp_path), {}).work_through()
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_files_and_options_that_are_named_exist(name):
+    keys = {str(key) for file in (ROOT / "conf").glob("*.yaml") for key in yaml.safe_load(file.read_text()) or {}}
+    keys |= {f"model.{field.name}" for field in fields(ModelConfig)}
+    keys |= {"model", "method", "tasks", "experiment", "method.variant", "hydra.launcher.qos"}
+    for span in chain.from_iterable(text.split() for text in PAGES[name].spans):
+        if re.fullmatch(r"(harness|methods|conf|scripts|tests)/[\w./]+", span) and "NAME" not in span:
+            assert (ROOT / span).exists(), span
+        if option := re.fullmatch(r"([a-z_.]+)=(?!True)[\w./:,\[\]-]+", span):
+            assert option[1] in keys, span
+
+
+class TestFirstRun:
+    def test_what_is_shown_is_what_comes_out(self, read):
+        made, run = read("first-run.md").said[:2]
+        assert "-m harness" in made.out  # of make, which only says what it would do
+        ((_, shown),) = [block for block in PAGES["first-run.md"].blocks if block[0] == "text"]
+        form = {re.sub(r"\d", "0", line) for line in run.out.splitlines()}
+        assert {re.sub(r"\d", "0", line) for line in shown.splitlines()} - form == {"..."}
+
+    def test_what_was_run_is_not_run_again(self, read):
+        _, run, sweep, *_ = read("first-run.md").said
+        assert run.report["method"] == sweep.report["method"] == "idpruner"
+        assert run.report["run"] == sweep.report["run"]
+        assert "random-0.25 pocket_text" in sweep.err
+        assert "idpruner-0.25 pocket_text" not in sweep.err
+
+    def test_the_other_commands_speak_of_those_runs(self, read):
+        reader = read("first-run.md")
+        _, run, _, compared, tables, real, script = reader.said
+        assert compared.report["a"] == run.report["run"]
+        assert tables.report["runs"] == 3
+        assert all((reader.folder / file).is_file() for file in tables.report["files"])
+        assert list(real.report["scores"]) == ["pope"]
+        assert re.search(r"idpruner 16 of 64\ndivprune 16 of 64\nin common: \d+", script.out)
+
+
+class TestAddAMethod:
+    def test_it_takes_twenty_lines(self):
+        code = [line for line in PAGES["add-a-method.md"].files["my_pruner.py"].splitlines()[1:] if line.strip()]
+        assert len(code) <= 20
+
+    def test_its_page_in_the_list(self, read):
+        said = read("add-a-method.md").said[0]
+        assert "score_i = || x_i - share * mean(x) ||" in said.out
+        (found,) = said.report["methods"]
+        assert (found["params"], set(found["families"].values())) == ({"share": 1.0}, {None})
+
+    def test_its_sweep(self, read):
+        runs = read("add-a-method.md").said[1].report["runs"]
+        points = [[f"method.share={share}", f"keep={keep}"] for share in (0, 1) for keep in (0.25, 0.1)]
+        assert [row["overrides"][-2:] for row in runs[1:]] == points
+
+    def test_its_run_on_the_embedded_model(self, read):
+        reader = read("add-a-method.md")
+        lines = (reader.folder / reader.said[2].report["run"] / "kept.jsonl").read_text().splitlines()
+        assert [json.loads(line)["k"] == round(json.loads(line)["n"] / 4) for line in lines] == [True, True]
+
+    def test_its_contract(self, read):
+        assert "1 passed" in read("add-a-method.md").said[3].out
+
+    def test_its_entry_point(self, read, tmp_path, monkeypatch):
+        page = PAGES["add-a-method.md"]
+        (tmp_path / "my_pruner.py").write_text(page.files["my_pruner.py"])
+        (text,) = [text for kind, text in page.blocks if kind == "toml"]
+        points = tomllib.loads(text)["project"]["entry-points"]
+        info = tmp_path / "theirs-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+        lines = [line for group, names in points.items() for line in (f"[{group}]", *map(" = ".join, names.items()))]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "my_pruner", raising=False)
+        tokens = Tokens(torch.tensor([[1.0], [1.0], [9.0], [2.0]]), [(1, 2, 2)])
+        assert methods.load("my_pruner", share=1.0).select(tokens, 2).kept.tolist() == [0, 2]
+        assert methods.load("my_pruner", share=0.0).select(tokens, 2).kept.tolist() == [2, 3]
+
+
+def test_a_family_that_is_added_runs_every_method(read):
+    passed = re.search(r"(\d+) passed", read("add-a-model.md").said[0].out)
+    assert int(passed[1]) == len(set(methods.BUILT_IN) - {"none", "resize"}) + 2
+
+
+def test_a_cluster(read):
+    reader = read("cluster.md")
+    listed, submitted, status, _, gathered, _ = reader.said
+    beside = pd.read_csv(reader.folder / "beside.csv")
+    assert len(listed.report["runs"]) == len(json.loads(submitted.err.splitlines()[-1])["runs"]) == 1 + 9 * 2
+    assert status.report["counts"] == {"done": 2}
+    assert gathered.report["runs"] == 2 + 2  # with what torchrun ran
+    assert set(beside.loc[beside["source"] == "ours", "ai2d"]) == {83.0, 80.0}
+
+
+def test_a_report(read):
+    reader = read("read-the-report.md")
+    assert reader.said[-1].report["runs"] == 4
+    page = (reader.folder / "report.html").read_text()
+    for part in (
+        "Score against measured prefill time",
+        "only where A is right and B is wrong",
+        "a layer",
+        "lost / gained",
+    ):
+        assert part in page
+
+
+def test_a_scorer(read):
+    reader = read("train-a-scorer.md")
+    trained, used, compared, real = reader.said
+    assert (trained.report["step"], trained.report["scorer"]) == (3, "results/scorers/look/scorer")
+    assert (used.report["method"], list(compared.report["tasks"])) == ("hiprune", ["pocket_text", "avg"])
+    assert real.report["scorer"] == "results/scorers/mine/scorer"

@@ -1,0 +1,152 @@
+"""Local copies of data sets: found however they were downloaded, named when missing, part of a run's identity."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import miniature_datasets as miniatures
+import pytest
+from tiny_models import tiny_folder
+
+from harness.core.config import TasksConfig, validate
+from harness.core.config_groups import register
+from harness.core.errors import UserError
+from harness.core.overrides import compose
+from harness.evaluation import datasets
+from harness.evaluation.identity import Identity
+from harness.evaluation.pruner import pruner_of
+from harness.evaluation.runner import _folder
+from harness.evaluation.task_suite import Suite
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("miniatures")
+    for benchmark in (miniatures.pope, miniatures.mme, miniatures.ocrbench, miniatures.seedbench, miniatures.videomme):
+        benchmark(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def where(root, *tasks):
+    return datasets.local(TasksConfig(metrics=dict.fromkeys(tasks)), root if isinstance(root, dict) else str(root))
+
+
+@pytest.mark.parametrize(
+    "place", ["POPE", "lmms-lab-encoder/POPE", "lmms-lab/POPE", "datasets--lmms-lab--POPE/snapshots/0a1b"]
+)
+def test_a_copy_is_found_as_it_was_downloaded(place, root, tmp_path):
+    shutil.copytree(root / "POPE", tmp_path / place)
+    if place.startswith("datasets--"):
+        (tmp_path / "datasets--lmms-lab--POPE" / "refs").mkdir()
+        (tmp_path / "datasets--lmms-lab--POPE" / "refs" / "main").write_text("0a1b")
+    assert where(tmp_path, "pope") == {"pope": tmp_path / place}
+
+
+def test_each_task_may_have_a_folder_of_its_own(root):
+    assert where({"pope": str(root / "POPE")}, "pope", "mme") == {"pope": root / "POPE"}  # the other from the Hub
+
+
+def test_tasks_that_bring_their_data_need_no_copy(root):
+    config = validate(compose("config", register(["tasks=pocket_existence"]))).tasks
+    assert datasets.local(config, str(root)) == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "tasks", "message"),
+    [
+        ("", ["pope", "ai2d"], r"no copy of lmms-lab-encoder/ai2d \(task ai2d\) in data_root=.*: hf download"),
+        ("nowhere", ["pope"], "no copy of lmms-lab-encoder/POPE"),
+        ({"pope": "/nowhere"}, ["pope"], "no data set of task pope in /nowhere"),
+        ({"mme": "/x"}, ["pope"], "data_root has a folder for mme, but the tasks are pope"),
+    ],
+)
+def test_a_copy_that_is_missing_is_named(place, tasks, message, root):
+    with pytest.raises(UserError, match=message):
+        where(place if isinstance(place, dict) else root / place, *tasks)
+
+
+def test_archives_that_were_not_unpacked_are_named(root, tmp_path):
+    shutil.copytree(root / "Video-MME", tmp_path / "Video-MME")
+    shutil.rmtree(tmp_path / "Video-MME" / "data")
+    with pytest.raises(UserError, match="lacks data, which task videomme reads: unpack the archives of the data set"):
+        where(tmp_path, "videomme")
+
+
+@pytest.mark.parametrize("value", ["3", "[a,b]", "{pope: 3}"])
+def test_a_data_root_that_is_no_folder_is_refused(value):
+    with pytest.raises(UserError, match="data_root must be a folder or"):
+        validate(compose("config", [f"data_root={value}"]))
+
+
+def identity(model, *overrides):
+    config = validate(compose("config", register([f"model.pretrained={model}", "method=random", *overrides])))
+    return _folder(config, Identity(config, model), pruner_of(config, model)).identity
+
+
+def test_a_run_is_identified_by_what_its_data_are_and_not_by_where(root, model, tmp_path):
+    one = identity(model, "tasks=pope", f"data_root={root}")
+    shutil.copytree(root / "POPE", tmp_path / "elsewhere" / "lmms-lab" / "POPE")
+    moved = tmp_path / "elsewhere"
+    assert identity(model, "tasks=pope", f"data_root={moved}") == one
+    assert identity(model, "tasks=pope", f"data_root={{pope: {moved / 'lmms-lab' / 'POPE'}}}") == one
+    assert identity(model, "tasks=pope") != one
+    (moved / "lmms-lab" / "POPE" / ".cache").write_text("what a download leaves behind")
+    datasets.fingerprint.cache_clear()
+    assert identity(model, "tasks=pope", f"data_root={moved}") == one
+    file = next(moved.rglob("*.parquet"))
+    file.write_bytes(file.read_bytes() + b"\0")
+    datasets.fingerprint.cache_clear()
+    assert identity(model, "tasks=pope", f"data_root={moved}") != one
+
+
+def test_what_scores_a_task_and_whose_prompts_it_has_count(root, model, monkeypatch):
+    from harness.evaluation import task_overrides
+    from harness.models.qwen25vl import Qwen25VL
+
+    one, other = (identity(model, f"tasks={task}", f"data_root={root}") for task in ("ocrbench", "mme"))
+    assert one["tasks"]["scoring"] is not None
+    assert other["tasks"]["scoring"] is None  # by lmms-eval alone
+    monkeypatch.setattr(task_overrides, "SCORING", task_overrides.SCORING + 1)
+    assert identity(model, "tasks=ocrbench", f"data_root={root}") != one
+    assert identity(model, "tasks=mme", f"data_root={root}") == other
+    monkeypatch.setattr(Qwen25VL, "prompts", "qwen3_vl")
+    assert identity(model, "tasks=mme", f"data_root={root}") != other
+
+
+def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+    asked = []
+    for word in ("dog", "cat"):
+        folder = tmp_path / word
+        miniatures.pope(folder)
+        rows = miniatures.Dataset.from_parquet(str(next(folder.rglob("*.parquet"))), cache_dir=str(tmp_path / "rows"))
+        rows = rows.map(lambda row, word=word: {"question": f"Is there a {word}?"})
+        rows.to_parquet(next(folder.rglob("*.parquet")))
+        suite = Suite(TasksConfig(metrics={"pope": None}), data_root=str(folder))
+        asked.append(suite.load("pope").task_docs[0]["question"])
+    assert asked == ["Is there a dog?", "Is there a cat?"]
+
+
+def test_the_command_runs_real_tasks_on_local_copies(root, model, tmp_path):
+    call = [sys.executable, "-m", "harness", f"model.pretrained={model}", "tasks=[mme,ocrbench,seedbench,videomme]"]
+    call += ["method=random", "keep=0.5", "limit=2", f"data_root={root}", "model.batch_size=1"]
+    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert {task: sorted(scores) for task, scores in report["scores"].items()} == {
+        "mme": ["mme_perception_score,none"],
+        "ocrbench": ["ocrbench_accuracy,none"],
+        "seedbench": ["seed_all,none", "seed_image,none"],
+        "videomme": ["videomme_perception_score,none"],
+    }
+    metrics = json.loads((tmp_path / report["run"] / "metrics.json").read_text())
+    assert metrics["questions"] == dict.fromkeys(report["scores"], 2)
+    assert all(0 < counts["kept"] < counts["all"] for counts in metrics["visual_tokens"].values())

@@ -1,0 +1,102 @@
+"""`dry_run=true` says what would be run: every run once, its tokens, its operations; nothing is loaded or written."""
+
+import pytest
+from composed_sweeps import sweep
+
+from harness.bench.flops import counted
+from harness.bench.settings import settings
+from harness.core.command import _experiment, _meant_for
+from harness.core.config import conf
+from harness.core.errors import UserError
+from harness.core.overrides import compose
+from harness.evaluation.dry_run import listed, show
+from harness.models import checkpoint, loading
+from harness.models.cost import architectures
+
+EXPERIMENTS = sorted(file.stem for file in conf("experiment").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A working directory that stays empty, without the Hub and without a model in memory."""
+
+    def never(*_, **__):
+        raise AssertionError("a dry run loads and downloads nothing")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("_check_hub", "_download", "_download_file", "_has"):
+        monkeypatch.setattr(checkpoint, name, never)
+    monkeypatch.setattr(loading.transformers.AutoModelForImageTextToText, "from_pretrained", never)
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if _meant_for(name) == "harness"])
+def test_an_experiment_lists_its_runs_and_their_baseline(experiment):
+    jobs = sweep(f"experiment={experiment}")
+    baseline, *rows = listed(jobs)
+    assert (baseline.run.rpartition("/")[2], baseline.cost.kept) == ("none-1.0", baseline.cost.visual)
+    assert [row.overrides for row in rows] == [overrides for _, overrides in jobs]
+    for row, (config, _) in zip(rows, jobs, strict=True):
+        assert row.run == f"{config.model.name}/{config.tasks.name}/{config.method['name']}-{config.budget.label}"
+        assert row.cost.kept == (config.tokens or round(config.keep * row.cost.visual))
+        assert row.cost.flops > 0
+        assert row.cost.flops < baseline.cost.flops or config.model.name == "pocket"  # too small to save anything
+    assert {row.state for row in rows} == {"to do"}
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if _meant_for(name) == "harness.bench"])
+def test_an_experiment_of_the_bench_can_be_counted_before_it_is_measured(experiment):
+    chosen = settings(compose("bench", _experiment("bench", [f"experiment={experiment}"], False, False)))
+    assert len(counted(chosen)) == (1 + len(chosen.runs)) * len(chosen.sizes)
+
+
+def test_every_experiment_is_of_one_of_the_two_commands():
+    assert {_meant_for(name) for name in EXPERIMENTS} == {"harness", "harness.bench"}
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        ("llava15_7b", 24 * 24),
+        ("qwen25vl7b", 27 * 37),  # 768 x 1024 pixels, 28 a side
+        ("pocket", 13 * 18),  # made smaller: at most 448 x 448 pixels
+    ],
+)
+def test_operations_are_near_two_for_every_weight_and_token(model, tokens):
+    unpruned, pruned = listed(sweep("method=random", "keep=0.5", f"model={model}", "tasks=pocket_image"))
+    assert unpruned.cost.visual == tokens
+    assert pruned.cost.kept == round(tokens / 2)
+    if model == "pocket":
+        return
+    text = architectures.config_of(model).get_text_config()
+    head = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+    layer = text.hidden_size * (2 * text.hidden_size + 2 * head + 3 * text.intermediate_size)
+    saved = unpruned.cost.flops - pruned.cost.flops
+    assert saved == pytest.approx(2 * text.num_hidden_layers * layer * (tokens - tokens // 2), rel=0.1)
+
+
+def test_runs_that_share_a_baseline_name_it_once():
+    jobs = sweep("method=none,random", "model=qwen25vl7b", "tasks=pocket_image", "seed=0,1", "positions=keep")
+    assert [row.run.rpartition("/")[2] for row in listed(jobs)] == ["none-1.0", "random-0.25", "random-0.25"]
+
+
+def test_what_cannot_be_known_here_is_said(capsys):
+    show(sweep("method=random,idpruner", "model=qwen3vl8b", "tokens=64", "tasks=mmstar"))
+    out = capsys.readouterr().out
+    assert out.count("to do  64 ") == 2
+    assert out.count("note: Qwen/Qwen3-VL-8B-Instruct is not here, nor is its configuration") == 1
+    assert "0 of the 3 runs to come" in out
+    show(sweep("method=idpruner", "model=qwen25vl7b", "tasks=mmstar"))
+    assert "note: idpruner needs a learned scorer: model.scorer=FOLDER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["llava15_7b", "pocket_llava"])  # from its configuration alone, and from its folder
+def test_what_the_model_cannot_run_is_refused(model):
+    with pytest.raises(UserError, match="resize"):
+        listed(sweep("method=resize", f"model={model}", "tasks=pocket_image"))
+
+
+def test_a_missing_folder_is_refused():
+    with pytest.raises(UserError, match="no model folder at /nowhere"):
+        listed(sweep("method=random", "model.pretrained=/nowhere"))

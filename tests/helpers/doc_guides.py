@@ -1,0 +1,132 @@
+"""The pages of docs/, and a reader who works through one: writes its files, types its commands one after the other."""
+
+import glob
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from fork_server import Forks
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LAUNCHED = 2  # processes, of however many a page launches
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of docs/: fenced blocks without a language are commands, others that begin with # NAME are files."""
+
+    name: str
+
+    @cached_property
+    def text(self) -> str:
+        return (ROOT / "docs" / self.name).read_text(encoding="utf-8")
+
+    @cached_property
+    def blocks(self) -> list[tuple[str, str]]:
+        return FENCE.findall(self.text)
+
+    @cached_property
+    def commands(self) -> list[str]:
+        joined = "".join(text for kind, text in self.blocks if not kind).replace("\\\n", " ")
+        return [line for line in joined.splitlines() if line.strip()]
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        heads = {text.split("\n", 1)[0]: text for kind, text in self.blocks if kind}
+        return {head.removeprefix("# "): text for head, text in heads.items() if re.fullmatch(r"# [\w.]+", head)}
+
+    @cached_property
+    def prose(self) -> str:
+        return FENCE.sub("", self.text)
+
+    @cached_property
+    def spans(self) -> list[str]:
+        """What stands in backticks within a line or two of prose."""
+        return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", self.prose)]
+
+    @cached_property
+    def links(self) -> list[str]:
+        return [link for link in re.findall(r"\]\(([^)]+)\)", self.prose) if "://" not in link]
+
+
+PAGES = {path.name: Page(path.name) for path in sorted((ROOT / "docs").glob("*.md"))}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed."""
+
+    out: str
+    err: str
+
+    @property
+    def report(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@dataclass
+class Reader:
+    """Types the commands of a page in `folder`, where that of a clone would be.
+
+    `given` is what a page takes for granted, by the name that it has there (/path/to/weights). `more` has words to put
+    behind commands that begin so: a sweep that would take hours is then only listed.
+    """
+
+    page: Page
+    folder: Path
+    forks: Forks
+    given: dict[str, str]
+    more: dict[str, list[str]] = field(default_factory=dict)
+    said: list[Said] = field(default_factory=list)
+
+    def work_through(self) -> "Reader":
+        for name, text in self.page.files.items():
+            (self.folder / name).write_text(text)
+        self.said = [self._type(command) for command in self.page.commands]
+        return self
+
+    def _type(self, command: str) -> Said:
+        text = command
+        for there, here in self.given.items():
+            text = text.replace(there, here)
+        words = [found for word in shlex.split(text, comments=True) for found in self._globbed(word)]
+        words += [word for start, added in self.more.items() if command.startswith(start) for word in added]
+        env = {}
+        while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            key, _, env[key] = words.pop(0).partition("=")
+        match words:
+            case ["python", "-m", *call]:
+                processes = [self.forks.start(*call, env=env)]
+            case ["torchrun", "--nproc-per-node", _, "-m", *call] | ["accelerate", "launch", "-m", *call]:
+                processes = self.forks.launch(LAUNCHED, *call)  # with the environment that either launcher gives
+            case ["python", file] if file in self.page.files:
+                return self._called(sys.executable, file)
+            case ["make", target]:
+                return self._called("make", "--dry-run", "-C", str(ROOT), target)  # which would install everything
+            case [script, *rest] if script.startswith("scripts/"):
+                return self._called(str(ROOT / script), *rest, **env)
+            case _:
+                raise AssertionError(f"docs/{self.page.name} has a command that no test can run: {command}")
+        codes = [process.end() for process in processes]
+        assert not any(codes), f"{command}\n{processes[0].err}"
+        return Said(processes[0].out, processes[0].err)
+
+    def _globbed(self, word: str) -> list[str]:
+        found = sorted(glob.glob(word, root_dir=self.folder)) if "*" in word else [word]
+        assert found, f"docs/{self.page.name}: nothing is called {word}"
+        return found
+
+    def _called(self, *call: str, **env: str) -> Said:
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **path, **quiet, **env}
+        done = subprocess.run(call, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{shlex.join(call)}\n{done.stderr}"
+        return Said(done.stdout, done.stderr)

@@ -1,0 +1,183 @@
+"""What every method keeps and answers: on tiny models of every family, and on embedded questions.
+
+    python tests/helpers/golden.py
+
+writes golden.json again. It refuses where an answer changed and the version that has to say so did not rise.
+
+Kept tokens and answers are digests, logits and pixels projections on a few fixed directions, which move by as much as
+what they stand for. Models run in float64, so that the rounding of another CPU chooses no other token.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from reference_prune import inputs_of
+from tiny_families import BUILDERS, variants
+from tiny_models import HIDDEN
+
+import harness
+import methods
+from harness.doctor.reproduction import PocketModel, Setting
+from harness.evaluation import identity, task_overrides
+from harness.models import FAMILIES, adapter_class, adapter_for
+from harness.models.scorer import VisionSelectorScorer
+
+FILE = Path(__file__).with_name("golden.json")
+TOKENS = 4  # decoded
+TOLERANCE = 1e-3  # of a projection; norms and rotations are float32 in any model
+QUESTIONS = 10  # of each embedded model
+POCKET = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}  # embedded model -> its family
+
+
+def digest(value) -> str:
+    """Digest a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+
+
+def projections(tensors) -> list[float]:
+    """Project tensors, as one vector of length n, on three random directions of length sqrt(1/n): means of its size."""
+    values = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (3, len(values)), generator=generator, dtype=torch.int8)
+    return [round(float(((2 * row - 1) * values).sum() / len(values) ** 0.5), 6) for row in signs.double()]
+
+
+def same(one, other) -> bool:
+    """Tell whether two entries of a case are equal, projections up to rounding."""
+    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
+        return one == other
+    return all(abs(a - b) <= TOLERANCE for a, b in zip(one, other, strict=True))
+
+
+def versions() -> dict:
+    """Return the versions that the code declares today."""
+    return {
+        "preprocessing": identity.PREPROCESSING,
+        "cut": identity.CUT,
+        "scoring": task_overrides.SCORING,
+        **{f"family {family}": adapter_class(family).version for family in FAMILIES},
+        **{f"method {name}": methods.get(name).version for name in methods.BUILT_IN},
+    }
+
+
+@torch.no_grad()
+def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
+    """Yield a name and what came out for every method, and its variants, on the family's tiny model."""
+    build, process = BUILDERS[family]
+    model, processor = build(), process()
+    video = "video" in adapter_class(family).media
+    inputs = inputs_of(processor, ["mixed" if video else "adjacent", "one image"])
+    yield f"{family} inputs", {"inputs": projections(value for _, value in sorted(inputs.items()))}
+    torch.manual_seed(1)
+    scorer = VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
+    for name, params in [("none", {}), *(case.values for case in variants())]:
+        keep = 1.0 if name == "none" else 0.3
+        given = params | ({"prior": "none"} if name == "d2pruner" else {})
+        with harness.prune(model, name, keep=keep, scorer=scorer, **given) as pruning:
+            length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+            output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True)
+        yield (
+            " ".join([family, name, *params.values()]),
+            {
+                "kept": digest([record.kept for record in pruning.records]),
+                "logits": projections(output.logits),
+                "answers": digest(output.sequences[:, inputs["input_ids"].shape[1] :].tolist()),
+            },
+        )
+
+
+@torch.no_grad()
+def pocket_cases(name: str) -> Iterator[tuple[str, dict]]:
+    """Yield a name and what came out for every method on the first questions of each embedded task."""
+    pocket = PocketModel(name)
+    model = pocket.loaded.model.double()
+    for method in methods.BUILT_IN:
+        if method == "resize" and adapter_class(POCKET[name]).fixed_size:
+            continue
+        with recorded(model) as (inputs, logits):
+            answers = pocket.answers(Setting(name, method), QUESTIONS, verify=False)
+        if method == "none":
+            yield f"{name} inputs", {"inputs": projections(inputs)}
+        yield (
+            f"{name} {method}",
+            {
+                "kept": digest([answer.kept for answer in answers]),
+                "logits": projections(logits),
+                "answers": digest([answer.text for answer in answers]),
+            },
+        )
+
+
+@contextmanager
+def recorded(model) -> Iterator[tuple[list, list]]:
+    """Collect what reaches the vision tower, and the logits before each token."""
+    inputs, logits = [], []
+
+    def see(module, args, kwargs):
+        inputs.extend(value.clone() for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+
+    handles = [
+        adapter_for(model).modules()["vision"].register_forward_pre_hook(see, with_kwargs=True),
+        model.lm_head.register_forward_hook(lambda module, args, output: logits.append(output[:, -1].clone())),
+    ]
+    try:
+        yield inputs, logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cases(which: str) -> dict[str, dict]:
+    """Return what came out with a family's tiny model, or of an embedded model."""
+    return dict(pocket_cases(which) if which in POCKET else tiny_cases(which))
+
+
+def to_raise(before: dict, today: dict) -> dict[str, str]:
+    """Return which versions have to rise, each with the first case that says so.
+
+    `before` and `today` are the cases of one model.
+    """
+    changed = {
+        name: [key for key, value in case.items() if not same(value, today.get(name, {}).get(key))]
+        for name, case in before.items()
+    }
+    changed = {name: keys for name, keys in changed.items() if keys}
+    model = next(iter(before)).partition(" ")[0]
+    family = f"family {POCKET.get(model, model)}"
+    if f"{model} inputs" in changed:
+        return {"preprocessing": f"{model} inputs"}
+    if f"{model} none" in changed:
+        return {family: f"{model} none"}
+    found = {}
+    for name, keys in changed.items():
+        method = name.split()[1]
+        found.setdefault(f"method {method}" if "kept" in keys else "cut", name)
+    # Where most methods keep other tokens, what they read of the model changed.
+    kept = [name for name, keys in changed.items() if "kept" in keys]
+    return {family: kept[0]} if len(kept) > len(before) / 2 else found
+
+
+def main() -> None:
+    """Write the file again."""
+    known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "cases": {}}
+    today, found = versions(), {}
+    for which in (*FAMILIES, *POCKET):
+        found[which] = cases(which)
+        for version, case in to_raise(known["cases"].get(which, found[which]), found[which]).items():
+            if today[version] <= known["versions"][version]:
+                sys.exit(f"{case} changed: raise the version of {version} (now {today[version]}) first")
+    lines = [
+        f'  "{which}": {{\n' + ",\n".join(f'   "{name}": {json.dumps(case)}' for name, case in group.items()) + "\n  }"
+        for which, group in found.items()
+    ]
+    text = f' "versions": {json.dumps(today)},\n "cases": {{\n' + ",\n".join(lines) + "\n }"
+    FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""Make twelve questions of each of the paper's fourteen benchmarks: python tests/helpers/miniature_datasets.py FOLDER.
+
+Repositories, configurations, splits, columns and types are those that the real data sets have on the Hub, so that
+lmms-eval's own tasks load, ask and score them; what they say and show was made up here. Vinoground, which is only
+scored as a whole, has its 2000 rows, and of its columns only those that lmms-eval reads: `vinoground` says what is
+known. `FOLDER` is then what data_root= takes.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
+from PIL import Image as Pictures
+from PIL import ImageDraw
+
+ROWS = 12
+TEXT, INT = Value("string"), Value("int64")
+COLOURS = ("red", "green", "blue", "orange", "purple", "brown")
+LETTERS = "ABCD"
+
+
+def picture(number: int, width: int = 84, height: int = 56) -> Pictures.Image:
+    """A rectangle on a coloured ground, different for every number."""
+    image = Pictures.new("RGB", (width, height), COLOURS[number % len(COLOURS)])
+    left, top = 5 * number % (width // 2), 3 * number % (height // 2)
+    ImageDraw.Draw(image).rectangle((left, top, left + 20, top + 20), fill="white")
+    return image
+
+
+def video(file: Path, number: int, frames: int = 8) -> None:
+    """A rectangle that moves for `frames` frames."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
+        for step in range(frames):
+            shown = av.VideoFrame.from_ndarray(np.asarray(picture(number + step)), format="rgb24")
+            container.mux(stream.encode(shown))
+        container.mux(stream.encode())
+
+
+def write(folder: Path, split: str, columns: dict[str, Any], rows: list[dict[str, Any]], config: str = "") -> None:
+    """One split as the Hub stores it, and the lines of the card that say where it is."""
+    place = config or "data"
+    file = folder / place / f"{split}-00000-of-00001.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=Features(columns)).to_parquet(file)
+    card = folder / "README.md"
+    before = card.read_text().removesuffix("---\n") if card.exists() else "---\nconfigs:\n"
+    entry = f"- config_name: {config or 'default'}\n  data_files:\n  - split: {split}\n    path: {place}/{split}-*\n"
+    card.write_text(f"{before}{entry}---\n")
+
+
+def ai2d(root: Path) -> None:
+    columns = {"question": TEXT, "options": List(TEXT), "answer": TEXT, "image": Image()}
+    options = ["root", "stem", "leaf", "seed"]
+    rows = [
+        {"question": f"What is labelled {i}?", "options": options, "answer": str(i % 4), "image": picture(i)}
+        for i in range(ROWS)
+    ]
+    write(root / "ai2d", "test", columns, rows)
+
+
+def chartqa(root: Path) -> None:
+    columns = {"type": TEXT, "question": TEXT, "answer": TEXT, "image": Image()}
+    answers = ["100", "0.42", "Yes", "blue", "7", "50%", "2004", "3.5", "0", "No", "12", "red"]
+    rows = [
+        {
+            "type": "augmented_test" if i % 2 else "human_test",
+            "question": f"What does bar {i} say?",
+            "answer": answer,
+            "image": picture(i),
+        }
+        for i, answer in enumerate(answers)
+    ]
+    write(root / "ChartQA", "test", columns, rows)
+
+
+def docvqa(root: Path) -> None:
+    columns = {
+        "questionId": TEXT,
+        "question": TEXT,
+        "question_types": List(TEXT),
+        "image": Image(),
+        "docId": INT,
+        "ucsf_document_id": TEXT,
+        "ucsf_document_page_no": TEXT,
+        "answers": List(TEXT),
+        "data_split": TEXT,
+    }
+    answers = [["March 4"], ["ITC Limited", "itc"], ["1,250"], ["Invoice"], ["Smith"], ["ten"], ["New  York"], ["A"]]
+    answers += [["total"], ["2/3/91"], ["p. 7"], ["Dr. Lee", "Lee"]]
+
+    def row(i: int, split: str, answers: list[str] | None) -> dict[str, Any]:
+        return {
+            "questionId": str(i),
+            "question": f"What stands in line {i}?",
+            "question_types": ["layout"],
+            "image": picture(i),
+            "docId": i,
+            "ucsf_document_id": f"abcd{i:04}",
+            "ucsf_document_page_no": "1",
+            "answers": answers,
+            "data_split": split,
+        }
+
+    validation = [row(i, "val", known) for i, known in enumerate(answers)]
+    write(root / "DocVQA", "validation", columns, validation, "DocVQA")
+
+
+def mmbench(root: Path) -> None:
+    columns = dict.fromkeys(("question", "hint", "answer", *LETTERS, "category"), TEXT)
+    columns = {"index": INT, **columns, "image": Image(), "source": TEXT, "L2-category": TEXT, "comment": TEXT}
+    columns["split"] = TEXT
+    words = {
+        "en": ("What is shown?", ["a circle", "a square", "a star", "a cross"]),
+        "cn": ("图中是什么？", ["圆形", "方形", "星形", "十字"]),
+    }
+    for language, (question, options) in words.items():
+        rows = []
+        for index, count in ((1, 2), (2, 4), (3, 4), (4, 2)):
+            for turn in range(count):  # the same question with its options turned, as often as there are options
+                turned = [options[(turn + place) % count] for place in range(count)] + ["nan"] * (4 - count)
+                rows.append(
+                    {
+                        "index": index + turn * 1_000_000,
+                        "question": question,
+                        "hint": "nan" if index % 2 else "Look closely.",
+                        "answer": LETTERS[turned.index(options[0])],
+                        **dict(zip(LETTERS, turned, strict=True)),
+                        "category": "image_scene" if index < 3 else "ocr",
+                        "L2-category": "coarse_perception" if index < 3 else "finegrained_perception (instance-level)",
+                        "image": picture(index),
+                        "source": "self-made",
+                        "comment": "nan",
+                        "split": "dev",
+                    }
+                )
+        write(root / "MMBench", "dev", columns, rows, language)
+
+
+def mme(root: Path) -> None:
+    columns = {"question_id": TEXT, "image": Image(), "question": TEXT, "answer": TEXT, "category": TEXT}
+    categories = ["existence", "existence", "count", "color", "code_reasoning", "commonsense_reasoning"]
+    rows = [
+        {
+            "question_id": f"{category}/{i}.png",
+            "image": picture(i),
+            "question": f"Is it {answer}? Please answer yes or no.",
+            "answer": answer,
+            "category": category,
+        }
+        for i, category in enumerate(categories)
+        for answer in ("Yes", "No")
+    ]
+    write(root / "MME", "test", columns, rows)
+
+
+def mmstar(root: Path) -> None:
+    meta = {"source": TEXT, "split": TEXT, "image_path": TEXT}
+    columns = {"index": INT, "question": TEXT, "image": Image(), "answer": TEXT}
+    columns |= {"category": TEXT, "l2_category": TEXT, "meta_info": meta}
+    kinds = [("coarse perception", "image scene and topic")] * 3 + [("coarse perception", "image style & quality")] * 2
+    kinds += [("math", "geometry")] * 4 + [("logical reasoning", "code & sequence reasoning")] * 3
+    rows = [
+        {
+            "index": i,
+            "question": "What is it?\nOptions: A: one, B: two, C: three, D: four",
+            "image": picture(i),
+            "answer": LETTERS[i % 4],
+            "category": category,
+            "l2_category": kind,
+            "meta_info": {"source": "self-made", "split": "val", "image_path": f"images/{i}.png"},
+        }
+        for i, (category, kind) in enumerate(kinds)
+    ]
+    write(root / "Lin-Chen" / "MMStar", "val", columns, rows)
+
+
+def ocrbench(root: Path) -> None:
+    columns = {"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": List(TEXT), "image": Image()}
+    texts = {
+        "Regular Text Recognition": [["CENTRE"]],
+        "Irregular Text Recognition": [["ronaldo"]],
+        "Artistic Text Recognition": [["cafe"]],
+        "Handwriting Recognition": [["hello"]],
+        "Digit String Recognition": [["2017"]],
+        "Non-Semantic Text Recognition": [["xqz"]],
+        "Scene Text-centric VQA": [["stop", "STOP"], ["open"]],
+        "Doc-oriented VQA": [["12"], ["Total"]],
+        "Key Information Extraction": [["9.00"]],
+        "Handwritten Mathematical Expression Recognition": [["x ^ 2"]],
+    }
+    rows = [
+        {
+            "dataset": "HME100k" if kind.startswith("Handwritten") else "self-made",
+            "question": "what is written in the image?",
+            "question_type": kind,
+            "answer": answer,
+            "image": picture(len(kind)),
+        }
+        for kind, answers in texts.items()
+        for answer in answers
+    ]
+    write(root / "echo840" / "OCRBench", "test", columns, rows)
+
+
+def pope(root: Path) -> None:
+    columns = dict.fromkeys(("id", "question_id", "question", "answer", "image_source"), TEXT)
+    columns |= {"image": Image(), "category": TEXT}
+    rows = [
+        {
+            "id": str(i),
+            "question_id": str(i + 1),
+            "question": "Is there a dog in the image?",
+            "answer": "yes" if i < ROWS // 2 else "no",
+            "image_source": f"COCO_val2014_{i:012}",
+            "image": picture(i),
+            "category": "adversarial",
+        }
+        for i in range(ROWS)
+    ]
+    write(root / "POPE", "test", columns, rows)
+
+
+def scienceqa(root: Path) -> None:
+    texts = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
+    columns = {"image": Image(), "question": TEXT, "choices": List(TEXT), "answer": Value("int8")}
+    columns |= dict.fromkeys(texts, TEXT)
+    rows = [
+        {
+            **dict.fromkeys(texts, "self-made"),
+            "image": picture(i),
+            "question": "Which holds water best?",
+            "choices": ["sand", "soil", "rock"],
+            "answer": i % 3,
+            "hint": "" if i % 2 else "Read the table.",
+        }
+        for i in range(ROWS)
+    ]
+    write(root / "ScienceQA", "test", columns, rows, "ScienceQA-IMG")
+
+
+def textvqa(root: Path) -> None:
+    texts = ("image_id", "question", "flickr_original_url", "flickr_300k_url", "set_name")
+    columns = dict.fromkeys(texts, TEXT) | {"question_id": Value("int32"), "image": Image()}
+    columns |= {"image_width": Value("int32"), "image_height": Value("int32")}
+    columns |= {name: List(TEXT) for name in ("question_tokens", "answers", "image_classes", "ocr_tokens")}
+    said = [10, 4, 3, 2, 1, 0, 10, 10, 10, 10, 0, 2]  # of ten people, how many answered "nokia"
+    rows = [
+        {
+            **dict.fromkeys(texts, "self-made"),
+            "question_id": 34602 + i,
+            "image": picture(i),
+            "image_width": 84,
+            "image_height": 56,
+            "question": "what brand is it?",
+            "question_tokens": ["what", "brand", "is", "it"],
+            "answers": ["nokia"] * count + (["2"] * 10 if i == 10 else [f"other {j}" for j in range(10 - count)]),
+            "image_classes": ["Mobile phone"],
+            "ocr_tokens": ["NOKIA"],
+        }
+        for i, count in enumerate(said)
+    ]
+    write(root / "textvqa", "validation", columns, rows)
+
+
+def seedbench(root: Path) -> None:
+    texts = ("answer", "choice_a", "choice_b", "choice_c", "choice_d", "data_id", "data_type", "question")
+    columns = dict.fromkeys(texts, TEXT) | {"question_id": TEXT, "question_type_id": Value("int16")}
+    columns |= {"image": List(Image()), "segment": List(INT)}
+    rows = [
+        {
+            "answer": LETTERS[i % 4],
+            **{f"choice_{letter}": word for letter, word in zip("abcd", COLOURS, strict=False)},
+            "data_id": str(i),
+            "data_type": "image" if i < 8 else "video",
+            "question": "Which colour is the ground?",
+            "question_id": str(1000 + i),
+            "question_type_id": 1,
+            "image": [picture(i + step) for step in range(1 if i < 8 else 3)],
+            "segment": None,
+        }
+        for i in range(ROWS)
+    ]
+    write(root / "SEED-Bench", "test", columns, rows)
+
+
+def videomme(root: Path) -> None:
+    names = ("video_id", "duration", "domain", "sub_category", "url", "videoID", "question_id", "task_type")
+    columns = dict.fromkeys((*names, "question", "answer"), TEXT) | {"options": List(TEXT)}
+    rows = []
+    for number, duration in enumerate(("short", "short", "medium", "long")):
+        for place in range(3):
+            rows.append(
+                {
+                    "video_id": f"{number + 1:03}",
+                    "duration": duration,
+                    "domain": "Life Record",
+                    "sub_category": "Food",
+                    "url": "https://example.org",
+                    "videoID": f"clip{number}",
+                    "question_id": f"{number + 1:03}-{place + 1}",
+                    "task_type": "Counting Problem",
+                    "question": "How many cups are there?",
+                    "options": ["A. one", "B. two", "C. three", "D. four"],
+                    "answer": LETTERS[len(rows) % 4],
+                }
+            )
+        video(root / "Video-MME" / "data" / f"clip{number}.mp4", number)
+    write(root / "Video-MME", "test", columns, rows, "videomme")
+
+
+def vinoground(root: Path) -> None:
+    """As far as lmms-eval 0.7.3 (tasks/vinoground) shows: its data set was not looked at.
+
+    Read from that code: the repository, the split, `index` as NUMBER_pos|neg_text|video with all of 0 to 499 there,
+    `major`, `minor` (null or joined by ";"), the column `answer` that the task file names; the two score files with
+    `idx`, `video_name` below the repository, `question`, `GT`. Assumed: the column types, `answer` being `GT`, no other
+    columns, the wording, and .mp4 below the score files' folders.
+    """
+    folder = root / "HanSolo9682" / "Vinoground"
+    columns = dict.fromkeys(("index", "major", "minor", "answer"), TEXT)
+    rows: list[dict[str, Any]] = []
+    for kind, place in (("text", "vinoground_videos"), ("video", "vinoground_videos_concated")):
+        items = []
+        for number in range(500):
+            for side, truth in (("pos", "A"), ("neg", "B")):
+                index = f"{number}_{side}"
+                asked = "Which caption fits the video?" if kind == "text" else "Which segment fits the caption?"
+                video_name = f"{place}/{number % 2}.mp4"
+                items.append({"idx": index, "video_name": video_name, "question": asked, "GT": truth})
+                about = {
+                    "major": ("action", "object", "viewpoint")[number % 3],
+                    "minor": None if number % 2 else "cyclical",
+                }
+                rows.append({"index": f"{index}_{kind}", **about, "answer": truth})
+        for number in range(2):
+            video(folder / place / f"{number}.mp4", number)
+        (folder / place / f"vinoground_{kind}score.json").write_text(json.dumps(items))
+    write(folder, "lmmseval", columns, rows)
+
+
+BENCHMARKS = (ai2d, chartqa, docvqa, mmbench, mme, mmstar, ocrbench, pope, scienceqa, textvqa, seedbench, videomme)
+
+
+def main(root: Path) -> None:
+    """Write all of them, some below their owner's name and some without it: both are found."""
+    disable_progress_bars()
+    for benchmark in (*BENCHMARKS, vinoground):
+        benchmark(root)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,31 @@
+"""Questions about random pictures and clips, as chat messages, with the limits that the tests show them at."""
+
+import numpy as np
+from PIL import Image
+
+from harness.models.preprocessing import PixelLimits
+
+LIMITS = PixelLimits(min_pixels=4 * 784, max_pixels=64 * 784, max_frames=4)
+
+
+def picture(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def ask(*media, text="what?"):
+    kinds = [{"type": "video" if isinstance(m, list | str) else "image", "url": m} for m in media]
+    return [{"role": "user", "content": [*kinds, {"type": "text", "text": text}]}]
+
+
+def clip(file, frames, width=56, height=56):
+    """A video of four frames a second, each of one colour, written to `file`; and its frames."""
+    import av
+
+    images = [Image.new("RGB", (width, height), (30 * i, 0, 255 - 30 * i)) for i in range(frames)]
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    return images

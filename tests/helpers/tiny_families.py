@@ -1,0 +1,29 @@
+"""One tiny model a family, and every method with its variants, for contracts over all of them."""
+
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from tiny_internvl import tiny_internvl, tiny_internvl_processor
+from tiny_llavaov15 import llavaov15_processor, tiny_llavaov15
+from tiny_models import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
+
+import methods
+
+# In float64, where the rounding of kernels decides no choice between tokens.
+BUILDERS = {
+    "qwen2_5_vl": (lambda: tiny_qwen(torch.float64, layers=4, depth=4), tiny_processor),
+    "llava": (lambda: tiny_llava(torch.float64, layers=4, depth=4), tiny_llava_processor),
+    "llavaonevision1_5": (lambda: tiny_llavaov15(dtype=torch.float64, layers=4, depth=4), llavaov15_processor),
+    "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
+    "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
+}
+
+
+def variants():
+    """Every method that cuts, and those that are not the same in the comparison a second time."""
+    for name in sorted(set(methods.BUILT_IN) - {"none", "resize"}):
+        hint = get_type_hints(methods.get(name)).get("variant")
+        for params in [{"variant": variant} for variant in get_args(hint)] or [{}]:
+            yield pytest.param(name, params, id="-".join([name, *params.values()]))

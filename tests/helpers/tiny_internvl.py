@@ -1,0 +1,55 @@
+"""A tiny random InternVL with its stock processor."""
+
+import torch
+from tiny_models import CHAT_TEMPLATE, IMAGE, built, placeholders, text_config, tiny_tokenizer
+from transformers import (
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+)
+
+SIDE, PATCH, DEPTH = 112, 14, 4  # a tile has 8 x 8 patches, 4 x 4 tokens
+
+
+def tiny_internvl_processor():
+    """A processor that cuts images into up to four tiles of 16 tokens, and a thumbnail."""
+    tokenizer = tiny_tokenizer()
+    tokenizer._set_model_specific_special_tokens(
+        {
+            "start_image_token": "<|vision_start|>",
+            "end_image_token": "<|vision_end|>",
+            "context_image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+        }
+    )
+    size = {"height": SIDE, "width": SIDE}
+    return InternVLProcessor(
+        image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size=size),
+        image_seq_length=16,
+        chat_template=CHAT_TEMPLATE.replace(IMAGE, "<|image_pad|>\n"),
+    )
+
+
+def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
+    """Random weights, large enough that what the model answers depends on what it sees."""
+    config = InternVLConfig(
+        text_config=text_config(layers, model_type="qwen2"),
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": DEPTH,
+            "num_attention_heads": 2,
+            "image_size": SIDE,
+            "patch_size": PATCH,
+            "layer_scale_init_value": 1.0,
+            **vision,
+        },
+        image_token_id=placeholders()["image_token_id"],
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    return built(InternVLForConditionalGeneration, config, dtype, attn, seed, vision_std=0.3)

@@ -1,0 +1,120 @@
+"""Greedy MAP of a DPP against the textbook loop over the whole kernel, exact arithmetic, and by its properties."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probes import Largest
+from reference_selection import greedy_map, greedy_volume, sample, shuffled, worked_example
+
+from methods.base import Tokens
+from methods.dpp import DPP
+from methods.greedy import Greedy
+from methods.scores import soft_top_k
+
+
+def quality_of(scores, kind):
+    scores = [float(w) for w in scores]
+    low, high = min(scores), max(scores)
+    scaled = [(w - low) / (high - low + 1e-6) for w in scores]
+    return [{"minmax": s + 1e-6, "exp": math.exp(s / 2), "uniform": 1.0}[kind] for s in scaled]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(2, 30),
+    d=st.integers(1, 40),
+    share=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9999),
+    kind=st.sampled_from(["normal", "normal", "zero_rows", "opposite"]),
+    quality=st.sampled_from(["minmax", "exp"]),
+)
+def test_same_order_as_the_textbook(n, d, share, seed, kind, quality):
+    tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
+    expected = greedy_map(tokens.features, quality_of(tokens.importance, quality), k)
+    assert DPP(quality=quality).select(tokens, k).order.tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(2, 16),
+    d=st.integers(1, 5),
+    share=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9999),
+    kind=st.sampled_from(["integers", "parallel", "zero_rows", "duplicates"]),
+)
+def test_ties_and_rank_are_those_of_exact_arithmetic(n, d, share, seed, kind):
+    tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
+    tokens = Tokens(tokens.features.round(), tokens.grids, importance=tokens.importance)
+    assert DPP(quality="uniform").select(tokens, k).order.tolist() == greedy_volume(tokens.features, k)
+
+
+@pytest.mark.parametrize("grids", [[(1, 16, 16)], [(1, 8, 8), (1, 12, 16)], [(4, 8, 8)]])
+def test_same_order_at_the_size_of_an_image(grids):
+    tokens = sample(256, 128, 7, grids=grids)
+    expected = greedy_map(tokens.features, quality_of(tokens.importance, "minmax"), 64)
+    assert DPP().select(tokens, 64).order.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("quality", "order"), [("minmax", [0, 3, 6, 5]), ("exp", [0, 3, 6, 4]), ("uniform", [0, 4, 6, 3])]
+)
+def test_worked_example(quality, order):
+    assert DPP(quality=quality).select(worked_example(), 4).order.tolist() == order
+
+
+def test_orthogonal_tokens_are_picked_by_importance():
+    importance = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    tokens = Tokens(torch.eye(32), [(1, 4, 8)], importance=importance)
+    assert torch.equal(DPP().select(tokens, 12).order, Greedy().select(tokens, 12).order)
+
+
+@pytest.mark.parametrize("copies", [4, 36, 129])
+def test_copies_of_a_pick_wait_for_the_fill(copies):
+    for seed in range(10):
+        one, other, last = torch.randn(3, 33, generator=torch.Generator().manual_seed(seed))
+        rows = torch.cat([one[None], other.repeat(copies, 1), last[None]])
+        tokens = Tokens(rows, [(1, 1, copies + 2)], importance=torch.zeros(copies + 2))
+        order = DPP(quality="uniform").select(tokens, 5).order.tolist()
+        assert sorted(order[:3]) == [0, 1, copies + 1]  # one of each, of the copies the first
+        assert order[3:] == [2, 3]
+
+
+def test_the_fill_is_by_importance():
+    tokens = sample(40, 3, 5)
+    order = DPP(quality="exp").select(tokens, 20).order.tolist()
+    rest = sorted(set(range(40)) - set(order[:3]), key=lambda i: -tokens.importance[i])
+    assert order[3:] == rest[:17]
+
+
+def test_length_of_rows_and_scale_of_logits_do_not_matter():
+    tokens = sample(80, 24, 6)
+    factors = 2.0 ** (torch.arange(80)[:, None] % 24 - 9)
+    scaled = Tokens(tokens.features * factors, tokens.grids, importance=tokens.importance * 2.0**9)
+    assert torch.equal(DPP(quality="exp").select(scaled, 20).order, DPP(quality="exp").select(tokens, 20).order)
+
+
+def test_permuting_tokens_permutes_the_picks():
+    tokens = sample(60, 32, 5)
+    other, origin = shuffled(tokens)
+    assert torch.equal(origin[DPP().select(other, 20).order], DPP().select(tokens, 20).order)
+
+
+def test_soft_topk_weights_change_the_trade_off():
+    tokens = sample(50, 64, 9)
+    soft = DPP(importance="soft_topk").select(tokens, 25).order.tolist()
+    assert soft != DPP().select(tokens, 25).order.tolist()
+    assert soft == greedy_map(tokens.features, quality_of(soft_top_k(tokens.importance, 10.0), "minmax"), 25)
+
+
+def test_memory_is_k_rows_of_n():
+    with Largest() as seen:
+        DPP().select(sample(500, 4, 0), 50)
+    assert seen.numel <= 500 * 50
+
+
+def test_a_soft_count_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"dpp: soft_topk_ratio must be in \(0, 1\)"):
+        DPP(soft_topk_ratio=1.0)

@@ -1,0 +1,57 @@
+"""Farthest-point sampling against a transcription in exact arithmetic."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_selection import KINDS, farthest, sample, shuffled, worked_example
+
+from methods.base import Signal, Tokens
+from methods.divprune import DivPrune
+from methods.fps import FPS
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(2, 20),
+    d=st.integers(1, 6),
+    share=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 9999),
+    kind=st.sampled_from(KINDS),
+    start=st.sampled_from(["maximin", "max_importance"]),
+)
+def test_same_order_as_in_exact_arithmetic(n, d, share, seed, kind, start):
+    tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
+    first = [max(range(n), key=lambda i: (tokens.importance[i].item(), -i))] if start == "max_importance" else None
+    assert FPS(start=start).select(tokens, k).order.tolist() == farthest(tokens.features, k, first)
+
+
+def test_worked_example():
+    assert FPS().select(worked_example(), 4).order.tolist() == [6, 3, 0, 4]
+
+
+def test_maximin_start_is_divprune():
+    tokens = sample(200, 24, 1, grids=[(2, 5, 10), (1, 10, 10)])
+    assert torch.equal(FPS().select(tokens, 50).order, DivPrune().select(tokens, 50).order)
+
+
+def test_random_start_follows_the_generator():
+    tokens = sample(100, 8, 1)
+    draws = [FPS(start="random").select(tokens, 9, torch.Generator().manual_seed(s)).order.tolist() for s in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert draws[2] == farthest(tokens.features, 9, first=draws[2][:1])
+
+
+def test_only_the_start_by_importance_needs_a_scorer():
+    bare = Tokens(torch.randn(6, 4), [(1, 2, 3)])
+    assert len(FPS().select(bare, 3).kept) == 3
+    assert FPS.needs == FPS(start="random").needs == frozenset()
+    assert FPS(start="max_importance").needs == {Signal.IMPORTANCE}
+    with pytest.raises(ValueError, match="fps needs the signal 'importance'"):
+        FPS(start="max_importance").select(bare, 3)
+
+
+def test_permuting_tokens_permutes_the_picks():
+    tokens = sample(60, 12, 5)
+    other, origin = shuffled(tokens)
+    assert torch.equal(origin[FPS().select(other, 20).order], FPS().select(tokens, 20).order)

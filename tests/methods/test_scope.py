@@ -1,0 +1,148 @@
+"""SCOPE against a plain transcription that sums every gain anew, and by its properties."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probes import Largest
+from reference_selection import attended, shuffled
+
+from methods.base import Tokens
+from methods.kernels import cosine
+from methods.kernels.coverage import coverage
+from methods.kernels.rows import Rows
+from methods.scope import SCOPE
+from methods.testing import Waits
+
+KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "huge", "tiny")
+
+
+def greedy(x, saliency, k, alpha=1.0, combined="multi"):
+    """Pick `k` rows of x; gains count to 9 decimals, so that rounding of the sums decides no tie."""
+    x = np.asarray(x, dtype=np.float64)
+    norm = np.sqrt((x**2).sum(1))
+    x = x / np.where(norm > 0, norm, 1)[:, None]
+    c = np.array([[(a * b).sum() for b in x] for a in x])
+    weight = np.asarray(saliency, dtype=np.float64) ** alpha
+    covered, picked = np.zeros(len(x)), []
+    for _ in range(k):
+        gain = np.maximum(0, c - covered[:, None]).sum(0).round(9)
+        score = gain * weight if combined == "multi" else gain + weight
+        score[picked] = -np.inf
+        picked.append(int(score.argmax()))
+        covered = np.maximum(covered, c[picked[-1]])
+    return picked
+
+
+def image(n, d, seed, kind="normal"):
+    return attended([(1, 1, n)], d, seed, kind)
+
+
+def order(tokens, k, **params):
+    return SCOPE(**params).select(tokens, k).order.tolist()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    n=st.integers(2, 36),
+    d=st.integers(1, 16),
+    share=st.floats(0, 1, exclude_max=True),
+    alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+    combined=st.sampled_from(["multi", "add"]),
+    variant=st.sampled_from(["official", "paper"]),
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(KINDS),
+)
+def test_same_order_as_the_authors_algorithm(n, d, share, alpha, combined, variant, seed, kind):
+    tokens, k = image(n, d, seed, kind), max(1, int(share * n))
+    got = order(tokens, k, alpha=alpha, combined=combined, variant=variant)
+    assert got == greedy(tokens.features, tokens.vit_attention["last"], k, alpha, combined)
+
+
+@pytest.mark.parametrize("combined", ["multi", "add"])
+@pytest.mark.parametrize(("n", "k", "table"), [(300, 90, 2048), (300, 90, 0), (200, 199, 0)])
+def test_same_order_where_updates_take_several_rounds(combined, n, k, table, monkeypatch):
+    monkeypatch.setattr(cosine, "TABLE", table)
+    tokens = image(n, 24, n + k, "positive")
+    assert order(tokens, k, combined=combined) == greedy(
+        tokens.features, tokens.vit_attention["last"], k, combined=combined
+    )
+
+
+@pytest.mark.parametrize("kind", ["normal", "zero_rows", "tiny"])
+def test_images_share_the_budget_evenly_or_are_one_pool(kind):
+    tokens = attended([(1, 3, 4), (2, 2, 3), (1, 5, 4)], 8, 3, kind)
+    x, scores = tokens.features, tokens.vit_attention["last"]
+    parts = [slice(0, 12), slice(12, 24), slice(24, 44)]
+    for k, shares in [(15, (5, 5, 5)), (17, (6, 6, 5)), (2, (1, 1, 0)), (40, (12, 12, 16))]:
+        expected = [p.start + i for p, s in zip(parts, shares, strict=True) for i in greedy(x[p], scores[p], s)]
+        assert order(tokens, k) == expected
+        assert order(tokens, k, variant="paper") == greedy(x, scores, k)
+
+
+def test_worked_example():
+    """Gains at first 1.8, 2.4, 1.6, 1; after token 0: -, 0.8, 1, 1; after token 1: 0.2, -, 0.4, 1."""
+    x = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    tokens = Tokens(x, [(1, 2, 2)], vit_attention={"last": torch.tensor([1.0, 0.5, 0.5, 0.3])})
+    assert order(tokens, 3) == [0, 2, 3]
+    assert order(tokens, 3, alpha=0.0) == [1, 3, 2]
+    assert order(tokens, 2, combined="add") == [1, 3]
+
+
+def test_scale_of_rows_and_of_saliency_does_not_matter():
+    tokens = image(60, 12, 5)
+    rows = 2.0 ** torch.arange(-30, 30).float()
+    scaled = Tokens(tokens.features * rows[:, None], tokens.grids, vit_attention={"last": scores_of(tokens) * 2.0**20})
+    assert order(scaled, 20) == order(tokens, 20)
+
+
+def scores_of(tokens):
+    return tokens.vit_attention["last"]
+
+
+def test_permuting_tokens_permutes_the_picks():
+    tokens = image(60, 12, 5)
+    other, origin = shuffled(tokens)
+    assert origin[order(other, 20)].tolist() == order(tokens, 20)
+
+
+def test_copies_of_a_pick_add_nothing_and_ties_go_to_the_lowest_index():
+    tokens = image(12, 16, 3, "positive")
+    doubled = Tokens(tokens.features.repeat(2, 1), [(2, 1, 12)], vit_attention={"last": scores_of(tokens).repeat(2)})
+    assert order(doubled, 12) == order(dataclasses.replace(doubled, grids=[(1, 4, 6)]), 12)
+    assert sorted(order(doubled, 12)) == list(range(12))
+    equal = image(30, 4, 0, "equal")
+    first = scores_of(equal).argmax().item()
+    assert order(equal, 4) == [first, *[i for i in range(30) if i != first][:3]]
+
+
+@pytest.mark.parametrize("table", [0, 2048])
+def test_gains_are_exact_whatever_the_order_of_updates(table, monkeypatch):
+    """The table and the rows computed one by one agree, so that no update leaves a rounding error behind."""
+    tokens = image(400, 10, 2, "positive")
+    rows = Rows(tokens.features)
+    expected = coverage(rows, scores_of(tokens).double(), 120)
+    monkeypatch.setattr(cosine, "TABLE", table)
+    monkeypatch.setattr("methods.kernels.coverage.ROWS", 7)
+    assert torch.equal(coverage(rows, scores_of(tokens).double(), 120), expected)
+
+
+def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):
+    monkeypatch.setattr(cosine, "TABLE", 0)
+
+    tokens = image(400, 8, 0, "positive")
+    for k in (20, 100):
+        with Largest() as seen, Waits() as waits:
+            SCOPE()._select(tokens, k, torch.Generator())
+        assert seen.numel <= 64 * 400
+        assert waits.reads + waits.sized <= 8
+
+
+def test_strange_parameters_are_refused():
+    with pytest.raises(ValueError, match="scope: alpha must be in"):
+        SCOPE(alpha=-1.0)
+    with pytest.raises(ValueError, match="scope: combined must be one of multi, add"):
+        SCOPE(combined="mean")

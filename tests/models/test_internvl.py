@@ -1,0 +1,216 @@
+"""InternVL under `prune`: tiles of 2 x 2 patches a token, gathered by hand."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from attention_kernels import with_kernel
+from PIL import Image
+from probes import Keys, Watch
+from reference_prune import Gathered, GatheredFlat, GatheredInside, generate, inputs_of
+from tiny_internvl import DEPTH, tiny_internvl, tiny_internvl_processor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.internvl.modeling_internvl import eager_attention_forward
+
+import harness
+import methods
+from harness.core.config import ModelConfig
+from harness.models import adapter_for, loading
+from harness.models.internvl import InternVL
+from harness.models.preprocessing import limits_of, to_inputs
+
+MARK = "<|image_pad|>"
+# Sizes in pixels: a tile is 112 x 112, and a picture of several has a thumbnail, too.
+SAMPLES = {
+    "one tile": (f"look {MARK} what?", [(112, 112)], []),
+    "two tiles": (f"{MARK}\nand which?", [(112, 224)], []),
+    "two images": (f"a {MARK} then {MARK} hm?", [(100, 110), (224, 112)], []),
+}
+TILES = {"one tile": 1, "two tiles": 3, "two images": 4}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_internvl_processor()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_internvl()
+
+
+def of(processor, *names, side="left"):
+    return inputs_of(processor, [SAMPLES[name] if isinstance(name, str) else name for name in names], side)
+
+
+def squares(patches):
+    """The patches [tiles, 8 x 8, ...] of each token: [tiles * 4 * 4, 4, ...], naive."""
+    tokens = []
+    for tile in patches:
+        for row in range(4):
+            for column in range(4):
+                four = [8 * (2 * row + y) + 2 * column + x for y in range(2) for x in range(2)]
+                tokens.append(tile[four])
+    return torch.stack(tokens)
+
+
+@dataclass
+class GatheredTiles(GatheredFlat):
+    @classmethod
+    def of(cls, model, inputs, kept, compact=False):
+        ids = inputs["input_ids"]
+        visual = (ids[0] == model.config.image_token_id).nonzero().squeeze(1)
+        states = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state[:, 1:]
+        embeddings = model.get_input_embeddings()(ids).clone()
+        embeddings[0, visual] = model.model.multi_modal_projector(squares(states).flatten(1))
+        rows = sorted(set(range(ids.shape[1])) - set(visual.tolist()) | set(visual[list(kept)].tolist()))
+        positions = torch.tensor([list(range(len(rows))) if compact else rows])
+        return cls(embeddings[:, rows], positions, torch.tensor([[len(rows) if compact else ids.shape[1]]]))
+
+
+class GatheredTilesInside(GatheredInside, GatheredTiles):
+    """Cut behind a decoder layer."""
+
+
+def reference(model, inputs, method, kept) -> Gathered:
+    if isinstance(method, str):
+        return GatheredTiles.of(model, inputs, kept)
+    return GatheredTilesInside.behind(model, inputs, kept, method.layer)
+
+
+METHODS = ["uniform", Keys(layer=0), Keys(layer=1, variant="paper")]
+
+
+class TestLikeGatheringByHand:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("name", SAMPLES)
+    @torch.no_grad()
+    def test_logits(self, processor, model, name, method):
+        inputs = of(processor, name)
+        with harness.prune(model, method, keep=0.4) as pruning:
+            logits = model(**inputs).logits
+        (record,) = pruning.records
+        assert record.grids == [(1, 4, 4)] * TILES[name]
+        assert record.k == round(record.n * 0.4)
+        expected = reference(model, inputs, method, record.kept).logits(model)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_compact_positions(self, processor, model):
+        inputs = of(processor, "two tiles")
+        with harness.prune(model, "uniform", keep=0.4, positions="compact") as pruning:
+            logits = model(**inputs).logits
+        expected = GatheredTiles.of(model, inputs, pruning.records[0].kept, compact=True).logits(model)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("attn", ["sdpa", "flash_like"])
+    @pytest.mark.parametrize("method", METHODS)
+    @torch.no_grad()
+    def test_a_batch_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
+        names, pruned = ["two images", "one tile"], with_kernel(tiny_internvl(), attn)
+        with harness.prune(pruned, method, keep=0.3) as pruning:
+            answers = generate(pruned, of(processor, *names))
+            records = pruning.take()
+            single = [generate(pruned, of(processor, name))[0] for name in names]
+        assert records == pruning.records
+        for name, record, answer, alone in zip(names, records, answers, single, strict=True):
+            assert answer[: len(alone)] == alone
+            assert alone == reference(model, of(processor, name), method, record.kept).answer(model)
+
+    @torch.no_grad()
+    def test_right_padding_and_a_text_among_others(self, processor, model):
+        names = ["one tile", ("just a question", [], []), "two images"]
+        with harness.prune(model, "uniform", keep=0.3) as pruning:
+            logits = model(**of(processor, *names, side="right")).logits
+        for row in (0, 2):
+            expected = GatheredTiles.of(model, of(processor, names[row]), pruning.records[row].kept).logits(model)[0]
+            torch.testing.assert_close(logits[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("method", METHODS)
+    @torch.no_grad()
+    def test_keeping_all_is_bit_identical(self, processor, model, method):
+        inputs = of(processor, "two images", "one tile")
+        plain, answers = model(**inputs).logits, generate(model, inputs)
+        with harness.prune(model, method, keep=1.0):
+            assert torch.equal(model(**inputs).logits, plain)
+            assert generate(model, inputs) == answers
+
+
+class TestSignals:
+    @pytest.mark.parametrize("variant", ["official", "paper"])
+    @pytest.mark.parametrize("norm", [False, True])
+    @torch.no_grad()
+    def test_attention_and_keys(self, processor, variant, norm):
+        """Against eager maps: attention of CLS alone, or of all, by definition of the variant."""
+        model, notes = tiny_internvl(use_qk_norm=norm), {}
+
+        def spy(module, query, key, value, *args, **kwargs):
+            output, weights = eager_attention_forward(module, query, key, value, *args, **kwargs)
+            notes[id(module)] = key.double(), weights.double()
+            return output, weights
+
+        ALL_ATTENTION_FUNCTIONS.register("spy_intern", spy)
+        model.model.vision_tower.config._attn_implementation = "spy_intern"
+        for inputs in (of(processor, "two images"), of(processor, "one tile", "two tiles")):
+            watch, notes = Watch(variant=variant), {}
+            with harness.prune(model, watch, keep=0.5):
+                generate(model, inputs, max_new_tokens=1)
+            tower, layers = adapter_for(model).tower, model.model.vision_tower.encoder.layer
+            received = watch.received
+            for role in ("last", "middle"):
+                keys, maps = notes[id(layers[tower.layer(role, variant)].attention)]
+                rows = maps[:, :, :1] if received.queries == "cls" else maps
+                if not received.cls_key:
+                    rows = rows[..., 1:] / rows[..., 1:].sum(-1, keepdim=True)
+                scores = squares(rows.mean(1).sum(1)[:, -64:]).sum(1).float()
+                ours = torch.cat([tokens.vit_attention[role] for tokens in watch.seen])
+                torch.testing.assert_close(ours, scores, atol=1e-5, rtol=1e-4)
+                if role == "last":
+                    means = squares(keys.mean(1)[:, 1:]).mean(1).float()
+                    torch.testing.assert_close(torch.cat([tokens.vit_keys for tokens in watch.seen]), means)
+
+    def test_layers_of_the_released_tower(self, model):
+        assert adapter_for(model).tower.layer("last", "paper") == DEPTH - 1
+        config = copy.deepcopy(model.config)
+        config.vision_config.num_hidden_layers = 24
+        released = type("Released", (), {"config": config})
+        roles = [("last", "official"), ("middle", "official"), ("middle", "paper")]
+        assert [type(adapter_for(model).tower)(released).layer(*role) for role in roles] == [23, 8, 9]
+
+    @torch.no_grad()
+    def test_the_break_behind_an_image_is_not_the_question(self, processor, model):
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What\nis it?"}]}]
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert f"{MARK}\nWhat" in text
+        watch = Watch()
+        with harness.prune(model, watch, keep=0.5):
+            model(**of(processor, (text, [(112, 112)], [])))
+        ids = processor.tokenizer("What\nis it?", return_tensors="pt")["input_ids"]
+        assert torch.equal(watch.seen[0].text, model.get_input_embeddings()(ids)[0])
+
+    @pytest.mark.parametrize(("text", "known"), [("qwen2", True), ("qwen3", True), ("llama", False)])
+    def test_the_question_is_found_in_qwens_format_alone(self, model, text, known):
+        config = copy.deepcopy(model.config)
+        config.text_config.model_type = text
+        if known:
+            InternVL.check(methods.load("cdpruner"), config)
+        else:
+            with pytest.raises(ValueError, match="prompts of llama: supported are qwen2, qwen3"):
+                InternVL.check(methods.load("cdpruner"), config)
+
+
+@torch.no_grad()
+def test_a_checkpoint_loads_and_answers(processor, model, tmp_path):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    config = ModelConfig(name="tiny", pretrained=str(tmp_path), dtype="float32", device="cpu")
+    loaded = loading.load(config)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 224, 3), dtype=np.uint8))
+    ask = [{"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": "what?"}]}]
+    assert limits_of(loaded.processor, config) is None
+    inputs = to_inputs(loaded.processor, [ask, ask], None)
+    with harness.prune(loaded.model, "divprune", keep=0.25) as pruning:
+        assert generate(loaded.model, inputs) != generate(model, inputs)
+    assert [(record.n, record.k) for record in pruning.records] == [(48, 12)] * 2

@@ -1,0 +1,241 @@
+"""Decoding through the cache of a cut prefill gives, token by token, the logits of a fresh pass without a cache.
+
+The reference (`recomputation`) shares no code with the hooks: it replays what the method kept and merged, row by row
+and layer by layer, and never lets the method choose again.
+"""
+
+from contextlib import nullcontext
+from functools import cache, partial
+
+import pytest
+import torch
+from probes import MergeInside
+from reference_prune import SAMPLES, inputs_of
+from tiny_families import BUILDERS
+from transformers_names import CACHE, COUNTS_PADDING, ENCODES_FIRST, cache_of
+from uncached_reference import Cut, Prompt
+
+import harness
+import methods
+from harness.models import FAMILIES, adapter_class
+
+TOKENS = 6  # decoded in each turn
+TURN = [65, 66, 67]  # what the user says next
+KEEP = 0.3
+# One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP.
+BEFORE = {
+    "random": partial(methods.load, "random"),
+    "avg_pool": partial(methods.load, "avg_pool"),
+    "visionzip": partial(methods.load, "visionzip"),
+}
+INSIDE = {
+    "fastv": partial(methods.load, "fastv"),
+    "fastv_paper": partial(methods.load, "fastv", variant="paper"),
+    "dart": partial(methods.load, "dart"),
+    "d2pruner": partial(methods.load, "d2pruner", prior="none"),
+    "merge_inside": partial(MergeInside, layer=1),
+}
+COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions are the numbers of the tokens
+TEXT_ALONE = ("just a question, no picture", [], [])
+SCENES = {
+    "one prompt": ["adjacent"],
+    "one image each": ["one image", TEXT_ALONE, "small image"],
+    "unequal lengths": ["text between", TEXT_ALONE, "small image"],
+    "equal lengths": ["adjacent", "one image"],  # where unequal numbers of tokens are cut
+    "video": ["mixed", "video"],
+}
+SHOWN = ["one prompt", "unequal lengths", "equal lengths", "video"]
+
+
+def over(before, inside):
+    """Parametrize over families, cuts `before` the language model and `inside` it, and the scenes shown to each.
+
+    Where positions count tokens, a cut before the language model comes with both settings of `positions`.
+    """
+    cases = []
+    for family in FAMILIES:
+        adapter = adapter_class(family)
+        settings = ["keep", "compact"] if family in COUNTING else ["keep"]
+        cuts = [(method, positions, before) for method in BEFORE for positions in settings]
+        cuts += [(method, "keep", inside) for method in INSIDE]
+        for method, positions, scenes in cuts:
+            for scene in scenes:
+                if scene != "video" or "video" in adapter.media:
+                    name = "-".join([family, method, positions, scene.replace(" ", "_")])
+                    cases.append(pytest.param(family, method, positions, scene, id=name))
+    return pytest.mark.parametrize(("family", "method", "positions", "scene"), cases)
+
+
+@cache
+def tiny(family):
+    """Return the family's tiny model and its processor, the same in all tests."""
+    build, process = BUILDERS[family]
+    return build(), process()
+
+
+def show(processor, scene, side="left"):
+    """Return the inputs of the scene's prompts in a batch, padded on one side, and of each of them alone."""
+    samples = [SAMPLES[sample] if isinstance(sample, str) else sample for sample in SCENES[scene]]
+    if scene == "equal lengths":
+        lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
+        fill = ["x" * (max(lengths) - length) for length in lengths]  # a letter is a token
+        samples = [(letters + text, *rest) for letters, (text, *rest) in zip(fill, samples, strict=True)]
+    return inputs_of(processor, samples, side), [inputs_of(processor, [sample]) for sample in samples]
+
+
+class Block:
+    """A prune block that notes what its method chose, and the comparison with the same cut made by hand."""
+
+    def __init__(self, model, method, positions):
+        self.model, self.method, self.positions = model, (BEFORE | INSIDE)[method](), positions
+        self.selections, select = [], self.method.select_batch
+
+        def select_batch(*args):
+            chosen = select(*args)
+            self.selections += chosen
+            return chosen
+
+        self.method.select_batch = select_batch
+
+    def __enter__(self):
+        self._prune = harness.prune(self.model, self.method, keep=KEEP, positions=self.positions)
+        return self._prune.__enter__()
+
+    def __exit__(self, *error):
+        return self._prune.__exit__(*error)
+
+    def check(self, prompts, answers, logits, greedy=range(TOKENS)):
+        """Compare what was decoded, after the last choices, one a prompt.
+
+        `logits[row][i]` [V] are those before the token `answers[row][i]`; `greedy` are the i at which this token must
+        be the likeliest.
+        """
+        layer, compact = int(self.method.stage.partition(":")[2] or -1), self.positions == "compact"
+        selections = self.selections[-len(prompts) :]
+        assert len(answers) == len(logits) == len(selections) == len(prompts)
+        for inputs, selection, answer, steps in zip(prompts, selections, answers, logits, strict=True):
+            prompt = Prompt.of(self.model, inputs)
+            visual = len(prompt.visual)
+            assert len(selection.kept) == round(KEEP * visual)
+            assert len(answer) >= TOKENS
+            cut = Cut(layer, selection.kept, selection.owner, compact)
+            for i, (token, ours) in enumerate(zip(answer, steps, strict=True)):
+                expected = prompt.logits(self.model, cut, answer[:i])
+                torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)
+                assert i not in greedy or token == int(likeliest(self.model, expected))
+            if visual:  # the cut made a difference, up to the last step
+                uncut = prompt.logits(self.model, Cut(-1, torch.arange(visual)), answer[:-1])
+                assert (uncut - steps[-1]).abs().max() > 1e-2
+
+
+def likeliest(model, logits):
+    """Return the tokens of the highest `logits` [..., V], the end of the text not among them."""
+    end = torch.tensor([model.generation_config.eos_token_id])
+    return logits.index_fill(-1, end, -torch.inf).argmax(-1)
+
+
+def generate(model, inputs, **kwargs):
+    """Decode TOKENS tokens of every prompt; return the output, and the answers [B, TOKENS]."""
+    length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
+    output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True, **kwargs)
+    return output, output.sequences[:, inputs["input_ids"].shape[1] :]
+
+
+@over(before=SHOWN, inside=SHOWN)
+@torch.no_grad()
+def test_generation(family, method, positions, scene):
+    model, processor = tiny(family)
+    inputs, prompts = show(processor, scene)
+    with (block := Block(model, method, positions)):
+        output, answers = generate(model, inputs)
+    block.check(prompts, answers.tolist(), torch.stack(output.logits, dim=1))
+
+
+@over(before=["one image each", "unequal lengths"], inside=["one image each", "unequal lengths"])
+@torch.no_grad()
+def test_beams(family, method, positions, scene):
+    model, processor = tiny(family)
+    inputs, prompts = show(processor, scene)
+    if scene == "unequal lengths" and family in ("llava", "internvl") and not ENCODES_FIRST:
+        # Upstream copies the images a, b of a prompt as a, a, b, b, pruned or not.
+        own_order = "the images of a prompt in its own order"
+        with pytest.raises(ValueError, match=own_order), Block(model, method, positions):
+            generate(model, inputs, num_beams=3)
+        return
+    with (block := Block(model, method, positions)):
+        output, answers = generate(model, inputs, num_beams=3)
+    paths = output.beam_indices[:, :TOKENS].tolist()
+    logits = [[step[beam] for step, beam in zip(output.logits, path, strict=True)] for path in paths]
+    block.check(prompts, answers.tolist(), logits, greedy=())
+
+
+# Nobody passes a mask: a cut before the language model brings its own, layers that see every token have none.
+@over(before=["unequal lengths", "equal lengths"], inside=["equal lengths"])
+@torch.no_grad()
+def test_a_second_turn_on_the_cache(family, method, positions, scene):
+    """By hand: an answer token by token, the user's words at once, a second answer."""
+    model, processor = tiny(family)
+    inputs, prompts = show(processor, scene)
+    placeholder = [model.config.image_token_id]  # once it is decoded, a token like others
+    turns = [None] * TOKENS + [TURN] + [None] * TOKENS + [placeholder, None, None]  # None: the likeliest token
+    tokens, greedy = torch.empty(len(prompts), 0, dtype=torch.long), []
+    with (block := Block(model, method, positions)):
+        output = model(**inputs, use_cache=True)
+        logits = output.logits[:, -1:]
+        for turn in turns:
+            if turn is None:
+                greedy.append(tokens.shape[1])
+            new = likeliest(model, logits[:, -1:]) if turn is None else torch.tensor([turn] * len(prompts))
+            output = model(input_ids=new, use_cache=True, **{CACHE: cache_of(output)})
+            tokens, logits = torch.cat([tokens, new], dim=1), torch.cat([logits, output.logits], dim=1)
+    block.check(prompts, tokens.tolist(), logits[:, :-1], greedy)
+
+
+@over(before=["unequal lengths"], inside=["unequal lengths"])
+@torch.no_grad()
+def test_an_answer_by_hand_after_padding_on_the_right(family, method, positions, scene):
+    """Each row counts on from its own last token, not from the padding behind it."""
+    model, processor = tiny(family)
+    (inputs, prompts), rows = show(processor, scene, side="right"), range(len(SCENES[scene]))
+    mask, tokens = inputs["attention_mask"], torch.empty(len(rows), 0, dtype=torch.long)
+    with (block := Block(model, method, positions)) as pruning:
+        output = model(**inputs, use_cache=True)
+        last = [int(n) - record.n + record.k - 1 for n, record in zip(mask.sum(1), pruning.records, strict=True)]
+        new = logits = output.logits[rows, last].unsqueeze(1)
+        for _ in range(TOKENS):
+            new = likeliest(model, new)
+            mask, tokens = torch.cat([mask, torch.ones_like(new)], dim=1), torch.cat([tokens, new], dim=1)
+            output = model(input_ids=new, attention_mask=mask, use_cache=True, **{CACHE: cache_of(output)})
+            new, logits = output.logits, torch.cat([logits, output.logits], dim=1)
+    block.check(prompts, tokens.tolist(), logits[:, :-1])
+
+
+@over(before=["unequal lengths"], inside=["unequal lengths"])
+@torch.no_grad()
+def test_generation_that_counts_on_from_padding_is_refused(family, method, positions, scene):
+    model, processor = tiny(family)
+    inputs, _ = show(processor, scene, side="right")
+    refused = pytest.raises(ValueError, match="do not follow what the pruned cache holds")
+    with refused if COUNTS_PADDING else nullcontext(), Block(model, method, positions):
+        generate(model, inputs)
+
+
+@over(before=["unequal lengths"], inside=["unequal lengths"])
+@torch.no_grad()
+def test_a_second_turn_as_the_whole_conversation(family, method, positions, scene):
+    model, processor = tiny(family)
+    inputs, prompts = show(processor, scene)
+    with (block := Block(model, method, positions)):
+        words = {"suppress_tokens": processor.tokenizer.all_special_ids}  # no placeholders
+        _, answers = generate(model, inputs, **words)
+        turns = torch.cat([answers, torch.tensor([TURN] * len(prompts))], dim=1)
+        output, answers = generate(model, extended(inputs, turns))
+    prompts = [extended(prompt, turn.unsqueeze(0)) for prompt, turn in zip(prompts, turns, strict=True)]
+    block.check(prompts, answers.tolist(), torch.stack(output.logits, dim=1))
+
+
+def extended(inputs, turns):
+    """Append the tokens `turns` [B, T] to the prompts."""
+    text = {"input_ids": turns, "attention_mask": torch.ones_like(turns), "mm_token_type_ids": torch.zeros_like(turns)}
+    longer = {name: torch.cat([inputs[name], new], dim=1) for name, new in text.items() if name in inputs}
+    return {**inputs, **longer}

@@ -1,0 +1,234 @@
+"""Decoding after a pruned prefill: positions and masks are right however the cache is used, or it is refused."""
+
+import copy
+
+import pytest
+import torch
+from reference_prune import SAMPLES, TOKENS, Gathered, generate, inputs_of
+from tiny_models import IMAGE, VIDEO
+
+import harness
+
+EVERY_LETTER = "".join(map(chr, range(32, 127)))  # so that what is decoded repeats something of the prompt
+
+
+def steps_of(model, steps):
+    """Record how many rows each pass brings to the first layer; return the handle."""
+    layer = model.model.language_model.layers[0]
+    return layer.register_forward_pre_hook(lambda module, args: steps.append(args[0].shape[1]))
+
+
+class TestLikeGatheringByHand:
+    @pytest.mark.parametrize("name", SAMPLES)
+    @torch.no_grad()
+    def test_generation_with_cache_equals_a_loop_without(self, model, processor, name):
+        inputs = inputs_of(processor, [name])
+        with harness.prune(model, "uniform", tokens=3) as pruning:
+            answer = generate(model, inputs)
+        (record,) = pruning.records
+        assert record.k == 3
+        assert answer[0] == Gathered.of(model, inputs, record.kept).answer(model)
+        assert answer != generate(model, inputs)
+
+    @torch.no_grad()
+    def test_sampling(self, model, processor):
+        inputs = inputs_of(processor, ["one image"])
+        with harness.prune(model, "uniform", keep=0.3) as pruning:
+            torch.manual_seed(3)
+            answer = generate(model, inputs, do_sample=True, top_k=0)
+        torch.manual_seed(3)
+        draw = Gathered.of(model, inputs, pruning.records[0].kept).answer(
+            model, lambda logits: torch.multinomial(logits.softmax(0), 1)[0]
+        )
+        assert answer[0] == draw
+
+    @torch.no_grad()
+    def test_beam_search_scores_its_answer_as_the_reference_does(self, model, processor):
+        names = ["mixed", "small image"]
+        inputs = inputs_of(processor, names)
+        with harness.prune(model, "random", keep=0.3) as pruning:
+            length = {"max_new_tokens": 6, "min_new_tokens": 6}
+            out = model.generate(**inputs, **length, num_beams=3, return_dict_in_generate=True, output_scores=True)
+        assert len(pruning.records) == 2  # one per prompt, not one per beam
+        for row, (name, record) in enumerate(zip(names, pruning.records, strict=True)):
+            reference = Gathered.of(model, inputs_of(processor, [name]), record.kept)
+            total = 0.0
+            for token in out.sequences[row, inputs["input_ids"].shape[1] :]:
+                total += float(reference.logits(model)[0, -1].log_softmax(0)[token])
+                reference.append(model, token)
+            assert total / 6 == pytest.approx(float(out.sequences_scores[row]), abs=1e-4)
+
+    @torch.no_grad()
+    def test_decoding_by_hand_continues_from_the_unpruned_length(self, model, processor):
+        inputs = inputs_of(processor, ["text between"])
+        with harness.prune(model, "uniform", keep=0.2) as pruning:
+            out, answer = model(**inputs, use_cache=True), []
+            for _ in range(TOKENS):
+                answer.append(int(out.logits[0, -1].argmax()))
+                step = torch.tensor([[answer[-1]]])
+                out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+        assert answer == Gathered.of(model, inputs, pruning.records[0].kept).answer(model)
+
+    @torch.no_grad()
+    def test_assisted_decoding(self, model, processor):
+        inputs, steps = inputs_of(processor, [(IMAGE + EVERY_LETTER + "?", [(112, 112)], [])]), []
+        with harness.prune(model, "uniform", keep=0.25):
+            handle = steps_of(model, steps)
+            assisted = generate(model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=40)
+            handle.remove()
+            assert assisted == generate(model, inputs, max_new_tokens=40)
+        assert max(steps[1:]) > 1
+
+
+class TestCaches:
+    """What a cache holds is written on it, whatever happens to it."""
+
+    def continued(self, model, inputs, record, turn):
+        reference = Gathered.of(model, inputs, record.kept)
+        for token in turn[0]:
+            reference.append(model, token)
+        return reference.logits(model)[:, -turn.shape[1] :]
+
+    @pytest.mark.parametrize("how", [lambda cache: cache, copy.deepcopy])
+    @torch.no_grad()
+    def test_a_further_turn_by_hand(self, model, processor, how):
+        inputs, turn = inputs_of(processor, ["one image"]), torch.tensor([[65, 66, 67]])
+        with harness.prune(model, "uniform", keep=0.25) as pruning:
+            cache = how(model(**inputs, use_cache=True).past_key_values)
+            logits = model(input_ids=turn, past_key_values=cache, use_cache=True).logits
+        expected = self.continued(model, inputs, pruning.records[0], turn)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_a_further_turn_in_another_block(self, model, processor):
+        inputs, turn = inputs_of(processor, ["one image"]), torch.tensor([[65, 66, 67]])
+        with harness.prune(model, "uniform", keep=0.25) as pruning:
+            cache = model(**inputs, use_cache=True).past_key_values
+        with harness.prune(model, "random", keep=0.5):
+            logits = model(input_ids=turn, past_key_values=cache, use_cache=True).logits
+        expected = self.continued(model, inputs, pruning.records[0], turn)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("how", [lambda cache: cache, copy.deepcopy])
+    @torch.no_grad()
+    def test_the_whole_conversation_with_its_cache_is_refused(self, model, processor, how):
+        inputs = inputs_of(processor, ["one image"])
+        with harness.prune(model, "uniform", keep=0.25):
+            out = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
+            ids = torch.cat([out.sequences, torch.tensor([[65, 66, 67]])], dim=1)
+            with pytest.raises(ValueError, match="do not follow what the pruned cache holds"):
+                model.generate(input_ids=ids, past_key_values=how(out.past_key_values), max_new_tokens=4)
+
+    @pytest.mark.parametrize("names", [["one image"], ["mixed", "small image"]])
+    @torch.no_grad()
+    def test_an_emptied_cache_is_a_new_one(self, model, processor, names):
+        inputs, letter = inputs_of(processor, names), torch.full((len(names), 1), 65)
+        text = processor(text=["hello", "a longer text"][-len(names) :], padding=True, return_tensors="pt")
+
+        def afterwards(cache):
+            cache.reset()
+            model(**text, past_key_values=cache)
+            return model(input_ids=letter, past_key_values=cache).logits
+
+        plain = afterwards(model(**inputs, use_cache=True).past_key_values)
+        with harness.prune(model, "uniform", keep=0.25):
+            assert torch.equal(afterwards(model(**inputs, use_cache=True).past_key_values), plain)
+
+    @torch.no_grad()
+    def test_text_alone_goes_on_as_without_a_block(self, model, processor, monkeypatch):
+        monkeypatch.setattr(model.model, "rope_deltas", None)  # the model keeps those of its last batch
+        text, letter = processor(text=["hello"], return_tensors="pt"), torch.tensor([[65]])
+
+        def afterwards(cache):
+            by_ids = model.model.language_model(input_ids=text["input_ids"])[0]
+            return model(input_ids=letter, past_key_values=cache).logits, by_ids
+
+        caches = [model(**text, use_cache=True).past_key_values for _ in range(2)]
+        plain = afterwards(caches[0])
+        with harness.prune(model, "uniform", keep=0.25):
+            assert all(map(torch.equal, afterwards(caches[1]), plain))
+
+    @torch.no_grad()
+    def test_going_back_behind_the_prefill(self, model, processor):
+        names = ["one image", "mixed"]
+        inputs = inputs_of(processor, names)
+        with harness.prune(model, "uniform", keep=0.25) as pruning:
+            cache = model(**inputs, use_cache=True).past_key_values
+            cache.crop(-2)
+            for ids in inputs["input_ids"][:, -2:].split(1, dim=1):
+                logits = model(input_ids=ids, past_key_values=cache).logits
+        for row, (name, record) in enumerate(zip(names, pruning.records, strict=True)):
+            expected = Gathered.of(model, inputs_of(processor, [name]), record.kept).logits(model)[0, -1]
+            torch.testing.assert_close(logits[row, -1], expected, atol=1e-4, rtol=1e-4)
+
+
+class TestAClockThatRunsPastTheText:
+    """A long video's last frame stands later than the question: generate() counts on from the question."""
+
+    def inputs(self, processor):
+        inputs = inputs_of(processor, [(EVERY_LETTER + VIDEO + "?", [], [(24, 56, 56)])])
+        inputs["second_per_grid_ts"] = torch.tensor([1.0])
+        return inputs
+
+    @torch.no_grad()
+    def test_generation(self, model, processor):
+        inputs = self.inputs(processor)
+        with harness.prune(model, "uniform", keep=0.25) as pruning:
+            answer = generate(model, inputs)
+        reference = Gathered.of(model, inputs, pruning.records[0].kept)
+        assert int(reference.following.max()) < int(reference.positions.max())
+        assert answer[0] == reference.answer(model)
+
+    @torch.no_grad()
+    def test_assisted_decoding(self, model, processor):
+        inputs, steps = self.inputs(processor), []
+        with harness.prune(model, "uniform", keep=0.25):
+            handle = steps_of(model, steps)
+            assisted = generate(model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=40)
+            handle.remove()
+            assert assisted == generate(model, inputs, max_new_tokens=40)
+        assert max(steps[1:]) > 1
+
+    @torch.no_grad()
+    def test_by_hand_the_model_counts_on_from_the_last_frame(self, model, processor):
+        inputs, letter = self.inputs(processor), torch.tensor([[65]])
+        with harness.prune(model, "uniform", keep=0.25) as pruning:
+            cache = model(**inputs, use_cache=True).past_key_values
+            logits = model(input_ids=letter, past_key_values=cache).logits
+        reference = Gathered.of(model, inputs, pruning.records[0].kept)
+        reference.following = model.model.rope_deltas.view(1, 1, 1).expand(3, 1, 1) + inputs["input_ids"].shape[1]
+        reference.append(model, letter)
+        torch.testing.assert_close(logits[:, -1], reference.logits(model)[:, -1], atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
+    def test_a_wrong_turn_is_refused_even_if_its_positions_fit_by_chance(self, model, processor):
+        inputs = self.inputs(processor)
+        whole = Gathered.of(model, inputs, list(range(48)))
+        chance = int(whole.positions.max() + 1 - whole.following.max())  # tokens to drop
+        with harness.prune(model, "uniform", tokens=48 - chance):
+            out = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
+            ids = torch.cat([out.sequences, torch.tensor([[65, 66, 67]])], dim=1)
+            with pytest.raises(ValueError, match="do not follow"):
+                model.generate(input_ids=ids, past_key_values=out.past_key_values, max_new_tokens=4)
+
+
+class TestChunkedPrefill:
+    @pytest.mark.parametrize("beams", [1, 2])
+    @pytest.mark.parametrize("chunk", [512, 40])
+    @torch.no_grad()
+    def test_one_chunk_holds_all_that_is_visual(self, model, processor, chunk, beams):
+        inputs = inputs_of(processor, [(IMAGE + IMAGE + EVERY_LETTER, [(112, 112), (56, 84)], [])])
+        with harness.prune(model, "uniform", keep=0.3) as pruning:
+            answer = generate(model, inputs, num_beams=beams)
+            assert generate(model, inputs, num_beams=beams, prefill_chunk_size=chunk) == answer
+        assert pruning.records[0] == pruning.records[1]
+
+    @pytest.mark.parametrize("chunk", [16, 20])
+    @torch.no_grad()
+    def test_chunks_that_part_the_visual_tokens_are_refused(self, model, processor, chunk):
+        inputs = inputs_of(processor, [(IMAGE + IMAGE + EVERY_LETTER, [(112, 112), (56, 84)], [])])
+        with (
+            pytest.raises(ValueError, match=r"image.*prefill_chunk_size"),
+            harness.prune(model, "uniform", keep=0.3),
+        ):
+            generate(model, inputs, prefill_chunk_size=chunk)

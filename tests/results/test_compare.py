@@ -1,0 +1,107 @@
+"""harness.compare: two runs on the same questions, against counts by hand."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from run_folders import make_run
+
+from harness import compare
+from harness.core import command
+from harness.core.errors import UserError
+from harness.results.result import Result
+
+BASE = {"t_one": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": [0.5, 1.0, 0.25, 1.0]}
+LESS = {"t_one": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "t_two": [0.5, 0.5, 0.25, 1.0]}
+
+
+@pytest.fixture
+def pair(tmp_path):
+    said = {"t_one": list("abcdef"), "t_two": list("abcd")}
+    other = {"t_one": list("abCxyz"), "t_two": list("abcd")}
+    a = make_run(tmp_path, "none", BASE, said=said)
+    return Result.of(a), Result.of(make_run(tmp_path, "x", LESS, said=other))
+
+
+def test_every_column_by_hand(pair):
+    a, b = pair
+    found = compare.compare(a, b, a, resamples=500, seed=0).set_index("task")
+    one, two, average = (found.loc[name] for name in ("t_one", "t_two", "avg"))
+    assert (one["a"], one["b"], one["difference"]) == pytest.approx((5 / 6, 3 / 6, 2 / 6))
+    assert (one["a_only"], one["b_only"]) == (3, 1)
+    assert one["p"] == pytest.approx(2 * (1 + 4) / 16)  # at most 1 of 4 discordant, either way
+    assert (one["test"], two["test"]) == ("mcnemar", "bootstrap")
+    assert one["agreement"] == pytest.approx(50)
+    assert (two["a_only"], two["b_only"], two["agreement"]) == (1, 0, 100)
+    assert average["a"] == 100
+    assert average["b"] == pytest.approx((100 * 3 / 5 + 100 * 2.25 / 2.75) / 2)
+    assert average["low"] <= average["difference"] <= average["high"]
+    assert sorted([one["p_holm"], two["p_holm"]]) == pytest.approx([min(1, 2 * min(one["p"], two["p"])), one["p"]])
+
+
+def test_failed_questions_are_noted(tmp_path):
+    a, b = (Result.of(make_run(tmp_path, method, BASE, failed={"t_one": n})) for method, n in (("x", 0), ("y", 2)))
+    notes = compare._notes(compare.compare(a, b, None, 200, 0), None, a, b)
+    assert notes[0] == "t_one: 2 of 6 questions failed, scored as empty answers, in y keep=0.25"
+    assert notes[1].startswith("p: McNemar's exact test; the paired bootstrap in t_two")
+
+
+def test_a_run_against_its_like_has_no_difference(tmp_path):
+    a, b = (Result.of(make_run(tmp_path, method, BASE)) for method in ("x", "y"))
+    found = compare.compare(a, b, None, 200, 0)
+    assert set(found["difference"]) == {0}
+    assert set(found["p"]) == {1}
+    assert set(found["low"]) == set(found["high"]) == {0}
+    assert "avg" not in set(found["task"])  # no unpruned run to be relative to
+
+
+def test_the_unpruned_run_beside_is_found(tmp_path):
+    runs = [Result.of(make_run(tmp_path, method, BASE)) for method in ("none", "x", "y")]
+    assert compare.baseline_of(*runs[1:]).hash == runs[0].hash
+    assert compare.baseline_of(runs[0], runs[2]).hash == runs[0].hash
+    other = Result.of(make_run(tmp_path, "z", BASE, model="other"))
+    assert compare.baseline_of(runs[1], other) is None
+
+
+def test_folders_are_given_by_place_or_by_name(tmp_path):
+    (tmp_path / "a=b").mkdir()
+    overrides = compare.prepare(["one/x", str(tmp_path / "a=b"), "seed=3"])
+    cfg = command.compose("compare", overrides)
+    assert (cfg.a, cfg.b, cfg.seed) == ("one/x", str(tmp_path / "a=b"), 3)
+    cfg = command.compose("compare", compare.prepare(["a=one", "b=two"]))
+    assert (cfg.a, cfg.b) == ("one", "two")
+    with pytest.raises(UserError, match="two run folders are compared, got 3"):
+        compare.prepare(["one", "two", "three"])
+
+
+def test_the_command(pair, tmp_path):
+    a, b = pair
+    call = [sys.executable, "-m", "harness.compare", str(a.folder), str(b.folder), "csv=found.csv"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "settings: the same" in lines
+    assert lines[5].split()[:5] == ["t_one", "6", "0.8333", "0.5000", "+0.3333"]
+    report = json.loads(lines[-1])
+    assert report["tasks"]["t_one"]["a_only"] == 3
+    assert report["settings"] == {}
+    written = pd.read_csv(tmp_path / "found.csv", index_col="task")
+    assert written["difference"].to_dict() == pytest.approx({t: r["difference"] for t, r in report["tasks"].items()})
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "a is null: pass two run folders"),
+        (["here"], "b is null: pass two run folders"),
+        (["here", "./here"], "a and b are one folder"),
+        (["here", "there"], "here is no finished run"),
+        (["here", "there", "csv=no/file.csv"], "cannot write csv=no/file.csv: there is no folder no"),
+    ],
+)
+def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        compare.main(command.compose("compare", compare.prepare(args)))
