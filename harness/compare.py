@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import write_atomic
-from harness.results.frames import answers, of_task, questions
+from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
 from harness.results.run_folder import RESPONSES
@@ -64,7 +64,7 @@ def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed:
 def _task(
     task: str, a: Result, b: Result, each: pd.DataFrame, draws: Draws, said: pd.DataFrame | None
 ) -> dict[str, Any]:
-    part = of_task(each, task)
+    part = select_task(each, task)
     mine, theirs = part[a.hash], part[b.hash]
     place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
     drawn = draws.scores[place, runs]
@@ -73,7 +73,7 @@ def _task(
     p, test = pairwise_p(part, drawn, [a.score(task), b.score(task)])
     unknown = (mine.isna() | theirs.isna()).any()
     b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
-    same = math.nan if said is None else agreement(*(of_task(said, task)[run.hash] for run in (a, b)))
+    same = math.nan if said is None else agreement(*(select_task(said, task)[run.hash] for run in (a, b)))
     found = {"task": task, "questions": len(mine), "a": a.score(task), "b": b.score(task), "difference": difference}
     found |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
     return found | {"p": float(p[0, 1]), "test": test, "agreement": same}

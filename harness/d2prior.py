@@ -24,20 +24,20 @@ from harness.core.errors import UserError, one_line
 from harness.core.files import check_place, slug
 from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, load
 from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
 from methods import d2pruner_prior
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row
-from methods.layer_method import InsideLLM
+from methods.layer_method import LayerMethod
 
 PLACE = Path("results/priors")
 
 
 @dataclass(kw_only=True)
-class Probe(InsideLLM):
+class Probe(LayerMethod):
     """Note what the prompt's last token attends to; which tokens stay does not matter.
 
     Deviation: none. Source: ours.
@@ -55,7 +55,7 @@ class Probe(InsideLLM):
 
 def prompts(tasks: TasksConfig, prompt: str, data_root: DataRoot = None) -> Iterator[list[Message]]:
     """The prompt about every image of the tasks, once, taking turns among them; videos are left out."""
-    suite = Suite(tasks, data_root=data_root)
+    suite = TaskSuite(tasks, data_root=data_root)
     suite.check()
     known = set()
     for turn in zip_longest(*map(suite.images, tasks.metrics)):

@@ -15,7 +15,7 @@ from harness.core.files import check_place, write_atomic
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
-from harness.results.result import Result, named
+from harness.results.result import Result, load_results
 from harness.results.run_folder import KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
@@ -206,7 +206,7 @@ def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str,
 
 def main(cfg: DictConfig) -> None:
     """Write and log what is asked for, then one JSON line."""
-    results = named(cfg.runs)
+    results = load_results(cfg.runs)
     files = write(results, Path(str(cfg.out)), int(cfg.resamples), int(cfg.seed)) if cfg.out is not None else []
     logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []
     for name in [*map(str, files), *logged]:

@@ -38,7 +38,7 @@ def describe(name: str) -> dict[str, Any]:
         "families": {family: adapter_class(family).refusal(method) for family in FAMILIES},
         "params": params,
         "options": options,
-        "not_public": sorted(method.not_public),
+        "not_public": sorted(method.unpublished_params),
         "doc": inspect.cleandoc(type(method).__doc__ or "no docstring"),
     }
 

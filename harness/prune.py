@@ -23,7 +23,7 @@ __all__ = ["Kept", "Pruning", "prune"]
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.pruning.vision_cache import SharedVision
+    from harness.pruning.vision_cache import VisionCache
     from methods.base import Method
 
 
@@ -37,7 +37,7 @@ def prune(
     scorer: str | Path | nn.Module | None = None,
     seed: int = 0,
     positions: str = "keep",
-    shared: SharedVision | None = None,
+    shared: VisionCache | None = None,
     **params: Any,
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.results.run_folder import FORMAT
-from harness.results.submissions import REMAIN, Run, survey
+from harness.results.submissions import REMAIN, Run, list_runs
 
 HEAD = ("state", "answers", "reusable", "job", "run")
 
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.runs is None or not Path(str(cfg.runs)).is_dir():
         raise UserError(f"no folder at runs={cfg.runs}: pass the folder of the runs, as in runs=results/runs")
     root = Path(str(cfg.runs))
-    runs = survey(root)
+    runs = list_runs(root)
     if not runs:
         raise UserError(f"no run below runs={cfg.runs}: start with python -m harness")
     changed = [_changes(root / run.run / "run.json") for run in runs]

@@ -22,7 +22,7 @@ from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
 from harness.results.labels import unlike
 from harness.results.latex import latex
-from harness.results.result import Result, failures, joined, named, unproven
+from harness.results.result import Result, failures, load_results, merge_task_runs, unproven
 from harness.results.summary import summary
 from harness.results.table import AVERAGE, Table, tables_of
 
@@ -97,10 +97,10 @@ def main(cfg: DictConfig) -> None:
     elif source == "paper":
         tables = paper.published(shipped(str(cfg.paper)))
     elif source == "paper+runs":
-        tables = paper.beside(shipped(str(cfg.paper)), named(cfg.runs))
+        tables = paper.beside(shipped(str(cfg.paper)), load_results(cfg.runs))
     else:
-        results = named(cfg.runs)
-        runs = joined(results) if cfg.join else results
+        results = load_results(cfg.runs)
+        runs = merge_task_runs(results) if cfg.join else results
         tables, said = of_runs(runs, int(cfg.resamples), int(cfg.seed), str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
             _write(Path(str(cfg.stats)), said.to_csv(index=False), "stats")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,9 +10,17 @@ from typing import ClassVar
 import torch
 
 from methods import checks
-from methods.tokens import OFFICIAL, PAPER, HiddenState, LayerState, Received, Selection, Signal, Tokens
+from methods.tokens import OFFICIAL, PAPER, AttentionSpec, HiddenState, LayerState, Selection, Signal, Tokens
 
-__all__ = ["OFFICIAL", "PAPER", "HiddenState", "LayerState", "Method", "Received", "Selection", "Signal", "Tokens"]
+__all__ = ["OFFICIAL", "PAPER", "AttentionSpec", "HiddenState", "LayerState", "Method", "Selection", "Signal", "Tokens"]
+
+Received = AttentionSpec  # its name until 0.1; goes with the next release
+RENAMED = {  # attributes of a method as they were called until 0.1; goes with the next release
+    "beside": "companion_files",
+    "made_from": "file_metadata",
+    "not_public": "unpublished_params",
+    "received": "attention_spec",
+}
 
 
 @dataclass(kw_only=True)
@@ -26,13 +35,17 @@ class Method:
     version: ClassVar[int] = 0  # raise it when other tokens are kept or merged; 0: results are known by the source text
     fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
-    not_public: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
-    beside: ClassVar[Mapping[str, str]] = {}  # parameter -> file beside a model's weights that a run takes by default
+    unpublished_params: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
+    companion_files: ClassVar[Mapping[str, str]] = {}  # parameter -> default file next to a model's weights
 
     def __init_subclass__(cls) -> None:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
         cls.version = cls.__dict__.get("version", 0)
         cls.fidelity = cls.__dict__.get("fidelity", "undeclared")
+        for old, new in RENAMED.items():
+            if old in cls.__dict__:
+                warnings.warn(f"{cls.__name__}.{old} is called {new} now", FutureWarning, stacklevel=2)
+                setattr(cls, new, cls.__dict__[old])
 
     def __post_init__(self) -> None:
         checks.parameters(self.name, self)
@@ -54,7 +67,7 @@ class Method:
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
 
     @property
-    def received(self) -> Received:
+    def attention_spec(self) -> AttentionSpec:
         """Which attention of the vision tower is read; by default that of its last layer, as `variant` defines it."""
         return PAPER if getattr(self, "variant", "official") == "paper" else OFFICIAL
 
@@ -73,7 +86,7 @@ class Method:
         return early and getattr(self, "variant", "official") == "paper"
 
     @property
-    def made_from(self) -> Mapping[str, Mapping[str, str]]:
+    def file_metadata(self) -> Mapping[str, Mapping[str, str]]:
         """What the files hold that parameters name: parameter -> metadata.
 
         Results are labelled and known by its `digest`, or "none"; with a `model`, they are refused for any other.

@@ -51,7 +51,7 @@ class CDPruner(Method):
     version = 1
     fidelity = "adapted: the LLM's embeddings of the question instead of CLIP's text tower"
     needs = frozenset({Signal.TEXT})
-    not_public: ClassVar[frozenset[str]] = frozenset({"relevance_sign", "text_pool"})
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"relevance_sign", "text_pool"})
 
     relevance_sign: Literal["auto", "positive", "negative"] = "auto"
     text_pool: Literal["mean_embedding", "mean_cosine"] = "mean_embedding"

@@ -18,7 +18,7 @@ from methods.kernels.attention import attention_row
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.independent import independent
 from methods.kernels.ties import DECIMALS
-from methods.layer_method import InsideLLM
+from methods.layer_method import LayerMethod
 from methods.scores import top
 
 TILE = 2**22  # similarities held at once
@@ -29,7 +29,7 @@ REMEDY = (
 
 
 @dataclass(kw_only=True)
-class D2Pruner(InsideLLM):
+class D2Pruner(LayerMethod):
     """Keep the best by debiased attention, then an independent set of the rest. Paper: arXiv 2512.19443, AAAI-26.
 
         r      = a / (b + eps),   a the attention of the prompt's last token, b the prior, each of sum 1 on every image
@@ -62,8 +62,8 @@ class D2Pruner(InsideLLM):
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     layers: ClassVar[Mapping[str, int]] = {"official": 1}
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}
-    beside: ClassVar[Mapping[str, str]] = {"prior": "d2prior.safetensors"}
-    not_public: ClassVar[frozenset[str]] = frozenset({"prior", "sem_norm", "spat_kernel", "pivot_suppress"})
+    companion_files: ClassVar[Mapping[str, str]] = {"prior": "d2prior.safetensors"}
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"prior", "sem_norm", "spat_kernel", "pivot_suppress"})
 
     prior: str | None = None
     pivot_ratio: float = 0.7
@@ -86,7 +86,7 @@ class D2Pruner(InsideLLM):
         self._prior, self.prior_metadata = found
 
     @property
-    def made_from(self) -> Mapping[str, Mapping[str, str]]:
+    def file_metadata(self) -> Mapping[str, Mapping[str, str]]:
         """What the prior holds."""
         return {"prior": self.prior_metadata or {"digest": "none"}}
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from methods.base import HiddenState, LayerState, Selection, Tokens
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.ties import snap
-from methods.layer_method import InsideLLM
+from methods.layer_method import LayerMethod
 from methods.scores import top
 
 
 @dataclass(kw_only=True)
-class DART(InsideLLM):
+class DART(LayerMethod):
     """Keep the visual pivots, and for each pivot the visual tokens least like it. Paper: arXiv 2502.11494.
 
         pivots = the visual and the text tokens whose keys have the largest L1 norm, all KV heads taken together

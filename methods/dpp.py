@@ -40,7 +40,7 @@ class DPP(Method):
     version = 1
     fidelity = "adapted: no released code, and the kernel is not published"
     needs = frozenset({Signal.IMPORTANCE})
-    not_public: ClassVar[frozenset[str]] = frozenset({"quality", "importance"})
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"quality", "importance"})
 
     quality: Literal["minmax", "exp", "uniform"] = "minmax"
     importance: Literal["raw", "soft_topk"] = "raw"

@@ -9,12 +9,12 @@ import torch
 
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row, last_text
-from methods.layer_method import InsideLLM
+from methods.layer_method import LayerMethod
 from methods.scores import top
 
 
 @dataclass(kw_only=True)
-class FastV(InsideLLM):
+class FastV(LayerMethod):
     """Keep the K visual tokens that one query attends to most in one decoder layer. Paper: arXiv 2403.06764.
 
         score_i = mean over heads of softmax_i(q . k_i / sqrt(d)),   q, k of decoder layer `layer`

@@ -35,7 +35,7 @@ class FPS(Method):
     name = "fps"
     version = 1
     fidelity = "adapted: no released code, and the first pick is not published"
-    not_public: ClassVar[frozenset[str]] = frozenset({"start"})
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"start"})
 
     start: Literal["maximin", "max_importance", "random"] = "maximin"
 

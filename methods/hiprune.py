@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal, Tokens
+from methods.base import OFFICIAL, PAPER, AttentionSpec, Method, Selection, Signal, Tokens
 from methods.budget import rounded
 from methods.grids import images
 from methods.scores import top
@@ -55,7 +55,7 @@ class HiPrune(Method):
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
 
     @property
-    def received(self) -> Received:
+    def attention_spec(self) -> AttentionSpec:
         """Attention in both layers: of all queries, or, in the comparison, of CLS where there is one."""
         kind = PAPER if self.variant == "paper" else replace(OFFICIAL, queries="all")
         return replace(kind, roles=("last", "middle"))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.base import OFFICIAL, Method, Received, Selection, Signal, Tokens
+from methods.base import OFFICIAL, AttentionSpec, Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
 from methods.kernels.cosine import directions
 from methods.kernels.ties import snap
@@ -56,7 +56,7 @@ class HoloV(Method):
         self.require("tau", self.tau > 0, "above 0")
 
     @property
-    def received(self) -> Received:
+    def attention_spec(self) -> AttentionSpec:
         """The authors' attention in both variants, which are both theirs."""
         return OFFICIAL
 

@@ -37,7 +37,7 @@ class Hybrid(Method):
     version = 1
     fidelity = "adapted: no released code, and the meaning of lambda is not published"
     needs = frozenset({Signal.IMPORTANCE})
-    not_public: ClassVar[frozenset[str]] = frozenset({"mapping"})
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"mapping"})
 
     lam: float = 0.5
     mapping: Literal["pool_linear", "pool_inverse", "quota"] = "pool_linear"

@@ -52,7 +52,7 @@ class IDSelection(Method):
     version = 1
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
     needs = READS["vit_attention"]  # of the default; an instance has those of its own `importance`
-    not_public: ClassVar[frozenset[str]] = frozenset({"update", "importance", "layer"})
+    unpublished_params: ClassVar[frozenset[str]] = frozenset({"update", "importance", "layer"})
 
     gamma: float = 20.0
     update: Literal["subtract_guarded", "subtract", "subtract_clamp0", "multiply"] = "subtract_guarded"

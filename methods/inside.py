@@ -1,5 +1,5 @@
 """Old name of `methods.layer_method`, for one release."""
 
-from methods.layer_method import InsideLLM
+from methods.layer_method import LayerMethod as InsideLLM
 
 __all__ = ["InsideLLM"]

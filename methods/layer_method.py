@@ -10,7 +10,7 @@ from methods.base import HiddenState, Method, Signal
 
 
 @dataclass(kw_only=True)
-class InsideLLM(Method):
+class LayerMethod(Method):
     """A method that cuts after decoder layer j, counted from 0: its stage is "layer:j".
 
     Decoder layers 0..j see all tokens, and so do their KV caches; layers j+1.. see the kept ones. `Tokens.llm` is the

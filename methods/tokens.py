@@ -23,7 +23,7 @@ class Signal(StrEnum):
 
 
 @dataclass(frozen=True)
-class Received:
+class AttentionSpec:
     """Which attention of the vision tower `Tokens.vit_attention` counts: published methods define it differently.
 
     A token receives the softmaxed attention to its patches within one image or one step of a video, whatever windows
@@ -38,8 +38,8 @@ class Received:
 
 
 # The authors' code, and the comparison in arXiv 2602.13315, which took 6144 patches for too many.
-OFFICIAL = Received()
-PAPER = Received(cls_key=False, mean_query_from=6144, numbering="paper")
+OFFICIAL = AttentionSpec()
+PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Tokens:
     features: Tensor  # [N, D] as they would enter the LLM
     grids: Sequence[tuple[int, int, int]]  # (t, h, w) in tokens per image or video, in sequence order
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
-    vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.received`
+    vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
     vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
     llm: LayerState | None = None
     text: Tensor | None = None  # [T, D] embeddings of the question

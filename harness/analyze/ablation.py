@@ -19,7 +19,7 @@ from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.results import plots
-from harness.results.result import Result, average, named, relative
+from harness.results.result import Result, average, load_results, relative
 from harness.results.stats import AVERAGE, draw, interval
 from harness.results.summary import standing
 
@@ -58,7 +58,7 @@ def ablation(cfg: DictConfig) -> None:
 def swept(cfg: DictConfig) -> list[Result]:
     """The runs of the compared methods, and the unpruned model; UserError if they do not make an ablation."""
     try:
-        results = named(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+        results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
     except UserError as error:
         raise UserError(f"{error}; {SWEEP}".replace(": start with python -m harness;", ";")) from error
     results = [result for result in results if result.is_baseline or result.method in cfg.methods]

@@ -18,7 +18,7 @@ from harness.core.errors import UserError, one_line
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
 from harness.pruning.handle import Kept
-from methods.base import Method, Received, Selection, Signal, Tokens
+from methods.base import AttentionSpec, Method, Selection, Signal, Tokens
 
 
 @dataclass(kw_only=True)
@@ -29,7 +29,7 @@ class Noted(Method):
     """
 
     wanted: frozenset[Signal] = frozenset()
-    reading: Received = field(default_factory=Received)
+    reading: AttentionSpec = field(default_factory=AttentionSpec)
     seen: list[Tokens] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Noted(Method):
         vars(self)["needs"] = self.wanted
 
     @property
-    def received(self) -> Received:
+    def attention_spec(self) -> AttentionSpec:
         """Which attention of the vision tower is read."""
         return self.reading
 

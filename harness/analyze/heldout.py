@@ -20,7 +20,7 @@ from harness.core.command import command
 from harness.core.errors import UserError
 from harness.results import plots
 from harness.results.labels import names
-from harness.results.result import Result, named
+from harness.results.result import Result, load_results
 from harness.results.stats import AVERAGE, Draws, draw, interval
 
 CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
@@ -33,7 +33,7 @@ def main() -> None:
 
 def heldout(cfg: DictConfig) -> None:
     """Read the runs, choose, judge, draw."""
-    results = named(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+    results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
     if len({result.setting for result in results}) > 1:
         folders = ", ".join(sorted({str(result.folder.parent) for result in results}))
         raise UserError(f"the runs differ in their model, tasks, limit or versions ({folders}): pass runs that do not")

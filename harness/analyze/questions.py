@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.core.config import RunConfig
 from harness.core.errors import UserError
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.models import adapter_class
 from harness.models.loading import Loaded
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
@@ -45,7 +45,7 @@ class Source:
 
     def __init__(self, config: RunConfig, loaded: Loaded):
         family = adapter_class(loaded.model.config.model_type)
-        self.suite = Suite(config.tasks, family.prompts, config.data_root)
+        self.suite = TaskSuite(config.tasks, family.prompts, config.data_root)
         self.tasks = {name: self.suite.load(name) for name in config.tasks.metrics}
 
     def question(self, task: str, doc_id: int) -> Question:

@@ -18,7 +18,7 @@ UNPRUNED = {"name": "none"}
 
 
 @dataclass(frozen=True)
-class Contestant:
+class MethodPoint:
     """A method with its parameters; `swept` is the one along which it is a point of a curve."""
 
     name: str
@@ -41,7 +41,7 @@ class Contestant:
         return f"{self.curve} {self.swept}={self.value}" if self.swept else self.curve
 
 
-def contestants(cfg: DictConfig) -> list[Contestant]:
+def contestants(cfg: DictConfig) -> list[MethodPoint]:
     """The methods of a configuration: names, or {name: hybrid, lam: [0.1, 0.5]}, where a list is a curve."""
     found = [one for each in _listed(cfg, "methods") for one in _swept(each)]
     labels = [one.label for one in found]
@@ -50,7 +50,7 @@ def contestants(cfg: DictConfig) -> list[Contestant]:
     return found
 
 
-def _swept(method: Any) -> Iterator[Contestant]:
+def _swept(method: Any) -> Iterator[MethodPoint]:
     tree = {"name": method} if isinstance(method, str) else method
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise UserError(f"methods takes names, or {{name: hybrid, lam: [0.1, 0.5]}}: not {method}")
@@ -59,13 +59,13 @@ def _swept(method: Any) -> Iterator[Contestant]:
     if len(lists) > 1:
         raise UserError(f"methods: {tree['name']} has lists for {' and '.join(lists)}, a curve has one parameter")
     if not lists:
-        yield Contestant(tree["name"], params)
+        yield MethodPoint(tree["name"], params)
         return
     swept = lists[0]
     if not params[swept]:
         raise UserError(f"methods: {tree['name']} has an empty list for {swept}")
     for value in params[swept]:
-        yield Contestant(tree["name"], {**params, swept: value}, swept)
+        yield MethodPoint(tree["name"], {**params, swept: value}, swept)
 
 
 def keeps(cfg: DictConfig) -> list[float]:
@@ -87,7 +87,7 @@ def tree_of(cfg: DictConfig, method: dict[str, Any], keep: float | None) -> Dict
     return OmegaConf.create({"method": method, "keep": keep, **shared})
 
 
-def run_of(cfg: DictConfig, one: Contestant, keep: float | None) -> RunConfig:
+def run_of(cfg: DictConfig, one: MethodPoint, keep: float | None) -> RunConfig:
     """A method at a budget, typed."""
     return validate(tree_of(cfg, {"name": one.name, **one.params}, keep))
 

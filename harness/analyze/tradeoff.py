@@ -16,16 +16,16 @@ from harness.analyze import settings
 from harness.analyze.collect import Noted, gathered
 from harness.analyze.hopkins import Cloud, retention
 from harness.analyze.questions import Source
-from harness.analyze.settings import Contestant
+from harness.analyze.settings import MethodPoint
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
 from harness.models.scorer import load_scorer
-from methods.base import Method, Received, Signal, Tokens
+from methods.base import AttentionSpec, Method, Signal, Tokens
 from methods.budget import Budget
 from methods.scores import min_max
 
 UNIFORM, SCORER = "uniform", "scorer"
-Key = tuple[frozenset[Signal], Received]
+Key = tuple[frozenset[Signal], AttentionSpec]
 
 
 class Importance:
@@ -36,14 +36,14 @@ class Importance:
         self.draws = cfg.seeds if self.drawn else 1
         self.scorer: nn.Module | None = None
         if not self.drawn:
-            file = pruner_of(settings.run_of(cfg, Contestant("greedy", {}), 0.5), loaded.folder).scorer
+            file = pruner_of(settings.run_of(cfg, MethodPoint("greedy", {}), 0.5), loaded.folder).scorer
             assert file is not None
             self.scorer = load_scorer(file, loaded.model.config.get_text_config().hidden_size).to(loaded.device)
 
     def signals(self, method: Method) -> Key:
         """What has to be read of an image for a method, and which attention."""
         wanted = method.needs - {Signal.IMPORTANCE} if self.drawn else method.needs | {Signal.IMPORTANCE}
-        return wanted, method.received if Signal.VIT_ATTENTION in wanted else Received()
+        return wanted, method.attention_spec if Signal.VIT_ATTENTION in wanted else AttentionSpec()
 
     def given(self, tokens: Tokens, seed: list[int]) -> Tokens:
         """What a method sees; drawn importance stands for the attention of the vision tower, too."""

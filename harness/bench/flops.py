@@ -30,7 +30,7 @@ def table(cfg: DictConfig) -> None:
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:
     """Return one row for everyone at every size, of one prompt; UserError for a family that is not counted."""
-    from harness.bench.setup import Contestant, allowed_in, contestant_of
+    from harness.bench.setup import Candidate, allowed_in, contestant_of
     from harness.bench.workloads import synthetic
     from harness.models import checkpoint
     from harness.models.cost import architectures
@@ -43,10 +43,10 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
         config = architectures.config_of(name, chosen.weights == "tiny")
         hidden = None if chosen.weights == "tiny" else architectures.scorer_hidden(name)
     else:
-        config = config_in(checkpoint.fetch(chosen.model))
+        config = config_in(checkpoint.download(chosen.model))
     told = functools.partial(print, file=sys.stderr)
     allowed = allowed_in(chosen, config, None, told)
-    contestants = [Contestant("none"), *(contestant_of(run, method) for run, method, _ in allowed)]
+    contestants = [Candidate("none"), *(contestant_of(run, method) for run, method, _ in allowed)]
     workloads = [synthetic(config, size, chosen.text_tokens) for size in chosen.sizes]
     return [_row(chosen, config, hidden, one, workload) for workload in workloads for one in contestants]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.bench.probes import probed
-from harness.bench.setup import Contestant
+from harness.bench.setup import Candidate
 from harness.bench.timers import Clock, Trace
 from harness.core.errors import one_line
 from harness.models.adapter import Adapter
@@ -42,10 +42,10 @@ class Result:
 class Timer(Protocol):
     """What `rounds` asks."""
 
-    def time(self, contestant: Contestant, inputs: Any) -> Times:
+    def time(self, contestant: Candidate, inputs: Any) -> Times:
         """Return the milliseconds of every stage of one answer."""
 
-    def footprint(self, contestant: Contestant, inputs: Any) -> Footprint:
+    def footprint(self, contestant: Candidate, inputs: Any) -> Footprint:
         """Return what one answer takes up."""
 
 
@@ -58,11 +58,11 @@ class Runner:
         self._clock = clock
         self._tokens = tokens
 
-    def time(self, contestant: Contestant, inputs: Any) -> Times:
+    def time(self, contestant: Candidate, inputs: Any) -> Times:
         """Return the milliseconds of every stage of one answer."""
         return self._answer(contestant, inputs)[0].times(self._tokens)
 
-    def footprint(self, contestant: Contestant, inputs: Any) -> Footprint:
+    def footprint(self, contestant: Candidate, inputs: Any) -> Footprint:
         """Return what one answer takes up; allocators count on GPUs alone, and none of their caches is left before."""
         gpu = self._model.device if self._model.device.type == "cuda" else None
         if gpu is not None:
@@ -78,7 +78,7 @@ class Runner:
             found.reserved = torch.cuda.max_memory_reserved(gpu)
         return found
 
-    def _answer(self, contestant: Contestant, inputs: Any) -> tuple[Trace, Any, list[Any]]:
+    def _answer(self, contestant: Candidate, inputs: Any) -> tuple[Trace, Any, list[Any]]:
         trace = Trace(self._clock)
         length = {"max_new_tokens": self._tokens, "min_new_tokens": self._tokens}
         with torch.inference_mode(), probed(self._adapter, contestant, trace) as pruning:
@@ -102,8 +102,8 @@ def cache_bytes(cache: Any, decoded: int) -> int:
 
 
 def rounds(
-    contestants: Sequence[Contestant],
-    inputs: Mapping[Contestant, Any],
+    contestants: Sequence[Candidate],
+    inputs: Mapping[Candidate, Any],
     runner: Timer,
     warmup: int,
     repeats: int,

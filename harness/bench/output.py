@@ -13,7 +13,7 @@ import pandas as pd
 from harness.bench.columns import COLUMNS, STAGE_MEANINGS
 from harness.bench.measure import Result, Times
 from harness.bench.settings import Settings
-from harness.bench.setup import Contestant, Prepared
+from harness.bench.setup import Candidate, Prepared
 from harness.bench.statistics import Spread, column, mean, savings
 from harness.core.files import to_json, write_atomic
 from harness.models.cost import Flops, count
@@ -32,8 +32,8 @@ def about(chosen: Settings, machine: Mapping[str, Any]) -> Row:
 def rows(
     chosen: Settings,
     config: Any,
-    contestants: Sequence[Contestant],
-    inputs: Mapping[Contestant, Prepared],
+    contestants: Sequence[Candidate],
+    inputs: Mapping[Candidate, Prepared],
     results: Sequence[Result],
     common: Row,
     batch: int,
@@ -66,7 +66,7 @@ def _with_preprocessing(times: Sequence[Times], took: Sequence[float]) -> list[T
     ]
 
 
-def _who(chosen: Settings, one: Contestant, given: Prepared, result: Result, batch: int) -> Row:
+def _who(chosen: Settings, one: Candidate, given: Prepared, result: Result, batch: int) -> Row:
     visual, shown, found = given.whole.tokens, given.workload.tokens, result.footprint
     ids = given.tensors["input_ids"]
     named = {"model": chosen.model.name, "weights": chosen.weights, "method": one.name, "params": one.params}
@@ -102,7 +102,7 @@ def _times(times: Sequence[Times], unpruned: Sequence[Times]) -> Row:
     return row
 
 
-def _operations(chosen: Settings, config: Any, one: Contestant, given: Prepared, batch: int) -> Row:
+def _operations(chosen: Settings, config: Any, one: Candidate, given: Prepared, batch: int) -> Row:
     hidden = getattr(one.scorer, "hidden_dim", None)
     text = given.tensors["input_ids"].shape[1] - given.workload.tokens
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.bench.setup import Contestant
+from harness.bench.setup import Candidate
 from harness.bench.timers import ROOT, Trace
 from harness.models.adapter import Adapter, inside_layer
 from harness.models.hooks import Handles, submodule
@@ -30,7 +30,7 @@ PROJECTORS = {
 
 
 @contextmanager
-def probed(adapter: Adapter, contestant: Contestant, trace: Trace) -> Iterator[Pruning | None]:
+def probed(adapter: Adapter, contestant: Candidate, trace: Trace) -> Iterator[Pruning | None]:
     """Put the contestant on the model within the block, and have `trace` note what it does; then restore the model."""
     modules, handles = adapter.modules(), Handles()
     model, method = adapter.model, contestant.method
@@ -79,7 +79,7 @@ def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> li
 
 def _read(adapter: Adapter, method: Method) -> list[nn.Module]:
     """Return the modules behind which the tower's attention or keys are read."""
-    wanted, tower = method.received, adapter.tower
+    wanted, tower = method.attention_spec, adapter.tower
     roles = set(wanted.roles) if Signal.VIT_ATTENTION in method.needs else set()
     roles |= {"last"} if Signal.VIT_KEYS in method.needs else set()
     layers = {tower.layer(role, wanted.numbering) for role in roles}
@@ -88,7 +88,7 @@ def _read(adapter: Adapter, method: Method) -> list[nn.Module]:
 
 
 @contextmanager
-def _watched(contestant: Contestant, trace: Trace, handles: Handles) -> Iterator[None]:
+def _watched(contestant: Candidate, trace: Trace, handles: Handles) -> Iterator[None]:
     """Note when the learned scorer runs, and when the method chooses."""
     method, scorer = contestant.method, contestant.scorer
     if scorer is not None:

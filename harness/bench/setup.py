@@ -35,14 +35,14 @@ class Subject:
 
     model: nn.Module
     workloads: list[Workload]
-    contestants: list[Contestant]
+    contestants: list[Candidate]
 
 
 def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
     """Build or load the model; `tell` hears of methods that are left out."""
     device = device_of(chosen.model)
     if chosen.weights == "real":
-        folder = checkpoint.fetch(chosen.model)
+        folder = checkpoint.download(chosen.model)
         config = config_in(folder)
         allowed = allowed_in(chosen, config, folder, tell)
         loaded = load(chosen.model)
@@ -55,17 +55,17 @@ def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
         model = architectures.build(chosen.model, chosen.weights == "tiny", device, chosen.seed)
         hidden = architectures.scorer_hidden(chosen.model.name) if chosen.weights == "random" else _width(config) // 2
         scorers = {"None": architectures.random_scorer(_width(config), hidden, device)}
-    contestants = [Contestant("none")]
+    contestants = [Candidate("none")]
     for run, method, file in allowed:
         scorer = scorers[str(file)] if Signal.IMPORTANCE in method.needs else None
         contestants.append(contestant_of(run, method, scorer))
     return Subject(model, _prompts(chosen, config, processor), contestants)
 
 
-def contestant_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Contestant:
+def contestant_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Candidate:
     """Return a method at its budget as one who competes."""
     params = " ".join(f"{key}={value}" for key, value in run.params.items())
-    return Contestant(run.method["name"], params, method, run.budget, scorer, run.positions, run.seed)
+    return Candidate(run.method["name"], params, method, run.budget, scorer, run.positions, run.seed)
 
 
 def _prompts(chosen: Settings, config: Any, processor: Any) -> list[Workload]:
@@ -107,7 +107,7 @@ def _width(config: Any) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Contestant:
+class Candidate:
     """One row of the table; without a method it is the unpruned model."""
 
     name: str
@@ -150,7 +150,7 @@ class Prepared:
 
 
 def prepared(
-    contestant: Contestant, workload: Workload, batch: int, device: torch.device, clock: Clock, repeats: int
+    contestant: Candidate, workload: Workload, batch: int, device: torch.device, clock: Clock, repeats: int
 ) -> Prepared:
     """Preprocess `repeats` times, after a first that does not count."""
     shown, taken = workload.shrunk(contestant.budget) if contestant.resizes else workload, []

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from harness.core.errors import one_line
 from harness.doctor import ABSENT, BROKEN, OK, Finding
-from harness.models.checkpoint import within
+from harness.models.checkpoint import run_with_timeout
 
 PACKAGE = "pruning-harness"
 OPTIONAL = {"flash": "model.attn=flash_attention_2", "slurm": "hydra/launcher=slurm"}
@@ -122,7 +122,7 @@ def hub(seconds: float) -> Finding:
     if not seconds:
         return Finding("hub", "reachable", ABSENT, "not asked: hub=0")
     began = time.perf_counter()
-    error = within(seconds, lambda: get_session().head(constants.ENDPOINT, timeout=seconds))
+    error = run_with_timeout(seconds, lambda: get_session().head(constants.ENDPOINT, timeout=seconds))
     if error is not None:
         what = f"{constants.ENDPOINT} does not answer in {seconds:g} s ({type(error).__name__})"
         return Finding("hub", "reachable", ABSENT, f"{what}: {here}")

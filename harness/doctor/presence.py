@@ -21,7 +21,7 @@ def models() -> Iterator[tuple[Finding, Path | None]]:
     for name in _choices("model"):
         config = ModelConfig(**model(name))
         try:
-            folder = checkpoint.at_hand(config)
+            folder = checkpoint.local_folder(config)
         except UserError as error:
             yield Finding("models", name, BROKEN, one_line(error)), None
             continue

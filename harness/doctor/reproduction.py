@@ -98,12 +98,12 @@ class PocketModel:
     """An embedded model and the first questions of each of its tasks."""
 
     def __init__(self, name: str) -> None:
-        from harness.evaluation.task_suite import Suite
+        from harness.evaluation.task_suite import TaskSuite
         from harness.models.loading import family_of, load
 
         config = Setting(name, "none").config()
         self.loaded = load(config.model)
-        self.suite = Suite(config.tasks, family_of(self.loaded.folder).prompts)
+        self.suite = TaskSuite(config.tasks, family_of(self.loaded.folder).prompts)
         self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
 
     def answers(self, setting: Setting, count: int | None = None, verify: bool = True) -> list[Answer]:
@@ -113,11 +113,11 @@ class PocketModel:
         """
         from harness.evaluation.lmms_model import PrunedModel
         from harness.evaluation.pruner import pruner_of
-        from harness.results.response_log import Journal
+        from harness.results.response_log import ResponseLog
 
         pruner = pruner_of(setting.config(), self.loaded.folder)
         with tempfile.TemporaryDirectory() as folder:
-            journal = Journal(Path(folder))
+            journal = ResponseLog(Path(folder))
             looked_at = self.suite.looked_at
             model = PrunedModel(self.loaded, pruner, {}, journal, strict=True, looked_at=looked_at, verify=verify)
             of_tasks = [self.suite.requests(task, range(QUESTIONS), model) for task in self.tasks]

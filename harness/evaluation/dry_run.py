@@ -25,7 +25,7 @@ from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
 from harness.models.loading import config_in
 from harness.models.preprocessing import Grid, PixelLimits
-from harness.results.submissions import LIVE, Planned, survey
+from harness.results.submissions import LIVE, PlannedRun, list_runs
 from methods.base import Method, Signal
 from methods.resize import smaller
 
@@ -79,7 +79,7 @@ def show(sweep: Sequence[tuple[RunConfig, list[str]]]) -> None:
 def listed(sweep: Sequence[tuple[RunConfig, list[str]]]) -> list[Row]:
     """Every run of a sweep, once, those of baselines first; UserError for one that its model cannot do."""
     wanted = wanted_runs(sweep, _plans)
-    found = {run.key: run for folder in {config.runs for config, _ in sweep} for run in survey(Path(folder))}
+    found = {run.key: run for folder in {config.runs for config, _ in sweep} for run in list_runs(Path(folder))}
     rows = []
     for config, plan in wanted:
         run = found.get(plan.key)
@@ -90,7 +90,7 @@ def listed(sweep: Sequence[tuple[RunConfig, list[str]]]) -> list[Row]:
 
 def cost(config: RunConfig) -> Cost:
     """Tokens and operations of one question; UserError for a method that the model cannot run."""
-    folder = checkpoint.at_hand(config.model)
+    folder = checkpoint.local_folder(config.model)
     found = _configuration(config) if folder is None else (config_in(folder), None)
     if found is None:
         where = f"{config.model.pretrained} is not here, nor is its configuration"
@@ -114,14 +114,14 @@ def cost(config: RunConfig) -> Cost:
     return Cost(visual, kept, flops, tuple(notes))
 
 
-def _plans(config: RunConfig) -> list[Planned]:
+def _plans(config: RunConfig) -> list[PlannedRun]:
     """By their folders; of a model that is not here, whose weights' digest is in their names, without one."""
-    if checkpoint.at_hand(config.model) is not None:
+    if checkpoint.local_folder(config.model) is not None:
         return of_folders(config)
     place = f"{slug(config.model.name)}/{slug(config.tasks.name)}"
     runs = [unpruned(config), config] if config.pruned else [config]
     named = [(run, slug(run.method["name"])) for run in runs]
-    return [Planned(_key(run), f"{place}/{name}-{run.budget.label}") for run, name in named]
+    return [PlannedRun(_key(run), f"{place}/{name}-{run.budget.label}") for run, name in named]
 
 
 def _key(config: RunConfig) -> str:

@@ -159,7 +159,7 @@ def _params(method: Method) -> dict[str, Any]:
     """Return a method's parameters as JSON gives them back, files by digest."""
     params = {}
     for name in (field.name for field in fields(method) if field.init):
-        value = method.made_from[name]["digest"] if name in method.made_from else getattr(method, name)
+        value = method.file_metadata[name]["digest"] if name in method.file_metadata else getattr(method, name)
         try:
             params[name] = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:

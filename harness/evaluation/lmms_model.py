@@ -33,10 +33,10 @@ from harness.models.loading import Loaded, family_of, load
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
-from harness.pruning.vision_cache import SharedVision
-from harness.results.response_log import Journal
+from harness.pruning.vision_cache import VisionCache
+from harness.results.response_log import ResponseLog
 
-LookedAt = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
+QuestionDigest = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
 
 
@@ -58,7 +58,7 @@ class Request:
         return {"key": self.key, "task": self.task, "doc_id": self.doc_id}
 
 
-class HandedOver(Exception):  # noqa: N818  (nothing went wrong)
+class WorkerDone(Exception):  # noqa: N818  (nothing went wrong)
     """Raised where lmms-eval would go on to score: this process has handed its share of the answers to the first."""
 
 
@@ -78,13 +78,13 @@ class PrunedModel(lmms):
         loaded: Loaded,
         pruner: Pruner,
         identity: dict[str, Any],
-        journal: Journal | None = None,
+        journal: ResponseLog | None = None,
         strict: bool = False,
         stages: Stages | None = None,
-        looked_at: dict[tuple[str, int], LookedAt] | None = None,
+        looked_at: dict[tuple[str, int], QuestionDigest] | None = None,
         verify: bool = True,
         proven: Callable[[Proof], None] = lambda proof: None,
-        shared: SharedVision | None = None,
+        shared: VisionCache | None = None,
     ):
         super().__init__()
         self.loaded = loaded
@@ -144,7 +144,7 @@ class PrunedModel(lmms):
                 progress.update(len(batch))
         shares = processes.gather(mine)
         if not processes.first:
-            raise HandedOver
+            raise WorkerDone
         pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
         check_some_answered([line for line, _ in pairs])
         if self.journal:
@@ -178,7 +178,7 @@ class PrunedModel(lmms):
             return [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
 
         if (task, doc_id) not in self._looked_at:
-            self._looked_at[task, doc_id] = _look_at(messages)
+            self._looked_at[task, doc_id] = _digest_question(messages)
         shown, failed = self._looked_at[task, doc_id]
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
         return Request(key, task, doc_id, messages, shown, generation, failed)
@@ -292,12 +292,12 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
     if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
         rest["keep"] = 1.0
     run = validate(OmegaConf.create({**tree, **rest}))
-    folder = checkpoint.fetch(run.model)
+    folder = checkpoint.download(run.model)
     pruner = pruner_of(run, folder)
     return load(run.model), pruner, Identity(run, folder).answers(pruner)
 
 
-def _look_at(messages: Callable[[], list[Message]]) -> LookedAt:
+def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
     """Digest of what a question shows, and why it cannot be shown if it cannot."""
     shown = None
     try:

@@ -51,7 +51,7 @@ def check(cfg: DictConfig) -> None:
     check_scoring(config.tasks, config.limit)
     datasets.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
-    (checkpoint.at_hand if config.dry_run else checkpoint.check)(config.model)
+    (checkpoint.local_folder if config.dry_run else checkpoint.check)(config.model)
 
 
 def check_parameters(cfg: DictConfig) -> None:
@@ -66,13 +66,13 @@ def check_parameters(cfg: DictConfig) -> None:
 def check_family(cfg: DictConfig) -> None:
     """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
     from harness.evaluation import reuse
-    from harness.evaluation.pruner import checked_method, left_beside
+    from harness.evaluation.pruner import checked_method, missing_companions
 
     config = validate(cfg)
     if config.dry_run:
         return  # which says it of a model that is not here, too
-    beside = left_beside(config).values()
-    reuse.expect(config.model, checked_method(config, checkpoint.described(config.model, beside)))
+    beside = missing_companions(config).values()
+    reuse.expect(config.model, checked_method(config, checkpoint.config_folder(config.model, beside)))
 
 
 def check_scoring(tasks: TasksConfig, limit: int | None) -> None:

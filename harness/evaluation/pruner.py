@@ -16,7 +16,7 @@ from harness.evaluation.resize_baseline import resizing
 from harness.models import adapter_class, checkpoint
 from harness.models.loading import config_in
 from harness.models.scorer import load_scorer, shipped_scorer
-from harness.pruning.vision_cache import SharedVision
+from harness.pruning.vision_cache import VisionCache
 from methods.base import Method, Signal
 from methods.budget import Budget
 
@@ -35,17 +35,17 @@ class Pruner:
     positions: str = "keep"
 
     @property
-    def remark(self) -> str:
+    def label_suffix(self) -> str:
         """What results are labelled with beside the name: the files that parameters name, as "prior 1f0c3a9b"."""
-        return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.made_from.items())
+        return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.file_metadata.items())
 
     @property
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
         renumbered = [] if self.positions == "keep" else [self.positions]
-        return "-".join([slug(self.name), *filter(None, [slug(self.remark)]), self.budget.label, *renumbered])
+        return "-".join([slug(self.name), *filter(None, [slug(self.label_suffix)]), self.budget.label, *renumbered])
 
-    def attach(self, model: Any, shared: SharedVision | None = None) -> AbstractContextManager[Any]:
+    def attach(self, model: Any, shared: VisionCache | None = None) -> AbstractContextManager[Any]:
         """The pruning context on `model`, which may share its vision passes with earlier and later ones."""
         if self.method.stage == "pixels":
             return resizing(model, self.budget, shared)
@@ -79,10 +79,10 @@ def pruner_of(run: RunConfig, folder: Path) -> Pruner:
 def checked_method(run: RunConfig, folder: Path) -> Method:
     """The method with its parameters, which leave nothing open and which the model can run; UserError if not.
 
-    Nothing is loaded: of the model only config.json is read, and the files of `left_beside` where they are there.
+    Nothing is loaded: of the model only config.json is read, and the files of `missing_companions` where they exist.
     """
     try:
-        beside = {parameter: folder / file for parameter, file in left_beside(run).items()}
+        beside = {parameter: folder / file for parameter, file in missing_companions(run).items()}
         found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
         method = methods.load(run.method["name"], **{**run.params, **found})
         method.check()
@@ -95,9 +95,9 @@ def checked_method(run: RunConfig, folder: Path) -> Method:
     return method
 
 
-def left_beside(run: RunConfig) -> dict[str, str]:
+def missing_companions(run: RunConfig) -> dict[str, str]:
     """The parameters that name a file where the run names none: parameter -> file that may lie beside the weights."""
-    beside = methods.get(run.method["name"]).beside
+    beside = methods.get(run.method["name"]).companion_files
     return {parameter: file for parameter, file in beside.items() if run.params.get(parameter) is None}
 
 
@@ -107,7 +107,7 @@ def _positions(run: RunConfig) -> str:
 
 def _check_made_for(method: Method, folder: Path) -> None:
     """ValueError if a file that a parameter names was made with another model."""
-    for name, about in method.made_from.items():
+    for name, about in method.file_metadata.items():
         if "model" in about and about["model"] != checkpoint.weights_fingerprint(folder):
             other = f"{about.get('name', 'another model')} ({about['model']})"
             raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
@@ -121,5 +121,5 @@ def check_scorer(scorer: Path, folder: Path) -> None:
 def random_method(run: RunConfig) -> Method:
     """Return the method of a run without weights, beside which a file might lie that it asks for."""
     name, params = run.method["name"], dict(run.params)
-    params |= {parameter: NO_FILE for parameter in methods.get(name).beside if params.get(parameter) is None}
+    params |= {parameter: NO_FILE for parameter in methods.get(name).companion_files if params.get(parameter) is None}
     return methods.load(name, **params)

@@ -13,7 +13,7 @@ from torch import nn
 from harness.models.preprocessing import Message, PixelLimits, media_of, to_inputs
 from harness.prune import prune
 from harness.pruning.handle import Kept, Pruning
-from harness.pruning.vision_cache import SharedVision
+from harness.pruning.vision_cache import VisionCache
 from methods.budget import Budget
 from methods.resize import Grid, smaller
 
@@ -71,7 +71,7 @@ class Resizing:
 
 
 @contextmanager
-def resizing(model: nn.Module, budget: Budget, shared: SharedVision | None = None) -> Iterator[Resizing]:
+def resizing(model: nn.Module, budget: Budget, shared: VisionCache | None = None) -> Iterator[Resizing]:
     """Have the images of every batch fit `budget` within the block, and every token of theirs counted in `model`."""
     with prune(model, "none", keep=1.0, shared=shared) as pruning:
         yield Resizing(pruning, budget)

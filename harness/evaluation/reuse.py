@@ -8,16 +8,16 @@ from harness.core.distributed import launched
 from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.models.loading import Loaded, family_of, load
-from harness.pruning.vision_cache import SharedVision
+from harness.pruning.vision_cache import VisionCache
 from methods.base import Method
 
 GB = 10**9
 
 _expected: dict[str, list[Method]] = {}  # model -> the methods of the jobs to come
-_last_loaded: list[tuple[str, Loaded, SharedVision | None]] = []
-_suites: dict[str, Suite] = {}
+_last_loaded: list[tuple[str, Loaded, VisionCache | None]] = []
+_suites: dict[str, TaskSuite] = {}
 
 
 def expect(model: ModelConfig, method: Method) -> None:
@@ -25,7 +25,7 @@ def expect(model: ModelConfig, method: Method) -> None:
     _expected.setdefault(digest(asdict(model)), []).append(method)
 
 
-def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> tuple[Loaded, SharedVision | None]:
+def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> tuple[Loaded, VisionCache | None]:
     """Return the model, loaded once for consecutive jobs, and the vision passes that they and these methods share."""
     key = digest(identity.model)
     if not _last_loaded or _last_loaded[0][0] != key:
@@ -36,17 +36,17 @@ def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> 
     if not config.share_gb or max(len(expected), len(methods)) < 2:
         return model, None
     if shared is None:
-        shared = SharedVision(model.model, int(config.share_gb * GB), [*expected, *methods])
+        shared = VisionCache(model.model, int(config.share_gb * GB), [*expected, *methods])
         _last_loaded[0] = key, model, shared
     return model, shared
 
 
-def suite(config: RunConfig, identity: Identity, tasks: object, stages: Stages) -> Suite:
+def suite(config: RunConfig, identity: Identity, tasks: object, stages: Stages) -> TaskSuite:
     """The tasks of a job, checked; those of an earlier one if they are the same, which `tasks` in its folder tells."""
     family = family_of(identity.folder)
     key = digest([tasks, asdict(config.tasks), config.data_root, sorted(family.media)])
     if key not in _suites:
-        made = Suite(config.tasks, family.prompts, config.data_root)
+        made = TaskSuite(config.tasks, family.prompts, config.data_root)
         with stages("data"):
             launched().in_turn(lambda: made.check(family.media, config.limit))
         _suites[key] = made

@@ -24,14 +24,14 @@ from harness.core.timing import Stages
 from harness.evaluation import datasets, reuse, task_overrides
 from harness.evaluation.identity import Identity, packages, sources
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.calls import HookError
 from harness.models.loading import Loaded, device_of, family_of
 from harness.pruning.decoding_proof import Proof
-from harness.pruning.vision_cache import SharedVision
+from harness.pruning.vision_cache import VisionCache
 from harness.results.metrics import primary
-from harness.results.response_log import Journal
+from harness.results.response_log import ResponseLog
 from harness.results.run_folder import RunFolder
 from methods.kernels.dispatch import implementation
 
@@ -41,7 +41,7 @@ def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]
     processes = launched()
     processes.gather()  # from here on one of them says for all what is wrong
     _selection(device_of(config.model))  # refuses a GPU or kernels that are not there, before anything is fetched
-    weights = processes.in_turn(lambda: checkpoint.fetch(config.model))
+    weights = processes.in_turn(lambda: checkpoint.download(config.model))
     identity = Identity(config, weights)
     alike = digest([identity.model, packages(config.model.attn)])
     if len(set(processes.gather(alike))) > 1:
@@ -99,9 +99,9 @@ def _complete(
     config: RunConfig,
     pruner: Pruner,
     folder: RunFolder,
-    suite: Suite,
+    suite: TaskSuite,
     loaded: Loaded,
-    shared: SharedVision | None,
+    shared: VisionCache | None,
     identity: Identity,
     stages: Stages,
 ) -> None:
@@ -122,7 +122,7 @@ def _complete(
         processes.gather()
         if journal is None:
             held.enter_context(folder.lock(processes.rank))
-            journal = Journal(folder.path, processes.rank)
+            journal = ResponseLog(folder.path, processes.rank)
         resumed = folder.about() if processes.first and not force else {}
         before = Proof(**resumed.get("decoding", {}).get("proof", {}))
 
@@ -236,14 +236,14 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "name": pruner.name,
         **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
         # A file beside the weights by name: its place is of this machine, what it holds stands in `made_from`.
-        **{k: file for k, file in pruner.method.beside.items() if config.params.get(k) is None},
+        **{k: file for k, file in pruner.method.companion_files.items() if config.params.get(k) is None},
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {
-        "method": slug(pruner.name) + (f" ({pruner.remark})" if pruner.remark else ""),
+        "method": slug(pruner.name) + (f" ({pruner.label_suffix})" if pruner.label_suffix else ""),
         "model": config.model.name,
         "budget": pruner.budget.label,
-        "made_from": pruner.method.made_from,
+        "made_from": pruner.method.file_metadata,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "selection": _selection(device),

@@ -24,7 +24,7 @@ from harness.core.errors import UserError
 from harness.evaluation.sweep_plan import shared, wanted_runs
 from harness.results.metrics import primary
 from harness.results.run_folder import RunFolder
-from harness.results.submissions import LIVE, Planned, Run, key_of, survey, write_plan
+from harness.results.submissions import LIVE, PlannedRun, Run, key_of, list_runs, write_plan
 
 
 class Job:
@@ -66,7 +66,7 @@ class Launcher(SlurmLauncher):
         common, own = shared(job_overrides)
         wanted = wanted_runs(list(zip(configs, own, strict=True)))
         runs = Path(configs[0].runs)
-        found = {run.key: run for run in survey(runs)}
+        found = {run.key: run for run in list_runs(runs)}
         done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
         for config, finished in done:
             folder = RunFolder(runs / finished.run, {})
@@ -88,7 +88,7 @@ class Launcher(SlurmLauncher):
             del composed["hydra"]
         return validate(composed)
 
-    def _submit(self, jobs: Sequence[tuple[RunConfig, Planned]], common: list[str], runs: Path) -> str:
+    def _submit(self, jobs: Sequence[tuple[RunConfig, PlannedRun]], common: list[str], runs: Path) -> str:
         """Write the plan, submit the array, return its number; UserError with what sbatch says."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -128,5 +128,5 @@ def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
         raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
 
 
-def _is(found: Mapping[str, Run], plan: Planned, *states: str) -> bool:
+def _is(found: Mapping[str, Run], plan: PlannedRun, *states: str) -> bool:
     return plan.key in found and found[plan.key].state in states

@@ -8,12 +8,12 @@ from hydra.core.utils import filter_overrides
 from harness.core.config import RunConfig
 from harness.core.config_groups import typed
 from harness.results.run_folder import RunFolder
-from harness.results.submissions import Planned, key_of
+from harness.results.submissions import PlannedRun, key_of
 
-Run = tuple[RunConfig, Planned]
+Run = tuple[RunConfig, PlannedRun]
 
 
-def of_folders(config: RunConfig) -> list[Planned]:
+def of_folders(config: RunConfig) -> list[PlannedRun]:
     """The baseline of a run and the run itself, by the folders that they have or will have; the model is here."""
     from harness.evaluation.runner import planned  # imports torch: nothing that is quickly found wrong waits for it
 
@@ -22,7 +22,7 @@ def of_folders(config: RunConfig) -> list[Planned]:
 
 
 def wanted_runs(
-    sweep: Sequence[tuple[RunConfig, list[str]]], plans: Callable[[RunConfig], list[Planned]] = of_folders
+    sweep: Sequence[tuple[RunConfig, list[str]]], plans: Callable[[RunConfig], list[PlannedRun]] = of_folders
 ) -> list[Run]:
     """The runs of a sweep and their baselines, every one once, baselines first."""
     baselines: dict[str, Run] = {}
@@ -46,6 +46,6 @@ def shared(points: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]
     return sorted(map(typed, common)), [[typed(text) for text in point if text not in common] for point in plain]
 
 
-def _plan(folder: RunFolder, runs: str) -> Planned:
+def _plan(folder: RunFolder, runs: str) -> PlannedRun:
     where = folder.path.relative_to(runs)
-    return Planned(key_of(folder.identity), str(where.parent / where.name.rpartition("-")[0]))
+    return PlannedRun(key_of(folder.identity), str(where.parent / where.name.rpartition("-")[0]))

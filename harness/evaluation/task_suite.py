@@ -17,7 +17,7 @@ from harness.evaluation import datasets, task_overrides
 from harness.results.metrics import TERM, numeric, per_question, primary
 
 if TYPE_CHECKING:
-    from harness.evaluation.lmms_model import LookedAt, PrunedModel
+    from harness.evaluation.lmms_model import PrunedModel, QuestionDigest
     from harness.models.preprocessing import Message
 
 MODEL_ID = "harness"
@@ -33,7 +33,7 @@ def manifests() -> list[Any]:
     return [ModelManifest(model_id=MODEL_ID, aliases=ALIASES, chat_class_path=address)]
 
 
-class Suite:
+class TaskSuite:
     """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the data in `data_root`.
 
     Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
@@ -47,7 +47,7 @@ class Suite:
         self.prompts = prompts
         self.folders = datasets.local(tasks, data_root)
         self._rows: dict[str, Any] = {}  # read once for all Task objects
-        self.looked_at: dict[tuple[str, int], LookedAt] = {}  # questions, once for all runs
+        self.looked_at: dict[tuple[str, int], QuestionDigest] = {}  # questions, once for all runs
 
     def load(self, name: str) -> Any:
         """A fresh Task object: what one run leaves in a task's code, no other one sees."""
@@ -108,14 +108,14 @@ class Suite:
 
         None in a process that answers its share for the first one, which scores.
         """
-        from harness.evaluation.lmms_model import HandedOver
+        from harness.evaluation.lmms_model import WorkerDone
 
         scores, counts, each, versions = {}, {}, {}, {}
         for name in self.tasks.metrics:
             task = self.load(name)
             try:
                 results = self._score(task, name, model, limit, scratch)
-            except HandedOver:
+            except WorkerDone:
                 continue
             versions[name] = task_overrides.version_of(task)
             scores[name] = numeric(results["results"][name])

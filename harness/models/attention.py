@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.base import Received
+from methods.base import AttentionSpec
 from methods.kernels.received import received_by_keys
 
 
-def received(q: Tensor, k: Tensor, scale: float, wanted: Received, has_cls: bool) -> Tensor:
+def received(q: Tensor, k: Tensor, scale: float, wanted: AttentionSpec, has_cls: bool) -> Tensor:
     """Return the attention [P] that the patches of one image receive, as `wanted` defines it.
 
     Mean over heads, sum over queries.

@@ -23,13 +23,13 @@ _IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".p
 
 def check(model: ModelConfig) -> Path | None:
     """The local folder of a model, or None if it has to be downloaded and the Hub answers; UserError otherwise."""
-    found = at_hand(model)
+    found = local_folder(model)
     if found is None:
         _check_hub(model.pretrained, model.revision)
     return found
 
 
-def at_hand(model: ModelConfig) -> Path | None:
+def local_folder(model: ModelConfig) -> Path | None:
     """The local folder of a model, or None if it has to be downloaded; UserError for a folder that is not whole."""
     name = model.pretrained
     folder = shipped(name)
@@ -54,7 +54,7 @@ def cached_config(model: ModelConfig) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def fetch(model: ModelConfig) -> Path:
+def download(model: ModelConfig) -> Path:
     """The folder that holds a model's files, downloaded into the Hub's cache where needed."""
     folder = check(model)
     if folder is None:
@@ -68,7 +68,7 @@ def weights_fingerprint(folder: Path) -> str:
     return fingerprint(folder, BESIDE)
 
 
-def described(model: ModelConfig, beside: Iterable[str] = ()) -> Path:
+def config_folder(model: ModelConfig, beside: Iterable[str] = ()) -> Path:
     """The folder that holds a model's config.json, and the files `beside` that it has.
 
     Of a model that is not here yet, only these are downloaded.
@@ -181,7 +181,7 @@ def _check_hub(repo: str, revision: str | None) -> None:
 
         HfApi().model_info(repo, revision=revision, timeout=seconds)
 
-    error = within(seconds, ask)
+    error = run_with_timeout(seconds, ask)
     if error is not None:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -223,7 +223,7 @@ def _in_one_line(repo: str) -> Iterator[None]:
         raise UserError(f"cannot download {repo} ({what}); {access}; or {ELSEWHERE}") from error
 
 
-def within(seconds: float, call: Callable[[], Any]) -> BaseException | None:
+def run_with_timeout(seconds: float, call: Callable[[], Any]) -> BaseException | None:
     """The error of `call`, TimeoutError if it takes longer, None if it succeeds; name look-ups have no other limit."""
     errors: list[BaseException] = []
 

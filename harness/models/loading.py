@@ -71,7 +71,7 @@ def device_of(model: ModelConfig) -> str:
 
 def load(config: ModelConfig) -> Loaded:
     """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise."""
-    folder = checkpoint.fetch(config)
+    folder = checkpoint.download(config)
     device = device_of(config)
     with _in_one_line(f"cannot read {folder / 'config.json'}"):
         family = make_known(folder)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.models.attention import received
 from harness.models.calls import Arguments, Call, CallSite, HookError
 from harness.models.hooks import Handles, submodule
-from methods.base import Method, Received, Signal
+from methods.base import AttentionSpec, Method, Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +95,13 @@ class VisionTower(ABC):
 class Reading:
     """What a method reads of the vision tower."""
 
-    received: Received | None
+    received: AttentionSpec | None
     keys: bool
 
     @classmethod
     def of(cls, method: Method) -> Reading | None:
         """Return what `method` needs, or None if that is nothing."""
-        received = method.received if Signal.VIT_ATTENTION in method.needs else None
+        received = method.attention_spec if Signal.VIT_ATTENTION in method.needs else None
         keys = Signal.VIT_KEYS in method.needs
         return cls(received, keys) if received or keys else None
 
@@ -111,7 +111,7 @@ class VisionReader:
 
     def __init__(self, tower: VisionTower, reading: Reading) -> None:
         self._tower = tower
-        self._wanted = reading.received or Received()
+        self._wanted = reading.received or AttentionSpec()
         self._keys = reading.keys
         self._roles: dict[int, list[str]] = {}
         for role in self._wanted.roles if reading.received else ():

@@ -11,7 +11,7 @@ from harness.models.calls import Call, HookError
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class KeptRows:
     """The rows of a batch [B, S] that stay, padded to the longest sample with L rows."""
 
     index: Tensor  # [B, L] rows of the old batch
@@ -40,7 +40,7 @@ class Rows:
         return (present.cumsum(1) - 1).clamp(min=0).unsqueeze(0)
 
 
-def remaining(stay: Tensor, valid: Tensor) -> Rows:
+def remaining(stay: Tensor, valid: Tensor) -> KeptRows:
     """Keep the rows `stay` [B, S], aligned on the side on which `valid` [B, S] shows that the batch was.
 
     Without padding that is the right side, on which decoding goes on.
@@ -52,7 +52,7 @@ def remaining(stay: Tensor, valid: Tensor) -> Rows:
     else:
         index = (~stay).int().argsort(dim=1, stable=True)[:, :length]
     mask = stay.gather(1, index)
-    return Rows(index=index, mask=None if bool(mask.all()) else mask)
+    return KeptRows(index=index, mask=None if bool(mask.all()) else mask)
 
 
 def averaged(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Pruning:
             return self._replay(self._replayed, sizes)
         ks = [self.budget.count(n) for n in sizes]
         scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
-        self._selections = self.method.select_batch(scored, ks, [self._chance() for _ in sizes])
+        self._selections = self.method.select_batch(scored, ks, [self._next_generator() for _ in sizes])
         return self._selections
 
     @property
@@ -121,7 +121,7 @@ class Pruning:
         with torch.no_grad():
             return replace(tokens, importance=self._scorer(tokens.features))
 
-    def _chance(self) -> torch.Generator:
+    def _next_generator(self) -> torch.Generator:
         """Return where the next sample's random numbers come from."""
         if self._seeds:
             self._generator = type(self._generator)().manual_seed(self._seeds.pop(0))

@@ -21,7 +21,7 @@ class PrunedCache:
     """A cache whose layers, or those from one on, lack what was dropped."""
 
     length: int  # L, rows after the prefill in the layers that lack some
-    mask: Tensor | None  # [B, L] as in `Rows`
+    mask: Tensor | None  # [B, L] as in `KeptRows`
     whole: int  # rows after the prefill in layer 0
     whole_mask: Tensor | None  # [B, whole] likewise
     next_position: Tensor  # [B] after the largest of the prompt: from there the model counts on by itself
@@ -47,14 +47,14 @@ class PrunedCache:
 
 
 @dataclass(eq=False)
-class CutBeforeLLM(PrunedCache):
+class InputCut(PrunedCache):
     """All layers lack what was dropped, so the model would count positions wrongly."""
 
     shift: Tensor | None = None  # [B, 1] by which a given 1-D position is too large, since the prompt was renumbered
 
 
 @dataclass(eq=False)
-class CutInsideLLM(PrunedCache):
+class LayerCut(PrunedCache):
     """Layers before `first` hold everything, so that the model, which asks layer 0, counts right by itself."""
 
     first: int = 1

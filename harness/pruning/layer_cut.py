@@ -21,8 +21,8 @@ from harness.models.calls import Call, HookError
 from harness.models.compat import causal_mask
 from harness.models.hooks import Handles, submodule
 from harness.models.layout import cached_length
-from harness.pruning.gather import Rows, remaining, require_rows
-from harness.pruning.kv_cache import CutInsideLLM
+from harness.pruning.gather import KeptRows, remaining, require_rows
+from harness.pruning.kv_cache import LayerCut
 from methods.base import LayerState
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.pruning.prefill import Prefill
 
 
-class InsideCut:
+class LayerCutHooks:
     """State of one block whose method cuts after decoder layer `layer`."""
 
     def __init__(self, adapter: Adapter, pruning: Pruning, layer: int) -> None:
@@ -47,9 +47,9 @@ class InsideCut:
 
     def _begin(self) -> None:
         self._prefill: Prefill | None = None
-        self._record: CutInsideLLM | None = None  # while decoding
+        self._record: LayerCut | None = None  # while decoding
         self._view: Any = None  # then, the cache as layer j+1 has it
-        self._rows: Rows | None = None
+        self._rows: KeptRows | None = None
         self._late: dict[str, Any] | None = None  # what later layers get instead, by role
         self._attention: tuple[nn.Module, Call] | None = None  # layer j's, and its arguments
         self._projected: list[Tensor] = []
@@ -98,7 +98,7 @@ class InsideCut:
         self._begin()
         self._prefill, self._expected, self._added = prefill, expected, added
 
-    def resume(self, record: CutInsideLLM, cache: Any) -> None:
+    def resume(self, record: LayerCut, cache: Any) -> None:
         """Begin a decoding step on a cache that was filled by such a prefill."""
         if record.first != self.first:
             raise ValueError(
@@ -108,7 +108,7 @@ class InsideCut:
         self._begin()
         self._record, self._view = record, record.late(cache)
 
-    def filled(self, cache: Any, valid: Tensor | None, next_position: Tensor, last_given: Tensor) -> CutInsideLLM:
+    def filled(self, cache: Any, valid: Tensor | None, next_position: Tensor, last_given: Tensor) -> LayerCut:
         """Check what a prefill left in `cache`, and describe it."""
         if self._prefill is None or self._rows is None:
             raise HookError(f"decoder layer {self.first} of {self._adapter.name} did not run in a pruned prefill")
@@ -117,7 +117,7 @@ class InsideCut:
         right = [whole] * self.first + [length] * (len(held) - self.first)
         if held != right:
             raise HookError(f"the key-value cache holds {held} positions a layer after a prefill of {right}")
-        return CutInsideLLM(length, self._rows.mask, whole, valid, next_position, last_given, self.first)
+        return LayerCut(length, self._rows.mask, whole, valid, next_position, last_given, self.first)
 
     # Layer j: read, and perhaps cut its MLP.
 

@@ -17,12 +17,12 @@ from harness.models.calls import Call, HookError, returned_cache
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import Reading, VisionReader
-from harness.pruning.gather import Rows, remaining, require_rows
-from harness.pruning.kv_cache import RECORD, CutBeforeLLM, CutInsideLLM, PrunedCache
-from harness.pruning.layer_cut import InsideCut
+from harness.pruning.gather import KeptRows, remaining, require_rows
+from harness.pruning.kv_cache import RECORD, InputCut, LayerCut, PrunedCache
+from harness.pruning.layer_cut import LayerCutHooks
 from harness.pruning.prefill import Prefill, valid_rows
 from harness.pruning.steps import Cut, Doubts, OutOfOrderError, Step, differs, require_history
-from harness.pruning.vision_cache import SharedReader, SharedVision
+from harness.pruning.vision_cache import CachedVisionReader, VisionCache
 from methods.base import Signal
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ _UNKNOWN = object()  # of a cache that no block has seen
 class Session:
     """State of one block. A forward pass goes root -> multimodal -> decoder -> rotary -> first_layer."""
 
-    def __init__(self, adapter: Adapter, pruning: Pruning, shared: SharedVision | None = None) -> None:
+    def __init__(self, adapter: Adapter, pruning: Pruning, shared: VisionCache | None = None) -> None:
         self.adapter = adapter
         self.pruning = pruning
-        self._owed: dict[nn.Module, int] = {}  # passes with visual tokens under way -> `_verified` when they began
+        self._unverified: dict[nn.Module, int] = {}  # passes under way -> `_verified` when they began
         self._seen = 0  # passes with visual tokens that reached the root or, called directly, the multimodal module
         self._verified = 0  # passes whose rows were counted in front of layer 0, or that keep everything
         self._labels = False
@@ -53,10 +53,10 @@ class Session:
         self._layer_cache: Any = None  # of this pass, as layer 0 has it
         self.doubts = Doubts()
         method, layer = pruning.method, inside_layer(pruning.method)
-        self._inside = None if layer is None else InsideCut(adapter, pruning, layer)
+        self._inside = None if layer is None else LayerCutHooks(adapter, pruning, layer)
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
         self._reads = reading is not None
-        self._reader: VisionReader | SharedReader | None
+        self._reader: VisionReader | CachedVisionReader | None
         if shared is not None:
             self._reader = shared.reader(adapter, reading)
         else:
@@ -114,13 +114,13 @@ class Session:
     def _enter_multimodal(self, module: nn.Module, call: Call) -> None:
         self._call = call
         self._owe(module, call)
-        if module in self._owed:
+        if module in self._unverified:
             self._layout = self.adapter.layout(call)
 
     def _owe(self, module: nn.Module, call: Call) -> None:
         if self.adapter.has_visuals(call):
-            self._seen += not self._owed
-            self._owed[module] = self._verified
+            self._seen += not self._unverified
+            self._unverified[module] = self._verified
 
     def _leave(self, module: nn.Module, call: Call, output: Any) -> None:
         """Settle the debt of a pass; one that raised, and so has no output, stays unverified."""
@@ -129,7 +129,7 @@ class Session:
         self._forget()
         if self._inside is not None:
             self._inside.forget()
-        owed = self._owed.pop(module, None)
+        owed = self._unverified.pop(module, None)
         if output is not None and owed == self._verified:
             raise HookError(self._silent("a forward pass with visual tokens went through unpruned"))
 
@@ -258,7 +258,7 @@ class Session:
         steps = call.require("embeddings").shape[1]
         self._step = Step.on(record, cache, steps)
         changed: dict[str, Any] = {"cache_position": None}
-        if isinstance(record, CutInsideLLM):
+        if isinstance(record, LayerCut):
             if self._inside is None:
                 raise ValueError(f"this cache was cut after decoder layer {record.first - 1}, this block cuts before 0")
             self._inside.resume(record, cache)
@@ -271,9 +271,9 @@ class Session:
             return changed | {"positions": self.adapter.position_ids(self._angles)}
         came, following = call.require("positions"), record.following(past, steps)
         self._angles, wrong = self.adapter.positions(call), differs(came, following)
-        if isinstance(record, CutInsideLLM):  # nobody counts wrongly there, so that a new generate() may go on
+        if isinstance(record, LayerCut):  # nobody counts wrongly there, so that a new generate() may go on
             wrong = wrong & differs(self._angles, record.positions(past, steps))
-        elif isinstance(record, CutBeforeLLM) and record.shift is not None:
+        elif isinstance(record, InputCut) and record.shift is not None:
             self._angles = self._angles - record.shift
             changed["positions"] = came - record.shift
         self.doubts.add(wrong, OutOfOrderError())
@@ -334,7 +334,7 @@ class Session:
         setattr(cache, RECORD, cut.before_llm(cache))
 
 
-def _as_mask(rows: Rows, given: Tensor | None) -> Tensor | None:
+def _as_mask(rows: KeptRows, given: Tensor | None) -> Tensor | None:
     """Return the mask [B, L] in the type that came, or none where a kernel can do without."""
     if rows.mask is None:
         return None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness.models.calls import Call, HookError
 from harness.models.layout import cached_length
-from harness.pruning.gather import Rows
-from harness.pruning.kv_cache import CutBeforeLLM, PrunedCache
+from harness.pruning.gather import KeptRows
+from harness.pruning.kv_cache import InputCut, PrunedCache
 
 
 class OutOfOrderError(HookError, ValueError):
@@ -54,7 +54,7 @@ class Cut:
     positions: Tensor  # [R, B, S] of all rows
     given: Tensor  # as they came, or would have
     valid: Tensor  # [B, S] False on padding
-    rows: Rows | None = None  # those that stay, if the cut is before layer 0
+    rows: KeptRows | None = None  # those that stay, if the cut is before layer 0
     compact: bool = False  # they were numbered from 0
 
     @property
@@ -70,7 +70,7 @@ class Cut:
         last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
         return given.gather(-1, last.expand(*given.shape[:-1], 1))
 
-    def before_llm(self, cache: Any) -> CutBeforeLLM:
+    def before_llm(self, cache: Any) -> InputCut:
         """Describe `cache` after a cut before layer 0; HookError if it holds anything else."""
         assert self.rows is not None
         length, held = self.rows.index.shape[1], cached_length(cache)
@@ -80,7 +80,7 @@ class Cut:
         if self.compact:
             following = self.rows.numbered()[0].amax(1).to(following.device) + 1
             shift = last.view(-1, 1) + 1 - following.view(-1, 1)
-        return CutBeforeLLM(length, self.rows.mask, length, self.rows.mask, following, last, shift)
+        return InputCut(length, self.rows.mask, length, self.rows.mask, following, last, shift)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from methods.base import Method
 Pass = tuple[Any, VisionSignals | None]  # what left the tower, and what was read of it
 
 
-class SharedVision:
+class VisionCache:
     """The passes of one model, whose weights have to stay as they are; no gradient flows through a kept pass.
 
     Args:
@@ -42,7 +42,7 @@ class SharedVision:
         self.computed = 0  # passes
         self.reused = 0
         self.repeats = False
-        self._shelf = Shelf(memory)
+        self._shelf = SpillCache(memory)
         self._readings = list(dict.fromkeys(filter(None, map(Reading.of, methods))))
         self._kind: type[Any] = dict  # of what leaves the tower
         self._reading: Reading | None = None  # of the latest block
@@ -50,14 +50,14 @@ class SharedVision:
         self._passes: list[Pass] | None = None  # those of a batch that comes without its pixels
         self._next = 0  # which of them the tower is called for next
 
-    def reader(self, adapter: Adapter, reading: Reading | None) -> SharedReader:
+    def reader(self, adapter: Adapter, reading: Reading | None) -> CachedVisionReader:
         """Return the hooks of a block whose method reads this."""
         if adapter.model is not self.model:
             raise ValueError(f"these passes are of another model than this {adapter.name}: share those of one model")
         if reading is not None and reading not in self._readings:
             self._readings.append(reading)
         self._reading = reading
-        return SharedReader(self, adapter, reading, self._readings)
+        return CachedVisionReader(self, adapter, reading, self._readings)
 
     @contextmanager
     def inputs(self, batch: str, make: Callable[[], Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -120,11 +120,11 @@ class SharedVision:
         self._shelf.put(key, data.getvalue())
 
 
-class SharedReader:
+class CachedVisionReader:
     """In the place of a `VisionReader`: the tower runs only where its pass is not there yet."""
 
     def __init__(
-        self, shared: SharedVision, adapter: Adapter, reading: Reading | None, readings: Iterable[Reading]
+        self, shared: VisionCache, adapter: Adapter, reading: Reading | None, readings: Iterable[Reading]
     ) -> None:
         self._shared, self._adapter, self._reading = shared, adapter, reading
         self._readers = {one: VisionReader(adapter.tower, one) for one in readings}
@@ -196,7 +196,7 @@ RESERVE = 2**30  # bytes of the disk that stay free
 log = logging.getLogger(__name__)
 
 
-class Shelf:
+class SpillCache:
     """What comes first stays in memory: runs go through the same questions in the same order, each of them once.
 
     To drop what was used longest ago would then drop everything just before it is asked for.

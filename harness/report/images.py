@@ -39,13 +39,13 @@ class Questions:
 
         from transformers import AutoProcessor
 
-        from harness.evaluation.task_suite import Suite
+        from harness.evaluation.task_suite import TaskSuite
         from harness.models import make_known
         from harness.models.loading import family_of
 
         make_known(folder)
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        self.suite = Suite(TasksConfig(**config["tasks"]), family_of(folder).prompts, config.get("data_root"))
+        self.suite = TaskSuite(TasksConfig(**config["tasks"]), family_of(folder).prompts, config.get("data_root"))
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""

@@ -12,7 +12,7 @@ import methods
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError, one_line
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, family_of, load
 from harness.report.answers import text
@@ -29,7 +29,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
     failed: list[str] = []
     runs = [results[name] for name in setting["runs"]]
     config = configuration(runs[0])
-    suite = Suite(config.tasks, family_of(checkpoint.fetch(config.model)).prompts, config.data_root)
+    suite = TaskSuite(config.tasks, family_of(checkpoint.download(config.model)).prompts, config.data_root)
     loaded = load(config.model)
     tasks = {name: suite.load(name) for name in dict.fromkeys(question["task"] for question in setting["questions"])}
     for question in setting["questions"]:
@@ -39,7 +39,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
             continue
         try:
             config = configuration(run)
-            pruner = pruner_of(config, checkpoint.fetch(config.model))
+            pruner = pruner_of(config, checkpoint.download(config.model))
             if pruner.method.stage != "pixels":
                 differ = _ask(setting["questions"], index, pruner, tasks, loaded)
                 failed += [f"{run.folder.name}: {plural(differ, 'selection')} other than recorded"] * bool(differ)
@@ -56,7 +56,7 @@ def configuration(run: Result) -> RunConfig:
     name = config["method"]["name"]
     params = {key: config["method"][key] for key in run.about["identity"]["method"]["params"]}
     try:
-        beside = methods.get(name).beside
+        beside = methods.get(name).companion_files
     except ValueError as error:
         raise UserError(one_line(error)) from error
     params.update({key: None for key, file in beside.items() if params.get(key) == file})
@@ -71,7 +71,7 @@ def _ask(questions: list[dict[str, Any]], index: int, pruner: Pruner, tasks: dic
     for name, task in tasks.items():
         those = [question for question in questions if question["task"] == name and question["answers"][index]]
         model = PrunedModel(loaded, pruner, {}, verify=False)  # the run that is shown has done it
-        requests = Suite.requests(task, [question["doc_id"] for question in those], model)
+        requests = TaskSuite.requests(task, [question["doc_id"] for question in those], model)
         with watched(pruner.method) as seen:
             model.generate_until(requests)
         shown = [question for question in those if question["n"]]

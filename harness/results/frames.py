@@ -127,7 +127,7 @@ def questions(results: Sequence[Result]) -> pd.DataFrame:
     return frame
 
 
-def of_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+def select_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
     """One task's rows of what `questions` or `answers` gave, by doc_id."""
     found = frame.loc[task]
     assert isinstance(found, pd.DataFrame)

@@ -95,7 +95,7 @@ def ours(results: Sequence[Result]) -> pd.DataFrame:
         {
             "model": [r.about["config"]["model"]["name"] for r, *_ in rows],
             "key": [(r.method, budget_key(r.budget), _lambda(r.method, _given(r))) for r, *_ in rows],
-            "run": [r.but_tasks for r, *_ in rows],
+            "run": [r.key_without_tasks for r, *_ in rows],
             "label": [names[r.hash] for r, *_ in rows],
             "limit": [r.about["identity"]["tasks"]["limit"] for r, *_ in rows],
             "versions": [_versions(r) for r, *_ in rows],

@@ -17,7 +17,7 @@ RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
 
 
-class Journal:
+class ResponseLog:
     """Responses by key, on disk before they count; lines at the end that a crash damaged are dropped on opening.
 
     Each of a run's processes adds to files of its own and knows, from the start, what the first one's hold.

@@ -125,7 +125,7 @@ class Result:
         return all((part.folder / SCORES).is_file() for part in self.parts or (self,))
 
     @property
-    def but_tasks(self) -> str:
+    def key_without_tasks(self) -> str:
         """What a run shares with those that differ in nothing but their tasks."""
         identity = self.about["identity"]
         rest = {key: value for key, value in identity.items() if key != "tasks"}
@@ -187,7 +187,7 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
     return sorted(results, key=order)
 
 
-def named(runs: Any) -> list[Result]:
+def load_results(runs: Any) -> list[Result]:
     """Every finished run below what a command was given as `runs=`: a folder, or a list; UserError if there is none."""
     if not runs:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
@@ -200,11 +200,11 @@ def named(runs: Any) -> list[Result]:
     return results
 
 
-def joined(results: Sequence[Result]) -> list[Result]:
+def merge_task_runs(results: Sequence[Result]) -> list[Result]:
     """Runs that differ in nothing but their tasks as one, so that each task can be a run of its own."""
     found: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result.but_tasks, []).append(result)
+        found.setdefault(result.key_without_tasks, []).append(result)
     return [runs[0] if len(runs) == 1 else _join(runs) for runs in found.values()]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.files import digest, load, to_json, write_atomic, writing
-from harness.results.response_log import KEPT, RESPONSES, Journal, others, part_name, remove
+from harness.results.response_log import KEPT, RESPONSES, ResponseLog, others, part_name, remove
 
-__all__ = ["DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "Journal", "RunFolder"]
+__all__ = ["DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
 SCORES = "scores.json"
 METRICS = "metrics.json"
@@ -32,7 +32,7 @@ class RunFolder:
         """True once the marker is there."""
         return (self.path / DONE).is_file()
 
-    def open(self, about: dict[str, Any], force: bool = False) -> Journal:
+    def open(self, about: dict[str, Any], force: bool = False) -> ResponseLog:
         """Start or resume the run; UserError if the folder belongs to another configuration. `force` starts it over."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class RunFolder:
                 held.enter_context(self.lock(process))
             if force:
                 remove(self.path, [0, *others(self.path)])
-            return Journal(self.path)
+            return ResponseLog(self.path)
 
     def about(self) -> dict[str, Any]:
         """What `run.json` holds."""

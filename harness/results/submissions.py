@@ -29,7 +29,7 @@ _BY_SRUN = re.compile(r"srun: error: (.+)")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run of a submission: its key, its place without the hash, the overrides that not all of its sweep share."""
 
     key: str
@@ -59,7 +59,7 @@ class Run:
 class Attempt:
     """A planned run as one submission has it: the job's number, as `12_3`, and the logs of its processes so far."""
 
-    planned: Planned
+    planned: PlannedRun
     job: str | None
     logs: list[Path]
 
@@ -69,7 +69,7 @@ def key_of(identity: Mapping[str, Any]) -> str:
     return digest({**identity, "model": {**identity["model"], "device": None}})
 
 
-def write_plan(runs: Path, jobs: Sequence[Planned], common: Sequence[str]) -> Path:
+def write_plan(runs: Path, jobs: Sequence[PlannedRun], common: Sequence[str]) -> Path:
     """Record what is about to be submitted, and the overrides of every job; returns the folder of the submission."""
     now = datetime.now(UTC)
     folder = runs / SWEEPS / now.strftime("%Y%m%d-%H%M%S-%f")
@@ -83,7 +83,7 @@ def write_plan(runs: Path, jobs: Sequence[Planned], common: Sequence[str]) -> Pa
     return folder
 
 
-def survey(runs: Path) -> list[Run]:
+def list_runs(runs: Path) -> list[Run]:
     """Every run that was planned or begun below `runs`: those of plans first, in their order."""
     attempts, found = _attempts(runs), _found(runs)
     wanted = [a.job for key, a in attempts.items() if a.job and not _done(found.get(key))]
@@ -116,7 +116,7 @@ def _attempts(runs: Path) -> dict[str, Attempt]:
     found = {}
     for plan in sorted((runs / SWEEPS).glob("*/plan.json")):
         try:
-            jobs = [Planned(**job) for job in json.loads(plan.read_text(encoding="utf-8"))["jobs"]]
+            jobs = [PlannedRun(**job) for job in json.loads(plan.read_text(encoding="utf-8"))["jobs"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{plan} is no plan of a sweep: move its folder away") from error
         numbers = sorted(path.name.partition("_")[0] for path in plan.parent.glob("[0-9]*_*"))

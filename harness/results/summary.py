@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from harness.core.errors import UserError
-from harness.results.frames import answers, average, budget_key, of_task, questions, relative
+from harness.results.frames import answers, average, budget_key, questions, relative, select_task
 from harness.results.labels import names, unlike
 from harness.results.method_groups import group_of
 from harness.results.result import Result, failures, unproven
@@ -105,8 +105,8 @@ def _say(
     blocks = [[result.hash for result in asked if result.budget == budget] for budget in budgets]
     for benchmark in [*draws.tasks, AVERAGE]:
         whole = benchmark == AVERAGE
-        part = each if whole else of_task(each, benchmark)
-        texts = None if said is None else said if whole else of_task(said, benchmark)
+        part = each if whole else select_task(each, benchmark)
+        texts = None if said is None else said if whole else select_task(said, benchmark)
         for run in (result.hash for result in asked):
             drawn = draws.of(benchmark, run)
             low, high = interval(drawn, level)

@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     from harness.train.state import Place, draw
 
     config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
-    processes.in_turn(lambda: checkpoint.fetch(config.model))
+    processes.in_turn(lambda: checkpoint.download(config.model))
     loaded = load(config.model)
     adapter = adapter_for(loaded.model)
     source = _source(cfg, adapter.media)

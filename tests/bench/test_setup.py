@@ -6,7 +6,7 @@ from test_bench import chosen
 
 import methods
 from harness.bench.probes import PROJECTORS
-from harness.bench.setup import Contestant, subject
+from harness.bench.setup import Candidate, subject
 from harness.bench.workloads import grid_of, synthetic
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
@@ -123,5 +123,5 @@ def test_sizes_depend_on_what_the_model_is_for():
 
 def test_labels():
     method = methods.load("fastv", layer=2)
-    assert Contestant("fastv", "layer=2", method, Budget(tokens=64)).label == "fastv layer=2 64tok"
-    assert Contestant("none").label == "unpruned"
+    assert Candidate("fastv", "layer=2", method, Budget(tokens=64)).label == "fastv layer=2 64tok"
+    assert Candidate("none").label == "unpruned"

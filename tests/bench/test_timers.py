@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.bench.measure import Footprint, rounds
-from harness.bench.setup import Contestant
+from harness.bench.setup import Candidate
 from harness.bench.statistics import Spread, break_even, savings, verdict
 from harness.bench.timers import Clock, Mark, Trace, clock_of, own_times
 
@@ -145,7 +145,7 @@ class Log:
         return {"e2e": float(len(self.asked))}
 
 
-A, B, C = (Contestant(name) for name in "abc")
+A, B, C = (Candidate(name) for name in "abc")
 INPUTS = {A: 1, B: 2, C: 3}
 
 

@@ -201,14 +201,14 @@ def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded
     with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
         checked_method(run, tmp_path)
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert checked_method(said, tmp_path).made_from["prior"]["digest"] == "none"
+    assert checked_method(said, tmp_path).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
     run = validate(compose("config", register(["method=d2pruner"])))
-    assert checked_method(run, WEIGHTS).made_from["prior"]["tasks"] == "pocket_scenes"
+    assert checked_method(run, WEIGHTS).file_metadata["prior"]["tasks"] == "pocket_scenes"
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert checked_method(said, WEIGHTS).made_from["prior"]["digest"] == "none"
+    assert checked_method(said, WEIGHTS).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():

@@ -128,14 +128,14 @@ def test_a_model_is_read_as_the_main_job_composes_it(name):
 
 
 def test_models_that_are_here_not_here_and_damaged(monkeypatch, tmp_path):
-    plain = checkpoint.at_hand
+    plain = checkpoint.local_folder
 
     def local(model):
         if model.name == "qwen25vl3b":
             raise UserError("missing weight file")
         return plain(model) if model.name == "pocket" else tmp_path if model.name == "qwen25vl7b" else None
 
-    monkeypatch.setattr(presence.checkpoint, "at_hand", local)
+    monkeypatch.setattr(presence.checkpoint, "local_folder", local)
     pairs = {finding.name: (finding, folder) for finding, folder in presence.models()}
     assert sorted(pairs) == MODELS
     found = {name: (finding.state, folder) for name, (finding, folder) in pairs.items()}

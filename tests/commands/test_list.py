@@ -29,7 +29,7 @@ class Mine(Method):
             line behind.
     """
 
-    not_public = frozenset({"side"})
+    unpublished_params = frozenset({"side"})
     side: Literal["left", "right"] = "left"
 
     def _select(self, tokens, k, generator): ...

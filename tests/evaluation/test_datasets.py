@@ -18,7 +18,7 @@ from harness.evaluation import datasets
 from harness.evaluation.identity import Identity
 from harness.evaluation.pruner import pruner_of
 from harness.evaluation.runner import _folder
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_pat
         rows = miniatures.Dataset.from_parquet(str(next(folder.rglob("*.parquet"))), cache_dir=str(tmp_path / "rows"))
         rows = rows.map(lambda row, word=word: {"question": f"Is there a {word}?"})
         rows.to_parquet(next(folder.rglob("*.parquet")))
-        suite = Suite(TasksConfig(metrics={"pope": None}), data_root=str(folder))
+        suite = TaskSuite(TasksConfig(metrics={"pope": None}), data_root=str(folder))
         asked.append(suite.load("pope").task_docs[0]["question"])
     assert asked == ["Is there a dog?", "Is there a cat?"]
 

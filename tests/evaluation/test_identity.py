@@ -364,7 +364,7 @@ def test_every_parameter_of_every_method_is_in_the_key(name):
     method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
     before = identity._params(method)
     assert set(before) == {field.name for field in fields(method) if field.init}
-    for parameter in before.keys() - method.made_from.keys():  # files are in it by content
+    for parameter in before.keys() - method.file_metadata.keys():  # files are in it by content
         other = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
         object.__setattr__(other, parameter, "something else")
         assert identity._params(other) != before

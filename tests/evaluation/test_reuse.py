@@ -16,7 +16,7 @@ from harness.core.overrides import compose
 from harness.evaluation import lmms_model, reuse
 from harness.evaluation.preflight import check_family
 from harness.evaluation.runner import run
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 
 QUESTIONS, BATCH = 3, 2
 POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the tower; cut inside the language model
@@ -130,7 +130,7 @@ def test_rows_are_read_once_and_what_a_task_notes_is_its_own(tmp_path, cache, mo
     read = datasets.load_dataset
     count: list[str] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda **how: count.append(how["path"]) or read(**how))
-    suite = Suite(TasksConfig(name="tiny", include=str(folder), metrics={"tiny_stills": None}))
+    suite = TaskSuite(TasksConfig(name="tiny", include=str(folder), metrics={"tiny_stills": None}))
     tasks = [suite.load("tiny_stills") for _ in range(3)]
     assert count == ["parquet"]
     for task in tasks:

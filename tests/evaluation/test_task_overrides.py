@@ -17,7 +17,7 @@ from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation.task_overrides import check_prompts
-from harness.evaluation.task_suite import Suite
+from harness.evaluation.task_suite import TaskSuite
 from harness.results.metrics import value
 from harness.results.paper import facts
 
@@ -212,7 +212,7 @@ def offline(tmp_path_factory, monkeypatch):
 
 
 def suite(root, *tasks, **more):
-    return Suite(
+    return TaskSuite(
         TasksConfig(name="paper", metrics={task: METRICS[task] for task in tasks}), data_root=str(root), **more
     )
 

@@ -14,7 +14,7 @@ from tiny_tasks import write_tiny_tasks
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError
 from harness.evaluation.preflight import check_scoring, check_versions, refuse_group
-from harness.evaluation.task_suite import Suite, manifests
+from harness.evaluation.task_suite import TaskSuite, manifests
 from harness.results.metrics import numeric, per_question, primary, value
 from methods.base import Method, Selection, Tokens
 
@@ -34,7 +34,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 def suite(folder, **metrics):
-    return Suite(TasksConfig(name="tiny", include=str(folder), metrics=metrics))
+    return TaskSuite(TasksConfig(name="tiny", include=str(folder), metrics=metrics))
 
 
 def change(folder, old, new, file="utils.py"):
@@ -74,7 +74,7 @@ def test_what_is_logged_while_a_task_runs_does_not_reach_stdout(tasks, monkeypat
     loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
     with pytest.raises(UserError):
-        Suite._score(None, "t", type("Model", (), {"loaded": loaded})(), None, tasks)
+        TaskSuite._score(None, "t", type("Model", (), {"loaded": loaded})(), None, tasks)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "WARNING: question 3 failed\n")
 

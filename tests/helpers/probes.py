@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods.base import HiddenState, Method, Received, Selection, Signal, Tokens
+from methods.base import AttentionSpec, HiddenState, Method, Selection, Signal, Tokens
 
 
 @dataclass(kw_only=True)
@@ -47,8 +47,8 @@ class Watch(Method):
     seen: list[Any] = field(default_factory=list)
 
     @property
-    def received(self):
-        return self.wanted or Received(roles=("last", "middle"), numbering=self.variant)
+    def attention_spec(self):
+        return self.wanted or AttentionSpec(roles=("last", "middle"), numbering=self.variant)
 
     def _select(self, tokens, k, generator):
         self.seen.append(tokens)

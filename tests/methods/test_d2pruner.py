@@ -203,7 +203,7 @@ def test_nearness():
 def test_where_it_cuts_and_what_it_reads():
     assert (D2Pruner().stage, D2Pruner().hidden_state) == ("layer:1", "output")
     assert D2Pruner(layer=3).stage == "layer:3"
-    assert D2Pruner.not_public >= {"prior", "sem_norm"}
+    assert D2Pruner.unpublished_params >= {"prior", "sem_norm"}
     assert "not public" in D2Pruner.__doc__
 
 
@@ -241,8 +241,8 @@ def test_a_prior_is_stored_with_what_it_was_made_from(tmp_path):
     method = D2Pruner(prior=stored(tmp_path, prior))
     assert torch.equal(d2pruner_prior.load(method.prior)[0], prior)
     digest = hashlib.sha256((tmp_path / "prior.safetensors").read_bytes()).hexdigest()
-    assert method.made_from == {"prior": MADE_FROM | {"digest": digest}}
-    assert D2Pruner(prior="none").made_from == {"prior": {"digest": "none"}}
+    assert method.file_metadata == {"prior": MADE_FROM | {"digest": digest}}
+    assert D2Pruner(prior="none").file_metadata == {"prior": {"digest": "none"}}
     with pytest.raises(ValueError, match="was made at decoder layer 1, the method is at layer:2"):
         D2Pruner(prior=method.prior, layer=2)
     assert d2pruner_prior.digest(["a", "b"]) == d2pruner_prior.digest(["b", "a"]) != d2pruner_prior.digest(["ab"])

@@ -119,7 +119,7 @@ def test_anchors_bring_their_neighbours():
 
 
 def test_reads_two_layers_as_either_did():
-    official, paper = HiPrune().received, HiPrune(variant="paper").received
+    official, paper = HiPrune().attention_spec, HiPrune(variant="paper").attention_spec
     assert official.roles == paper.roles == ("last", "middle")
     assert (official.queries, paper.queries) == ("all", "cls")
     assert (official.cls_key, paper.cls_key) == (True, False)

@@ -193,7 +193,7 @@ def test_largest_remainder(sizes, share):
 
 
 def test_both_variants_read_the_authors_attention():
-    assert HoloV().received == HoloV(variant="paper").received == OFFICIAL
+    assert HoloV().attention_spec == HoloV(variant="paper").attention_spec == OFFICIAL
 
 
 def test_parameters():

@@ -159,5 +159,5 @@ def test_parameters():
         IDSelection(gamma=0)
     with pytest.raises(ValueError, match="layer must be at least 0"):
         IDSelection(layer=-1)
-    assert IDSelection.not_public == {"update", "importance", "layer"}
+    assert IDSelection.unpublished_params == {"update", "importance", "layer"}
     assert "not public" in IDSelection.__doc__

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import methods
-from methods.base import Method, Selection, Signal, Tokens
+from methods.base import AttentionSpec, Method, Received, Selection, Signal, Tokens
+from methods.inside import InsideLLM
+from methods.layer_method import LayerMethod
 
 PRIVATE = """
     from dataclasses import dataclass
@@ -246,3 +248,14 @@ def test_every_method_says_how_near_it_is_to_its_authors_code(name):
 def test_fidelity_is_declared_by_the_class_itself(private):
     assert methods.get(f"{private}:Tail").fidelity == "undeclared"
     assert type("Mine", (methods.get("idpruner"),), {}).fidelity == "undeclared", "a subclass may select otherwise"
+
+
+def test_attributes_under_their_old_names_count_for_one_release():
+    with pytest.warns(FutureWarning, match=r"Old\.not_public is called unpublished_params now"):
+
+        class Old(Method):
+            not_public = frozenset({"start"})
+
+    assert Old.unpublished_params == {"start"}
+    assert InsideLLM is LayerMethod
+    assert Received is AttentionSpec

@@ -70,7 +70,7 @@ def test_a_download_that_fails_is_one_line(error, uncached, monkeypatch):
     with pytest.raises(
         UserError, match=r"cannot download some/repository .*blocked by a proxy.*HF_TOKEN.*=/path$"
     ) as caught:
-        checkpoint.fetch(REPO)
+        checkpoint.download(REPO)
     assert "\n" not in str(caught.value)
 
 
@@ -84,7 +84,7 @@ def test_a_gated_repository_says_so(uncached, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(UserError, match=r"cannot download .*GatedRepoError.*restricted.*HF_TOKEN"):
-        checkpoint.fetch(REPO)
+        checkpoint.download(REPO)
 
 
 @pytest.mark.parametrize(("setting", "expected"), [(None, checkpoint.HUB_TIMEOUT), ("7", 7.0)])
@@ -106,7 +106,7 @@ def test_of_a_model_that_is_not_here_only_the_configuration_is_downloaded(uncach
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download", lambda repo, file, **kwargs: asked.append((repo, file)) or tmp_path / file
     )
-    assert checkpoint.described(REPO) == tmp_path
+    assert checkpoint.config_folder(REPO) == tmp_path
     assert asked == [("some/repository", "config.json")]
 
 

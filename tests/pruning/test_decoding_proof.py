@@ -23,7 +23,7 @@ from harness.models import FAMILIES, adapter_for, calls
 from harness.pruning import decoding_proof as decoding
 from harness.pruning import kv_cache
 from harness.pruning.decoding_proof import DecodingError, Proof, deviation, prove
-from harness.results.response_log import Journal
+from harness.results.response_log import ResponseLog
 from harness.results.result import Result, unproven
 from harness.results.run_folder import RunFolder
 from harness.tables import of_runs
@@ -290,7 +290,7 @@ def test_a_run_that_goes_on_keeps_what_its_first_part_compared(job, monkeypatch)
 
 def test_what_was_compared_is_on_disk_before_the_answers_that_it_covers(job, monkeypatch):
     """A run is killed twice while it writes an answer; each part compares two questions."""
-    add, written = Journal.add, []
+    add, written = ResponseLog.add, []
 
     def interrupted(self, *lines):
         written.append(1)
@@ -298,7 +298,7 @@ def test_what_was_compared_is_on_disk_before_the_answers_that_it_covers(job, mon
             raise KeyboardInterrupt
         add(self, *lines)
 
-    monkeypatch.setattr(Journal, "add", interrupted)
+    monkeypatch.setattr(ResponseLog, "add", interrupted)
     four = job("method=none", "keep=1", "model.batch_size=1", "limit=4")
     for compared in (2, 4):
         with pytest.raises(KeyboardInterrupt):

@@ -12,11 +12,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 
 import harness
 from harness.models import adapter_for
-from methods.base import OFFICIAL, PAPER, Received
+from methods.base import OFFICIAL, PAPER, AttentionSpec
 
 DEPTH = 6
 LAST, MIDDLE = 5, {"official": 3, "paper": 4}
-EVERYONE = Received(queries="all")
+EVERYONE = AttentionSpec(queries="all")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from probes import Largest
 
 from harness.models.attention import received
-from methods.base import OFFICIAL, PAPER, Received
+from methods.base import OFFICIAL, PAPER, AttentionSpec
 from methods.kernels.received import TILE, received_by_keys
 
 SCALE = 0.3
@@ -75,9 +75,9 @@ class TestDefinitions:
 
     def test_all_queries_with_cls(self):
         q, k = random_qk()
-        torch.testing.assert_close(received(q, k, SCALE, Received(queries="all"), True), dense(q, k)[1:])
+        torch.testing.assert_close(received(q, k, SCALE, AttentionSpec(queries="all"), True), dense(q, k)[1:])
 
-    @pytest.mark.parametrize("wanted", [OFFICIAL, PAPER, Received(queries="all")])
+    @pytest.mark.parametrize("wanted", [OFFICIAL, PAPER, AttentionSpec(queries="all")])
     def test_without_cls_all_queries_are_summed(self, wanted):
         q, k = random_qk()
         torch.testing.assert_close(received(q, k, SCALE, wanted, False), dense(q, k))

@@ -11,7 +11,7 @@ from tiny_models import tiny_llava, tiny_llava_processor
 import harness
 from harness.models import adapter_for
 from harness.pocket.recipe.vocab import CHAT_TEMPLATE, build_tokenizer
-from methods.base import OFFICIAL, PAPER, Method, Received, Selection, Signal
+from methods.base import OFFICIAL, PAPER, AttentionSpec, Method, Selection, Signal
 
 DEPTH = 6
 LAST, MIDDLE = 4, {"official": 2, "paper": 2}
@@ -28,7 +28,7 @@ class Watch(Method):
     seen: list[Any] = field(default_factory=list)
 
     @property
-    def received(self):
+    def attention_spec(self):
         return self.wanted
 
     def _select(self, tokens, k, generator):
@@ -65,13 +65,13 @@ def received(attention, wanted):
 
 
 @pytest.mark.parametrize(
-    "wanted", [OFFICIAL, PAPER, Received(queries="all"), Received(queries="all", cls_key=False)], ids=range(4)
+    "wanted", [OFFICIAL, PAPER, AttentionSpec(queries="all"), AttentionSpec(queries="all", cls_key=False)], ids=range(4)
 )
 @pytest.mark.parametrize("how", ["forward", "generate", "beams"])
 @torch.no_grad()
 def test_attention_and_keys_of_a_batch(towers, processor, wanted, how):
     model, reference = towers
-    wanted = Received(("last", "middle"), wanted.queries, wanted.cls_key, 4, wanted.numbering)
+    wanted = AttentionSpec(("last", "middle"), wanted.queries, wanted.cls_key, 4, wanted.numbering)
     watch, inputs = Watch(wanted=wanted), inputs_of(processor, NAMES)
     with harness.prune(model, watch, keep=0.5):
         if how == "forward":

@@ -11,8 +11,8 @@ import harness
 from harness.models import FAMILIES, adapter_for, attention
 from harness.models.hooks import Handles
 from harness.models.vision_tower import Reading, VisionReader
-from harness.pruning.layer_cut import InsideCut
-from methods.base import Received
+from harness.pruning.layer_cut import LayerCutHooks
+from methods.base import AttentionSpec
 
 TILE = 2**13  # scores; the library's 2**24 are more than the whole map of an image as small as these
 SIDE = 16  # patches along a side of the smaller image
@@ -39,7 +39,7 @@ def peak(monkeypatch, cls, name, call):
 def encode(model, side):
     """Have an image of side x side patches encoded, and read at two layers: all queries, and the keys."""
     handles, tower, generator = Handles(), adapter_for(model).tower, torch.Generator().manual_seed(0)
-    reader = VisionReader(tower, Reading(Received(("last", "middle"), queries="all"), keys=True))
+    reader = VisionReader(tower, Reading(AttentionSpec(("last", "middle"), queries="all"), keys=True))
     reader.attach(model, handles)
     encoder = model.get_submodule(tower.path)
     config, channels = encoder.config, 3
@@ -79,5 +79,5 @@ def test_decoder_layer(name, monkeypatch):
         inputs = inputs_of(processor, [(IMAGE + "x" * (length - 18), [(112, 112)], [])])
         assert inputs["input_ids"].shape[1] == length
         with harness.prune(model, name, tokens=4, **({"prior": "none"} if name == "d2pruner" else {})):
-            peaks.append(peak(monkeypatch, InsideCut, "_choose", lambda inputs=inputs: model(**inputs)))
+            peaks.append(peak(monkeypatch, LayerCutHooks, "_choose", lambda inputs=inputs: model(**inputs)))
     assert peaks[1] < 5 * peaks[0]

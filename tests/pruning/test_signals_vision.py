@@ -11,7 +11,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 import harness
 from harness.models import adapter_for
 from harness.models.qwen25vl import Qwen25VL
-from methods.base import PAPER, Method, Received
+from methods.base import PAPER, AttentionSpec, Method
 
 DEPTH, FULL = 4, (1, 3)
 NEVER = 10**9
@@ -126,7 +126,7 @@ class TestVisionTower:
     @torch.no_grad()
     def test_paper_shortcut(self, tower, processor):
         model, notes = tower
-        watch = Watch(wanted=Received(cls_key=False, mean_query_from=64))
+        watch = Watch(wanted=AttentionSpec(cls_key=False, mean_query_from=64))
         inputs = inputs_of(processor, ["adjacent"])  # of 16, 48 and 24 patches
         large = inputs_of(processor, ["one image"])  # of 80
         with harness.prune(model, watch, keep=0.5):
@@ -197,8 +197,8 @@ class TestVisionTower:
             model(**inputs)
 
     def test_defaults_of_methods(self):
-        assert Method().received == Received()
-        assert Watch(variant="paper", wanted=PAPER).received.mean_query_from == 6144
+        assert Method().attention_spec == AttentionSpec()
+        assert Watch(variant="paper", wanted=PAPER).attention_spec.mean_query_from == 6144
 
 
 SYSTEM = "<|im_start|>system\nYou help.<|im_end|>\n"

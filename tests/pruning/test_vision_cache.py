@@ -16,7 +16,7 @@ import methods
 from harness.models import adapter_for
 from harness.models.scorer import VisionSelectorScorer
 from harness.pruning import vision_cache
-from harness.pruning.vision_cache import SharedVision, Shelf, fingerprint
+from harness.pruning.vision_cache import SpillCache, VisionCache, fingerprint
 from methods.base import OFFICIAL, PAPER
 
 # In front of the language model, with several things read of the tower, behind a decoder layer, merging, with a scorer
@@ -49,7 +49,7 @@ def answered(model, batches, name, scorer, shared=None, given=nullcontext):
 @pytest.mark.parametrize(("memory", "pixels"), [(PLENTY, True), (0, False)], ids=["in memory", "on disk, once seen"])
 def test_a_sweep_answers_and_keeps_the_same_with_one_pass_for_each_batch(family, memory, pixels):
     model, batches, scorer, expected = family
-    shared = SharedVision(model, memory, [methods.load(name) for name in SWEEP])
+    shared = VisionCache(model, memory, [methods.load(name) for name in SWEEP])
 
     def once(batch):
         return shared.inputs(fingerprint(batch["input_ids"]), lambda: batch)
@@ -66,7 +66,7 @@ def test_the_tower_is_as_before(model, monkeypatch, moved):
     if moved:
         monkeypatch.setitem(vars(tower), "forward", update_wrapper(partial(tower.forward), tower.forward))
     before = dict(vars(tower))
-    with harness.prune(model, "hiprune", keep=0.5, shared=SharedVision(model, 0)):
+    with harness.prune(model, "hiprune", keep=0.5, shared=VisionCache(model, 0)):
         assert tower.forward != before.get("forward")
     assert vars(tower) == before
 
@@ -74,7 +74,7 @@ def test_the_tower_is_as_before(model, monkeypatch, moved):
 @pytest.fixture
 def tiny(model, processor):
     """The shared passes of a model, and what runs it on the images of some samples."""
-    shared = SharedVision(model, PLENTY)
+    shared = VisionCache(model, PLENTY)
 
     def run(*names, method="random", keep=0.5, change=0.0):
         inputs = inputs_of(processor, list(names))
@@ -186,7 +186,7 @@ def test_pixels_that_are_not_there_are_never_shown(ask, tiny, model):
 
 
 def test_passes_of_one_model_are_not_for_another(model):
-    shared = SharedVision(model, 0)
+    shared = VisionCache(model, 0)
     with (
         pytest.raises(ValueError, match="another model"),
         harness.prune(tiny_qwen(), "random", keep=0.5, shared=shared),
@@ -215,7 +215,7 @@ def test_a_fingerprint_is_of_all_that_a_pass_is_given():
 
 
 def test_a_shelf_gives_back_what_was_put_there_last():
-    full = Shelf(memory=10)
+    full = SpillCache(memory=10)
     for key, data in (("a", b"1234"), ("b", b"123456"), ("c", b"spilled"), ("d", b""), ("c", b"later"), ("a", b"12")):
         full.put(key, data)
     assert [full.get(key) for key in "abcde"] == [b"12", b"123456", b"later", b"", None]
@@ -226,7 +226,7 @@ def test_a_shelf_gives_back_what_was_put_there_last():
 
 def test_a_full_disk_takes_nothing_more(monkeypatch, caplog):
     monkeypatch.setattr(vision_cache, "RESERVE", 2**62)
-    full = Shelf(memory=4)
+    full = SpillCache(memory=4)
     full.put("a", b"1234")
     full.put("b", b"1234")
     assert (full.get("a"), full.get("b")) == (b"1234", None)
@@ -235,7 +235,7 @@ def test_a_full_disk_takes_nothing_more(monkeypatch, caplog):
 
 def test_the_file_of_a_shelf_has_no_name(monkeypatch, tmp_path):
     monkeypatch.setattr(vision_cache.tempfile, "tempdir", str(tmp_path))
-    spilling = Shelf(memory=0)
+    spilling = SpillCache(memory=0)
     spilling.put("a", b"1234")
     assert spilling.get("a") == b"1234"
     assert not list(tmp_path.iterdir())

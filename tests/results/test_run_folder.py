@@ -10,7 +10,7 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
-from harness.results.response_log import KEPT, RESPONSES, Journal
+from harness.results.response_log import KEPT, RESPONSES, ResponseLog
 from harness.results.run_folder import RunFolder
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
@@ -124,7 +124,7 @@ def test_a_finished_run_that_is_damaged_is_refused_in_one_line(folder, name, tex
 def test_what_other_processes_answered_is_taken_in_and_their_files_go(folder):
     first = folder.open({})
     first.add(*lines("a"))
-    second, third = Journal(folder.path, 1), Journal(folder.path, 2)
+    second, third = ResponseLog(folder.path, 1), ResponseLog(folder.path, 2)
     assert list(second.responses) == ["a"]
     second.add(*lines("a", "b"))
     third.add(*lines("c", "d"))
@@ -138,14 +138,14 @@ def test_what_other_processes_answered_is_taken_in_and_their_files_go(folder):
 
 def test_a_journal_that_another_process_still_writes_is_waited_for(folder):
     folder.open({}).add(*lines("a"))
-    Journal(folder.path, 1).add(*lines("b"))
+    ResponseLog(folder.path, 1).add(*lines("b"))
     opened = []
     thread = threading.Thread(target=lambda: opened.append(folder.open({})))
     with folder.lock(1):
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
-        Journal(folder.path, 1).add(*lines("b", "c"))
+        ResponseLog(folder.path, 1).add(*lines("b", "c"))
     thread.join()
     assert list(opened[0].responses) == ["a", "b", "c"]
 
@@ -186,7 +186,7 @@ def test_force_starts_over(folder):
     folder.open({}).add(*lines("a"))
     folder.finish({"scores": {}}, {}, {})
     assert folder.done
-    Journal(folder.path, 1).add(*lines("b"))
+    ResponseLog(folder.path, 1).add(*lines("b"))
     assert folder.open({}, force=True).responses == {}
     assert not folder.done
     assert [path.name for path in folder.path.iterdir()] == ["run.json"]

@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from harness.core.errors import UserError
 from harness.results.aggregation import number, strata
 from harness.results.frames import answers, questions
-from harness.results.result import Result, joined
+from harness.results.result import Result, merge_task_runs
 from harness.results.stats import (
     AVERAGE,
     agreement,
@@ -308,7 +308,7 @@ def test_another_copy_of_the_data_is_refused_joined_or_not(tmp_path):
     for unlike in (other, hub):
         with pytest.raises(UserError, match=r"answer other data: data_root= gave them other copies for t$"):
             questions(results(mine, unlike))
-    one, two = joined(results(mine, run("x", "s", "1"), other, run("z", "s", "1")))
+    one, two = merge_task_runs(results(mine, run("x", "s", "1"), other, run("z", "s", "1")))
     with pytest.raises(UserError, match=r"other copies for t$"):
         questions([one, two])
 

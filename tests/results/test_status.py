@@ -11,7 +11,7 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.results.run_folder import RunFolder
-from harness.results.submissions import Planned, key_of, last_error, survey, write_plan
+from harness.results.submissions import PlannedRun, key_of, last_error, list_runs, write_plan
 
 RUN = "pocket/text/random-0.5"
 BAR = "random-0.5 text:  40%|####      | 24/60 [00:01<00:01, 29.9it/s]"
@@ -64,7 +64,7 @@ def identity(number: int, device: str = "cpu") -> dict:
 
 
 def submit(runs: Path, *numbers: int, job: int | None = 12) -> Path:
-    folder = write_plan(runs, [Planned(key_of(identity(n)), f"{RUN}{n}", [f"seed={n}"]) for n in numbers], [])
+    folder = write_plan(runs, [PlannedRun(key_of(identity(n)), f"{RUN}{n}", [f"seed={n}"]) for n in numbers], [])
     if job is not None:
         (folder / f"{job}_submission.sh").touch()
     return folder
@@ -86,7 +86,7 @@ def without_format(runs: Path, number: int) -> None:
 
 
 def only(runs: Path):
-    (run,) = survey(runs)
+    (run,) = list_runs(runs)
     return run
 
 
@@ -94,11 +94,11 @@ def test_a_planned_run_by_what_the_queue_says(runs):
     submit(runs, 1, 2)
     queue = runs.parent / "queue.txt"
     queue.write_text("12_0|RUNNING|n1|1:02\n12_1|PENDING|(Resources)|0:00\n")
-    first, second = survey(runs)
+    first, second = list_runs(runs)
     assert (first.state, first.job, first.why) == ("running", "12_0", "on n1 for 1:02")
     assert (second.state, second.why, second.overrides) == ("queued", "Resources", ["seed=2"])
     queue.write_text("12_0|NODE_FAIL|n1|1:02\n12_1|CANCELLED||0:00\n")
-    assert [(run.state, run.why) for run in survey(runs)] == [
+    assert [(run.state, run.why) for run in list_runs(runs)] == [
         ("missing", "left the queue before it started (NODE_FAIL)"),
         ("missing", "left the queue before it started (CANCELLED)"),
     ]
@@ -129,7 +129,7 @@ def test_a_run_that_was_submitted_again_is_told_by_its_last_job(runs):
     (submit(runs, 1, 2, job=12) / "12_0_0_log.err").write_text(TRACEBACK)
     submit(runs, 1, job=13)
     (runs.parent / "queue.txt").write_text("13|PENDING|(Priority)|0:00\n")
-    first, second = survey(runs)
+    first, second = list_runs(runs)
     assert (first.job, first.state) == ("13", "queued")
     assert (second.job, second.state) == ("12_1", "missing")
 
@@ -175,7 +175,7 @@ def test_damage_is_named(runs):
     folder = submit(runs, 1)
     (folder / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is no plan of a sweep"):
-        survey(runs)
+        list_runs(runs)
 
 
 def test_the_command(runs):

@@ -14,7 +14,7 @@ from harness.core import command
 from harness.core.errors import UserError
 from harness.core.files import to_json
 from harness.results.formats import sheet
-from harness.results.result import collect, joined, relative
+from harness.results.result import collect, merge_task_runs, relative
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K", "kept"]
 COLUMNS = [*FRONT, "per_layer", "t", "avg", "low", "high", "lost", "gained", "agreement", "as_best"]
@@ -145,7 +145,7 @@ def test_tasks_run_one_by_one_can_be_one_row(tmp_path):
             make_run(tmp_path, method, {task: [1.0] * share + [0.0] * (10 - share)})
     apart = made(tmp_path)
     assert [table.benchmarks for table in apart] == [["s"], ["t"]]
-    (table,) = tables.of_runs(joined(collect(tmp_path)), 100, 0)[0]
+    (table,) = tables.of_runs(merge_task_runs(collect(tmp_path)), 100, 0)[0]
     assert table.benchmarks == ["s", "t"]
     assert table.frame["avg"].round(6).tolist() == [100.0, 75.0]
     assert table.frame["low"].notna().all()
@@ -156,7 +156,7 @@ def test_tasks_run_twice_are_not_joined(tmp_path):
     make_run(tmp_path, each={"s": [1.0]})
     make_run(tmp_path, each={"s": [1.0], "t": [1.0]})
     with pytest.raises(UserError, match="baseline was run more than once on s"):
-        joined(collect(tmp_path))
+        merge_task_runs(collect(tmp_path))
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", to_json({"identity": {}})])

@@ -43,7 +43,7 @@ class VisionShape(ABC):
 
     def signals(self, grids: Sequence[Grid], method: Method) -> int:
         """Count the scores that are recomputed from q and k for a method that reads the tower's attention."""
-        wanted = method.received
+        wanted = method.attention_spec
         if Signal.VIT_ATTENTION not in method.needs:
             return 0
         total = 0
