@@ -26,7 +26,7 @@ from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_model import PrunedModel
 from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.runner import _folder
-from harness.models import FAMILIES, loading
+from harness.models import FAMILIES
 from harness.models.preprocessing import messages_digest
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
@@ -88,8 +88,14 @@ def test_equal_runs_have_equal_identities(answers):
     assert answers() != answers("random", "keep=0.5")
 
 
-SHARED = ["base.py", "budget.py", "checks.py", "numerics.py", "kernels/mmr.py"]
-BETWEEN = ["prune.py", "inputs.py", "lmms_model.py", "loading.py", "models/qwen25vl.py"]
+SHARED = ["base.py", "budget.py", "checks.py", "scores.py", "kernels/mmr.py"]
+BETWEEN = [
+    "prune.py",
+    "pruning/session.py",
+    "models/preprocessing.py",
+    "evaluation/lmms_model.py",
+    "models/qwen25vl.py",
+]
 
 
 class TestDeclaredVersions:
@@ -105,7 +111,7 @@ class TestDeclaredVersions:
     @pytest.mark.parametrize("name", BETWEEN)
     def test_nor_does_that_of_the_code_between_question_and_answer(self, name, answers, tmp_path, monkeypatch):
         monkeypatch.setattr(identity, "HARNESS", shutil.copytree(identity.HARNESS, tmp_path / "harness"))
-        method = loading.methods.load("random")
+        method = methods.load("random")
         before, recorded = answers(), identity.sources(method)
         append(tmp_path / "harness" / name)
         assert answers() == before
@@ -205,7 +211,7 @@ def test_a_parameter_that_cannot_be_recorded_is_one_line(default, answers, tmp_p
 
 
 def test_parameters_are_recorded_as_json_gives_them_back(folder, tmp_path):
-    method = loading.methods.load(private(tmp_path / "mine.py"), table=({2: "b", 10: "a"}, 1))
+    method = methods.load(private(tmp_path / "mine.py"), table=({2: "b", 10: "a"}, 1))
     run = validate(compose("config", register([f"model.pretrained={folder}", "method=random"])))
     known = Identity(run, folder).answers(Pruner(method, "mine", Budget(keep=0.5)))
     assert known["method"]["params"] == {"table": [{"2": "b", "10": "a"}, 1]}

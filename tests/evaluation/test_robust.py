@@ -16,7 +16,7 @@ from fork_server import Command, Forks, counting, record
 from tiny_models import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-from harness.models import loading
+from harness.evaluation import identity
 
 QUESTIONS, BATCH = 5, 2
 
@@ -205,7 +205,7 @@ def test_a_folder_of_another_configuration_is_refused(place, whole, tmp_path):
 
 
 def other_version() -> None:
-    loading.PACKAGES = (*loading.PACKAGES, "numpy")  # as if an answer depended on one more
+    identity.PACKAGES = (*identity.PACKAGES, "numpy")  # as if an answer depended on one more
 
 
 def test_another_version_has_a_folder_of_its_own(place, whole, tmp_path):

@@ -19,14 +19,14 @@ HARNESS = Path(harness.__file__).parent
 MAKES_CALLS = {
     "models/calls.py",
     "models/compat.py",
-    "models/decoding.py",  # prolongs what a processor made
+    "pruning/decoding_proof.py",  # prolongs what a processor made
     "models/llavaov15/modeling.py",  # our port: its forward passes call each other
     "bench/measure.py",  # the bench makes inputs, and looks at their size
     "bench/output.py",
     "bench/workloads.py",
-    "lmms_model.py",  # counts tokens of what a processor made
-    "report/pictures.py",  # shows what a processor made
-    "training/batches.py",  # joins what a processor made
+    "evaluation/lmms_model.py",  # counts tokens of what a processor made
+    "report/images.py",  # shows what a processor made
+    "train/batches.py",  # joins what a processor made
 }
 
 

@@ -8,7 +8,7 @@ from run_folders import make_run
 
 from harness import tables
 from harness.results import paper
-from harness.results.formats import sheet
+from harness.results.formats import markdown, sheet
 from harness.results.result import Result, collect
 
 FOLDER = Path(__file__).parents[2] / "results" / "paper"
@@ -174,7 +174,7 @@ def test_whole_rows_have_averages(tmp_path):
     assert row(table, "ours", "dart")["avg"] == pytest.approx(50)
     assert row(table, "ours", "baseline", "")["avg"] == pytest.approx(100)
     assert row(table, "difference", "dart")["avg"] == pytest.approx(50 - row(table, "paper", "dart")["avg"])
-    text = tables.render.markdown(table)
+    text = markdown(table)
     assert "| difference |" in text
     assert "+0.00" in text
     assert list(sheet([table]))[:7] == ["model", "tasks", "budget", "group", "method", "lambda", "source"]

@@ -13,7 +13,7 @@ from harness import tables
 from harness.core import command
 from harness.core.errors import UserError
 from harness.core.files import to_json
-from harness.results.formats import sheet
+from harness.results.formats import markdown, sheet
 from harness.results.result import collect, merge_task_runs, relative
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K", "kept"]
@@ -56,7 +56,7 @@ def test_other_sample_sets_are_marked_and_ranked_apart(tmp_path):
             finished(tmp_path, method, score, questions, limit=questions)
     (table,) = made(tmp_path)
     assert any("tasks.limit: 10 and 20" in note or "tasks.limit: 20 and 10" in note for note in table.notes)
-    assert tables.render.markdown(table).count("**0.4000**") == 2
+    assert markdown(table).count("**0.4000**") == 2
 
 
 def test_versions_and_positions_that_differ_are_noted(tmp_path):
@@ -89,7 +89,7 @@ def test_failed_questions_are_counted_in_a_note_and_a_column(tmp_path):
     (table,) = made(tmp_path)
     assert "t: 3 of 20 questions failed, scored as empty answers, in random keep=0.25" in table.notes
     assert sheet([table])["failed"].tolist() == [0, 3]
-    header, _, *rows = (line.split("|") for line in tables.render.markdown(table).splitlines() if "|" in line)
+    header, _, *rows = (line.split("|") for line in markdown(table).splitlines() if "|" in line)
     (column,) = (place for place, title in enumerate(header) if "Failed" in title)
     assert [row[column].strip() for row in rows if len(row) > column][-1] == "3"
 
@@ -240,7 +240,7 @@ def test_raw_scores_become_a_table(tmp_path):
 def test_a_missing_cell_is_named_and_not_averaged_over(tmp_path):
     (table,) = of_scores(tmp_path, SCORES)
     assert table.notes == ["missing, so without an average: random keep=0.5: b"]
-    row = next(line for line in tables.render.markdown(table).splitlines() if "Random" in line)
+    row = next(line for line in markdown(table).splitlines() if "Random" in line)
     assert row.split(" | ")[2:] == ["<ins>20</ins>", "–", "– |"]
 
 
