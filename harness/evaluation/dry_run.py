@@ -19,11 +19,12 @@ from harness.core.config import RunConfig
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest, slug
+from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.pruner import checked_method, random_method
-from harness.evaluation.sweep_plan import of_folders, unpruned, wanted_runs
+from harness.evaluation.sweep_plan import of_folders, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
-from harness.models.loading import config_in
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import Grid, PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
 from methods.base import Method, Signal
@@ -54,7 +55,7 @@ class Row:
     cost: Cost
 
 
-def show(sweep: Sequence[tuple[RunConfig, list[str]]]) -> None:
+def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     """Print a line for every run, what all of them cost, and the same as one JSON line."""
     only_one("dry_run=true")
     rows = listed(sweep)
@@ -76,28 +77,28 @@ def show(sweep: Sequence[tuple[RunConfig, list[str]]]) -> None:
     print(json.dumps({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]}), flush=True)
 
 
-def listed(sweep: Sequence[tuple[RunConfig, list[str]]]) -> list[Row]:
+def listed(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> list[Row]:
     """Every run of a sweep, once, those of baselines first; UserError for one that its model cannot do."""
     wanted = wanted_runs(sweep, _plans)
-    found = {run.key: run for folder in {config.runs for config, _ in sweep} for run in list_runs(Path(folder))}
+    found = {run.key: run for folder in {run.config.runs for run, _ in sweep} for run in list_runs(Path(folder))}
     rows = []
-    for config, plan in wanted:
-        run = found.get(plan.key)
-        state = "to do" if run is None or (config.force and run.state == "done") else run.state
-        rows.append(Row(plan.run if run is None else run.run, state, plan.overrides, cost(config)))
+    for located, planned in wanted:
+        run = found.get(planned.key)
+        state = "to do" if run is None or (located.config.force and run.state == "done") else run.state
+        rows.append(Row(planned.run if run is None else run.run, state, planned.overrides, cost(located)))
     return rows
 
 
-def cost(config: RunConfig) -> Cost:
+def cost(run: LocatedRun) -> Cost:
     """Tokens and operations of one question; UserError for a method that the model cannot run."""
-    folder = checkpoint.local_folder(config.model)
-    found = _configuration(config) if folder is None else (config_in(folder), None)
+    config = run.config
+    found = _configuration(config) if run.model is None else (run.model.config, None)
     if found is None:
         where = f"{config.model.pretrained} is not here, nor is its configuration"
         return Cost(None, config.tokens, notes=(f"{where}: its tokens and operations are known once it is",))
     (about, hidden), notes = found, []
-    method = _checked(config, about) if folder is None else checked_method(config, folder)
-    if folder is None and Signal.IMPORTANCE in method.needs and config.model.scorer is None:
+    method = _checked(config, about) if run.model is None else checked_method(config, run.model)
+    if run.model is None and Signal.IMPORTANCE in method.needs and config.model.scorer is None:
         notes.append(f"{method.name} needs a learned scorer: model.scorer=FOLDER")
     grids = _grids(about, config)
     if grids is None:
@@ -114,14 +115,14 @@ def cost(config: RunConfig) -> Cost:
     return Cost(visual, kept, flops, tuple(notes))
 
 
-def _plans(config: RunConfig) -> list[PlannedRun]:
+def _plans(run: LocatedRun) -> list[PlannedRun]:
     """By their folders; of a model that is not here, whose weights' digest is in their names, without one."""
-    if checkpoint.local_folder(config.model) is not None:
-        return of_folders(config)
-    place = f"{slug(config.model.name)}/{slug(config.tasks.name)}"
-    runs = [unpruned(config), config] if config.pruned else [config]
-    named = [(run, slug(run.method["name"])) for run in runs]
-    return [PlannedRun(_key(run), f"{place}/{name}-{run.budget.label}") for run, name in named]
+    if run.model is not None:
+        return of_folders(run)
+    place = f"{slug(run.config.model.name)}/{slug(run.config.tasks.name)}"
+    configs = [run.baseline.config, run.config] if run.config.pruned else [run.config]
+    named = [(config, slug(config.method["name"])) for config in configs]
+    return [PlannedRun(_key(config), f"{place}/{name}-{config.budget.label}") for config, name in named]
 
 
 def _key(config: RunConfig) -> str:
@@ -133,7 +134,7 @@ def _configuration(config: RunConfig) -> tuple[Any, int | None] | None:
     """The configuration of a model whose weights are not here, and its scorer's width; None if it is not, either."""
     cached = checkpoint.cached_config(config.model)
     if cached is not None:
-        return config_in(cached), None
+        return ModelFolder(cached).config, None
     name = architectures.of_checkpoint(config.model.pretrained)
     return None if name is None else (architectures.config_of(name), architectures.scorer_hidden(name))
 

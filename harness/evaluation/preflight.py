@@ -3,15 +3,18 @@
 import importlib.util
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 import methods
-from harness.core.config import TasksConfig, shipped, validate
+from harness.core.config import RunConfig, TasksConfig, shipped, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place
@@ -19,9 +22,27 @@ from harness.core.overrides import parse
 from harness.core.task_index import lmms_eval_tasks, task_files
 from harness.evaluation import datasets
 from harness.models import checkpoint
+from harness.models.model_folder import ModelFolder
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 _JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
 _JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
+
+
+@dataclass(frozen=True)
+class LocatedRun:
+    """A configuration with the local places of what it reads, which are looked up once."""
+
+    config: RunConfig
+    data: Mapping[str, Path]  # task -> local copy of its data set
+    model: ModelFolder | None  # None: to be downloaded
+
+    @property
+    def baseline(self) -> "LocatedRun":
+        """The run of the unpruned model, with which this one is compared."""
+        return replace(self, config=replace(self.config, method={"name": "none"}, keep=None, tokens=None))
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -43,36 +64,41 @@ def _listed(override: Override) -> list[str]:
     return [str(name) for value in values for name in (value if isinstance(value, list) else [value])]
 
 
-def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong without importing torch."""
+def locate(config: RunConfig) -> LocatedRun:
+    """Look up the model and the copies of the data sets; UserError names what is missing or cut short."""
+    return LocatedRun(config, datasets.local(config.tasks, config.data_root), _model_folder(config))
+
+
+def check(cfg: DictConfig) -> LocatedRun:
+    """Refuse everything that can be found wrong without importing torch."""
     config = validate(cfg)
     check_tasks(config.tasks)
     check_versions()
     check_scoring(config.tasks, config.limit)
-    datasets.local(config.tasks, config.data_root)
+    data = datasets.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
-    (checkpoint.local_folder if config.dry_run else checkpoint.check)(config.model)
+    return LocatedRun(config, data, _model_folder(config))
 
 
-def check_parameters(cfg: DictConfig) -> None:
-    """The method refuses what it does not know or cannot work with; this imports torch."""
-    config = validate(cfg)
+def check_parameters(config: RunConfig) -> None:
+    """Refuse parameters that the method does not know or cannot work with; this imports torch."""
     try:
         methods.load(config.method["name"], **config.params)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
 
 
-def check_family(cfg: DictConfig) -> None:
-    """The model's family refuses what it cannot supply, from config.json alone, and the method what nobody said."""
-    from harness.evaluation import reuse
+def check_family(run: LocatedRun) -> "Method":
+    """Return the method of a run; UserError if a parameter is left open or the model's family cannot supply a need.
+
+    Of a model that is not here yet, only config.json and companion files of the method are downloaded.
+    """
     from harness.evaluation.pruner import checked_method, missing_companions
 
-    config = validate(cfg)
-    if config.dry_run:
-        return  # which says it of a model that is not here, too
-    beside = missing_companions(config).values()
-    reuse.expect(config.model, checked_method(config, checkpoint.config_folder(config.model, beside)))
+    config, model = run.config, run.model
+    if model is None:
+        model = ModelFolder(checkpoint.download_config(config.model, missing_companions(config).values()))
+    return checked_method(config, model)
 
 
 def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
@@ -109,3 +135,8 @@ def refuse_group(name: str) -> None:
             members = yaml.safe_load(text.replace("!function", ""))["task"]
             names = [str(m["task"] if isinstance(m, dict) else m) for m in members]
             raise UserError(f"{name} is a group of tasks: choose some of tasks=[{','.join(names)}]")
+
+
+def _model_folder(config: RunConfig) -> ModelFolder | None:
+    folder = (checkpoint.local_folder if config.dry_run else checkpoint.check)(config.model)
+    return None if folder is None else ModelFolder(folder)

@@ -13,8 +13,8 @@ from harness.core.config import RunConfig, shipped
 from harness.core.errors import UserError, one_line
 from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
-from harness.models import adapter_class, checkpoint
-from harness.models.loading import config_in
+from harness.models import checkpoint
+from harness.models.model_folder import ModelFolder
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import VisionCache
 from methods.base import Method, Signal
@@ -61,35 +61,33 @@ class Pruner:
         )
 
 
-def pruner_of(run: RunConfig, folder: Path) -> Pruner:
+def pruner_of(run: RunConfig, model: ModelFolder) -> Pruner:
     """The method, checked, and its scorer found and read; UserError for what is wrong or missing."""
-    method, scorer = checked_method(run, folder), None
+    method, scorer = checked_method(run, model), None
     try:
-        _check_made_for(method, folder)
+        _check_made_for(method, model.path)
         if Signal.IMPORTANCE in method.needs:
-            scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
+            scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(model.path))
             if scorer is None:
-                raise UserError(f"{method.name} needs a learned scorer, {folder} has none: pass model.scorer=/path")
-            check_scorer(scorer, folder)
+                raise UserError(f"{method.name} needs a learned scorer, {model.path} has none: pass model.scorer=/path")
+            check_scorer(scorer, model)
     except ValueError as error:
         raise UserError(one_line(error)) from error
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
 
 
-def checked_method(run: RunConfig, folder: Path) -> Method:
+def checked_method(run: RunConfig, model: ModelFolder) -> Method:
     """The method with its parameters, which leave nothing open and which the model can run; UserError if not.
 
     Nothing is loaded: of the model only config.json is read, and the files of `missing_companions` where they exist.
     """
     try:
-        beside = {parameter: folder / file for parameter, file in missing_companions(run).items()}
+        beside = {parameter: model.path / file for parameter, file in missing_companions(run).items()}
         found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
         method = methods.load(run.method["name"], **{**run.params, **found})
         method.check()
-        config = config_in(folder)
-        adapter = adapter_class(config.model_type, f"the model in {folder}")
-        adapter.check(method, config)
-        adapter.check_positions(_positions(run), method)
+        model.adapter.check(method, model.config)
+        model.adapter.check_positions(_positions(run), method)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
     return method
@@ -113,9 +111,9 @@ def _check_made_for(method: Method, folder: Path) -> None:
             raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
 
 
-def check_scorer(scorer: Path, folder: Path) -> None:
-    """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
-    load_scorer(scorer, config_in(folder).get_text_config().hidden_size)
+def check_scorer(scorer: Path, model: ModelFolder) -> None:
+    """ValueError unless `scorer` is whole and fits the model, of which only config.json is read."""
+    load_scorer(scorer, model.config.get_text_config().hidden_size)
 
 
 def random_method(run: RunConfig) -> Method:

@@ -21,6 +21,8 @@ from omegaconf import OmegaConf, open_dict
 
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
+from harness.evaluation.preflight import LocatedRun
+from harness.evaluation.reuse import RunContext
 from harness.evaluation.sweep_plan import shared, wanted_runs
 from harness.results.metrics import primary
 from harness.results.run_folder import RunFolder
@@ -35,15 +37,16 @@ class Job:
         from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
         from harness.core.distributed import launched
-        from harness.evaluation.runner import planned, run
+        from harness.evaluation.runner import run
 
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # of one node, whose name need not be known to itself
-        _, wanted = planned(config)
-        if key_of(wanted[-1][1].identity) != key:
+        context = RunContext()
+        plan = context.plan(config)
+        if key_of(plan.runs[-1].folder.identity) != key:
             raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
-        folder, _ = run(config, baseline=False)
+        folder, _ = run(plan, context, baseline=False)
         if launched().first:
             print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
 
@@ -58,20 +61,21 @@ class Launcher(SlurmLauncher):
     """Hydra's submitit launcher, which submits what is missing and returns."""
 
     __module__ = "hydra_plugins.harness"  # Hydra takes launchers from this package alone
+    context: RunContext  # set by `register`: Hydra makes the launcher
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit one array and end with one JSON line; no job's end is waited for."""
         configs = [self._config(overrides) for overrides in job_overrides]
         check(configs, self.params)
         common, own = shared(job_overrides)
-        wanted = wanted_runs(list(zip(configs, own, strict=True)))
+        wanted = wanted_runs(list(zip(map(self.context.located, configs), own, strict=True)))
         runs = Path(configs[0].runs)
         found = {run.key: run for run in list_runs(runs)}
-        done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
-        for config, finished in done:
+        done = [(run, found[plan.key]) for run, plan in wanted if _is(found, plan, "done")]
+        for run, finished in done:
             folder = RunFolder(runs / finished.run, {})
-            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
-        left = [(config, plan) for config, plan in wanted if not _is(found, plan, "done", *LIVE)]
+            folder.show(primary(folder.metrics()["scores"], run.config.tasks.metrics))
+        left = [(run, plan) for run, plan in wanted if not _is(found, plan, "done", *LIVE)]
         counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
@@ -88,7 +92,7 @@ class Launcher(SlurmLauncher):
             del composed["hydra"]
         return validate(composed)
 
-    def _submit(self, jobs: Sequence[tuple[RunConfig, PlannedRun]], common: list[str], runs: Path) -> str:
+    def _submit(self, jobs: Sequence[tuple[LocatedRun, PlannedRun]], common: list[str], runs: Path) -> str:
         """Write the plan, submit the array, return its number; UserError with what sbatch says."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -99,7 +103,7 @@ class Launcher(SlurmLauncher):
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         try:
             executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in params.items()})
-            submitted = executor.map_array(Job(), *zip(*((config, plan.key) for config, plan in jobs), strict=True))
+            submitted = executor.map_array(Job(), *zip(*((run.config, plan.key) for run, plan in jobs), strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder)
             *_, said = str(error).splitlines()
@@ -107,8 +111,9 @@ class Launcher(SlurmLauncher):
         return str(submitted[0].job_id.partition("_")[0])
 
 
-def register() -> None:
-    """Let Hydra find the launcher under the name that conf/ has for it."""
+def register(context: RunContext) -> None:
+    """Let Hydra find the launcher under the name that conf/ has for it; `context` has located its jobs."""
+    Launcher.context = context
     sys.modules[Launcher.__module__] = sys.modules[__name__]
     Plugins.instance().register(Launcher)
 

@@ -2,18 +2,19 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError, one_line
 from harness.core.task_index import task_file
 from harness.core.timing import importing
-from harness.evaluation import datasets, task_overrides
+from harness.evaluation import task_overrides
 from harness.results.metrics import TERM, numeric, per_question, primary
 
 if TYPE_CHECKING:
@@ -34,25 +35,25 @@ def manifests() -> list[Any]:
 
 
 class TaskSuite:
-    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the data in `data_root`.
+    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the local copies in `data`.
 
     Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
     """
 
-    def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: datasets.DataRoot = None):
+    def __init__(self, tasks: TasksConfig, prompts: str = "", data: Mapping[str, Path] = MappingProxyType({})):
         _quiet_logger()
         with importing():
             import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
         self.tasks = tasks
         self.prompts = prompts
-        self.folders = datasets.local(tasks, data_root)
+        self.data = data
         self._rows: dict[str, Any] = {}  # read once for all Task objects
         self.looked_at: dict[tuple[str, int], QuestionDigest] = {}  # questions, once for all runs
 
     def load(self, name: str) -> Any:
         """A fresh Task object: what one run leaves in a task's code, no other one sees."""
         file = task_file(name, self.tasks.include)
-        return task_overrides.load(name, file, self.prompts, self.folders.get(name), self._rows)
+        return task_overrides.load(name, file, self.prompts, self.data.get(name), self._rows)
 
     def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
         """Load every task's data and look at its questions, so that what is missing shows before the model runs.
