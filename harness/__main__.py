@@ -82,7 +82,7 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
 
 
 def _overlaps(result: "Result") -> list[str]:
-    """What a file that a parameter names was made from should not be what is asked about."""
+    """Return a note for each file that was made from images of a task that the run asks about."""
     notes = []
     for name, about in result.about.get("made_from", {}).items():
         if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
@@ -91,7 +91,7 @@ def _overlaps(result: "Result") -> list[str]:
 
 
 def _first_ones(limit: int | None) -> list[str]:
-    """A limited run is a trial; lmms-eval takes questions from the front."""
+    """Return a note for a limited run: lmms-eval takes questions from the front."""
     if limit is None:
         return []
     return [f"limit={limit} asks the first questions of each task, and many tasks are sorted: no sample of all of them"]

@@ -182,8 +182,8 @@ def _declared(cls: type) -> int:
 
 def _sources(cls: type, base: type) -> list[Path]:
     """Return the files of a class and of the classes that it is derived from, up to `base`."""
-    classes = [each for each in cls.__mro__ if each.__module__ not in (base.__module__, "builtins", "abc")]
-    return [Path(inspect.getsourcefile(each) or "") for each in classes]
+    classes = [parent for parent in cls.__mro__ if parent.__module__ not in (base.__module__, "builtins", "abc")]
+    return [Path(inspect.getsourcefile(parent) or "") for parent in classes]
 
 
 def _shared() -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, found before anything is loaded."""
+"""Checks of a configuration before anything is loaded, and the places of its model and data."""
 
 import importlib.util
 import os
@@ -46,18 +46,18 @@ class LocatedRun:
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Choices that need no file in conf/, and the folder's name for weights that would else be called pocket."""
+    """Register choices that have no file in conf/, and name a model of the user's own after its folder."""
     parsed = parse(overrides)
     for name in (name for o in parsed if o.key_or_group == "tasks" for name in _listed(o)):
         refuse_group(name)
-    given = {override.key_or_group for override in parsed}
-    if "model.pretrained" in given and not given & {"model", "model.name"}:
+    keys = {override.key_or_group for override in parsed}
+    if "model.pretrained" in keys and not keys & {"model", "model.name"}:
         overrides = [*overrides, "model.name='${basename:${model.pretrained}}'"]
     return register(overrides)
 
 
 def _listed(override: Override) -> list[str]:
-    """The names in `tasks=`, be it one, a list or a sweep."""
+    """Return the names in `tasks=`: of one task, a list or a sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     if [] in values:
         raise UserError("tasks=[] names no task: choose at least one, as in tasks=pocket_existence")
@@ -102,7 +102,7 @@ def check_family(run: LocatedRun) -> "Method":
 
 
 def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
-    """UserError where lmms-eval would answer every question and only then, or over the network, fail to score them."""
+    """Refuse tasks that lmms-eval would fail to score after all answers are there, or would score over the network."""
     local = task_files(shipped(tasks.include)) if tasks.include else {}
     for name in set(tasks.metrics) & set(lmms_eval_tasks()):
         if name in local:
@@ -117,19 +117,19 @@ def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
 
 
 def check_versions() -> None:
-    """UserError where lmms-eval cannot run on another library's version: it would say so only when it begins to ask."""
+    """Refuse versions of libraries that lmms-eval cannot run with; it would fail only when it asks the model."""
     if importlib.util.find_spec("filelock._api") is None:
         versions = f"lmms-eval {version('lmms-eval')} does not run with filelock {version('filelock')}"
         raise UserError(f"{versions}, which lacks filelock._api: pip install 'filelock<4'")
 
 
 def refuse_group(name: str) -> None:
-    """UserError if `name` is a group of lmms-eval: some members have no labels or need a judge, so none is guessed."""
-    known = lmms_eval_tasks()
-    if name in known:
+    """Refuse a group of lmms-eval's: some members have no labels or need a judge, so the user has to choose."""
+    tasks = lmms_eval_tasks()
+    if name in tasks:
         return
     line = re.compile(rf"^group:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
-    for file in Path(os.path.commonpath(known.values())).rglob("*.yaml"):
+    for file in Path(os.path.commonpath(tasks.values())).rglob("*.yaml"):
         text = file.read_text(encoding="utf-8")
         if line.search(text):
             members = yaml.safe_load(text.replace("!function", ""))["task"]

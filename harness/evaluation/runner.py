@@ -1,4 +1,4 @@
-"""One run: the unpruned baseline made or reused, then the pruned model, both in their folders."""
+"""Complete one run: the unpruned baseline, unless its folder is finished, then the pruned model."""
 
 import json
 import platform
@@ -56,7 +56,7 @@ def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunF
 
 
 def _is_done(folder: RunFolder, strict: bool) -> bool:
-    """True for a finished run; UserError if it is damaged, another one, or not free of what `strict` refuses."""
+    """Return whether a run is finished; UserError if it is damaged, another one, or has failures despite `strict`."""
     if folder.done:
         folder.check()
         if strict and (failed := {task: n for task, n in folder.metrics().get("failed", {}).items() if n}):
@@ -65,7 +65,7 @@ def _is_done(folder: RunFolder, strict: bool) -> bool:
 
 
 def _try_on(pruner: Pruner, loaded: Loaded) -> None:
-    """A scorer of another width or an unsupported model shows here, before anything is written."""
+    """Refuse a scorer of another width or an unsupported model before anything is written."""
     try:
         with pruner.attach(loaded.model):
             pass
@@ -86,9 +86,9 @@ def _complete(
     config, pruner, folder = plan.config, part.pruner, part.folder
     processes, started = launched(), datetime.now(UTC)
     force = config.force and folder.done
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if processes.first:
-            held.enter_context(folder.lock())
+            locks.enter_context(folder.lock())
         if processes.gather(folder.done and not force)[0]:
             return  # another launch of the sweep was faster
         journal = None
@@ -98,7 +98,7 @@ def _complete(
             _record_other_code(folder, about)
         processes.gather()
         if journal is None:
-            held.enter_context(folder.lock(processes.rank))
+            locks.enter_context(folder.lock(processes.rank))
             journal = ResponseLog(folder.path, processes.rank)
         resumed = folder.about() if processes.first and not force else {}
         before = Proof(**resumed.get("decoding", {}).get("proof", {}))
@@ -120,13 +120,13 @@ def _complete(
             shared=vision_cache,
         )
         with stages("scoring"):
-            found = suite.run(model, config.limit, folder.path / "submissions")
+            results = suite.run(model, config.limit, folder.path / "submissions")
         proofs = processes.gather(model.proof)
-        if found is None:
+        if results is None:
             return
         decoding = _decoding(config, reduce(or_, proofs, before))
         folder.amend({"decoding": decoding})
-        metrics, scores = found
+        metrics, scores = results
         journal.settle(model.asked)
         failed = {key: line["task"] for key, line in journal.responses.items() if "failed" in line}
         metrics["failed"] = {task: list(failed.values()).count(task) for task in config.tasks.metrics}
@@ -134,21 +134,21 @@ def _complete(
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        spent = {stage: round(each, 3) for stage, each in stages.seconds.items()}
-        folder.finish(metrics, scores, {**finished, "stages": spent, "decoding": decoding})
+        stage_seconds = {stage: round(duration, 3) for stage, duration in stages.seconds.items()}
+        folder.finish(metrics, scores, {**finished, "stages": stage_seconds, "decoding": decoding})
 
 
 def _record_other_code(folder: RunFolder, about: dict[str, Any]) -> None:
-    """Add to run.json with which source text and patch versions a run goes on, if it began with others."""
-    known = folder.about()
-    latest = known["resumed"][-1] if "resumed" in known else known
+    """Record in run.json that a run goes on with other source text or patch versions than it began with."""
+    recorded = folder.about()
+    latest = recorded["resumed"][-1] if "resumed" in recorded else recorded
     if any(latest[key] != about[key] for key in ("packages", "sources")):
         entry = {key: about[key] for key in ("started", "git", "packages", "sources")}
-        folder.amend({"resumed": [*known.get("resumed", []), entry]})
+        folder.amend({"resumed": [*recorded.get("resumed", []), entry]})
 
 
 def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
-    """What `run.json` and `DONE` say of the proof of decoding."""
+    """Return what `run.json` and `DONE` say of the proof of decoding."""
     if not config.verify:
         return {"verified": False, "reason": "verify=false"}
     if not proof.questions:
@@ -157,9 +157,9 @@ def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
 
 
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean number of visual tokens per question before and after pruning, as the prefill had them, and of K.
+    """Return the mean number of visual tokens per question: before and after pruning, in the prefill, and of K.
 
-    "per_layer" is what a decoder layer sees on average: what is kept is worth that much computation.
+    "per_layer" is the mean over decoder layers: a cut after layer j leaves all tokens to the layers before it.
     """
     means = {}
     for task in tasks:
@@ -170,18 +170,18 @@ def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, di
             "per_layer": [line["per_layer"] for line in lines],
             "budget": [line.get("budget", line["k"]) for line in lines],
         }
-        means[task] = {name: round(sum(found) / max(len(found), 1), 2) for name, found in counts.items()}
+        means[task] = {name: round(sum(numbers) / max(len(numbers), 1), 2) for name, numbers in counts.items()}
     return means
 
 
 def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
-    """What `run.json` records beside the identity: the configuration, the machine, the code."""
+    """Return what `run.json` records in addition to the identity: the configuration, the machine, the code."""
     config, device = plan.config, plan.device
     resolved = asdict(config)
     resolved["method"] = {
         "name": pruner.name,
         **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
-        # A file beside the weights by name: its place is of this machine, what it holds stands in `made_from`.
+        # A companion file by name: its path is of this machine, and `made_from` says what it holds.
         **{k: file for k, file in pruner.method.companion_files.items() if config.params.get(k) is None},
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
@@ -209,8 +209,8 @@ def _git_commit() -> str | None:
     """
     call = ["git", "-C", str(PACKAGE), "rev-parse", "--show-prefix", "HEAD"]
     try:
-        found = subprocess.run(call, capture_output=True, text=True, check=False)
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    prefix, _, commit = found.stdout.strip().partition("\n")
-    return commit if found.returncode == 0 and prefix == f"{PACKAGE.name}/" else None
+    prefix, _, commit = answer.stdout.strip().partition("\n")
+    return commit if answer.returncode == 0 and prefix == f"{PACKAGE.name}/" else None

@@ -1,4 +1,4 @@
-"""Sends a sweep to a cluster as one job array, through submitit, and does not wait: hydra/launcher=slurm.
+"""Submit a sweep to a cluster as one job array, through submitit, without waiting: hydra/launcher=slurm.
 
 Each job computes one run and nothing else. Baselines are runs of their own, first in the array, so that no job holds a
 GPU while another computes the baseline it would wait for; tables bring them together afterwards. What is finished,
@@ -51,7 +51,7 @@ class Job:
             print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
 
     def checkpoint(self, config: RunConfig, key: str) -> Any:
-        """The same again: the run folder knows what has been answered."""
+        """Submit the same again: the run folder knows what has been answered."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, config, key)
@@ -70,12 +70,12 @@ class Launcher(SlurmLauncher):
         common, own = shared(job_overrides)
         wanted = wanted_runs(list(zip(map(self.context.located, configs), own, strict=True)))
         runs = Path(configs[0].runs)
-        found = {run.key: run for run in list_runs(runs)}
-        done = [(run, found[plan.key]) for run, plan in wanted if _is(found, plan, "done")]
+        existing = {run.key: run for run in list_runs(runs)}
+        done = [(run, existing[plan.key]) for run, plan in wanted if _is(existing, plan, "done")]
         for run, finished in done:
             folder = RunFolder(runs / finished.run, {})
             folder.show(primary(folder.metrics()["scores"], run.config.tasks.metrics))
-        left = [(run, plan) for run, plan in wanted if not _is(found, plan, "done", *LIVE)]
+        left = [(run, plan) for run, plan in wanted if not _is(existing, plan, "done", *LIVE)]
         counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
@@ -84,7 +84,7 @@ class Launcher(SlurmLauncher):
         return []
 
     def _config(self, overrides: Sequence[str]) -> RunConfig:
-        """The configuration of one job, checked."""
+        """Compose and check the configuration of one job."""
         assert self.config is not None
         assert self.hydra_context is not None
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -106,8 +106,8 @@ class Launcher(SlurmLauncher):
             submitted = executor.map_array(Job(), *zip(*((run.config, plan.key) for run, plan in jobs), strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder)
-            *_, said = str(error).splitlines()
-            raise UserError(f"sbatch refused the array: {said.removeprefix('sbatch: error: ')}") from error
+            *_, message = str(error).splitlines()
+            raise UserError(f"sbatch refused the array: {message.removeprefix('sbatch: error: ')}") from error
         return str(submitted[0].job_id.partition("_")[0])
 
 
@@ -119,7 +119,7 @@ def register(context: RunContext) -> None:
 
 
 def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
-    """UserError for what every job of the array would refuse, and for what cannot be started again."""
+    """Refuse what every job of the array would refuse, and what cannot be started again."""
     processes, gpus = params["tasks_per_node"], params["gpus_per_node"]
     if params["nodes"] != 1:
         raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
@@ -133,5 +133,5 @@ def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
         raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
 
 
-def _is(found: Mapping[str, Run], plan: PlannedRun, *states: str) -> bool:
-    return plan.key in found and found[plan.key].state in states
+def _is(existing: Mapping[str, Run], plan: PlannedRun, *states: str) -> bool:
+    return plan.key in existing and existing[plan.key].state in states

@@ -14,8 +14,8 @@ Run = tuple[LocatedRun, PlannedRun]
 
 
 def of_folders(run: LocatedRun) -> list[PlannedRun]:
-    """The baseline of a run and the run itself, by the folders that they have or will have; the model is here."""
-    from harness.evaluation.run_plan import plan  # imports torch: nothing that is quickly found wrong waits for it
+    """Return the baseline of a run and the run itself, by their folders; the model has to be here."""
+    from harness.evaluation.run_plan import plan  # imports torch, which quick checks do not wait for
 
     parts = plan(run, device="cpu").runs  # a login node has no GPU
     return [_planned(part.folder, run.config.runs) for part in parts]
@@ -24,7 +24,7 @@ def of_folders(run: LocatedRun) -> list[PlannedRun]:
 def wanted_runs(
     sweep: Sequence[tuple[LocatedRun, list[str]]], plans: Callable[[LocatedRun], list[PlannedRun]] = of_folders
 ) -> list[Run]:
-    """The runs of a sweep and their baselines, every one once, baselines first."""
+    """Return the runs of a sweep and their baselines, each once, baselines first."""
     baselines: dict[str, Run] = {}
     runs: dict[str, Run] = {}
     for run, overrides in sweep:
@@ -35,7 +35,7 @@ def wanted_runs(
 
 
 def shared(points: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The overrides that all points of a sweep have, and those that each has beside them, as they can be typed."""
+    """Return the overrides that all points of a sweep share, and the others of each, as they can be typed."""
     plain = [list(filter_overrides(list(point))) for point in points]
     common = set.intersection(*map(set, plain))
     return sorted(map(typed, common)), [[typed(text) for text in point if text not in common] for point in plain]
