@@ -5,6 +5,7 @@ last line, one JSON object. `--help` shows every choice; `-m` sweeps; results li
 """
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -12,35 +13,36 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.config import validate
 from harness.core.distributed import launched
-from harness.evaluation.preflight import check, check_family, check_parameters, prepare
+from harness.evaluation.preflight import check_parameters, prepare
+from harness.evaluation.reuse import RunContext
 
 if TYPE_CHECKING:
     from harness.results.result import Result
 
 
-def preview(jobs: list[tuple[DictConfig, list[str]]]) -> None:
+def preview(context: RunContext, jobs: list[tuple[DictConfig, list[str]]]) -> None:
     """List what a command would run."""
     from harness.evaluation.dry_run import show
     from harness.evaluation.sweep_plan import shared
 
     _, own = shared([point for _, point in jobs])
-    show(list(zip((validate(cfg) for cfg, _ in jobs), own, strict=True)))
+    show(list(zip((context.located(validate(cfg)) for cfg, _ in jobs), own, strict=True)))
 
 
-def use_slurm() -> None:
+def use_slurm(context: RunContext) -> None:
     """Let Hydra find the launcher of a cluster."""
     from harness.evaluation import slurm
 
-    slurm.register()
+    slurm.register(context)
 
 
-def main(cfg: DictConfig) -> None:
+def main(context: RunContext, cfg: DictConfig) -> None:
     """Run one configuration and report it."""
     from harness.evaluation.runner import run
     from harness.results.result import Result, average, failures, relative, unproven
 
     config = validate(cfg)
-    folder, base = run(config)
+    folder, base = run(context.plan(config), context)
     if not launched().first:
         return
     result, baseline = Result.of(folder), Result.of(base)
@@ -80,7 +82,7 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
 
 
 def _overlaps(result: "Result") -> list[str]:
-    """What a file that a parameter names was made from should not be what is asked about."""
+    """Return a note for each file that was made from images of a task that the run asks about."""
     notes = []
     for name, about in result.about.get("made_from", {}).items():
         if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
@@ -89,7 +91,7 @@ def _overlaps(result: "Result") -> list[str]:
 
 
 def _first_ones(limit: int | None) -> list[str]:
-    """A limited run is a trial; lmms-eval takes questions from the front."""
+    """Return a note for a limited run: lmms-eval takes questions from the front."""
     if limit is None:
         return []
     return [f"limit={limit} asks the first questions of each task, and many tasks are sorted: no sample of all of them"]
@@ -107,11 +109,12 @@ def _percent(share: float | None) -> str:
 
 
 if __name__ == "__main__":
+    context = RunContext()
     command(
         "config",
-        main,
-        (check, check_parameters, check_family),
+        partial(main, context),
+        (context.check, lambda cfg: check_parameters(validate(cfg)), context.check_family),
         prepare,
-        launchers={"slurm": use_slurm},
-        preview=preview,
+        launchers={"slurm": partial(use_slurm, context)},
+        preview=partial(preview, context),
     )

@@ -23,7 +23,7 @@ from harness.core.config import TasksConfig, validate
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place, slug
 from harness.evaluation import preflight as run
-from harness.evaluation.datasets import DataRoot
+from harness.evaluation.datasets import DataRoot, local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, load
@@ -55,7 +55,7 @@ class Probe(LayerMethod):
 
 def prompts(tasks: TasksConfig, prompt: str, data_root: DataRoot = None) -> Iterator[list[Message]]:
     """The prompt about every image of the tasks, once, taking turns among them; videos are left out."""
-    suite = TaskSuite(tasks, data_root=data_root)
+    suite = TaskSuite(tasks, data=local(tasks, data_root))
     suite.check()
     known = set()
     for turn in zip_longest(*map(suite.images, tasks.metrics)):
@@ -119,14 +119,14 @@ def _run(cfg: DictConfig) -> DictConfig:
 
 def check(cfg: DictConfig) -> None:
     """Everything that can be found wrong before the model is loaded."""
-    run.check(_run(cfg))
+    located = run.check(_run(cfg))
     if not (isinstance(cfg.limit, int) and cfg.limit >= 1):
         raise UserError(f"limit must be a number of images, at least 1, got {cfg.limit}")
     if not str(cfg.prompt or "").strip():
         raise UserError("prompt is empty: pass what the model is asked about every image")
     check_place((PLACE / "prior" if cfg.out is None else Path(str(cfg.out))).parent)
-    run.check_parameters(_run(cfg))
-    run.check_family(_run(cfg))
+    run.check_parameters(located.config)
+    run.check_family(located)
 
 
 if __name__ == "__main__":

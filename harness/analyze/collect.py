@@ -17,6 +17,7 @@ from harness.analyze.questions import Question, Source
 from harness.core.errors import UserError, one_line
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
+from harness.models.model_folder import ModelFolder
 from harness.pruning.handle import Kept
 from methods.base import AttentionSpec, Method, Selection, Signal, Tokens
 
@@ -86,7 +87,8 @@ def check_cut(cfg: DictConfig) -> None:
 def kept(cfg: DictConfig, loaded: Loaded, questions: Sequence[Question]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
     """Method, share, and what was kept of each question; a forward pass of the model each."""
     asked = [(one, keep) for keep in settings.keeps(cfg) for one in settings.contestants(cfg)]
-    pruners = [pruner_of(settings.run_of(cfg, one, keep), loaded.folder) for one, keep in asked]
+    folder = ModelFolder(loaded.folder)
+    pruners = [pruner_of(settings.run_of(cfg, one, keep), folder) for one, keep in asked]
     for (one, keep), pruner in zip(asked, tqdm(pruners, desc="methods"), strict=True):
         try:
             with pruner.attach(loaded.model) as pruning, torch.inference_mode():

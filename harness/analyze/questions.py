@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.core.config import RunConfig
 from harness.core.errors import UserError
+from harness.evaluation.datasets import local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import adapter_class
 from harness.models.loading import Loaded
@@ -45,7 +46,7 @@ class Source:
 
     def __init__(self, config: RunConfig, loaded: Loaded):
         family = adapter_class(loaded.model.config.model_type)
-        self.suite = TaskSuite(config.tasks, family.prompts, config.data_root)
+        self.suite = TaskSuite(config.tasks, family.prompts, local(config.tasks, config.data_root))
         self.tasks = {name: self.suite.load(name) for name in config.tasks.metrics}
 
     def question(self, task: str, doc_id: int) -> Question:

@@ -114,8 +114,9 @@ def check(cfg: DictConfig) -> None:
 def check_methods(cfg: DictConfig) -> None:
     """Methods refuse parameters, and the model's family what it cannot supply; this imports torch."""
     for tree in {str(tree.method): tree for tree in trees(cfg)}.values():  # whatever the budget
-        run.check_parameters(tree)
-        run.check_family(tree)
+        config = validate(tree)
+        run.check_parameters(config)
+        run.check_family(run.locate(config))
 
 
 def _listed(cfg: DictConfig, key: str) -> list[Any]:

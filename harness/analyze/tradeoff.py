@@ -19,6 +19,7 @@ from harness.analyze.questions import Source
 from harness.analyze.settings import MethodPoint
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
+from harness.models.model_folder import ModelFolder
 from harness.models.scorer import load_scorer
 from methods.base import AttentionSpec, Method, Signal, Tokens
 from methods.budget import Budget
@@ -36,7 +37,8 @@ class Importance:
         self.draws = cfg.seeds if self.drawn else 1
         self.scorer: nn.Module | None = None
         if not self.drawn:
-            file = pruner_of(settings.run_of(cfg, MethodPoint("greedy", {}), 0.5), loaded.folder).scorer
+            run = settings.run_of(cfg, MethodPoint("greedy", {}), 0.5)
+            file = pruner_of(run, ModelFolder(loaded.folder)).scorer
             assert file is not None
             self.scorer = load_scorer(file, loaded.model.config.get_text_config().hidden_size).to(loaded.device)
 

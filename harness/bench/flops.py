@@ -34,7 +34,7 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
     from harness.bench.workloads import synthetic
     from harness.models import checkpoint
     from harness.models.cost import architectures
-    from harness.models.loading import config_in
+    from harness.models.model_folder import ModelFolder
 
     if chosen.images:
         raise UserError("operations are counted for sizes, images have none before a processor: leave images out")
@@ -43,7 +43,7 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
         config = architectures.config_of(name, chosen.weights == "tiny")
         hidden = None if chosen.weights == "tiny" else architectures.scorer_hidden(name)
     else:
-        config = config_in(checkpoint.download(chosen.model))
+        config = ModelFolder(checkpoint.download(chosen.model)).config
     told = functools.partial(print, file=sys.stderr)
     allowed = allowed_in(chosen, config, None, told)
     contestants = [Candidate("none"), *(contestant_of(run, method) for run, method, _ in allowed)]

@@ -20,7 +20,8 @@ from harness.core.errors import UserError, one_line
 from harness.evaluation.pruner import pruner_of, random_method
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures
-from harness.models.loading import config_in, device_of, load
+from harness.models.loading import device_of, load
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import limits_of
 from harness.models.scorer import load_scorer
 from harness.prune import prune
@@ -42,10 +43,10 @@ def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
     """Build or load the model; `tell` hears of methods that are left out."""
     device = device_of(chosen.model)
     if chosen.weights == "real":
-        folder = checkpoint.download(chosen.model)
-        config = config_in(folder)
+        folder = ModelFolder(checkpoint.download(chosen.model))
+        config = folder.config
         allowed = allowed_in(chosen, config, folder, tell)
-        loaded = load(chosen.model)
+        loaded = load(chosen.model, folder.path)
         model, processor = loaded.model, loaded.processor
         files = {file for _, _, file in allowed if file is not None}
         scorers = {str(file): load_scorer(file, _width(config)).to(device) for file in files}
@@ -77,7 +78,7 @@ def _prompts(chosen: Settings, config: Any, processor: Any) -> list[Workload]:
 
 
 def allowed_in(
-    chosen: Settings, config: Any, folder: Path | None, tell: Callable[[str], None]
+    chosen: Settings, config: Any, folder: ModelFolder | None, tell: Callable[[str], None]
 ) -> list[tuple[RunConfig, Method, Path | None]]:
     """Return the methods that the family can run, each with the file of its scorer; UserError for others.
 

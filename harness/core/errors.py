@@ -1,7 +1,8 @@
 """What a user can put right is one line on the screen, not a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -11,6 +12,16 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error with its line breaks and runs of blanks folded."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def as_user_error(what: str) -> Iterator[None]:
+    """Turn every error of the block into a UserError that begins with `what`, for libraries that raise anything."""
+    try:
+        yield
+    except Exception as error:
+        message = one_line(error)[:300]  # some of them fill a page
+        raise UserError(f"{what}: {type(error).__name__}: {message}") from error
 
 
 def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:

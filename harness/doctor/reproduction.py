@@ -99,11 +99,13 @@ class PocketModel:
 
     def __init__(self, name: str) -> None:
         from harness.evaluation.task_suite import TaskSuite
-        from harness.models.loading import family_of, load
+        from harness.models.loading import load
+        from harness.models.model_folder import ModelFolder
 
         config = Setting(name, "none").config()
         self.loaded = load(config.model)
-        self.suite = TaskSuite(config.tasks, family_of(self.loaded.folder).prompts)
+        self.folder = ModelFolder(self.loaded.folder)
+        self.suite = TaskSuite(config.tasks, self.folder.adapter.prompts)
         self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
 
     def answers(self, setting: Setting, count: int | None = None, verify: bool = True) -> list[Answer]:
@@ -115,7 +117,7 @@ class PocketModel:
         from harness.evaluation.pruner import pruner_of
         from harness.results.response_log import ResponseLog
 
-        pruner = pruner_of(setting.config(), self.loaded.folder)
+        pruner = pruner_of(setting.config(), self.folder)
         with tempfile.TemporaryDirectory() as folder:
             journal = ResponseLog(Path(folder))
             looked_at = self.suite.looked_at

@@ -16,7 +16,7 @@ from harness.core.files import digest
 from harness.core.task_index import task_file
 from harness.models.checkpoint import content_digest
 
-# What a task's code reads beside the rows, and what the Hub has in archives
+# What a task's code reads in addition to the rows, and what the Hub has in archives
 UNPACKED = {
     "videomme": ("data",),
     "vinoground": (
@@ -24,7 +24,7 @@ UNPACKED = {
         "vinoground_videos_concated/vinoground_videoscore.json",
     ),
 }
-MEDIA = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".zip", ".tar", ".gz", ".srt"}  # told apart by name and size
+MEDIA = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".zip", ".tar", ".gz", ".srt"}  # compared by name and size
 
 
 class NoCopyError(UserError):
@@ -35,7 +35,7 @@ DataRoot = str | Mapping[str, str] | None
 
 
 def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
-    """Task -> folder of its data set, for the tasks that `data_root` speaks of; UserError names what is not there."""
+    """Return task -> folder of its data set, for the tasks in `data_root`; UserError names what is missing."""
     if data_root is None:
         return {}
     if not isinstance(data_root, str) and (other := sorted(set(data_root) - set(tasks.metrics))):
@@ -46,7 +46,7 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
     for name, repository in repositories.items():
         if isinstance(data_root, str):
             if "/" not in repository or Path(repository).is_absolute():
-                continue  # files beside the task's own
+                continue  # files next to the task's own
             folders[name] = _copy_of(repository, Path(data_root).expanduser(), name)
         else:
             folders[name] = Path(data_root[name]).expanduser()
@@ -56,18 +56,18 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
 
 @cache  # the runs of a sweep share their data
 def fingerprint(folder: Path) -> str:
-    """Digest of a copy by content, wherever it lies."""
-    found = []
+    """Return the digest of a copy: by content, wherever it lies."""
+    files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            what = path.stat().st_size if path.suffix.lower() in MEDIA else content_digest(path)
-            found.append([str(relative), what])
-    return digest(found)[:16]
+            content = path.stat().st_size if path.suffix.lower() in MEDIA else content_digest(path)
+            files.append([str(relative), content])
+    return digest(files)[:16]
 
 
 def _copy_of(repository: str, root: Path, task: str) -> Path:
-    """PATH/owner/name, PATH/name, that of another owner (the Hub redirects), or a snapshot in the Hub's own cache."""
+    """Find PATH/owner/name, PATH/name, that of another owner (the Hub redirects), or a snapshot in the Hub's cache."""
     name = repository.rpartition("/")[2]
     others = sorted(root.glob(f"*/{name}")) if root.is_dir() else []
     snapshots = [
@@ -93,14 +93,14 @@ def _check(task: str, folder: Path) -> None:
 
 
 class _Plain(yaml.SafeLoader):
-    """Task files without the functions that they name."""
+    """Read task files without the functions that they name."""
 
 
 _Plain.add_constructor("!function", lambda loader, node: None)
 
 
 def described(file: Path) -> dict[str, Any]:
-    """A task file with those that it includes; lmms-eval's own reader imports what they name, which is slow."""
+    """Read a task file and those that it includes; lmms-eval's own reader imports what they name, which is slow."""
     own = yaml.load(file.read_text(encoding="utf-8"), _Plain)
     included = own.get("include", [])
     merged: dict[str, Any] = {}

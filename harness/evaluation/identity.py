@@ -26,9 +26,10 @@ from harness.core.errors import UserError, one_line
 from harness.core.files import digest
 from harness.evaluation import task_overrides
 from harness.evaluation.pruner import Pruner
-from harness.models import adapter_class, checkpoint, make_known
+from harness.models import adapter_class, checkpoint
 from harness.models.adapter import Adapter
 from harness.models.loading import device_of
+from harness.models.model_folder import ModelFolder
 from harness.results.labels import flat
 from methods.base import Method
 from methods.kernels.dispatch import TRITON
@@ -48,7 +49,7 @@ ANSWERING = ("prune.py", "models/**/*.py", "pruning/*.py", "evaluation/*.py")
 class Identity:
     """Everything that can change an answer, as JSON; equal identities share one run folder."""
 
-    def __init__(self, run: RunConfig, folder: Path):
+    def __init__(self, run: RunConfig, folder: ModelFolder):
         self.run = run
         self.folder = folder
 
@@ -60,11 +61,11 @@ class Identity:
         kinds = {torch.cuda.get_device_name(gpu) for gpu in gpus if gpu != "cpu"}
         settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack", "device_map")
         return {
-            "weights": checkpoint.weights_fingerprint(self.folder),
+            "weights": checkpoint.weights_fingerprint(self.folder.path),
             # In half precision a greedy answer moves with the type of GPU.
             "device": ", ".join(sorted(kinds)) or "cpu",
             **{key: getattr(config, key) for key in settings},
-            "versions": model_versions(make_known(self.folder)),
+            "versions": model_versions(self.folder.config.model_type),
             "packages": {name: minor(release) for name, release in packages(config.attn).items()},
             "environment": environment(),
         }
@@ -181,8 +182,8 @@ def _declared(cls: type) -> int:
 
 def _sources(cls: type, base: type) -> list[Path]:
     """Return the files of a class and of the classes that it is derived from, up to `base`."""
-    classes = [each for each in cls.__mro__ if each.__module__ not in (base.__module__, "builtins", "abc")]
-    return [Path(inspect.getsourcefile(each) or "") for each in classes]
+    classes = [parent for parent in cls.__mro__ if parent.__module__ not in (base.__module__, "builtins", "abc")]
+    return [Path(inspect.getsourcefile(parent) or "") for parent in classes]
 
 
 def _shared() -> Iterator[Path]:

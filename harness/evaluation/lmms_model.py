@@ -29,7 +29,8 @@ from harness.evaluation.task_overrides import check_prompts
 from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
 from harness.models.calls import PIXELS
-from harness.models.loading import Loaded, family_of, load
+from harness.models.loading import Loaded, load
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
@@ -109,7 +110,7 @@ class PrunedModel(lmms):
         arguments |= simple_parse_args_string(arg_string)
         strict, verify = bool(arguments.pop("strict", False)), bool(arguments.pop("verify", True))
         made = cls(*from_flat(arguments), strict=strict, verify=verify)
-        made._prompts = family_of(made.loaded.folder).prompts
+        made._prompts = adapter_for(made.loaded.model).prompts
         return made
 
     def __repr__(self) -> str:
@@ -292,9 +293,9 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
     if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
         rest["keep"] = 1.0
     run = validate(OmegaConf.create({**tree, **rest}))
-    folder = checkpoint.download(run.model)
+    folder = ModelFolder(checkpoint.download(run.model))
     pruner = pruner_of(run, folder)
-    return load(run.model), pruner, Identity(run, folder).answers(pruner)
+    return load(run.model, folder.path), pruner, Identity(run, folder).answers(pruner)
 
 
 def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:

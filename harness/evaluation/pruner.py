@@ -13,14 +13,14 @@ from harness.core.config import RunConfig, shipped
 from harness.core.errors import UserError, one_line
 from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
-from harness.models import adapter_class, checkpoint
-from harness.models.loading import config_in
+from harness.models import checkpoint
+from harness.models.model_folder import ModelFolder
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import VisionCache
 from methods.base import Method, Signal
 from methods.budget import Budget
 
-NO_FILE = "none"  # the value of a parameter that names a file which random weights do not have
+NO_FILE = "none"  # value of a parameter that names a companion file, which random weights do not have
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Pruner:
 
     @property
     def label_suffix(self) -> str:
-        """What results are labelled with beside the name: the files that parameters name, as "prior 1f0c3a9b"."""
+        """What follows the name in labels of results: the files that parameters name, as "prior 1f0c3a9b"."""
         return ", ".join(f"{name} {about['digest'][:8]}" for name, about in self.method.file_metadata.items())
 
     @property
@@ -46,7 +46,7 @@ class Pruner:
         return "-".join([slug(self.name), *filter(None, [slug(self.label_suffix)]), self.budget.label, *renumbered])
 
     def attach(self, model: Any, shared: VisionCache | None = None) -> AbstractContextManager[Any]:
-        """The pruning context on `model`, which may share its vision passes with earlier and later ones."""
+        """Return the context that prunes `model`; it may share vision passes with earlier and later ones."""
         if self.method.stage == "pixels":
             return resizing(model, self.budget, shared)
         return harness.prune(
@@ -61,44 +61,42 @@ class Pruner:
         )
 
 
-def pruner_of(run: RunConfig, folder: Path) -> Pruner:
-    """The method, checked, and its scorer found and read; UserError for what is wrong or missing."""
-    method, scorer = checked_method(run, folder), None
+def pruner_of(run: RunConfig, model: ModelFolder) -> Pruner:
+    """Load the method of a run and check it and its scorer; UserError for what is wrong or missing."""
+    method, scorer = checked_method(run, model), None
     try:
-        _check_made_for(method, folder)
+        _check_made_for(method, model.path)
         if Signal.IMPORTANCE in method.needs:
-            scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(folder))
+            scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(model.path))
             if scorer is None:
-                raise UserError(f"{method.name} needs a learned scorer, {folder} has none: pass model.scorer=/path")
-            check_scorer(scorer, folder)
+                raise UserError(f"{method.name} needs a learned scorer, {model.path} has none: pass model.scorer=/path")
+            check_scorer(scorer, model)
     except ValueError as error:
         raise UserError(one_line(error)) from error
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
 
 
-def checked_method(run: RunConfig, folder: Path) -> Method:
-    """The method with its parameters, which leave nothing open and which the model can run; UserError if not.
+def checked_method(run: RunConfig, model: ModelFolder) -> Method:
+    """Load the method with its parameters; UserError if one is left open or the model cannot run it.
 
-    Nothing is loaded: of the model only config.json is read, and the files of `missing_companions` where they exist.
+    Of the model only config.json is read, and the files of `missing_companions` where they exist.
     """
     try:
-        beside = {parameter: folder / file for parameter, file in missing_companions(run).items()}
-        found = {parameter: str(path) for parameter, path in beside.items() if path.is_file()}
-        method = methods.load(run.method["name"], **{**run.params, **found})
+        paths = {parameter: model.path / file for parameter, file in missing_companions(run).items()}
+        companions = {parameter: str(path) for parameter, path in paths.items() if path.is_file()}
+        method = methods.load(run.method["name"], **{**run.params, **companions})
         method.check()
-        config = config_in(folder)
-        adapter = adapter_class(config.model_type, f"the model in {folder}")
-        adapter.check(method, config)
-        adapter.check_positions(_positions(run), method)
+        model.adapter.check(method, model.config)
+        model.adapter.check_positions(_positions(run), method)
     except (ValueError, TypeError) as error:
         raise UserError(one_line(error)) from error
     return method
 
 
 def missing_companions(run: RunConfig) -> dict[str, str]:
-    """The parameters that name a file where the run names none: parameter -> file that may lie beside the weights."""
-    beside = methods.get(run.method["name"]).companion_files
-    return {parameter: file for parameter, file in beside.items() if run.params.get(parameter) is None}
+    """Return the companion files that the run does not name: parameter -> file that may lie next to the weights."""
+    companions = methods.get(run.method["name"]).companion_files
+    return {parameter: file for parameter, file in companions.items() if run.params.get(parameter) is None}
 
 
 def _positions(run: RunConfig) -> str:
@@ -106,20 +104,20 @@ def _positions(run: RunConfig) -> str:
 
 
 def _check_made_for(method: Method, folder: Path) -> None:
-    """ValueError if a file that a parameter names was made with another model."""
+    """Refuse a file that was made with another model: ValueError."""
     for name, about in method.file_metadata.items():
         if "model" in about and about["model"] != checkpoint.weights_fingerprint(folder):
             other = f"{about.get('name', 'another model')} ({about['model']})"
-            raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it anew")
+            raise ValueError(f"method.{name} was made with {other}, not with the model in {folder}: make it again")
 
 
-def check_scorer(scorer: Path, folder: Path) -> None:
-    """ValueError unless `scorer` is whole and fits the model in `folder`; of the model only config.json is read."""
-    load_scorer(scorer, config_in(folder).get_text_config().hidden_size)
+def check_scorer(scorer: Path, model: ModelFolder) -> None:
+    """Refuse a scorer that is not whole or does not fit the model, of which only config.json is read: ValueError."""
+    load_scorer(scorer, model.config.get_text_config().hidden_size)
 
 
 def random_method(run: RunConfig) -> Method:
-    """Return the method of a run without weights, beside which a file might lie that it asks for."""
+    """Return the method of a run on random weights, which have no companion files."""
     name, params = run.method["name"], dict(run.params)
     params |= {parameter: NO_FILE for parameter in methods.get(name).companion_files if params.get(parameter) is None}
     return methods.load(name, **params)

@@ -1,53 +1,94 @@
-"""What the runs of one process have in common: the model in memory, its passes through the vision tower, the tasks."""
+"""What the runs of one process share; importing this does not import torch."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from harness.core.config import ModelConfig, RunConfig
+from omegaconf import DictConfig
+
+from harness.core.config import ModelConfig, RunConfig, validate
 from harness.core.distributed import launched
 from harness.core.files import digest
 from harness.core.timing import Stages
-from harness.evaluation.identity import Identity
-from harness.evaluation.task_suite import TaskSuite
-from harness.models.loading import Loaded, family_of, load
-from harness.pruning.vision_cache import VisionCache
-from methods.base import Method
+from harness.evaluation import preflight
+from harness.evaluation.preflight import LocatedRun
+
+if TYPE_CHECKING:
+    from harness.evaluation.run_plan import RunPlan
+    from harness.evaluation.task_suite import TaskSuite
+    from harness.models.loading import Loaded
+    from harness.pruning.vision_cache import VisionCache
+    from methods.base import Method
 
 GB = 10**9
 
-_expected: dict[str, list[Method]] = {}  # model -> the methods of the jobs to come
-_last_loaded: list[tuple[str, Loaded, VisionCache | None]] = []
-_suites: dict[str, TaskSuite] = {}
+
+class RunContext:
+    """The runs of one process: what was located for each, and the model, vision cache and tasks that they share."""
+
+    def __init__(self) -> None:
+        self.vision_cache: VisionCache | None = None  # of the model in memory
+        self._located: dict[str, LocatedRun] = {}
+        self._methods: dict[str, list[Method]] = {}  # model -> the methods of the jobs to come
+        self._model: tuple[str, Loaded] | None = None
+        self._suites: dict[str, TaskSuite] = {}
+
+    def check(self, cfg: DictConfig) -> None:
+        """Refuse everything that can be found wrong without importing torch."""
+        run = preflight.check(cfg)
+        self._located[_key(run.config)] = run
+
+    def check_family(self, cfg: DictConfig) -> None:
+        """Refuse a method that the model's family cannot supply, and expect it on the model."""
+        run = self.located(validate(cfg))
+        if not run.config.dry_run:  # a dry run says it of a model that is not here, too
+            self._methods.setdefault(_key(run.config.model), []).append(preflight.check_family(run))
+
+    def located(self, config: RunConfig) -> LocatedRun:
+        """Return what `check` has located, or locate it now."""
+        key = _key(config)
+        if key not in self._located:
+            self._located[key] = preflight.locate(config)
+        return self._located[key]
+
+    def plan(self, config: RunConfig) -> RunPlan:
+        """Resolve a run."""
+        from harness.evaluation.run_plan import plan
+
+        return plan(self.located(config))
+
+    def load(self, plan: RunPlan, methods: Sequence[Method]) -> tuple[Loaded, VisionCache | None]:
+        """Return the model, loaded once for consecutive runs, and the vision passes that they and `methods` share."""
+        from harness.models.loading import load
+        from harness.pruning.vision_cache import VisionCache
+
+        config, key = plan.config, digest(plan.model_identity)
+        if self._model is None or self._model[0] != key:
+            self._model = self.vision_cache = None  # before the next one needs the memory
+            self._model = key, load(config.model, plan.model.path)
+        loaded = self._model[1]
+        expected = self._methods.get(_key(config.model), [])
+        if not config.share_gb or max(len(expected), len(methods)) < 2:
+            return loaded, None
+        if self.vision_cache is None:
+            self.vision_cache = VisionCache(loaded.model, int(config.share_gb * GB), [*expected, *methods])
+        return loaded, self.vision_cache
+
+    def suite(self, plan: RunPlan, stages: Stages) -> TaskSuite:
+        """Return the tasks of a run, checked; those of an earlier run if they are the same."""
+        from harness.evaluation.task_suite import TaskSuite
+
+        config, family = plan.config, plan.model.adapter
+        key = digest([plan.tasks, asdict(config.tasks), config.data_root, sorted(family.media)])
+        if key not in self._suites:
+            suite = TaskSuite(config.tasks, family.prompts, plan.data)
+            with stages("data"):
+                launched().in_turn(lambda: suite.check(family.media, config.limit))
+            self._suites[key] = suite
+        return self._suites[key]
 
 
-def expect(model: ModelConfig, method: Method) -> None:
-    """Take note of a job of this process before the first one starts, so that one vision pass can serve them all."""
-    _expected.setdefault(digest(asdict(model)), []).append(method)
-
-
-def loaded(config: RunConfig, identity: Identity, methods: Sequence[Method]) -> tuple[Loaded, VisionCache | None]:
-    """Return the model, loaded once for consecutive jobs, and the vision passes that they and these methods share."""
-    key = digest(identity.model)
-    if not _last_loaded or _last_loaded[0][0] != key:
-        _last_loaded.clear()  # before the next one needs the memory
-        _last_loaded.append((key, load(config.model), None))
-    model, shared = _last_loaded[0][1:]
-    expected = _expected.get(digest(asdict(config.model)), [])
-    if not config.share_gb or max(len(expected), len(methods)) < 2:
-        return model, None
-    if shared is None:
-        shared = VisionCache(model.model, int(config.share_gb * GB), [*expected, *methods])
-        _last_loaded[0] = key, model, shared
-    return model, shared
-
-
-def suite(config: RunConfig, identity: Identity, tasks: object, stages: Stages) -> TaskSuite:
-    """The tasks of a job, checked; those of an earlier one if they are the same, which `tasks` in its folder tells."""
-    family = family_of(identity.folder)
-    key = digest([tasks, asdict(config.tasks), config.data_root, sorted(family.media)])
-    if key not in _suites:
-        made = TaskSuite(config.tasks, family.prompts, config.data_root)
-        with stages("data"):
-            launched().in_turn(lambda: made.check(family.media, config.limit))
-        _suites[key] = made
-    return _suites[key]
+def _key(config: RunConfig | ModelConfig) -> str:
+    return digest(asdict(config))

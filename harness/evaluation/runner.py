@@ -1,84 +1,62 @@
-"""One run: the unpruned baseline made or reused, then the pruned model, both in their folders."""
+"""Complete one run: the unpruned baseline, unless its folder is finished, then the pruned model."""
 
 import json
-import os
 import platform
 import subprocess
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import harness
-from harness.core.config import PACKAGE, RunConfig, shipped
+from harness.core.config import PACKAGE, RunConfig
 from harness.core.distributed import launched
 from harness.core.errors import UserError, one_line
-from harness.core.files import digest, slug
-from harness.core.task_index import task_files
+from harness.core.files import slug
 from harness.core.timing import Stages
-from harness.evaluation import datasets, reuse, task_overrides
-from harness.evaluation.identity import Identity, packages, sources
-from harness.evaluation.pruner import Pruner, pruner_of
+from harness.evaluation.identity import packages, sources
+from harness.evaluation.pruner import Pruner
+from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_plan import PrunerRun, RunPlan
 from harness.evaluation.task_suite import TaskSuite
-from harness.models import checkpoint
 from harness.models.calls import HookError
-from harness.models.loading import Loaded, device_of, family_of
+from harness.models.loading import Loaded
 from harness.pruning.decoding_proof import Proof
 from harness.pruning.vision_cache import VisionCache
 from harness.results.metrics import primary
 from harness.results.response_log import ResponseLog
 from harness.results.run_folder import RunFolder
-from methods.kernels.dispatch import implementation
 
 
-def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
-    """The baseline and the configured run, in this order and with their folders; nothing is loaded yet."""
-    processes = launched()
-    processes.gather()  # from here on one of them says for all what is wrong
-    _selection(device_of(config.model))  # refuses a GPU or kernels that are not there, before anything is fetched
-    weights = processes.in_turn(lambda: checkpoint.download(config.model))
-    identity = Identity(config, weights)
-    alike = digest([identity.model, packages(config.model.attn)])
-    if len(set(processes.gather(alike))) > 1:
-        raise UserError("the processes of this run differ in their kind of GPU or in the versions of their packages")
-    pruner = pruner_of(config, weights)
-    baseline = pruner_of(replace(config, method={"name": "none"}), weights)
-    pruners = [baseline, pruner] if config.pruned else [baseline]
-    return identity, [(p, _folder(config, identity, p)) for p in pruners]
-
-
-def run(config: RunConfig, baseline: bool = True) -> tuple[RunFolder, RunFolder]:
-    """Complete the run and, unless that is another job's, its baseline; returns both folders, the run first."""
-    processes = launched()
-    identity, wanted = planned(config)
-    if not baseline:
-        wanted = wanted[-1:]
-    done = processes.gather([_is_done(folder, config.strict) for _, folder in wanted])[0]
-    todo = [each for each, finished in zip(wanted, done, strict=True) if not finished]
+def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunFolder, RunFolder]:
+    """Complete the run and, unless that is another job's, its baseline; return both folders, the run first."""
+    config, processes = plan.config, launched()
+    runs = plan.runs if baseline else plan.runs[-1:]
+    done = processes.gather([_is_done(part.folder, config.strict) for part in runs])[0]
+    todo = [part for part, finished in zip(runs, done, strict=True) if not finished]
     if config.force and done[-1]:
-        todo.append(wanted[-1])
+        todo.append(runs[-1])
     if todo:
         stages = Stages()
-        suite = reuse.suite(config, identity, wanted[-1][1].identity["tasks"], stages)
+        suite = context.suite(plan, stages)
         with stages("load"):
-            loaded, shared = reuse.loaded(config, identity, [pruner.method for pruner, _ in todo])
-        _try_on(todo[-1][0], loaded)
-        for p, folder in todo:
-            _complete(config, p, folder, suite, loaded, shared, identity, stages)
+            loaded, vision_cache = context.load(plan, [part.pruner.method for part in todo])
+        _try_on(todo[-1].pruner, loaded)
+        for part in todo:
+            _complete(plan, part, suite, loaded, vision_cache, stages)
             stages = Stages()
     if processes.first:
-        for _, folder in wanted:
-            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
-    return wanted[-1][1], wanted[0][1]
+        for part in runs:
+            part.folder.show(primary(part.folder.metrics()["scores"], config.tasks.metrics))
+    return runs[-1].folder, runs[0].folder
 
 
 def _is_done(folder: RunFolder, strict: bool) -> bool:
-    """True for a finished run; UserError if it is damaged, another one, or not free of what `strict` refuses."""
+    """Return whether a run is finished; UserError if it is damaged, another one, or has failures despite `strict`."""
     if folder.done:
         folder.check()
         if strict and (failed := {task: n for task, n in folder.metrics().get("failed", {}).items() if n}):
@@ -87,7 +65,7 @@ def _is_done(folder: RunFolder, strict: bool) -> bool:
 
 
 def _try_on(pruner: Pruner, loaded: Loaded) -> None:
-    """A scorer of another width or an unsupported model shows here, before anything is written."""
+    """Refuse a scorer of another width or an unsupported model before anything is written."""
     try:
         with pruner.attach(loaded.model):
             pass
@@ -96,32 +74,31 @@ def _try_on(pruner: Pruner, loaded: Loaded) -> None:
 
 
 def _complete(
-    config: RunConfig,
-    pruner: Pruner,
-    folder: RunFolder,
+    plan: RunPlan,
+    part: PrunerRun,
     suite: TaskSuite,
     loaded: Loaded,
-    shared: VisionCache | None,
-    identity: Identity,
+    vision_cache: VisionCache | None,
     stages: Stages,
 ) -> None:
     from harness.evaluation.lmms_model import PrunedModel
 
+    config, pruner, folder = plan.config, part.pruner, part.folder
     processes, started = launched(), datetime.now(UTC)
     force = config.force and folder.done
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if processes.first:
-            held.enter_context(folder.lock())
+            locks.enter_context(folder.lock())
         if processes.gather(folder.done and not force)[0]:
             return  # another launch of the sweep was faster
         journal = None
         if processes.first:
-            about = _about(config, pruner)
+            about = _about(plan, pruner)
             journal = folder.open(about, force)
             _record_other_code(folder, about)
         processes.gather()
         if journal is None:
-            held.enter_context(folder.lock(processes.rank))
+            locks.enter_context(folder.lock(processes.rank))
             journal = ResponseLog(folder.path, processes.rank)
         resumed = folder.about() if processes.first and not force else {}
         before = Proof(**resumed.get("decoding", {}).get("proof", {}))
@@ -133,23 +110,23 @@ def _complete(
         model = PrunedModel(
             loaded,
             pruner,
-            identity.answers(pruner),
+            part.answers,
             journal,
             strict=config.strict,
             stages=stages,
             looked_at=suite.looked_at,
             verify=config.verify,
             proven=proven,
-            shared=shared,
+            shared=vision_cache,
         )
         with stages("scoring"):
-            found = suite.run(model, config.limit, folder.path / "submissions")
+            results = suite.run(model, config.limit, folder.path / "submissions")
         proofs = processes.gather(model.proof)
-        if found is None:
+        if results is None:
             return
         decoding = _decoding(config, reduce(or_, proofs, before))
         folder.amend({"decoding": decoding})
-        metrics, scores = found
+        metrics, scores = results
         journal.settle(model.asked)
         failed = {key: line["task"] for key, line in journal.responses.items() if "failed" in line}
         metrics["failed"] = {task: list(failed.values()).count(task) for task in config.tasks.metrics}
@@ -157,21 +134,21 @@ def _complete(
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        spent = {stage: round(each, 3) for stage, each in stages.seconds.items()}
-        folder.finish(metrics, scores, {**finished, "stages": spent, "decoding": decoding})
+        stage_seconds = {stage: round(duration, 3) for stage, duration in stages.seconds.items()}
+        folder.finish(metrics, scores, {**finished, "stages": stage_seconds, "decoding": decoding})
 
 
 def _record_other_code(folder: RunFolder, about: dict[str, Any]) -> None:
-    """Add to run.json with which source text and patch versions a run goes on, if it began with others."""
-    known = folder.about()
-    latest = known["resumed"][-1] if "resumed" in known else known
+    """Record in run.json that a run goes on with other source text or patch versions than it began with."""
+    recorded = folder.about()
+    latest = recorded["resumed"][-1] if "resumed" in recorded else recorded
     if any(latest[key] != about[key] for key in ("packages", "sources")):
         entry = {key: about[key] for key in ("started", "git", "packages", "sources")}
-        folder.amend({"resumed": [*known.get("resumed", []), entry]})
+        folder.amend({"resumed": [*recorded.get("resumed", []), entry]})
 
 
 def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
-    """What `run.json` and `DONE` say of the proof of decoding."""
+    """Return what `run.json` and `DONE` say of the proof of decoding."""
     if not config.verify:
         return {"verified": False, "reason": "verify=false"}
     if not proof.questions:
@@ -179,41 +156,10 @@ def _decoding(config: RunConfig, proof: Proof) -> dict[str, Any]:
     return {"verified": True, "proof": asdict(proof)}
 
 
-def _folder(config: RunConfig, identity: Identity, pruner: Pruner) -> RunFolder:
-    tasks = config.tasks
-    include = shipped(tasks.include) if tasks.include else None
-    copies = datasets.local(tasks, config.data_root)
-    whole = {
-        **identity.answers(pruner),
-        "tasks": {
-            "names": list(tasks.metrics),  # which metric the tables show changes no answer
-            "limit": config.limit,
-            "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
-            "prompts": family_of(identity.folder).prompts,
-            "data": {name: datasets.fingerprint(copy) for name, copy in copies.items()},
-            "scoring": task_overrides.scoring(tasks.metrics),
-        },
-    }
-    name = f"{pruner.label}-{digest(whole)[:8]}"
-    return RunFolder(Path(config.runs) / slug(config.model.name) / slug(tasks.name) / name, whole)
-
-
-def _files_digest(folder: Path) -> str:
-    """Digest of the task files, data and code below a folder, but not of what runs and tools leave there."""
-    files = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
-        if "run.json" in names:
-            folders.clear()
-        else:
-            files += [p for name in names if not name.startswith(".") and (p := Path(root, name)).is_file()]
-    return digest([[str(p.relative_to(folder)), checkpoint.content_digest(p)] for p in sorted(files)])[:16]
-
-
 def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean number of visual tokens per question before and after pruning, as the prefill had them, and of K.
+    """Return the mean number of visual tokens per question: before and after pruning, in the prefill, and of K.
 
-    "per_layer" is what a decoder layer sees on average: what is kept is worth that much computation.
+    "per_layer" is the mean over decoder layers: a cut after layer j leaves all tokens to the layers before it.
     """
     means = {}
     for task in tasks:
@@ -224,18 +170,18 @@ def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, di
             "per_layer": [line["per_layer"] for line in lines],
             "budget": [line.get("budget", line["k"]) for line in lines],
         }
-        means[task] = {name: round(sum(found) / max(len(found), 1), 2) for name, found in counts.items()}
+        means[task] = {name: round(sum(numbers) / max(len(numbers), 1), 2) for name, numbers in counts.items()}
     return means
 
 
-def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
-    """What `run.json` records beside the identity: the configuration, the machine, the code."""
-    device = device_of(config.model)
+def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
+    """Return what `run.json` records in addition to the identity: the configuration, the machine, the code."""
+    config, device = plan.config, plan.device
     resolved = asdict(config)
     resolved["method"] = {
         "name": pruner.name,
         **{k: v for k, v in vars(pruner.method).items() if not k.startswith("_")},
-        # A file beside the weights by name: its place is of this machine, what it holds stands in `made_from`.
+        # A companion file by name: its path is of this machine, and `made_from` says what it holds.
         **{k: file for k, file in pruner.method.companion_files.items() if config.params.get(k) is None},
     }
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
@@ -246,7 +192,7 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "made_from": pruner.method.file_metadata,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "selection": _selection(device),
+        "selection": plan.selection,
         "python": platform.python_version(),
         "packages": packages(config.model.attn),
         "harness": harness.__version__,
@@ -256,14 +202,6 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
     }
 
 
-def _selection(device: str) -> str:
-    """Return what selection runs on; UserError if Triton kernels are asked for that cannot be had."""
-    try:
-        return implementation(device)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
-
-
 def _git_commit() -> str | None:
     """Return the commit of the checkout this code runs from; None for an installed package.
 
@@ -271,8 +209,8 @@ def _git_commit() -> str | None:
     """
     call = ["git", "-C", str(PACKAGE), "rev-parse", "--show-prefix", "HEAD"]
     try:
-        found = subprocess.run(call, capture_output=True, text=True, check=False)
+        answer = subprocess.run(call, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    prefix, _, commit = found.stdout.strip().partition("\n")
-    return commit if found.returncode == 0 and prefix == f"{PACKAGE.name}/" else None
+    prefix, _, commit = answer.stdout.strip().partition("\n")
+    return commit if answer.returncode == 0 and prefix == f"{PACKAGE.name}/" else None

@@ -1,4 +1,4 @@
-"""Sends a sweep to a cluster as one job array, through submitit, and does not wait: hydra/launcher=slurm.
+"""Submit a sweep to a cluster as one job array, through submitit, without waiting: hydra/launcher=slurm.
 
 Each job computes one run and nothing else. Baselines are runs of their own, first in the array, so that no job holds a
 GPU while another computes the baseline it would wait for; tables bring them together afterwards. What is finished,
@@ -21,6 +21,8 @@ from omegaconf import OmegaConf, open_dict
 
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
+from harness.evaluation.preflight import LocatedRun
+from harness.evaluation.reuse import RunContext
 from harness.evaluation.sweep_plan import shared, wanted_runs
 from harness.results.metrics import primary
 from harness.results.run_folder import RunFolder
@@ -35,20 +37,21 @@ class Job:
         from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
         from harness.core.distributed import launched
-        from harness.evaluation.runner import planned, run
+        from harness.evaluation.runner import run
 
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # of one node, whose name need not be known to itself
-        _, wanted = planned(config)
-        if key_of(wanted[-1][1].identity) != key:
+        context = RunContext()
+        plan = context.plan(config)
+        if key_of(plan.runs[-1].folder.identity) != key:
             raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
-        folder, _ = run(config, baseline=False)
+        folder, _ = run(plan, context, baseline=False)
         if launched().first:
             print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
 
     def checkpoint(self, config: RunConfig, key: str) -> Any:
-        """The same again: the run folder knows what has been answered."""
+        """Submit the same again: the run folder knows what has been answered."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, config, key)
@@ -58,20 +61,21 @@ class Launcher(SlurmLauncher):
     """Hydra's submitit launcher, which submits what is missing and returns."""
 
     __module__ = "hydra_plugins.harness"  # Hydra takes launchers from this package alone
+    context: RunContext  # set by `register`: Hydra makes the launcher
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit one array and end with one JSON line; no job's end is waited for."""
         configs = [self._config(overrides) for overrides in job_overrides]
         check(configs, self.params)
         common, own = shared(job_overrides)
-        wanted = wanted_runs(list(zip(configs, own, strict=True)))
+        wanted = wanted_runs(list(zip(map(self.context.located, configs), own, strict=True)))
         runs = Path(configs[0].runs)
-        found = {run.key: run for run in list_runs(runs)}
-        done = [(config, found[plan.key]) for config, plan in wanted if _is(found, plan, "done")]
-        for config, finished in done:
+        existing = {run.key: run for run in list_runs(runs)}
+        done = [(run, existing[plan.key]) for run, plan in wanted if _is(existing, plan, "done")]
+        for run, finished in done:
             folder = RunFolder(runs / finished.run, {})
-            folder.show(primary(folder.metrics()["scores"], config.tasks.metrics))
-        left = [(config, plan) for config, plan in wanted if not _is(found, plan, "done", *LIVE)]
+            folder.show(primary(folder.metrics()["scores"], run.config.tasks.metrics))
+        left = [(run, plan) for run, plan in wanted if not _is(existing, plan, "done", *LIVE)]
         counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
@@ -80,7 +84,7 @@ class Launcher(SlurmLauncher):
         return []
 
     def _config(self, overrides: Sequence[str]) -> RunConfig:
-        """The configuration of one job, checked."""
+        """Compose and check the configuration of one job."""
         assert self.config is not None
         assert self.hydra_context is not None
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -88,7 +92,7 @@ class Launcher(SlurmLauncher):
             del composed["hydra"]
         return validate(composed)
 
-    def _submit(self, jobs: Sequence[tuple[RunConfig, PlannedRun]], common: list[str], runs: Path) -> str:
+    def _submit(self, jobs: Sequence[tuple[LocatedRun, PlannedRun]], common: list[str], runs: Path) -> str:
         """Write the plan, submit the array, return its number; UserError with what sbatch says."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -99,22 +103,23 @@ class Launcher(SlurmLauncher):
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"])
         try:
             executor.update_parameters(**{k if k in general else f"slurm_{k}": v for k, v in params.items()})
-            submitted = executor.map_array(Job(), *zip(*((config, plan.key) for config, plan in jobs), strict=True))
+            submitted = executor.map_array(Job(), *zip(*((run.config, plan.key) for run, plan in jobs), strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             shutil.rmtree(folder)
-            *_, said = str(error).splitlines()
-            raise UserError(f"sbatch refused the array: {said.removeprefix('sbatch: error: ')}") from error
+            *_, message = str(error).splitlines()
+            raise UserError(f"sbatch refused the array: {message.removeprefix('sbatch: error: ')}") from error
         return str(submitted[0].job_id.partition("_")[0])
 
 
-def register() -> None:
-    """Let Hydra find the launcher under the name that conf/ has for it."""
+def register(context: RunContext) -> None:
+    """Let Hydra find the launcher under the name that conf/ has for it; `context` has located its jobs."""
+    Launcher.context = context
     sys.modules[Launcher.__module__] = sys.modules[__name__]
     Plugins.instance().register(Launcher)
 
 
 def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
-    """UserError for what every job of the array would refuse, and for what cannot be started again."""
+    """Refuse what every job of the array would refuse, and what cannot be started again."""
     processes, gpus = params["tasks_per_node"], params["gpus_per_node"]
     if params["nodes"] != 1:
         raise UserError("hydra.launcher.nodes must be 1: the processes of a run (tasks_per_node) share a node")
@@ -128,5 +133,5 @@ def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
         raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
 
 
-def _is(found: Mapping[str, Run], plan: PlannedRun, *states: str) -> bool:
-    return plan.key in found and found[plan.key].state in states
+def _is(existing: Mapping[str, Run], plan: PlannedRun, *states: str) -> bool:
+    return plan.key in existing and existing[plan.key].state in states

@@ -1,7 +1,7 @@
-"""lmms-eval's tasks as they are run here: read from its own files, shown local data, and without the traps in them.
+"""Load lmms-eval's tasks from its own files, with local data and without the traps in them.
 
 What is changed is the configuration of the one Task object that a run gets, never a file, module or class of lmms-eval.
-The files' Python is executed anew for every Task, so nothing that one run counts reaches the next.
+The files' Python is executed again for every Task, so nothing that one run counts reaches the next.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,10 +20,10 @@ _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download",
 
 
 def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: dict[str, Any] | None = None) -> Any:
-    """A fresh lmms-eval Task read from `file`, with the prompts meant for model id `prompts`.
+    """Load a new lmms-eval Task from `file`, with the prompts meant for model id `prompts`.
 
-    `folder` holds a copy of its data set, which is then taken from nowhere else. `rows` remembers the data sets that
-    were read, by task, for the next one.
+    `folder` holds a copy of its data set, which is then read from nowhere else. `rows` collects the data sets that were
+    read, by task, for the next one.
     """
     from lmms_eval.api.task import ConfigurableMessagesTask
     from lmms_eval.utils import load_yaml_config
@@ -38,19 +38,19 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
         ADAPTED[name](config)
     if folder is not None:
         _point_to(config, folder)
-    known = {} if rows is None else rows
+    datasets = {} if rows is None else rows
 
     class Task(ConfigurableMessagesTask):
-        """Takes the rows of an earlier one.
+        """A task that takes the rows of an earlier one.
 
-        What `process_docs` notes reaches no other function of a task: each is read from the file by itself.
+        What `process_docs` notes reaches no other function of a task: lmms-eval reads the file for each of them.
         """
 
         def download(self, dataset_kwargs: Any = None) -> None:
-            if name not in known:
+            if name not in datasets:
                 super().download(dataset_kwargs)
-                known[name] = vars(self)["dataset"], vars(self)["dataset_no_image"]
-            self.dataset, self.dataset_no_image = known[name]
+                datasets[name] = vars(self)["dataset"], vars(self)["dataset_no_image"]
+            self.dataset, self.dataset_no_image = datasets[name]
 
     return Task(config=config, model_name=prompts)
 
@@ -61,14 +61,14 @@ def scoring(names: Iterable[str]) -> int | None:
 
 
 def version_of(task: Any) -> str | None:
-    """The version in a task's metadata, which lmms-eval raises when its scores change; most tasks have a list there."""
-    found = task.config.metadata or {}
-    entries = found if isinstance(found, list) else [found]
+    """Return the version in a task's metadata, which lmms-eval raises when its scores change."""
+    metadata = task.config.metadata or {}
+    entries = metadata if isinstance(metadata, list) else [metadata]  # most tasks have a list
     return next((str(entry["version"]) for entry in entries if "version" in entry), None)
 
 
 def check_limit(name: str, task: Any, limit: int | None) -> None:
-    """UserError if the first `limit` questions of MME part a pair, or hold none whose score the tables show."""
+    """Refuse a limit that splits a pair of MME's questions, or leaves none whose score the tables show."""
     if name != "mme" or limit is None:
         return
     columns = [task.task_docs[key] for key in ("category", "question_id")]
@@ -78,13 +78,13 @@ def check_limit(name: str, task: Any, limit: int | None) -> None:
     ends = [place + 1 for place, pair in enumerate(pairs) if last[pair] == place and pair[0] in shown]
     whole = {pair for pair in pairs[:limit] if last[pair] < limit}
     if whole != set(pairs[:limit]) or limit < min(ends, default=0):
-        raise UserError(f"task mme: its first {limit} questions part a pair or are not of perception: try {min(ends)}")
+        raise UserError(f"task mme: its first {limit} questions split a pair or are not of perception: try {min(ends)}")
 
 
 def check_prompts(task: Any, prompts: str) -> None:
-    """UserError if lmms-eval's own command, which knows no family of ours, loaded `task` without the family's prompts.
+    """Refuse a task that lmms-eval's own command loaded without the prompts of the model's family.
 
-    Then the question would not be the one that `load` asks a model of id `prompts`.
+    That command knows no family of ours, so the question would not be the one that `load` asks a model of id `prompts`.
     """
     if task.model_name != prompts and prompts in (task.config.lmms_eval_specific_kwargs or {}):
         name = task.config.task
@@ -93,7 +93,7 @@ def check_prompts(task: Any, prompts: str) -> None:
 
 
 def _drop_submission(config: dict[str, Any]) -> None:
-    """Files for a leaderboard are no score, and a control character in an answer makes the writer of one fail."""
+    """Leave out files for a leaderboard: they are no score, and a control character in an answer makes them fail."""
     scored = [metric for metric in config.get("metric_list") or [] if metric["metric"] != "submission"]
     if scored:
         config["metric_list"] = scored
@@ -106,7 +106,7 @@ def _point_to(config: dict[str, Any], folder: Path) -> None:
     kwargs = dict(config.get("dataset_kwargs") or {})
     config["dataset_path"] = str(folder)
     config["dataset_kwargs"] = {key: value for key, value in kwargs.items() if key not in _LOCAL}
-    # What `datasets` caches of a local repository it finds again by folder name and card, whatever the rows say now.
+    # `datasets` finds its cache of a local repository by folder name and card, even after the rows have changed.
     config["dataset_kwargs"]["cache_dir"] = str(Path(_resolve_hf_datasets_cache_dir(), "local", fingerprint(folder)))
     if kwargs.get("video"):
         # A task's code looks for videos below base_cache_dir / cache_name: an absolute second part voids the first.
@@ -125,7 +125,7 @@ def _functions(config: dict[str, Any]) -> list[FunctionType]:
 
 
 def _static_mmbench(config: dict[str, Any]) -> None:
-    """Answers are read by rule alone, as `mmbench_en_dev_static` does: no judge over the network, no guess."""
+    """Read answers by rule alone, as `mmbench_en_dev_static` does: no judge over the network, no guess."""
     evaluator = config["process_results"].__globals__["mmbench_evaluator"]
 
     def accuracy(results: list[dict[str, Any]]) -> float:
@@ -135,7 +135,7 @@ def _static_mmbench(config: dict[str, Any]) -> None:
 
 
 def _ocrbench(config: dict[str, Any]) -> None:
-    """The share of the questions that were asked: the same number if those were all, and not a tenth of it if 100."""
+    """Divide by the questions that were asked; lmms-eval divides by 1,000, also if `limit` asked only 100."""
     (metric,) = config["metric_list"]
     of_all = metric["aggregation"]
 
@@ -146,7 +146,7 @@ def _ocrbench(config: dict[str, Any]) -> None:
 
 
 def _vinoground(config: dict[str, Any]) -> None:
-    """An empty answer is a wrong one; lmms-eval looks at its first character."""
+    """Count an empty answer as wrong; lmms-eval fails at its first character."""
     process = config["process_results"]
     config["process_results"] = lambda doc, results: process(doc, [results[0] or " "])
 

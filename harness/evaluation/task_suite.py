@@ -2,18 +2,19 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError, one_line
 from harness.core.task_index import task_file
 from harness.core.timing import importing
-from harness.evaluation import datasets, task_overrides
+from harness.evaluation import task_overrides
 from harness.results.metrics import TERM, numeric, per_question, primary
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from harness.models.preprocessing import Message
 
 MODEL_ID = "harness"
-ALIASES = ("harness_qwen2_5_vl",)  # what it was called when there was one family
-CHECKED = 16  # questions of a task whose rows bring pictures of their own, which take time to decode
+ALIASES = ("harness_qwen2_5_vl",)  # its name when there was one family
+CHECKED = 16  # questions that are checked of a task whose rows hold pictures, which take time to decode
 
 
 def manifests() -> list[Any]:
-    """What lmms-eval's entry-point group `lmms_eval.models` reads."""
+    """Return what lmms-eval's entry-point group `lmms_eval.models` reads."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     address = "harness.evaluation.lmms_model.PrunedModel"
@@ -34,25 +35,25 @@ def manifests() -> list[Any]:
 
 
 class TaskSuite:
-    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the data in `data_root`.
+    """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the local copies in `data`.
 
     Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
     """
 
-    def __init__(self, tasks: TasksConfig, prompts: str = "", data_root: datasets.DataRoot = None):
+    def __init__(self, tasks: TasksConfig, prompts: str = "", data: Mapping[str, Path] = MappingProxyType({})):
         _quiet_logger()
         with importing():
             import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
         self.tasks = tasks
         self.prompts = prompts
-        self.folders = datasets.local(tasks, data_root)
+        self.data = data
         self._rows: dict[str, Any] = {}  # read once for all Task objects
         self.looked_at: dict[tuple[str, int], QuestionDigest] = {}  # questions, once for all runs
 
     def load(self, name: str) -> Any:
-        """A fresh Task object: what one run leaves in a task's code, no other one sees."""
+        """Return a new Task object: no run sees what another leaves in a task's code."""
         file = task_file(name, self.tasks.include)
-        return task_overrides.load(name, file, self.prompts, self.folders.get(name), self._rows)
+        return task_overrides.load(name, file, self.prompts, self.data.get(name), self._rows)
 
     def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
         """Load every task's data and look at its questions, so that what is missing shows before the model runs.
@@ -79,23 +80,23 @@ class TaskSuite:
             task_overrides.check_limit(name, task, limit)
 
     def messages(self, task: Any, doc: Any) -> "list[Message]":
-        """What a model is asked about a document of a loaded task."""
+        """Return what a model is asked about a document of a loaded task."""
         from lmms_eval.protocol import ChatMessages
 
-        asked = ChatMessages(messages=task.doc_to_messages(doc)).messages
-        return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in asked]
+        chat = ChatMessages(messages=task.doc_to_messages(doc)).messages
+        return [{"role": message.role, "content": [dict(part) for part in message.content]} for message in chat]
 
     @staticmethod
     def requests(task: Any, doc_ids: Iterable[int], model: "PrunedModel") -> list[Any]:
-        """lmms-eval's requests about documents of a loaded task; `model` gets the rows that they refer to."""
+        """Return lmms-eval's requests about documents of a loaded task; `model` gets the rows that they refer to."""
         name = task.config.task
         split = task.config.test_split if task.has_test_docs() else task.config.validation_split
         model.task_dict[name] = {split: task.task_docs}
-        about = [{"task": name, "doc_id": doc_id, "repeats": 1, "split": split} for doc_id in doc_ids]
-        return [task.construct_requests(doc_id=it["doc_id"], ctx="", metadata=it) for it in about]
+        entries = [{"task": name, "doc_id": doc_id, "repeats": 1, "split": split} for doc_id in doc_ids]
+        return [task.construct_requests(doc_id=entry["doc_id"], ctx="", metadata=entry) for entry in entries]
 
     def images(self, name: str) -> Iterator[Any]:
-        """The images that a task asks about, in its order."""
+        """Yield the images that a task asks about, in its order."""
         task = self.load(name)
         for doc in task.task_docs:
             for message in self.messages(task, doc):
@@ -104,13 +105,13 @@ class TaskSuite:
     def run(
         self, model: "PrunedModel", limit: int | None, scratch: Path
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Answer and score every task; returns what `metrics.json` holds, and `scores.json`.
+        """Answer and score every task; return what `metrics.json` and `scores.json` hold.
 
-        None in a process that answers its share for the first one, which scores.
+        None in a process that is not the first: it answers its share, and the first one scores.
         """
         from harness.evaluation.lmms_model import WorkerDone
 
-        scores, counts, each, versions = {}, {}, {}, {}
+        scores, counts, values, versions = {}, {}, {}, {}
         for name in self.tasks.metrics:
             task = self.load(name)
             try:
@@ -120,7 +121,7 @@ class TaskSuite:
             versions[name] = task_overrides.version_of(task)
             scores[name] = numeric(results["results"][name])
             counts[name] = results["n-samples"][name]["effective"]
-            each[name] = per_question(results["samples"][name], list(results["results"][name]))
+            values[name] = per_question(results["samples"][name], list(results["results"][name]))
         if not scores:
             return None
         metrics = {
@@ -129,7 +130,7 @@ class TaskSuite:
             "questions": counts,
             "scored_by": {"lmms-eval": version("lmms-eval"), "tasks": versions},
         }
-        return metrics, each
+        return metrics, values
 
     @staticmethod
     def _score(task: Any, name: str, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
@@ -172,13 +173,13 @@ class TaskSuite:
 
 
 def _check_metric(name: str, metric: str | None, task: Any) -> None:
-    known = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
-    if all(key.startswith("submission,") for key in known):
+    metrics = [f"{key},{kind.name}" for key in task.aggregation() for kind in task._filters]
+    if all(key.startswith("submission,") for key in metrics):
         raise UserError(f"task {name} has no labels, it only writes a file to submit: it cannot be scored here")
     for term in metric.split("+") if metric else ():
         match = TERM.fullmatch(term)
-        if not match or match[1] not in known:
-            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(known)}")
+        if not match or match[1] not in metrics:
+            raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(metrics)}")
 
 
 def _to_check(task: Any, limit: int | None) -> Iterable[int]:
@@ -190,7 +191,7 @@ def _to_check(task: Any, limit: int | None) -> Iterable[int]:
 
 
 def _kinds(task: Any, doc_id: int) -> set[str]:
-    """What a question consists of: text, image, video, audio; unknown where a picture does not decode."""
+    """Return what a question consists of (text, image, video, audio); nothing if a picture does not decode."""
     from lmms_eval.protocol import ChatMessages
 
     from harness.models.bad_input import BadInput, reading
@@ -204,7 +205,7 @@ def _kinds(task: Any, doc_id: int) -> set[str]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what really went wrong below lmms-eval's retries."""
+    """Return, as one line, the error below lmms-eval's retries."""
     from tenacity import RetryError
 
     while isinstance(error, RetryError):
@@ -216,7 +217,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _quiet_logger() -> None:
-    """lmms-eval logs to stdout, where our last line belongs to programs."""
+    """Send lmms-eval's log to stderr: on stdout, programs read our last line."""
     from loguru import logger
 
     logger.remove()

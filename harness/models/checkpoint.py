@@ -68,17 +68,12 @@ def weights_fingerprint(folder: Path) -> str:
     return fingerprint(folder, BESIDE)
 
 
-def config_folder(model: ModelConfig, beside: Iterable[str] = ()) -> Path:
-    """The folder that holds a model's config.json, and the files `beside` that it has.
-
-    Of a model that is not here yet, only these are downloaded.
-    """
-    folder = check(model)
-    if folder is None:
-        folder = _download_file(model.pretrained, model.revision, "config.json").parent
-        for name in beside:
-            if _has(model.pretrained, model.revision, name):
-                _download_file(model.pretrained, model.revision, name)
+def download_config(model: ModelConfig, companions: Iterable[str] = ()) -> Path:
+    """Download config.json and those of the files `companions` that the model has; return their folder."""
+    folder = _download_file(model.pretrained, model.revision, "config.json").parent
+    for name in companions:
+        if _has(model.pretrained, model.revision, name):
+            _download_file(model.pretrained, model.revision, name)
     return folder
 
 

@@ -1,7 +1,5 @@
-"""Load a model and its processor, and read what its configuration says."""
+"""Load a model and its processor for inference."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,8 @@ import transformers
 
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError, one_line
-from harness.models import adapter_class, checkpoint, make_known
-from harness.models.adapter import Adapter
+from harness.core.errors import UserError, as_user_error, one_line
+from harness.models import checkpoint, make_known
 from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
@@ -37,18 +34,6 @@ class Loaded:
         return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
 
 
-def family_of(folder: Path) -> type[Adapter]:
-    """The adapter of the model in `folder`; of the model only config.json is read."""
-    return adapter_class(config_in(folder).model_type, f"the model in {folder}")
-
-
-def config_in(folder: Path) -> Any:
-    """The model's configuration in `folder`, of which only config.json is read."""
-    with _in_one_line(f"cannot read {folder / 'config.json'}"):
-        make_known(folder)
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
 def device_of(model: ModelConfig) -> str:
     """`auto` resolved to what this machine has; of several processes each takes a GPU of its own."""
     gpus, processes = torch.cuda.device_count(), launched()
@@ -69,25 +54,29 @@ def device_of(model: ModelConfig) -> str:
     return model.device
 
 
-def load(config: ModelConfig) -> Loaded:
-    """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise."""
-    folder = checkpoint.download(config)
+def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
+    """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise.
+
+    `folder` is where `checkpoint.download` has put its files, which is asked if it is None.
+    """
+    if folder is None:
+        folder = checkpoint.download(config)
     device = device_of(config)
-    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+    with as_user_error(f"cannot read {folder / 'config.json'}"):
         family = make_known(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
-    with _in_one_line(f"cannot load the processor in {folder}"):
+    with as_user_error(f"cannot load the processor in {folder}"):
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
+    with as_user_error(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
     spread = {} if config.device_map is None else {"device_map": config.device_map}
-    with _in_one_line(f"cannot load the model in {folder}"):
+    with as_user_error(f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
             trust_remote_code=False,
@@ -120,13 +109,3 @@ def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
     lacking = [name for name in counts if getattr(processor, name, 0) is None]
     if lacking:
         raise UserError(f"the processor in {folder} lacks {', '.join(lacking)}: set them in its processor_config.json")
-
-
-@contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a folder that is not as it expects into one UserError."""
-    try:
-        yield
-    except Exception as error:
-        message = one_line(error)[:300]  # some of them fill a page
-        raise UserError(f"{what}: {type(error).__name__}: {message}") from error

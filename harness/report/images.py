@@ -39,13 +39,14 @@ class Questions:
 
         from transformers import AutoProcessor
 
+        from harness.evaluation.datasets import local
         from harness.evaluation.task_suite import TaskSuite
-        from harness.models import make_known
-        from harness.models.loading import family_of
+        from harness.models.model_folder import ModelFolder
 
-        make_known(folder)
+        prompts = ModelFolder(folder).adapter.prompts
         self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        self.suite = TaskSuite(TasksConfig(**config["tasks"]), family_of(folder).prompts, config.get("data_root"))
+        tasks = TasksConfig(**config["tasks"])
+        self.suite = TaskSuite(tasks, prompts, local(tasks, config.get("data_root")))
 
     def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""

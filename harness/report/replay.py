@@ -11,10 +11,12 @@ from omegaconf import OmegaConf
 import methods
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError, one_line
+from harness.evaluation.datasets import local
 from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
-from harness.models.loading import Loaded, family_of, load
+from harness.models.loading import Loaded, load
+from harness.models.model_folder import ModelFolder
 from harness.report.answers import text
 from harness.report.html import plural
 from harness.results.result import Result
@@ -29,8 +31,9 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
     failed: list[str] = []
     runs = [results[name] for name in setting["runs"]]
     config = configuration(runs[0])
-    suite = TaskSuite(config.tasks, family_of(checkpoint.download(config.model)).prompts, config.data_root)
-    loaded = load(config.model)
+    folder = ModelFolder(checkpoint.download(config.model))
+    suite = TaskSuite(config.tasks, folder.adapter.prompts, local(config.tasks, config.data_root))
+    loaded = load(config.model, folder.path)
     tasks = {name: suite.load(name) for name in dict.fromkeys(question["task"] for question in setting["questions"])}
     for question in setting["questions"]:
         question.update(orders=[None] * len(runs), importance=None)
@@ -39,7 +42,7 @@ def replay(setting: dict[str, Any], results: Mapping[str, Result]) -> list[str]:
             continue
         try:
             config = configuration(run)
-            pruner = pruner_of(config, checkpoint.download(config.model))
+            pruner = pruner_of(config, ModelFolder(checkpoint.download(config.model)))
             if pruner.method.stage != "pixels":
                 differ = _ask(setting["questions"], index, pruner, tasks, loaded)
                 failed += [f"{run.folder.name}: {plural(differ, 'selection')} other than recorded"] * bool(differ)

@@ -49,8 +49,7 @@ def main(cfg: DictConfig) -> None:
     from harness.train.state import Place, draw
 
     config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
-    processes.in_turn(lambda: checkpoint.download(config.model))
-    loaded = load(config.model)
+    loaded = load(config.model, processes.in_turn(lambda: checkpoint.download(config.model)))
     adapter = adapter_for(loaded.model)
     source = _source(cfg, adapter.media)
     scorer = _scorer(config, recipe, adapter.hidden_size).to(loaded.device)
@@ -128,7 +127,7 @@ def check(cfg: DictConfig) -> None:
 
 def check_family(cfg: DictConfig) -> None:
     """A model that cannot be pruned by a scorer is refused from its config.json alone."""
-    run.check_family(_run(cfg))
+    run.check_family(run.locate(validate(_run(cfg))))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation.pruner import checked_method
+from harness.models.model_folder import ModelFolder
 from harness.pocket import WEIGHTS
 
 CONF = conf()
@@ -199,23 +200,23 @@ def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded
     (tmp_path / "config.json").write_bytes((WEIGHTS / "config.json").read_bytes())
     run = validate(compose("config", register(["method=d2pruner"])))
     with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
-        checked_method(run, tmp_path)
+        checked_method(run, ModelFolder(tmp_path))
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert checked_method(said, tmp_path).file_metadata["prior"]["digest"] == "none"
+    assert checked_method(said, ModelFolder(tmp_path)).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
     run = validate(compose("config", register(["method=d2pruner"])))
-    assert checked_method(run, WEIGHTS).file_metadata["prior"]["tasks"] == "pocket_scenes"
+    assert checked_method(run, ModelFolder(WEIGHTS)).file_metadata["prior"]["tasks"] == "pocket_scenes"
     said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
-    assert checked_method(said, WEIGHTS).file_metadata["prior"]["digest"] == "none"
+    assert checked_method(said, ModelFolder(WEIGHTS)).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():
     run = validate(compose("config", register(["method=d2pruner", "method.layer=0"])))
     remedy = "the method is at layer:0: make one with python -m harness.d2prior .* layer=0, or say method.prior=none"
     with pytest.raises(UserError, match=remedy):
-        checked_method(run, WEIGHTS)
+        checked_method(run, ModelFolder(WEIGHTS))
 
 
 def test_a_hub_that_does_not_answer_fails_fast(empty):

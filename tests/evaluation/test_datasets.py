@@ -15,9 +15,8 @@ from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation import datasets
-from harness.evaluation.identity import Identity
-from harness.evaluation.pruner import pruner_of
-from harness.evaluation.runner import _folder
+from harness.evaluation.preflight import locate
+from harness.evaluation.run_plan import plan
 from harness.evaluation.task_suite import TaskSuite
 
 
@@ -87,7 +86,7 @@ def test_a_data_root_that_is_no_folder_is_refused(value):
 
 def identity(model, *overrides):
     config = validate(compose("config", register([f"model.pretrained={model}", "method=random", *overrides])))
-    return _folder(config, Identity(config, model), pruner_of(config, model)).identity
+    return plan(locate(config)).runs[-1].folder.identity
 
 
 def test_a_run_is_identified_by_what_its_data_are_and_not_by_where(root, model, tmp_path):
@@ -129,7 +128,7 @@ def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_pat
         rows = miniatures.Dataset.from_parquet(str(next(folder.rglob("*.parquet"))), cache_dir=str(tmp_path / "rows"))
         rows = rows.map(lambda row, word=word: {"question": f"Is there a {word}?"})
         rows.to_parquet(next(folder.rglob("*.parquet")))
-        suite = TaskSuite(TasksConfig(metrics={"pope": None}), data_root=str(folder))
+        suite = TaskSuite(TasksConfig(metrics={"pope": None}), data=where(folder, "pope"))
         asked.append(suite.load("pope").task_docs[0]["question"])
     assert asked == ["Is there a dog?", "Is there a cat?"]
 

@@ -1,7 +1,7 @@
 """`dry_run=true` says what would be run: every run once, its tokens, its operations; nothing is loaded or written."""
 
 import pytest
-from composed_sweeps import sweep
+from composed_sweeps import located
 
 from harness.bench.flops import counted
 from harness.bench.settings import settings
@@ -33,11 +33,12 @@ def place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if _meant_for(name) == "harness"])
 def test_an_experiment_lists_its_runs_and_their_baseline(experiment):
-    jobs = sweep(f"experiment={experiment}")
+    jobs = located(f"experiment={experiment}")
     baseline, *rows = listed(jobs)
     assert (baseline.run.rpartition("/")[2], baseline.cost.kept) == ("none-1.0", baseline.cost.visual)
     assert [row.overrides for row in rows] == [overrides for _, overrides in jobs]
-    for row, (config, _) in zip(rows, jobs, strict=True):
+    for row, (run, _) in zip(rows, jobs, strict=True):
+        config = run.config
         assert row.run == f"{config.model.name}/{config.tasks.name}/{config.method['name']}-{config.budget.label}"
         assert row.cost.kept == (config.tokens or round(config.keep * row.cost.visual))
         assert row.cost.flops > 0
@@ -64,7 +65,7 @@ def test_every_experiment_is_of_one_of_the_two_commands():
     ],
 )
 def test_operations_are_near_two_for_every_weight_and_token(model, tokens):
-    unpruned, pruned = listed(sweep("method=random", "keep=0.5", f"model={model}", "tasks=pocket_image"))
+    unpruned, pruned = listed(located("method=random", "keep=0.5", f"model={model}", "tasks=pocket_image"))
     assert unpruned.cost.visual == tokens
     assert pruned.cost.kept == round(tokens / 2)
     if model == "pocket":
@@ -77,26 +78,26 @@ def test_operations_are_near_two_for_every_weight_and_token(model, tokens):
 
 
 def test_runs_that_share_a_baseline_name_it_once():
-    jobs = sweep("method=none,random", "model=qwen25vl7b", "tasks=pocket_image", "seed=0,1", "positions=keep")
+    jobs = located("method=none,random", "model=qwen25vl7b", "tasks=pocket_image", "seed=0,1", "positions=keep")
     assert [row.run.rpartition("/")[2] for row in listed(jobs)] == ["none-1.0", "random-0.25", "random-0.25"]
 
 
 def test_what_cannot_be_known_here_is_said(capsys):
-    show(sweep("method=random,idpruner", "model=qwen3vl8b", "tokens=64", "tasks=mmstar"))
+    show(located("method=random,idpruner", "model=qwen3vl8b", "tokens=64", "tasks=mmstar"))
     out = capsys.readouterr().out
     assert out.count("to do  64 ") == 2
     assert out.count("note: Qwen/Qwen3-VL-8B-Instruct is not here, nor is its configuration") == 1
     assert "0 of the 3 runs to come" in out
-    show(sweep("method=idpruner", "model=qwen25vl7b", "tasks=mmstar"))
+    show(located("method=idpruner", "model=qwen25vl7b", "tasks=mmstar"))
     assert "note: idpruner needs a learned scorer: model.scorer=FOLDER" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["llava15_7b", "pocket_llava"])  # from its configuration alone, and from its folder
 def test_what_the_model_cannot_run_is_refused(model):
     with pytest.raises(UserError, match="resize"):
-        listed(sweep("method=resize", f"model={model}", "tasks=pocket_image"))
+        listed(located("method=resize", f"model={model}", "tasks=pocket_image"))
 
 
 def test_a_missing_folder_is_refused():
     with pytest.raises(UserError, match="no model folder at /nowhere"):
-        listed(sweep("method=random", "model.pretrained=/nowhere"))
+        listed(located("method=random", "model.pretrained=/nowhere"))

@@ -24,9 +24,11 @@ from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_model import PrunedModel
+from harness.evaluation.preflight import locate
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.runner import _folder
+from harness.evaluation.run_plan import plan
 from harness.models import FAMILIES
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import messages_digest
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
@@ -67,7 +69,7 @@ def answers(folder):
 
     def of(method: str = "random", *overrides: str) -> str:
         run = validate(compose("config", register([f"model.pretrained={folder}", f"method={method}", *overrides])))
-        return digest(Identity(run, folder).answers(pruner_of(run, folder)))
+        return digest(Identity(run, ModelFolder(folder)).answers(pruner_of(run, ModelFolder(folder))))
 
     return of
 
@@ -213,7 +215,7 @@ def test_a_parameter_that_cannot_be_recorded_is_one_line(default, answers, tmp_p
 def test_parameters_are_recorded_as_json_gives_them_back(folder, tmp_path):
     method = methods.load(private(tmp_path / "mine.py"), table=({2: "b", 10: "a"}, 1))
     run = validate(compose("config", register([f"model.pretrained={folder}", "method=random"])))
-    known = Identity(run, folder).answers(Pruner(method, "mine", Budget(keep=0.5)))
+    known = Identity(run, ModelFolder(folder)).answers(Pruner(method, "mine", Budget(keep=0.5)))
     assert known["method"]["params"] == {"table": [{"2": "b", "10": "a"}, 1]}
     assert digest(json.loads(json.dumps(known))) == digest(known)  # as run.json is compared
 
@@ -231,9 +233,9 @@ def test_the_versions_of_video_readers_and_of_a_used_attention_kernel_count(pack
     run = validate(compose("config", register([f"model.pretrained={folder}", "method=random"])))
     run.model.attn = "flash_attention_2"
     monkeypatch.setattr(identity, "version", lambda name: "9.9" if name == package else "1.0")
-    assert Identity(run, folder).model["packages"][package] == "9.9"
+    assert Identity(run, ModelFolder(folder)).model["packages"][package] == "9.9"
     run.model.attn = "sdpa"
-    assert "flash-attn" not in Identity(run, folder).model["packages"]
+    assert "flash-attn" not in Identity(run, ModelFolder(folder)).model["packages"]
 
 
 def test_the_kind_of_gpu_counts(answers, monkeypatch):
@@ -333,9 +335,8 @@ def found(places, monkeypatch):
 
     def of(settings: dict) -> tuple[str, str]:
         run = changed(plain, places, {**base, **settings})
-        weights = Path(run.model.pretrained)
-        known, pruner = Identity(run, weights), pruner_of(run, weights)
-        return digest(known.answers(pruner)), digest(_folder(run, known, pruner).identity)
+        own = plan(locate(run)).runs[-1]
+        return digest(own.answers), digest(own.folder.identity)
 
     return of
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import datasets
 import pytest
 from fork_server import record
+from in_process import run
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny_models import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
@@ -13,10 +14,10 @@ from tiny_tasks import write_tiny_tasks
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.overrides import compose
-from harness.evaluation import lmms_model, reuse
-from harness.evaluation.preflight import check_family
-from harness.evaluation.runner import run
+from harness.evaluation import lmms_model
+from harness.evaluation.reuse import RunContext
 from harness.evaluation.task_suite import TaskSuite
+from harness.models import loading
 
 QUESTIONS, BATCH = 3, 2
 POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the tower; cut inside the language model
@@ -27,18 +28,12 @@ TINY = {
 
 
 @pytest.fixture
-def process(monkeypatch):
-    """Forget what earlier runs left in memory, and count the models that are loaded from here on."""
-    load = reuse.load
-
-    def begin() -> list[str]:
-        loaded: list[str] = []
-        for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
-            monkeypatch.setattr(reuse, name, empty)
-        monkeypatch.setattr(reuse, "load", lambda config: loaded.append(config.name) or load(config))
-        return loaded
-
-    return begin
+def loads(monkeypatch):
+    """The names of the models that are loaded."""
+    names: list[str] = []
+    load = loading.load
+    monkeypatch.setattr(loading, "load", lambda config, folder: names.append(config.name) or load(config, folder))
+    return names
 
 
 @pytest.fixture
@@ -85,40 +80,41 @@ def jobs(request, tmp_path, cache):
 
 
 @pytest.mark.parametrize(("jobs", "gigabytes"), [("pocket", 2), *((name, 1e-9) for name in TINY)], indirect=["jobs"])
-def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, process, work, tmp_path, gigabytes):
+def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, loads, work, tmp_path, gigabytes):
     def records(name: str) -> dict:
         return {file.parent.name: record(file.parent) for file in (tmp_path / name).rglob("run.json")}
 
     for job in jobs("apart", 0):
-        process()
-        run(validate(job))
-        assert reuse._last_loaded[0][2] is None
+        context = RunContext()
+        run(validate(job), context)
+        assert context.vision_cache is None
     apart = records("apart")
     assert len(apart) == 1 + len(POINTS)
     assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
-    loaded, sweep, done = process(), jobs("swept", gigabytes), work()
+    loads.clear()
+    context, sweep, done = RunContext(), jobs("swept", gigabytes), work()
     for job in sweep:
-        check_family(job)  # as the command does with all jobs of a sweep before the first
+        context.check_family(job)  # as the command does with all jobs of a sweep before the first
     for job in sweep:
-        run(validate(job))
+        run(validate(job), context)
     assert records("swept") == apart
-    assert len(loaded) == 1
-    shared = reuse._last_loaded[0][2]
+    assert len(loads) == 1
+    shared = context.vision_cache
     assert shared.computed > 0
     assert shared.reused == shared.computed * len(POINTS)  # the baseline comes first
     questions = sum(found["responses.jsonl"].count(b"\n") for found in apart.values()) // len(apart)
     assert done == {"messages_digest": questions, "to_inputs": shared.computed}
 
 
-def test_a_single_run_shares_with_its_baseline_or_nothing(jobs, process):
+def test_a_single_run_shares_with_its_baseline_or_nothing(jobs):
     job = validate(jobs("alone", 2)[0])
-    process()
-    run(job)
-    shared = reuse._last_loaded[0][2]
+    context = RunContext()
+    run(job, context)
+    shared = context.vision_cache
     assert shared.computed == shared.reused > 0
-    process()
-    run(replace(job, force=True))
-    assert reuse._last_loaded[0][2] is None
+    context = RunContext()
+    run(replace(job, force=True), context)
+    assert context.vision_cache is None
 
 
 def test_rows_are_read_once_and_what_a_task_notes_is_its_own(tmp_path, cache, monkeypatch):

@@ -9,7 +9,10 @@ from harness.__main__ import _missed
 from harness.core.config import ModelConfig, RunConfig, TasksConfig
 from harness.core.files import write_atomic
 from harness.evaluation.lmms_model import PrunedModel, Request
-from harness.evaluation.runner import _files_digest, _folder, _visual_tokens
+from harness.evaluation.preflight import LocatedRun
+from harness.evaluation.run_plan import _files_digest, _pruner_run, _tasks
+from harness.evaluation.runner import _visual_tokens
+from harness.models.model_folder import ModelFolder
 from harness.pocket import WEIGHTS
 from harness.results.run_folder import RunFolder
 
@@ -46,8 +49,9 @@ def test_what_belongs_to_the_tasks_changes_it(tasks, file):
 def test_which_metric_is_shown_does_not_change_the_folder():
     def folder(**tasks):
         run = RunConfig(method={"name": "none"}, model=ModelConfig(name="m"), tasks=TasksConfig(name="t", **tasks))
-        identity = SimpleNamespace(answers=lambda pruner: {}, folder=WEIGHTS)
-        return _folder(run, identity, SimpleNamespace(label="none-1.0")).path
+        weights = ModelFolder(WEIGHTS)
+        pruner = SimpleNamespace(label="none-1.0")
+        return _pruner_run(run, pruner, {}, _tasks(LocatedRun(run, {}, weights), weights)).folder.path
 
     assert folder(metrics={"pope": None}) == folder(metrics={"pope": "pope_f1_score,none"})
     assert folder(metrics={"pope": None}) != folder(metrics={"ai2d": None})

@@ -9,14 +9,15 @@ from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose, parse
+from harness.evaluation.preflight import locate
 from harness.evaluation.sweep_plan import shared
 
 slurm = pytest.importorskip("harness.evaluation.slurm")
 
 
 def sweep(*points: str):
-    """(configuration, overrides) of every point, given as "method=random keep=0.5"."""
-    return [(validate(compose("config", register(point.split()))), point.split()) for point in points]
+    """(located run, overrides) of every point, given as "method=random keep=0.5"."""
+    return [(locate(validate(compose("config", register(point.split())))), point.split()) for point in points]
 
 
 def names(wanted) -> list[str]:
@@ -28,8 +29,8 @@ def test_baselines_come_first_and_every_run_once():
     wanted = slurm.wanted_runs(sweep(*two, "method=uniform keep=0.5 model=pocket_llava tasks=pocket_image"))
     assert names(wanted) == ["none-1.0", "none-1.0", "random-0.5", "random-9tok", "uniform-0.5"]
     assert [plan.overrides for _, plan in wanted[:3]] == [[], [], two[0].split()]
-    assert [config.model.name for config, _ in wanted[:2]] == ["pocket", "pocket_llava"]
-    assert not any(config.pruned for config, _ in wanted[:2])
+    assert [run.config.model.name for run, _ in wanted[:2]] == ["pocket", "pocket_llava"]
+    assert not any(run.config.pruned for run, _ in wanted[:2])
     assert len({plan.key for _, plan in wanted}) == 5
 
 
@@ -41,15 +42,15 @@ def test_a_baseline_of_the_sweep_itself_is_no_second_run():
 def test_the_baseline_of_a_run_is_that_of_the_run_alone():
     """The job of a baseline finds the key that was planned, whatever its run's budget, seed and positions."""
     run = sweep("method=random tokens=9 seed=3 positions=compact model=pocket_llava tasks=pocket_image")
-    (config, plan), _ = slurm.wanted_runs(run)
-    assert slurm.wanted_runs([(config, [])])[0][1].key == plan.key
+    (baseline, plan), _ = slurm.wanted_runs(run)
+    assert slurm.wanted_runs([(baseline, [])])[0][1].key == plan.key
 
 
 def test_a_gpu_that_the_login_node_lacks_is_no_mistake():
-    ((config, _),) = run = sweep("method=none")
-    elsewhere = replace(config, model=replace(config.model, device="cuda:7"))
-    ((kept, plan),) = slurm.wanted_runs([(elsewhere, [])])
-    assert kept.model.device == "cuda:7"
+    ((located, _),) = run = sweep("method=none")
+    config = replace(located.config, model=replace(located.config.model, device="cuda:7"))
+    ((kept, plan),) = slurm.wanted_runs([(replace(located, config=config), [])])
+    assert kept.config.model.device == "cuda:7"
     assert plan.key == slurm.wanted_runs(run)[0][1].key
 
 
@@ -65,7 +66,7 @@ def test_a_gpu_that_the_login_node_lacks_is_no_mistake():
 )
 def test_what_a_cluster_cannot_do_is_refused(points, params, message):
     usual = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 4}
-    configs = [config for config, _ in sweep(*points)]
+    configs = [run.config for run, _ in sweep(*points)]
     with pytest.raises(UserError, match=message):
         slurm.check(configs, usual | params)
 

@@ -16,6 +16,7 @@ from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
+from harness.evaluation import datasets
 from harness.evaluation.task_overrides import check_prompts
 from harness.evaluation.task_suite import TaskSuite
 from harness.results.metrics import value
@@ -212,9 +213,8 @@ def offline(tmp_path_factory, monkeypatch):
 
 
 def suite(root, *tasks, **more):
-    return TaskSuite(
-        TasksConfig(name="paper", metrics={task: METRICS[task] for task in tasks}), data_root=str(root), **more
-    )
+    config = TasksConfig(name="paper", metrics={task: METRICS[task] for task in tasks})
+    return TaskSuite(config, data=datasets.local(config, str(root)), **more)
 
 
 def test_every_benchmark_of_the_paper_is_here():

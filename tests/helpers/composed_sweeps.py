@@ -1,10 +1,12 @@
 """Sweeps composed as the main command composes them."""
 
+from dataclasses import replace
 from functools import cache
 
 from harness.core import command
 from harness.core.config import validate
 from harness.core.config_groups import register
+from harness.evaluation.preflight import locate
 from harness.evaluation.sweep_plan import shared
 
 
@@ -16,6 +18,11 @@ def sweep(*overrides):
     jobs = command._checked_jobs("config", swept, True, ())
     _, own = shared([point for _, point in jobs])
     return [(validate(cfg), overrides) for (cfg, _), overrides in zip(jobs, own, strict=True)]
+
+
+def located(*overrides):
+    """The same, located as for `dry_run=true`: the Hub is not asked."""
+    return [(locate(replace(config, dry_run=True)), own) for config, own in sweep(*overrides)]
 
 
 def jobs(*overrides):

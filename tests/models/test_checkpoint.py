@@ -12,7 +12,7 @@ from harness.core.config import ModelConfig
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
-from harness.evaluation.preflight import check_family
+from harness.evaluation.reuse import RunContext
 from harness.models import checkpoint
 from harness.pocket import WEIGHTS
 
@@ -101,12 +101,11 @@ def test_the_hubs_own_timeout_is_respected(setting, expected, uncached, monkeypa
 
 def test_of_a_model_that_is_not_here_only_the_configuration_is_downloaded(uncached, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("the whole model"))
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download", lambda repo, file, **kwargs: asked.append((repo, file)) or tmp_path / file
     )
-    assert checkpoint.config_folder(REPO) == tmp_path
+    assert checkpoint.download_config(REPO) == tmp_path
     assert asked == [("some/repository", "config.json")]
 
 
@@ -148,10 +147,10 @@ def test_a_prior_beside_weights_that_are_not_here_is_seen_before_they_are_fetche
     held["config.json"] = (WEIGHTS / "config.json").read_bytes()
     run = ["method=d2pruner", f"model.pretrained={REPO.pretrained}"]
     with pytest.raises(UserError, match="d2pruner has no debiasing prior"):
-        check_family(compose("config", register(run)))
-    check_family(compose("config", register([*run, "method.prior=none"])))
+        RunContext().check_family(compose("config", register(run)))
+    RunContext().check_family(compose("config", register([*run, "method.prior=none"])))
     assert fetched == ["config.json"]
     held["d2prior.safetensors"] = (WEIGHTS / "d2prior.safetensors").read_bytes()
     held["model.safetensors"] = b"not to be fetched yet"
-    check_family(compose("config", register(run)))
+    RunContext().check_family(compose("config", register(run)))
     assert fetched == ["config.json", "d2prior.safetensors"]

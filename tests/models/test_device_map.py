@@ -22,6 +22,7 @@ from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.models import loading
+from harness.models.model_folder import ModelFolder
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 
 BUILDERS = {
@@ -174,4 +175,4 @@ def test_every_kind_of_gpu_that_it_lies_on_is_in_the_key(folder, monkeypatch):
     run = validate(compose("config", register([f"model.pretrained={folder}", "model.device_map=auto"])))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: ["small", "large", "small"][gpu])
-    assert identity.Identity(run, folder).model["device"] == "large, small"
+    assert identity.Identity(run, ModelFolder(folder)).model["device"] == "large, small"

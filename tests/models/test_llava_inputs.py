@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import run
 from PIL import Image
 from questions import LIMITS, ask, picture
 from safetensors.torch import load_file, save_file
@@ -18,9 +19,9 @@ from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation.pruner import pruner_of
-from harness.evaluation.runner import run
 from harness.models import loading
 from harness.models.bad_input import BadInput
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import PixelLimits, limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.results.result import Result
@@ -112,9 +113,9 @@ def test_a_scorer_beside_the_weights_is_found_and_must_fit(folder):
     for width in (HIDDEN, HIDDEN + 1):
         save_scorer(VisionSelectorScorer(width, 8), folder / "scorer")
         if width == HIDDEN:
-            assert pruner_of(run_of, folder).scorer == folder / "scorer"
+            assert pruner_of(run_of, ModelFolder(folder)).scorer == folder / "scorer"
     with pytest.raises(UserError, match=f"width {HIDDEN + 1}"):
-        pruner_of(run_of, folder)
+        pruner_of(run_of, ModelFolder(folder))
 
 
 class TestRun:

@@ -22,6 +22,7 @@ from harness.evaluation import identity
 from harness.evaluation.pruner import check_scorer, pruner_of
 from harness.models import llavaov15, loading, scorer
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
 
 
@@ -93,7 +94,7 @@ class TestScorer:
         tensors = {f"model.visual.importance_scorer.{name}": tensor for name, tensor in mine.state_dict().items()}
         save_file(load_file(folder / "model.safetensors") | tensors, folder / "model.safetensors", {"format": "pt"})
         run = validate(compose("config", ["method=visionselector", "keep=0.5", f"model.pretrained={folder}"]))
-        pruner, model = pruner_of(run, folder), loading.load(config_of(folder)).model
+        pruner, model = pruner_of(run, ModelFolder(folder)), loading.load(config_of(folder)).model
         inputs = inputs_of(processor, ["mixed"])
         with pruner.attach(model) as found:
             generate(model, inputs, max_new_tokens=1)
@@ -105,7 +106,7 @@ class TestScorer:
     def test_of_another_width(self, folder, tmp_path):
         scorer.save_scorer(scorer.VisionSelectorScorer(HIDDEN + 1, 8), tmp_path / "scorer")
         with pytest.raises(ValueError, match=f"width {HIDDEN + 1}, this model's have {HIDDEN}"):
-            check_scorer(tmp_path / "scorer", folder)
+            check_scorer(tmp_path / "scorer", ModelFolder(folder))
 
 
 class TestInputs:
@@ -146,7 +147,7 @@ class TestConfiguration:
     def test_unpacking_is_a_part_of_the_identity(self, folder):
         def about(unpack):
             overrides = ["model=llavaov15_8b", f"model.pretrained={folder}", "method=none", f"model.unpack={unpack}"]
-            return identity.Identity(validate(compose("config", overrides)), folder).model
+            return identity.Identity(validate(compose("config", overrides)), ModelFolder(folder)).model
 
         assert about("released") != about("fixed")
 

@@ -15,6 +15,7 @@ from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.evaluation.pruner import check_scorer, checked_method, pruner_of
 from harness.models import FAMILIES, loading
+from harness.models.model_folder import ModelFolder
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from methods.base import Signal
@@ -122,15 +123,15 @@ def write_scorer(folder: Path, width: int) -> Path:
 
 def test_a_scorer_that_fits(folder):
     scorer = write_scorer(folder, HIDDEN)
-    assert pruner_of(run_of(folder), folder).scorer == scorer
+    assert pruner_of(run_of(folder), ModelFolder(folder)).scorer == scorer
 
 
 def test_a_scorer_of_another_width_is_refused_without_the_models_weights(folder):
     scorer = write_scorer(folder, HIDDEN + 1)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"width {HIDDEN + 1}, this model's have {HIDDEN}"):
-        check_scorer(scorer, folder)
-    assert f"width {HIDDEN + 1}" in refused(pruner_of, run_of(folder), folder)
+        check_scorer(scorer, ModelFolder(folder))
+    assert f"width {HIDDEN + 1}" in refused(pruner_of, run_of(folder), ModelFolder(folder))
 
 
 def test_a_scorer_that_lacks_a_part_is_refused_without_the_models_weights(folder):
@@ -138,7 +139,7 @@ def test_a_scorer_that_lacks_a_part_is_refused_without_the_models_weights(folder
     (folder / "model.safetensors").unlink()
     edit_weights(scorer, lambda weights: weights.pop("k_proj.bias"))
     run = run_of(folder, f"model.scorer={scorer}")
-    assert "k_proj.bias" in refused(pruner_of, run, folder)
+    assert "k_proj.bias" in refused(pruner_of, run, ModelFolder(folder))
 
 
 def test_the_order_of_checks_from_flat_arguments(folder, monkeypatch):
@@ -153,15 +154,15 @@ def test_a_method_that_the_family_cannot_run_is_refused_from_config_json_alone(f
     monkeypatch.setattr(Qwen25VL, "supplies", frozenset({Signal.IMPORTANCE}))
     monkeypatch.setattr(Qwen25VL, "lacks", {Signal.VIT_KEYS: "it has no eyes"})
     (folder / "model.safetensors").unlink()  # whoever loads it fails
-    said = refused(pruner_of, run_of(folder, "method=visionzip"), folder)
+    said = refused(pruner_of, run_of(folder, "method=visionzip"), ModelFolder(folder))
     assert said.startswith("visionzip needs vit_attention, vit_keys, which family qwen2_5_vl cannot supply")
     assert said.endswith("(it has: importance; it has no eyes)")
-    checked_method(run_of(folder, "method=divprune"), folder)
+    checked_method(run_of(folder, "method=divprune"), ModelFolder(folder))
 
 
 def test_a_family_without_an_adapter_is_refused_from_config_json_alone(folder):
     (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    said = refused(checked_method, run_of(folder, "method=none"), folder)
+    said = refused(checked_method, run_of(folder, "method=none"), ModelFolder(folder))
     assert said == f"no adapter for the model in {folder} (model_type 'qwen2_vl'); supported families: " + ", ".join(
         FAMILIES
     )

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from in_process import run
 from reference_prune import generate, inputs_of
 from run_folders import make_run
 from tiny_families import BUILDERS
@@ -17,8 +18,7 @@ from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
-from harness.evaluation import lmms_model, reuse
-from harness.evaluation.runner import run
+from harness.evaluation import lmms_model
 from harness.models import FAMILIES, adapter_for, calls
 from harness.pruning import decoding_proof as decoding
 from harness.pruning import kv_cache
@@ -218,8 +218,6 @@ def test_parts_are_joined():
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
-    for name, empty in (("_expected", {}), ("_last_loaded", []), ("_suites", {})):
-        monkeypatch.setattr(reuse, name, empty)
 
     def of(*overrides):
         plain = ["tasks=[pocket_existence]", "limit=3", "method=uniform", "keep=0.5", f"runs={tmp_path / 'runs'}"]

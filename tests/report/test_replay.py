@@ -5,12 +5,13 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from in_process import run
 from PIL import Image
 
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.overrides import compose
-from harness.evaluation.runner import run
+from harness.evaluation.reuse import RunContext
 from harness.pocket import TASKS, order
 from harness.report import gallery, images
 from harness.report.answers import pack, text
@@ -23,10 +24,10 @@ COUNT = 5
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Runs of the embedded model whose selections are by importance, at random, inside the decoder, and by size."""
-    root = tmp_path_factory.mktemp("replay")
+    root, context = tmp_path_factory.mktemp("replay"), RunContext()
     for method in ("idpruner", "random", "d2pruner", "resize"):
         overrides = [f"method={method}", "tasks=[pocket_text]", f"limit={COUNT}", f"runs={root}", "keep=0.25"]
-        run(validate(compose("config", register(overrides))))
+        run(validate(compose("config", register(overrides))), context)
     return collect(root)
 
 

@@ -19,11 +19,13 @@ from harness.core import command
 from harness.core.config import ModelConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation import runner
-from harness.evaluation.preflight import prepare
+from harness.evaluation.preflight import locate, prepare
 from harness.evaluation.pruner import pruner_of
+from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_plan import plan
 from harness.models import loading
+from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import PixelLimits, to_inputs
-from harness.pocket import WEIGHTS
 from methods.d2pruner_prior import average
 
 LIMITS = PixelLimits(3136, 200704, 16)
@@ -95,7 +97,7 @@ def test_each_tile_of_an_image_is_a_map():
 def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypatch):
     monkeypatch.chdir(place)
     d2 = ["method=d2pruner", "keep=0.5", f"method.prior={made['prior']}", "limit=2"]
-    main(command.compose("config", overrides(place, *d2, tasks="tiny_stills")))
+    main(RunContext(), command.compose("config", overrides(place, *d2, tasks="tiny_stills")))
     out = capsys.readouterr().out
     report = json.loads(out.splitlines()[-1])
     assert report["method"] == f"d2pruner (prior {made['digest'][:8]})"
@@ -110,26 +112,28 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
 
 def test_a_prior_beside_the_weights_is_recorded_by_name():
     run = validate(command.compose("config", prepare(["method=d2pruner"])))
-    about = runner._about(run, pruner_of(run, WEIGHTS))
+    resolved = plan(locate(run))
+    about = runner._about(resolved, resolved.runs[-1].pruner)
     assert about["config"]["method"]["prior"] == "d2prior.safetensors"
     assert about["made_from"]["prior"]["tasks"] == "pocket_scenes"
 
 
 def test_plain_attention_is_a_label_too(place):
     run = validate(command.compose("config", overrides(place, "method=d2pruner", "method.prior=none")))
-    pruner = pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
+    resolved = plan(locate(run))
+    pruner = resolved.runs[-1].pruner
     assert pruner.label == "d2pruner-prior-none-0.25"
-    assert runner._about(run, pruner)["method"] == "d2pruner (prior none)"
+    assert runner._about(resolved, pruner)["method"] == "d2pruner (prior none)"
     assert replace(pruner, method=methods.load("random"), name="random").label == "random-0.25"
 
 
 def test_a_prior_of_another_model_or_layer_is_refused(place, made):
     run = validate(command.compose("config", overrides(place, "method=d2pruner", f"method.prior={made['prior']}")))
     with pytest.raises(UserError, match=r"method.prior was made with tiny-qwen2.5-vl \(\w+\), not with the model in"):
-        pruner_of(run, place / "1" / "tiny-qwen2.5-vl")
+        pruner_of(run, ModelFolder(place / "1" / "tiny-qwen2.5-vl"))
     run.method["layer"] = 0
     with pytest.raises(UserError, match="was made at decoder layer 1, the method is at layer:0"):
-        pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
+        pruner_of(run, ModelFolder(place / "0" / "tiny-qwen2.5-vl"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""A checkpoint's folder and what its config.json says; importing this needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.errors import as_user_error
+from harness.models import adapter_class, make_known
+
+if TYPE_CHECKING:
+    from harness.models.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checkpoint on disk. Its config.json is read once, when first asked for; no weight is read."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration, as transformers has it; UserError if it cannot be read."""
+        return config_in(self.path)
+
+    @cached_property
+    def adapter(self) -> type[Adapter]:
+        """The adapter of the model's family; ValueError if there is none."""
+        return adapter_class(self.config.model_type, f"the model in {self.path}")
+
+
+def config_in(folder: Path) -> Any:
+    """Read the configuration of the model in `folder`."""
+    with as_user_error(f"cannot read {folder / 'config.json'}"):
+        make_known(folder)
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
