@@ -53,7 +53,7 @@ class ModelConfig:
 class TasksConfig:
     """lmms-eval tasks, each with the metric that the tables show.
 
-    None stands for the one in conf/metrics.yaml, or, for tasks without one there, the first that lmms-eval reports.
+    None stands for the metric in conf/tables/metrics.yaml; a task that is not there takes the first one of lmms-eval.
     """
 
     name: str = MISSING
@@ -146,7 +146,7 @@ def conf(*parts: str) -> Path:
 @cache
 def _published() -> dict[str, str]:
     """Task -> the metric that tables show, of lmms-eval's tasks and of the shipped suite."""
-    files = [conf("metrics.yaml"), conf("tasks", "pocket.yaml")]
+    files = [conf("tables", "metrics.yaml"), conf("tasks", "pocket.yaml")]
     published, pocket = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     return {**published, **pocket["metrics"]}
 
