@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,11 @@ import pandas as pd
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 
-from harness.pocket import TASKS
-from harness.pocket.recipe import easyvqa
-from harness.pocket.recipe.scenes import KINDS, Question, Scene, bars
-from harness.pocket.recipe.vocab import COLORS
+from harness.pocket import TASKS, easyvqa
+from harness.pocket.draw import OTHER_SEED, SUITE_SEED, scene_at
+from harness.pocket.scenes import Question, Scene, bars
+from harness.pocket.words import COLORS
 
-SUITE_SEED, OTHER_SEED = 3, 4  # harness.pocket.train draws from 1 (training) and 2 (probes)
 ROWS = 240
 EASY_VQA_ROWS = 500
 
@@ -32,10 +32,7 @@ def _png(image: Pillow.Image) -> dict[str, bytes | None]:
 
 
 def _scenes(kind: str, seed: int = SUITE_SEED) -> Iterator[Scene]:
-    index = 0
-    while True:
-        yield KINDS[kind](np.random.default_rng([seed, list(KINDS).index(kind), index]))
-        index += 1
+    return (scene_at(kind, seed, index) for index in count())
 
 
 def _balanced(kind: str, task: str, rows: int, answers: tuple[str, ...] = ()) -> list[tuple[Scene, Question]]:

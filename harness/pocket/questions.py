@@ -7,8 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from harness.core.errors import UserError
-from harness.pocket.recipe.decoder import BANK_SHARE
-from harness.pocket.recipe.learner import TRAIN_SEED, scene_at
+from harness.pocket.draw import SHARES, TRAIN_SEED, scene_at
 from harness.train.conversations import Example
 
 SEED = TRAIN_SEED + 20
@@ -18,7 +17,7 @@ class Drawn:
     """`count` scenes of the kinds that the suite asks about, and easy-VQA's training pictures."""
 
     def __init__(self, count: int, shown: Collection[str]) -> None:
-        kinds = {kind: times for kind, times in BANK_SHARE.items() if kind != "video" or "video" in shown}
+        kinds = {kind: times for kind, times in SHARES.items() if kind != "video" or "video" in shown}
         self._kinds = [kind for kind, times in kinds.items() for _ in range(times)]
         self._count = count
         self.digest = f"pocket {SEED} {count} {len(self._kinds)}"

@@ -10,9 +10,8 @@ from PIL import Image
 
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
-from harness.pocket.data import OTHER_SEED, SUITE_SEED
+from harness.pocket.draw import OTHER_SEED, PROBE_SEED, SUITE_SEED
 from harness.pocket.questions import SEED, Drawn
-from harness.pocket.recipe.learner import PROBE_SEED
 from harness.train.conversations import Conversations
 from harness.train.sampler import Order
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.pocket.recipe.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
+from harness.pocket.words import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
 
 THINGS = (*COLORS, *SHAPES)
 NAMED = (*THINGS, *ROLES)

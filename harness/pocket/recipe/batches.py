@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from harness.pocket.recipe.scenes import Question
+from harness.pocket.scenes import Question
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as the stock image processor normalises
 STD = (0.26862954, 0.26130258, 0.27577711)

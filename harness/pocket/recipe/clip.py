@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
+from harness.pocket.draw import TRAIN_SEED, scene_at
 from harness.pocket.recipe.attention_init import hold, hold_notes
 from harness.pocket.recipe.batches import normalised, use_grouped_attention
-from harness.pocket.recipe.learner import TRAIN_SEED, Pocket, scene_at
+from harness.pocket.recipe.learner import Pocket
 from harness.pocket.recipe.model import PATCH, SIDE, build_llava
-from harness.pocket.recipe.scenes import KINDS, Scene, dense_targets
 from harness.pocket.recipe.vocab import build_llava_processor
+from harness.pocket.scenes import KINDS, Scene, dense_targets
 
 COLUMNS = SIDE // PATCH
 WAVES = 8  # frequencies an axis, cosine and sine each: as many coordinates as a head is wide

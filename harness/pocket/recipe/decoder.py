@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from harness.pocket.draw import PROBE_SEED, SHARES, TRAIN_SEED, scene_at
 from harness.pocket.recipe.batches import IGNORE, Encoded
 from harness.pocket.recipe.checkpointing import Stage
-from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
-from harness.pocket.recipe.scenes import Question
+from harness.pocket.recipe.learner import Pocket
+from harness.pocket.scenes import Question
 
 TASK_WEIGHT = {"counting": 4.0}  # one short question a picture, and the hardest: else drowned by the rest
-BANK_SHARE = {"objects": 5, "counting": 4, "text": 2, "document": 2, "chart": 3, "video": 3, "easyvqa": 2}
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
     if file.exists():
         rows = torch.load(file, weights_only=True)
         return [Encoded(x, grid, [Question(*q) for q in asked]) for x, grid, asked in rows]
-    kinds = pocket.spread(BANK_SHARE)
+    kinds = pocket.spread(SHARES)
     items: list[Encoded] = []
     for start in tqdm(range(0, size, 32), desc="encode", mininterval=5):
         scenes = [scene_at(kinds[i % len(kinds)], seed, i) for i in range(start, min(start + 32, size))]

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from harness.pocket.draw import PROBE_SEED, TRAIN_SEED, scene_at
 from harness.pocket.recipe.checkpointing import Stage
-from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
+from harness.pocket.recipe.learner import Pocket
 
 POLISH_SHARE = {"objects": 5, "counting": 2, "text": 3, "document": 3, "chart": 3, "video": 1, "easyvqa": 2}
 WHOLE_FROM = 0.85  # share of the steps after which padding, where an architecture has it, takes part

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.pocket.recipe.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
+from harness.pocket.words import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
 
 TOKEN = 28  # pixels of a merged visual token: 14-px patches, merged 2 x 2
 # A centre that lies on the border of two tokens has no right token: centres stray this far from the middle of one.

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from harness.pocket.recipe.scenes import Mark, Question, Scene
-from harness.pocket.recipe.vocab import COLORS, SHAPES
+from harness.pocket.scenes import Mark, Question, Scene
+from harness.pocket.words import COLORS, SHAPES
 
 SIDE = 224  # the 64-px pictures are shown enlarged to 8 x 8 visual tokens
 
