@@ -126,7 +126,7 @@ def _lines(file: Path) -> list[str]:
 
 def table(rows: Mapping[str, Row]) -> str:
     """Return a table of seconds; the last line is the last row over the first."""
-    first, *_, last = rows.values()
+    first, last = (list(rows.values())[index] for index in (0, -1))
     seconds = pd.DataFrame(rows).T.filter(regex="_s$").rename(columns=lambda name: name.removesuffix("_s"))
     ratio = [f"{last[f'{name}_s'] / first[f'{name}_s']:.2f}" if first[f"{name}_s"] else "-" for name in seconds]
     seconds = seconds.map("{:.1f}".format)
