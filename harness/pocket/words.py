@@ -1,4 +1,4 @@
-"""The words that the scenes of the pocket suite are made of: colours, shapes, keys of forms, characters."""
+"""The vocabulary of the pocket scenes: colours, shapes, keys of forms, characters."""
 
 COLORS = {
     "red": (220, 40, 40),

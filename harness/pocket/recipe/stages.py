@@ -24,7 +24,7 @@ from harness.pocket.recipe.tower import train_tokens, train_vision
 
 
 def export(pocket: Pocket) -> None:
-    """Model and processor in the folder that `model=pocket` loads; halves are exact enough and half the size."""
+    """Save model and processor where `model=pocket` loads them, in float16 to halve the size."""
     pocket.load("tokens")
     pocket.settle_tokens()
     pocket.load("language")
@@ -34,7 +34,7 @@ def export(pocket: Pocket) -> None:
 
 
 def main() -> None:
-    """Run the stages that are left."""
+    """Run the stages that are not finished."""
     parser = argparse.ArgumentParser("python -m harness.pocket.train", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
     parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
