@@ -12,6 +12,7 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_models import tiny_folder, tiny_qwen
 from tiny_tasks import write_tiny_tasks
 
+import methods
 from harness import d2prior
 from harness.__main__ import main
 from harness.core import command
@@ -119,7 +120,7 @@ def test_plain_attention_is_a_label_too(place):
     pruner = pruner_of(run, place / "0" / "tiny-qwen2.5-vl")
     assert pruner.label == "d2pruner-prior-none-0.25"
     assert runner._about(run, pruner)["method"] == "d2pruner (prior none)"
-    assert replace(pruner, method=loading.methods.load("random"), name="random").label == "random-0.25"
+    assert replace(pruner, method=methods.load("random"), name="random").label == "random-0.25"
 
 
 def test_a_prior_of_another_model_or_layer_is_refused(place, made):
