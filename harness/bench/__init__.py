@@ -1,1 +1,1 @@
-"""What pruning saves: latency stage by stage, memory, operations, and the speed of the selection kernels."""
+"""Benchmarks of what pruning saves: latency by stage, memory, FLOPs, and the speed of the selection kernels."""

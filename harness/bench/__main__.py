@@ -1,22 +1,20 @@
-"""python -m harness.bench [key=value ...] measures latency; the words kernels, flops, sweep and main measure those."""
+"""Measure latency: python -m harness.bench [key=value ...]; the words kernels and flops measure those."""
 
 import sys
 from importlib import import_module
 
-WORDS = {
-    "kernels": "harness.bench.kernels",
-    "flops": "harness.bench.flops",
-    "sweep": "harness.bench.sweep",
-    "main": "harness.bench.main_job",
-}
+WORDS = {"kernels": "harness.bench.kernels", "flops": "harness.bench.flops"}
+MOVED = ("sweep", "main")
 
 
 def main() -> None:
-    """Hand over to the command that the first word names; without one, to the measurement of latency."""
-    module = WORDS.get(sys.argv[1] if len(sys.argv) > 1 else "", "harness.bench.latency")
-    if module != "harness.bench.latency":
+    """Run the command that the first word names; without such a word, measure latency."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in MOVED:
+        sys.exit(f"error: bench {word} lies in scripts/ now: python scripts/time_runs.py {word}")
+    if word in WORDS:
         del sys.argv[1]
-    import_module(module).main()
+    import_module(WORDS.get(word, "harness.bench.latency")).main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The columns of bench.csv, in order, and what each means; the JSON beside it repeats this."""
+"""The columns of bench.csv, in order, and their meanings, which the JSON file repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGE_MEANINGS = {
     "other": "what is left of prefill: embeddings, position ids, head",
     "prefill": "first of vision tower and model entered -> first scores of the vocabulary; the stages from vit on",
     "ttft": "preprocess, and generate() called -> first token chosen",
-    "tpot": "mean of the forced tokens behind the first: one step of the whole batch",
+    "tpot": "mean of the forced tokens after the first: one step of the whole batch",
     "e2e": "preprocess and the whole of generate()",
 }
 COLUMNS = {
@@ -45,13 +45,13 @@ COLUMNS = {
     "visionselector_e2e_ms": "as there: mean, events around generate()",
     "peak_allocated_bytes": "of the GPU's memory, weights included, in an answer from an empty allocator; none on CPUs",
     "peak_reserved_bytes": "the same, what the allocator took from the GPU",
-    "kv_cache_bytes": "keys and values of the whole batch behind the prefill",
+    "kv_cache_bytes": "keys and values of the whole batch after the prefill",
     "vit_tflops": "10^12 operations of the vision tower, counted from the configuration",
     "projector_tflops": "of the projector",
     "signals_tflops": "of the signals",
     "selection_tflops": "of the choice, by the method's definition",
     "prefill_tflops": "of the language model on the prompt, with head",
-    "decode_tflops": "of the tokens behind the first",
+    "decode_tflops": "of the tokens after the first",
     "total_tflops": "of all these",
     "paper_prefill_tflops": "language model on the prompt as peers quote it: 4nd^2 + 2n^2d + 2ndm a layer",
     "device": "name of the GPU, or cpu",

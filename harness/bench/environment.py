@@ -1,4 +1,4 @@
-"""On what was measured."""
+"""The hardware and software of a measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from methods.kernels.dispatch import implementation
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return device, driver, versions, what selection runs on; the driver is None on CPUs and without nvidia-smi."""
+    """Describe device, driver, versions and selection path; the driver is None on CPUs and without nvidia-smi."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
@@ -34,16 +34,16 @@ def machine(device: torch.device) -> dict[str, Any]:
 def _driver() -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
-    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    told = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False)
-    return told.stdout.splitlines()[0].strip() if told.returncode == 0 and told.stdout.strip() else None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    process = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    return process.stdout.splitlines()[0].strip() if process.returncode == 0 and process.stdout.strip() else None
 
 
 def _processor() -> str:
-    """Model of the CPU as Linux names it, else what Python knows."""
+    """Return the CPU model from /proc/cpuinfo, else the name that Python reports."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            named = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+            models = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
     except OSError:
-        named = []
-    return named[0] if named else platform.processor() or platform.machine()
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()

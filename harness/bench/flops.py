@@ -1,4 +1,4 @@
-"""Operations alone: python -m harness.bench flops model=qwen25vl7b keep=0.25. No model is built, none is downloaded."""
+"""Count FLOPs without building a model: python -m harness.bench flops model=qwen25vl7b keep=0.25."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
 
 
 def table(cfg: DictConfig) -> None:
-    """Print the operations of every method at every size for people, and one JSON line."""
+    """Print a table of FLOPs for every method and size, and one JSON line."""
     from harness.bench.screen import OPERATIONS, tables
 
     rows = counted(settings(cfg))
@@ -29,8 +29,8 @@ def table(cfg: DictConfig) -> None:
 
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:
-    """Return one row for everyone at every size, of one prompt; UserError for a family that is not counted."""
-    from harness.bench.setup import Candidate, allowed_in, contestant_of
+    """Return a row for every method and size, for one prompt; UserError if the family has no FLOPs model."""
+    from harness.bench.setup import Candidate, allowed_in, candidate_of
     from harness.bench.workloads import synthetic
     from harness.models import checkpoint
     from harness.models.cost import architectures
@@ -44,23 +44,23 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
         hidden = None if chosen.weights == "tiny" else architectures.scorer_hidden(name)
     else:
         config = ModelFolder(checkpoint.download(chosen.model)).config
-    told = functools.partial(print, file=sys.stderr)
-    allowed = allowed_in(chosen, config, None, told)
-    contestants = [Candidate("none"), *(contestant_of(run, method) for run, method, _ in allowed)]
+    report = functools.partial(print, file=sys.stderr)
+    allowed = allowed_in(chosen, config, None, report)
+    candidates = [Candidate("none"), *(candidate_of(run, method) for run, method, _ in allowed)]
     workloads = [synthetic(config, size, chosen.text_tokens) for size in chosen.sizes]
-    return [_row(chosen, config, hidden, one, workload) for workload in workloads for one in contestants]
+    return [_row(chosen, config, hidden, candidate, workload) for workload in workloads for candidate in candidates]
 
 
-def _row(chosen: Settings, config: Any, hidden: int | None, one: Any, workload: Any) -> dict[str, Any]:
+def _row(chosen: Settings, config: Any, hidden: int | None, candidate: Any, workload: Any) -> dict[str, Any]:
     from harness.bench.output import operations
     from harness.models.cost import count
 
-    text = chosen.text_tokens
+    text, budget = chosen.text_tokens, candidate.budget
     try:
-        found = count(config, workload.grids, text, one.method, one.budget, chosen.new_tokens, hidden)
+        flops = count(config, workload.grids, text, candidate.method, budget, chosen.new_tokens, hidden)
     except ValueError as error:
         raise UserError(one_line(error)) from error
-    kept = workload.shrunk(one.budget).tokens if one.resizes else one.budget.count(workload.tokens)
+    kept = workload.shrunk(budget).tokens if candidate.resizes else budget.count(workload.tokens)
     return {
         "model": chosen.model.name,
         "workload": workload.name,
@@ -68,9 +68,9 @@ def _row(chosen: Settings, config: Any, hidden: int | None, one: Any, workload: 
         "text_tokens": text,
         "new_tokens": chosen.new_tokens,
         "batch": 1,
-        "method": one.name,
-        "params": one.params,
-        "budget": one.budget.label,
+        "method": candidate.name,
+        "params": candidate.params,
+        "budget": budget.label,
         "kept_tokens": kept,
-        **operations(found, 1),
+        **operations(flops, 1),
     }

@@ -1,4 +1,4 @@
-"""The measurement of latency: every method at every budget, size and batch, beside the unpruned model."""
+"""Measure latency: every method at every budget, size and batch size, alternating with the unpruned model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
 
-_written: set[Path] = set()  # by the jobs of a sweep
+_written: set[Path] = set()  # outputs of earlier jobs of this sweep
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def bench(cfg: DictConfig) -> None:
-    """Measure, print tables for people and one JSON line, and write what was asked for."""
+    """Measure, print tables and one JSON line, and write the files of `out` and `plots`."""
     chosen = settings(cfg)
     _check_places(chosen)
     from harness.bench import output, plots, screen
@@ -42,9 +42,9 @@ def bench(cfg: DictConfig) -> None:
 
 
 def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a row for everyone at every size and batch, and on what they were measured.
+    """Return a row for every candidate, size and batch size, and a description of machine and settings.
 
-    Files are whole after every size and batch, so that what a long run has found survives it.
+    Files are written after every size and batch size, so that an interrupted run keeps its results.
     """
     from harness.bench import output
     from harness.bench.environment import machine
@@ -53,40 +53,42 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
     from harness.bench.timers import clock_of
     from harness.models import adapter_for
 
-    it = subject(chosen, tell)
-    model: Any = it.model
+    target = subject(chosen, tell)
+    model: Any = target.model
+    candidates = target.candidates
     clock = clock_of(model.device)
     runner = Runner(adapter_for(model), clock, chosen.new_tokens)
     about = output.about(chosen, machine(model.device))
     rows: list[dict[str, Any]] = []
-    for workload in it.workloads:
+    for workload in target.workloads:
         for batch in chosen.batch:
-            inputs = _inputs(it, workload, batch, clock, chosen.repeats)
-            total = len(it.contestants) * (1 + chosen.warmup + chosen.repeats)
+            inputs = _inputs(target, workload, batch, clock, chosen.repeats)
+            total = len(candidates) * (1 + chosen.warmup + chosen.repeats)
             with tqdm(total=total, desc=f"{workload.name}, batch {batch}") as progress:
 
                 def say(text: str, progress: Any = progress) -> None:
                     progress.set_postfix_str(text, refresh=False)
                     progress.update()
 
-                ask = {contestant: given.tensors for contestant, given in inputs.items()}
-                found = rounds(it.contestants, ask, runner, chosen.warmup, chosen.repeats, say)
-            rows += output.rows(chosen, model.config, it.contestants, inputs, found, about, batch)
+                tensors = {candidate: prompt.tensors for candidate, prompt in inputs.items()}
+                results = rounds(candidates, tensors, runner, chosen.warmup, chosen.repeats, say)
+            rows += output.rows(chosen, model.config, candidates, inputs, results, about, batch)
             if chosen.out is not None:
                 output.write(chosen.out, rows, about)
     return rows, about
 
 
-def _inputs(it: Any, workload: Any, batch: int, clock: Any, repeats: int) -> dict[Any, Any]:
-    """Return what each contestant is asked: the same for all but those that make images smaller."""
+def _inputs(target: Any, workload: Any, batch: int, clock: Any, repeats: int) -> dict[Any, Any]:
+    """Return the inputs of each candidate: the same for all but those that make images smaller."""
     from harness.bench.setup import prepared
 
-    made = {
-        contestant: prepared(contestant, workload, batch, it.model.device, clock, repeats)
-        for contestant in it.contestants
-        if contestant.resizes or contestant is it.contestants[0]
+    unpruned, *_ = candidates = target.candidates
+    inputs = {
+        candidate: prepared(candidate, workload, batch, target.model.device, clock, repeats)
+        for candidate in candidates
+        if candidate.resizes or candidate is unpruned
     }
-    return {contestant: made.get(contestant, made[it.contestants[0]]) for contestant in it.contestants}
+    return {candidate: inputs.get(candidate, inputs[unpruned]) for candidate in candidates}
 
 
 def _check_places(chosen: Settings) -> None:

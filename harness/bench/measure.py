@@ -1,4 +1,4 @@
-"""Answers, timed: everyone in turn, round after round, the first rounds for memory and for warming up."""
+"""Measure all candidates in alternating rounds, so that drift of the machine cancels out."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": Non
 
 @dataclass
 class Footprint:
-    """What one answer takes up, in bytes, and what was kept for it; a number is None where it cannot be known."""
+    """Memory of one answer in bytes, and its number of visual tokens; None where a number is unknown."""
 
-    kept: float | None = None  # visual tokens of a prompt that stay, on average over the batch
-    per_layer: float | None = None  # visual tokens of a prompt that a decoder layer sees, on average
+    kept: float | None = None  # visual tokens kept per prompt, mean over the batch
+    per_layer: float | None = None  # visual tokens per prompt and decoder layer, mean over layers and batch
     cache: int | None = None
     allocated: int | None = None
     reserved: int | None = None
@@ -32,7 +32,7 @@ class Footprint:
 
 @dataclass
 class Result:
-    """All timed answers of a contestant, or why there are none."""
+    """All timed answers of a candidate, or the error that stopped it."""
 
     times: list[Times] = field(default_factory=list)
     footprint: Footprint = field(default_factory=Footprint)
@@ -40,17 +40,17 @@ class Result:
 
 
 class Timer(Protocol):
-    """What `rounds` asks."""
+    """What `rounds` calls."""
 
-    def time(self, contestant: Candidate, inputs: Any) -> Times:
+    def time(self, candidate: Candidate, inputs: Any) -> Times:
         """Return the milliseconds of every stage of one answer."""
 
-    def footprint(self, contestant: Candidate, inputs: Any) -> Footprint:
-        """Return what one answer takes up."""
+    def footprint(self, candidate: Candidate, inputs: Any) -> Footprint:
+        """Return the memory of one answer."""
 
 
 class Runner:
-    """Lets a contestant answer a prepared prompt with exactly `tokens` tokens."""
+    """Generates answers of exactly `tokens` tokens."""
 
     def __init__(self, adapter: Adapter, clock: Clock, tokens: int) -> None:
         self._adapter = adapter
@@ -58,42 +58,42 @@ class Runner:
         self._clock = clock
         self._tokens = tokens
 
-    def time(self, contestant: Candidate, inputs: Any) -> Times:
+    def time(self, candidate: Candidate, inputs: Any) -> Times:
         """Return the milliseconds of every stage of one answer."""
-        return self._answer(contestant, inputs)[0].times(self._tokens)
+        return self._answer(candidate, inputs)[0].times(self._tokens)
 
-    def footprint(self, contestant: Candidate, inputs: Any) -> Footprint:
-        """Return what one answer takes up; allocators count on GPUs alone, and none of their caches is left before."""
+    def footprint(self, candidate: Candidate, inputs: Any) -> Footprint:
+        """Return the memory of one answer; peaks are measured on GPUs only, from an emptied allocator cache."""
         gpu = self._model.device if self._model.device.type == "cuda" else None
         if gpu is not None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(gpu)
-        _, output, records = self._answer(contestant, inputs)
-        found = Footprint(cache=cache_bytes(returned_cache(output), self._tokens - 1))
+        _, output, records = self._answer(candidate, inputs)
+        footprint = Footprint(cache=cache_bytes(returned_cache(output), self._tokens - 1))
         if records:
-            found.kept = sum(record.k for record in records) / len(records)
-            found.per_layer = sum(record.per_layer for record in records) / len(records)
+            footprint.kept = sum(record.k for record in records) / len(records)
+            footprint.per_layer = sum(record.per_layer for record in records) / len(records)
         if gpu is not None:
-            found.allocated = torch.cuda.max_memory_allocated(gpu)
-            found.reserved = torch.cuda.max_memory_reserved(gpu)
-        return found
+            footprint.allocated = torch.cuda.max_memory_allocated(gpu)
+            footprint.reserved = torch.cuda.max_memory_reserved(gpu)
+        return footprint
 
-    def _answer(self, contestant: Candidate, inputs: Any) -> tuple[Trace, Any, list[Any]]:
+    def _answer(self, candidate: Candidate, inputs: Any) -> tuple[Trace, Any, list[Any]]:
         trace = Trace(self._clock)
         length = {"max_new_tokens": self._tokens, "min_new_tokens": self._tokens}
-        with torch.inference_mode(), probed(self._adapter, contestant, trace) as pruning:
+        with torch.inference_mode(), probed(self._adapter, candidate, trace) as pruning:
             trace.begin()
             output = self._model.generate(**inputs, **length, **GREEDY, return_dict_in_generate=True)
             trace.end()
             records = [] if pruning is None else pruning.take()
         answered = output.sequences.shape[1] - inputs["input_ids"].shape[1]
         if answered != self._tokens:
-            raise RuntimeError(f"{contestant.label} answered with {answered} tokens instead of {self._tokens}")
+            raise RuntimeError(f"{candidate.label} answered with {answered} tokens instead of {self._tokens}")
         return trace, output, records
 
 
 def cache_bytes(cache: Any, decoded: int) -> int:
-    """Return the bytes of keys and values that the prompt left, without the `decoded` tokens behind it."""
+    """Return the bytes of the keys and values of the prompt, without those of the `decoded` tokens after it."""
     total = 0
     for layer in cache.layers:
         for part in (layer.keys, layer.values):
@@ -102,29 +102,29 @@ def cache_bytes(cache: Any, decoded: int) -> int:
 
 
 def rounds(
-    contestants: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     inputs: Mapping[Candidate, Any],
     runner: Timer,
     warmup: int,
     repeats: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
-    """Let everyone answer once a round, in turn, and return what was found of each, warm-up not counted.
+    """Let every candidate answer once a round, and return their results without the warm-up rounds.
 
-    So the unpruned model and the pruned ones meet the same drift of clocks and heat: A B A B, or A B C A B C. One that
-    runs out of memory, or that a method refuses, is left out from there on; the others go on.
+    The order is A B C A B C, so that changes of clock and temperature affect all candidates equally. A candidate that
+    runs out of memory, or whose method raises ValueError, is left out of later rounds.
     """
-    results = [Result() for _ in contestants]
+    results = [Result() for _ in candidates]
     for number in range(-1, warmup + repeats):
-        for contestant, result in zip(contestants, results, strict=True):
+        for candidate, result in zip(candidates, results, strict=True):
             if result.error is not None:
                 continue
-            tell(f"{contestant.label}, {_round_name(number, warmup, repeats)}")
+            tell(f"{candidate.label}, {_round_name(number, warmup, repeats)}")
             try:
                 if number < 0:
-                    result.footprint = runner.footprint(contestant, inputs[contestant])
+                    result.footprint = runner.footprint(candidate, inputs[candidate])
                     continue
-                times = runner.time(contestant, inputs[contestant])
+                times = runner.time(candidate, inputs[candidate])
             except (torch.OutOfMemoryError, ValueError) as error:
                 out = isinstance(error, torch.OutOfMemoryError)
                 result.error, result.times = "out of memory" if out else one_line(error), []

@@ -1,4 +1,4 @@
-"""Rows of numbers from timed answers, and the files they go to."""
+"""Turn timed answers into rows, and write them to files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def about(chosen: Settings, machine: Mapping[str, Any]) -> Row:
-    """Return what all rows share: machine and settings."""
+    """Return machine and settings, which all rows share."""
     keys = ("warmup", "repeats", "seed", "text_tokens", "new_tokens", "question" if chosen.images else "weights")
     model = {key: getattr(chosen.model, key) for key in ("name", "dtype", "attn")}
     return {"machine": dict(machine), "model": model, "settings": {key: getattr(chosen, key) for key in keys}}
@@ -32,21 +32,23 @@ def about(chosen: Settings, machine: Mapping[str, Any]) -> Row:
 def rows(
     chosen: Settings,
     config: Any,
-    contestants: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     inputs: Mapping[Candidate, Prepared],
     results: Sequence[Result],
     common: Row,
     batch: int,
 ) -> list[Row]:
-    """Return one row a contestant, all columns in it; the first is the unpruned model."""
+    """Return a row with all columns for each candidate; the first is the unpruned model."""
     timed = [
-        _with_preprocessing(result.times, inputs[one].took) for one, result in zip(contestants, results, strict=True)
+        _with_preprocessing(result.times, inputs[candidate].milliseconds)
+        for candidate, result in zip(candidates, results, strict=True)
     ]
-    made = []
-    for one, result, times in zip(contestants, results, timed, strict=True):
+    table = []
+    for candidate, result, times in zip(candidates, results, timed, strict=True):
         row: Row = dict.fromkeys(COLUMNS)
-        row |= _who(chosen, one, inputs[one], result, batch) | {"n": len(times), "error": result.error}
-        row |= _times(times, timed[0]) | _operations(chosen, config, one, inputs[one], batch)
+        row |= _description(chosen, candidate, inputs[candidate], result, batch)
+        row |= {"n": len(times), "error": result.error}
+        row |= _times(times, timed[0]) | _operations(chosen, config, candidate, inputs[candidate], batch)
         row |= {
             "peak_allocated_bytes": result.footprint.allocated,
             "peak_reserved_bytes": result.footprint.reserved,
@@ -55,27 +57,30 @@ def rows(
             "dtype": chosen.model.dtype,
             "kernel": chosen.model.attn,
         }
-        made.append(row)
-    return made
+        table.append(row)
+    return table
 
 
-def _with_preprocessing(times: Sequence[Times], took: Sequence[float]) -> list[Times]:
+def _with_preprocessing(times: Sequence[Times], preprocessing: Sequence[float]) -> list[Times]:
     return [
         {**time, "preprocess": first, "ttft": time["ttft"] + first, "e2e": time["e2e"] + first, "answer": time["e2e"]}
-        for time, first in zip(times, took, strict=False)
+        for time, first in zip(times, preprocessing, strict=False)
     ]
 
 
-def _who(chosen: Settings, one: Candidate, given: Prepared, result: Result, batch: int) -> Row:
-    visual, shown, found = given.whole.tokens, given.workload.tokens, result.footprint
-    ids = given.tensors["input_ids"]
-    named = {"model": chosen.model.name, "weights": chosen.weights, "method": one.name, "params": one.params}
-    return named | {
-        "budget": one.budget.label,
-        "workload": given.whole.name,
-        "visual_tokens": visual,
-        "kept_tokens": shown if found.kept is None else found.kept,
-        "tokens_per_layer": shown if found.per_layer is None else found.per_layer,
+def _description(chosen: Settings, candidate: Candidate, prompt: Prepared, result: Result, batch: int) -> Row:
+    shown, footprint = prompt.workload.tokens, result.footprint
+    ids = prompt.tensors["input_ids"]
+    return {
+        "model": chosen.model.name,
+        "weights": chosen.weights,
+        "method": candidate.name,
+        "params": candidate.params,
+        "budget": candidate.budget.label,
+        "workload": prompt.whole.name,
+        "visual_tokens": prompt.whole.tokens,
+        "kept_tokens": shown if footprint.kept is None else footprint.kept,
+        "tokens_per_layer": shown if footprint.per_layer is None else footprint.per_layer,
         "text_tokens": ids.shape[1] - shown,
         "new_tokens": chosen.new_tokens,
         "batch": batch,
@@ -102,37 +107,37 @@ def _times(times: Sequence[Times], unpruned: Sequence[Times]) -> Row:
     return row
 
 
-def _operations(chosen: Settings, config: Any, one: Candidate, given: Prepared, batch: int) -> Row:
-    hidden = getattr(one.scorer, "hidden_dim", None)
-    text = given.tensors["input_ids"].shape[1] - given.workload.tokens
+def _operations(chosen: Settings, config: Any, candidate: Candidate, prompt: Prepared, batch: int) -> Row:
+    hidden = getattr(candidate.scorer, "hidden_dim", None)
+    text = prompt.tensors["input_ids"].shape[1] - prompt.workload.tokens
     try:
-        counted = count(config, given.whole.grids, text, one.method, one.budget, chosen.new_tokens, hidden)
-    except ValueError:  # of this family only the time is known
+        flops = count(config, prompt.whole.grids, text, candidate.method, candidate.budget, chosen.new_tokens, hidden)
+    except ValueError:  # this family has no FLOPs model
         return {}
-    return operations(counted, batch)
+    return operations(flops, batch)
 
 
-def operations(counted: Flops, batch: int) -> Row:
-    """Return counts of a sample as columns, for the whole batch."""
-    parts = {**asdict(counted), "total": counted.total, "paper_prefill": counted.paper}
+def operations(flops: Flops, batch: int) -> Row:
+    """Return the FLOPs of one prompt as columns for the whole batch."""
+    parts = {**asdict(flops), "total": flops.total, "paper_prefill": flops.paper}
     del parts["paper"]
     return {f"{part}_tflops": None if value is None else batch * value / TERA for part, value in parts.items()}
 
 
 def csv_of(out: Path) -> Path:
-    """Return the file of the rows."""
+    """Return the path of the CSV file."""
     return out.with_name(f"{out.name}.csv")
 
 
 def json_of(out: Path) -> Path:
-    """Return the file of the rows with machine, settings and what the columns mean."""
+    """Return the path of the JSON file, which also holds machine, settings and meanings of columns."""
     return out.with_name(f"{out.name}.json")
 
 
-def write(out: Path, found: Sequence[Row], common: Row) -> None:
-    """Write both files whole, or leave the old ones."""
+def write(out: Path, rows: Sequence[Row], common: Row) -> None:
+    """Write both files atomically."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = StringIO()
-    pd.DataFrame(found, columns=list(COLUMNS)).to_csv(text, index=False, lineterminator="\n")
+    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(text, index=False, lineterminator="\n")
     write_atomic(csv_of(out), text.getvalue())
-    write_atomic(json_of(out), to_json({**common, "columns": COLUMNS, "rows": list(found)}))
+    write_atomic(json_of(out), to_json({**common, "columns": COLUMNS, "rows": list(rows)}))

@@ -1,4 +1,4 @@
-"""Pictures of a measurement: where the time of an answer goes, and what is saved at which size."""
+"""Plot a measurement: the stages of an answer, and the time saved by number of visual tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.bench.screen import label
 from harness.core.files import slug
 
 Row = dict[str, Any]
-# The parts of an answer in the order in which they happen; those of the choice stand out.
+# The parts of an answer in order; those of the pruning method have warm colours.
 PARTS = {
     "preprocess": "#d9d9d9",
     "vit": "#9ecae1",
@@ -28,7 +28,7 @@ PARTS = {
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw the stages of every size and batch, and the savings of every batch over sizes; return the files."""
+    """Plot the stages for every size and batch size, and the savings over sizes; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     timed, files = [row for row in rows if row["e2e_ms"] is not None], []
     for (model, workload, batch), some in groupby(timed, key=lambda row: (row["model"], row["workload"], row["batch"])):
@@ -36,14 +36,14 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         files.append(_saved(_stages(list(some)), file))
     batches = {row["batch"] for row in timed}
     for batch in sorted(batches):
-        mine = [row for row in timed if row["batch"] == batch]
-        if len({row["visual_tokens"] for row in mine}) > 1:
-            files.append(_saved(_savings(mine), folder / f"savings-{slug(mine[0]['model'])}-batch{batch}.png"))
+        selected = [row for row in timed if row["batch"] == batch]
+        if len({row["visual_tokens"] for row in selected}) > 1:
+            files.append(_saved(_savings(selected), folder / f"savings-{slug(selected[0]['model'])}-batch{batch}.png"))
     return files
 
 
 def _stages(rows: Sequence[Row]) -> Figure:
-    """Draw one bar a contestant, cut into stages."""
+    """Plot a bar for each candidate, divided into stages."""
     figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     names, left = [label(row) for row in rows], [0.0] * len(rows)
@@ -68,15 +68,16 @@ def _part(row: Row, part: str) -> float:
 
 
 def _savings(rows: Sequence[Row]) -> Figure:
-    """Draw what every method saves end to end, with its interquartile range, over visual tokens."""
+    """Plot the time saved end to end over visual tokens, with interquartile ranges."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
-        mine = sorted((row for row in rows if label(row) == name), key=lambda row: row["visual_tokens"])
-        mine = [row for row in mine if row["e2e_saving_ms"] is not None]
-        if mine:
-            saved, spread = [row["e2e_saving_ms"] for row in mine], [row["e2e_saving_iqr_ms"] / 2 for row in mine]
-            axes.errorbar([row["visual_tokens"] for row in mine], saved, spread, marker="o", capsize=2, label=name)
+        selected = sorted((row for row in rows if label(row) == name), key=lambda row: row["visual_tokens"])
+        selected = [row for row in selected if row["e2e_saving_ms"] is not None]
+        if selected:
+            sizes, saved = ([row[key] for row in selected] for key in ("visual_tokens", "e2e_saving_ms"))
+            spread = [row["e2e_saving_iqr_ms"] / 2 for row in selected]
+            axes.errorbar(sizes, saved, spread, marker="o", capsize=2, label=name)
     first = rows[0]
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("visual tokens before pruning")

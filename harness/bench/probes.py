@@ -1,7 +1,7 @@
-"""Marks at named sub-modules: in front of the hooks of `prune` and behind them, so that its own work shows.
+"""Time marks on sub-modules, before and after the hooks of `prune`, so that its own work is measured.
 
-Hooks of one module run in the order in which they came. What `prune` does in front of a module lies between a mark
-that was hooked before it and one that was hooked after; nothing is patched, no forward pass is copied.
+Hooks of a module run in the order of registration. The work of `prune` at a module therefore lies between a mark that
+was registered before its hook and one that was registered after it. No forward pass is patched or copied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.models.hooks import Handles, submodule
 from harness.pruning.handle import Pruning
 from methods.base import Method, Signal, Tokens
 
-# Where the projector of a family is, between the tower's last layer and the language model.
+# The projector of each family.
 PROJECTORS = {
     "qwen2_5_vl": "model.visual.merger",
     "llava": "model.multi_modal_projector",
@@ -30,12 +30,12 @@ PROJECTORS = {
 
 
 @contextmanager
-def probed(adapter: Adapter, contestant: Candidate, trace: Trace) -> Iterator[Pruning | None]:
-    """Put the contestant on the model within the block, and have `trace` note what it does; then restore the model."""
+def probed(adapter: Adapter, candidate: Candidate, trace: Trace) -> Iterator[Pruning | None]:
+    """Prune the model with the candidate within the block, and record its spans in `trace`."""
     modules, handles = adapter.modules(), Handles()
-    model, method = adapter.model, contestant.method
-    cuts = [] if method is None or contestant.resizes else _cuts(adapter, method, modules)
-    read = [] if method is None or contestant.budget.keep == 1 else _read(adapter, method)
+    model, method = adapter.model, candidate.method
+    cuts = [] if method is None or candidate.resizes else _cuts(adapter, method, modules)
+    read = [] if method is None or candidate.budget.keep == 1 else _read(adapter, method)
     projector = submodule(model, PROJECTORS[adapter.family])
     try:
         handles.entered(modules["root"], _call(trace.enter, ROOT))
@@ -48,7 +48,7 @@ def probed(adapter: Adapter, contestant: Candidate, trace: Trace) -> Iterator[Pr
         for module in cuts:
             handles.entered(module, _call(trace.enter, "cut"))
         handles.left(modules["decoder"], _call(trace.leave, "decoder"))
-        with contestant.pruning(model) as pruning, _watched(contestant, trace, handles):
+        with candidate.pruning(model) as pruning, _watched(candidate, trace, handles):
             for module in read:
                 handles.left(module, _call(trace.leave, "read"))
             for module in cuts:
@@ -64,43 +64,40 @@ def _call(note: Callable[[str], None], span: str) -> Callable[[], None]:
 
 
 def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> list[nn.Module]:
-    """Return the modules in front of which `prune` looks for visual tokens, chooses or drops."""
-    places, layer, parts = (
-        [modules["root"], modules["multimodal"], modules["decoder"]],
-        inside_layer(method),
-        adapter.decoder,
-    )
+    """Return the modules before which `prune` finds, selects or removes visual tokens."""
+    before_model = [modules["root"], modules["multimodal"], modules["decoder"]]
+    layer, parts = inside_layer(method), adapter.decoder
     if layer is None:
-        return places
+        return before_model
     late = submodule(adapter.model, f"{parts.layers}.{layer + 1}")
     early = [submodule(adapter.model, f"{parts.layers}.{layer}.{parts.mlp}")] * method.before_mlp
-    return [*places, *early, late]
+    return [*before_model, *early, late]
 
 
 def _read(adapter: Adapter, method: Method) -> list[nn.Module]:
-    """Return the modules behind which the tower's attention or keys are read."""
-    wanted, tower = method.attention_spec, adapter.tower
-    roles = set(wanted.roles) if Signal.VIT_ATTENTION in method.needs else set()
+    """Return the modules after which attention or keys of the tower are read."""
+    spec, tower = method.attention_spec, adapter.tower
+    roles = set(spec.roles) if Signal.VIT_ATTENTION in method.needs else set()
     roles |= {"last"} if Signal.VIT_KEYS in method.needs else set()
-    layers = {tower.layer(role, wanted.numbering) for role in roles}
+    layers = {tower.layer(role, spec.numbering) for role in roles}
     paths = [f"{path}" for layer in sorted(layers) for path in tower.paths(layer)[1]]
     return [submodule(adapter.model, path) for path in paths]
 
 
 @contextmanager
-def _watched(contestant: Candidate, trace: Trace, handles: Handles) -> Iterator[None]:
-    """Note when the learned scorer runs, and when the method chooses."""
-    method, scorer = contestant.method, contestant.scorer
+def _watched(candidate: Candidate, trace: Trace, handles: Handles) -> Iterator[None]:
+    """Record when the learned scorer runs and when the method selects."""
+    method, scorer = candidate.method, candidate.scorer
     if scorer is not None:
         handles.entered(scorer, _call(trace.enter, "score"))
         handles.left(scorer, _call(trace.leave, "score"))
     if method is None:
         yield
         return
-    choose = method.select_batch
+    original = method.select_batch
 
     def outside(samples: Iterable[Tokens]) -> Iterator[Tokens]:
-        """Making a sample is no part of the choice."""
+        """Exclude the preparation of samples from the time of the selection."""
         trace.leave("select")
         for tokens in samples:
             trace.enter("select")
@@ -111,11 +108,11 @@ def _watched(contestant: Candidate, trace: Trace, handles: Handles) -> Iterator[
     def select_batch(samples: Iterable[Tokens], *args: Any) -> Any:
         trace.enter("select")
         try:
-            return choose(outside(samples), *args)
+            return original(outside(samples), *args)
         finally:
             trace.leave("select")
 
-    vars(method)["select_batch"] = select_batch  # of this instance, which is the bench's own
+    vars(method)["select_batch"] = select_batch  # on this instance only
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Tables for people, and where a method pays."""
+"""Format tables for the screen, and say from which size on a method saves time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from harness.bench.statistics import verdict
 
 Row = dict[str, Any]
-# Heading, column, digits behind the point, and what the number is divided by.
+# Heading, column, decimal places, divisor.
 TIMES = (
     ("kept", "kept_tokens", 0, 1),
     ("prep", "preprocess_ms", 1, 1),
@@ -55,7 +55,7 @@ PUBLISHED = (
     ("e2e x", "e2e_speedup", 2, 1),
 )
 TITLES = {
-    TIMES: "milliseconds, medians, with the interquartile range behind +-",
+    TIMES: "milliseconds, medians, with the interquartile range after +-",
     OPERATIONS: "10^9 operations; the last column is the prefill as peers quote it",
     MEMORY: "visual tokens a decoder layer, and memory",
     PUBLISHED: "as published: means, by the host's clock without waiting, and by device events; x: unpruned over this",
@@ -63,7 +63,7 @@ TITLES = {
 
 
 def tables(rows: Sequence[Row], shown: Sequence[Any] = (TIMES, OPERATIONS, MEMORY, PUBLISHED)) -> str:
-    """Return a block for every size and batch: one line a contestant, in several tables."""
+    """Return a block of tables for every size and batch size, with a line for each candidate."""
     blocks = []
     for (model, workload, batch), some in groupby(rows, key=lambda row: (row["model"], row["workload"], row["batch"])):
         group = list(some)
@@ -97,14 +97,15 @@ def label(row: Row) -> str:
 
 
 def pays(rows: Sequence[Row]) -> list[str]:
-    """Say of every method, budget and batch from how many visual tokens on it saves time end to end."""
+    """Say for every method, budget and batch size from how many visual tokens on it saves time."""
     lines = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
-            mine = [row for row in rows if row["batch"] == batch and label(row) == name]
-            points = [(row["visual_tokens"], row["e2e_saving_ms"]) for row in mine if row["e2e_saving_ms"] is not None]
-            if points:
-                lines.append(f"{name}, batch {batch}: {verdict(*zip(*points, strict=True))}")
+            timed = [row for row in rows if row["batch"] == batch and label(row) == name]
+            timed = [row for row in timed if row["e2e_saving_ms"] is not None]
+            if timed:
+                sizes, saved = ([row[key] for row in timed] for key in ("visual_tokens", "e2e_saving_ms"))
+                lines.append(f"{name}, batch {batch}: {verdict(sizes, saved)}")
     return lines
 
 

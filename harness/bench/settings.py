@@ -1,4 +1,4 @@
-"""What to measure, checked before torch is imported."""
+"""The settings of a measurement, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from harness.core.errors import UserError
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25
-LEAST_TEXT = 8  # tokens around an image, its marks among them
+LEAST_TEXT = 8  # text tokens of a prompt, with the two markers of an image
 SWEEP = [576, 1024, 2691, 5000, 10000]  # LLaVA-1.5's image, ..., a 1080p screen, ..., a page or a clip
 SMALL_SWEEP = [64, 256, 576, 1024]  # for models of a size that a laptop runs
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A composed conf/bench.yaml."""
+    """The settings in conf/bench.yaml."""
 
     model: ModelConfig
-    runs: list[RunConfig]  # a method at a budget each, without the unpruned model
-    all_methods: bool  # methods that the family cannot run are left out instead of refused
+    runs: list[RunConfig]  # one for each method and budget, without the unpruned model
+    all_methods: bool  # skip methods that the family cannot run instead of refusing them
     weights: str
     sizes: list[int | str]
     images: list[str]
@@ -42,7 +42,7 @@ class Settings:
 
 
 def settings(cfg: DictConfig) -> Settings:
-    """Check a composed configuration and return it typed; UserError says in one line what to change."""
+    """Return a composed configuration as `Settings`; UserError if a value is invalid."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     if tree["weights"] not in WEIGHTS:
         raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {tree['weights']}")
@@ -81,10 +81,10 @@ def settings(cfg: DictConfig) -> Settings:
 
 
 def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
-    """Return the unpruned model and every method at every budget, each checked as `python -m harness` would."""
+    """Return checked configurations of the unpruned model and of every method at every budget."""
     chosen = methods.names() if tree["methods"] == "all" else _listed(tree["methods"])
-    named = [{"name": method} if isinstance(method, str) else method for method in chosen]
-    for method in named:
+    selected = [{"name": method} if isinstance(method, str) else method for method in chosen]
+    for method in selected:
         if not isinstance(method, dict) or not isinstance(method.get("name"), str):
             raise UserError(f"methods takes names, or {{name:fastv,variant:paper}}: not {method}")
     keeps, tokens = _listed(tree["keep"]), _listed(tree["tokens"])
@@ -93,11 +93,11 @@ def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
     budgets = [{"keep": keep, "tokens": None} for keep in keeps] + [{"keep": None, "tokens": count} for count in tokens]
     shared = {key: tree[key] for key in ("model", "seed", "positions")}
     shared["tasks"] = {"name": "bench", "metrics": {"none": None}}
-    wanted: list[dict[str, Any]] = [{"method": {"name": "none"}, **shared}]
-    wanted += [
-        {"method": method, **budget, **shared} for method in named if method["name"] != "none" for budget in budgets
+    runs: list[dict[str, Any]] = [{"method": {"name": "none"}, **shared}]
+    runs += [
+        {"method": method, **budget, **shared} for method in selected if method["name"] != "none" for budget in budgets
     ]
-    return [validate(OmegaConf.create(run)) for run in wanted]
+    return [validate(OmegaConf.create(run)) for run in runs]
 
 
 def _listed(value: Any) -> list[Any]:

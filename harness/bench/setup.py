@@ -1,4 +1,4 @@
-"""The model under the clock, and who competes on it: from settings to things in memory."""
+"""Build the model, the prompts and the candidates of a measurement from its settings."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from methods.budget import Budget
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in memory with its prompts and contestants, the unpruned one first."""
+    """A loaded model with its prompts and candidates, the unpruned one first."""
 
     model: nn.Module
     workloads: list[Workload]
-    contestants: list[Candidate]
+    candidates: list[Candidate]
 
 
 def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
-    """Build or load the model; `tell` hears of methods that are left out."""
+    """Build or load the model; `tell` receives a line for each method that is left out."""
     device = device_of(chosen.model)
     if chosen.weights == "real":
         folder = ModelFolder(checkpoint.download(chosen.model))
@@ -56,15 +56,15 @@ def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
         model = architectures.build(chosen.model, chosen.weights == "tiny", device, chosen.seed)
         hidden = architectures.scorer_hidden(chosen.model.name) if chosen.weights == "random" else _width(config) // 2
         scorers = {"None": architectures.random_scorer(_width(config), hidden, device)}
-    contestants = [Candidate("none")]
+    candidates = [Candidate("none")]
     for run, method, file in allowed:
         scorer = scorers[str(file)] if Signal.IMPORTANCE in method.needs else None
-        contestants.append(contestant_of(run, method, scorer))
-    return Subject(model, _prompts(chosen, config, processor), contestants)
+        candidates.append(candidate_of(run, method, scorer))
+    return Subject(model, _prompts(chosen, config, processor), candidates)
 
 
-def contestant_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Candidate:
-    """Return a method at its budget as one who competes."""
+def candidate_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Candidate:
+    """Return a candidate for a method at the budget of `run`."""
     params = " ".join(f"{key}={value}" for key, value in run.params.items())
     return Candidate(run.method["name"], params, method, run.budget, scorer, run.positions, run.seed)
 
@@ -73,8 +73,8 @@ def _prompts(chosen: Settings, config: Any, processor: Any) -> list[Workload]:
     if chosen.images:
         limits = limits_of(processor, chosen.model)
         return [workloads.of_file(file, chosen.question, processor, limits, config) for file in chosen.images]
-    made = [workloads.synthetic(config, size, chosen.text_tokens, processor) for size in chosen.sizes]
-    return list({workload.name: workload for workload in made}.values())  # two sizes may come to the same images
+    prompts = [workloads.synthetic(config, size, chosen.text_tokens, processor) for size in chosen.sizes]
+    return list({workload.name: workload for workload in prompts}.values())  # two sizes may come to the same images
 
 
 def allowed_in(
@@ -82,9 +82,9 @@ def allowed_in(
 ) -> list[tuple[RunConfig, Method, Path | None]]:
     """Return the methods that the family can run, each with the file of its scorer; UserError for others.
 
-    Scorers and other files are looked for in `folder`; without one, methods do without.
+    Scorers and other files are searched in `folder`; without a folder, methods run without them.
     """
-    family, found = adapter_class(config.model_type), []
+    family, allowed = adapter_class(config.model_type), []
     for run in chosen.runs:
         try:
             if folder is not None:
@@ -99,8 +99,8 @@ def allowed_in(
                 raise UserError(one_line(error)) from error
             tell(f"left out: {one_line(error)}")
             continue
-        found.append((run, method, scorer))
-    return found
+        allowed.append((run, method, scorer))
+    return allowed
 
 
 def _width(config: Any) -> int:
@@ -126,12 +126,12 @@ class Candidate:
 
     @property
     def resizes(self) -> bool:
-        """True if images are made smaller instead of dropping tokens."""
+        """Whether images are made smaller instead of removing tokens."""
         return self.method is not None and self.method.stage == "pixels"
 
     @contextmanager
     def pruning(self, model: nn.Module) -> Iterator[Pruning | None]:
-        """Prune `model` within the block; None where nothing is put on the model: the unpruned one, smaller images."""
+        """Prune `model` within the block; yields None for the unpruned model and for smaller images."""
         if self.method is None or self.resizes:
             yield None
             return
@@ -142,24 +142,26 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a contestant is asked."""
+    """The inputs of a candidate."""
 
-    workload: Workload  # as it is shown: with smaller images for one that resizes
-    whole: Workload  # as it was given
+    workload: Workload  # with smaller images for a candidate that resizes
+    whole: Workload  # with the original images
     tensors: Any
-    took: list[float]  # milliseconds, each time
+    milliseconds: list[float]  # of preprocessing, for each repetition
 
 
 def prepared(
-    contestant: Candidate, workload: Workload, batch: int, device: torch.device, clock: Clock, repeats: int
+    candidate: Candidate, workload: Workload, batch: int, device: torch.device, clock: Clock, repeats: int
 ) -> Prepared:
-    """Preprocess `repeats` times, after a first that does not count."""
-    shown, taken = workload.shrunk(contestant.budget) if contestant.resizes else workload, []
+    """Preprocess `repeats` times, after one warm-up."""
+    shown, milliseconds = workload.shrunk(candidate.budget) if candidate.resizes else workload, []
     for _ in range(1 + repeats):
         clock.wait()
         start = clock.mark()
-        made = shown.prepare(batch)
-        tensors = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
+        inputs = shown.prepare(batch)
+        tensors = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+        }
         clock.wait()
-        taken.append(clock.on_host(start, clock.mark()))
-    return Prepared(shown, workload, tensors, taken[1:])
+        milliseconds.append(clock.on_host(start, clock.mark()))
+    return Prepared(shown, workload, tensors, milliseconds[1:])

@@ -1,4 +1,4 @@
-"""Medians and spread of timed answers, comparison with the unpruned model, and where a method begins to pay."""
+"""Summarise timed answers: medians, savings against the unpruned model, break-even sizes."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Spread:
 
 
 def column(times: Sequence[Times], name: str) -> list[float]:
-    """Return one number of every answer."""
+    """Return one value of every answer."""
     return [time[name] for time in times]
 
 
 def mean(times: Sequence[Times], name: str) -> float:
-    """Return the plain mean, as published codes report it."""
+    """Return the mean, which published code reports."""
     return fmean(column(times, name))
 
 
 def savings(unpruned: Sequence[Times], pruned: Sequence[Times], name: str) -> list[float]:
-    """Return what was saved in every round, where the two answered one after the other."""
+    """Return the time saved in every round, in which both models answered."""
     return [a - b for a, b in zip(column(unpruned, name), column(pruned, name), strict=True)]
 
 
 def break_even(sizes: Sequence[float], saved: Sequence[float]) -> float | None:
-    """Return from how many visual tokens on a method saves time, None if it does not at the largest of `sizes`.
+    """Return from how many visual tokens on a method saves time; None if it saves none at the largest size.
 
-    Between the last size at which it does not and the next, the saving counts as a straight line. If it saves at all
-    sizes the smallest is returned: where below it begins is not known.
+    The saving is interpolated linearly between the last size without a saving and the next one. A method that saves at
+    all sizes has the smallest size as its upper bound, which is returned.
     """
     points = sorted(zip(sizes, saved, strict=True))
     if not points or points[-1][1] <= 0:
@@ -57,14 +57,14 @@ def break_even(sizes: Sequence[float], saved: Sequence[float]) -> float | None:
 
 
 def verdict(sizes: Sequence[float], saved: Sequence[float]) -> str:
-    """Say in words where a method that saves `saved` milliseconds at `sizes` visual tokens pays."""
-    found = break_even(sizes, saved)
+    """Say in words at which sizes a method saves time; `saved` holds milliseconds at `sizes` visual tokens."""
+    size = break_even(sizes, saved)
     smallest, largest = min(sizes), max(sizes)
-    if found is None:
-        paying = [f"{size:.0f}" for size, gain in sorted(zip(sizes, saved, strict=True)) if gain > 0]
+    if size is None:
+        paying = [f"{n:.0f}" for n, gain in sorted(zip(sizes, saved, strict=True)) if gain > 0]
         if paying:
             return f"pays at {', '.join(paying)} visual tokens, but not at the largest size, {largest:.0f}"
         return f"never pays in this range, {smallest:.0f} to {largest:.0f} visual tokens"
-    if found <= smallest:
+    if size <= smallest:
         return f"pays at all sizes, from {smallest:.0f} visual tokens on"
-    return f"pays from about {found:.0f} visual tokens on"
+    return f"pays from about {size:.0f} visual tokens on"

@@ -1,4 +1,4 @@
-"""Marks in time: on a GPU by events of its own, which do not make it wait, else by the clock of the host."""
+"""Time marks: CUDA events on a GPU, which need no synchronisation, and the host clock elsewhere."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import torch
 
 
 class Mark(NamedTuple):
-    """A moment: seconds of the host's clock, and the event on the device, if there is one."""
+    """A moment: seconds of the host clock, and the CUDA event on a GPU."""
 
     host: float
     event: Any = None
 
 
 class Clock:
-    """The host's, for devices that work while the host waits."""
+    """The host clock, for devices that run synchronously."""
 
     def mark(self) -> Mark:
-        """Note this moment."""
+        """Record this moment."""
         return Mark(time.perf_counter())
 
     def wait(self) -> None:
-        """Return when the device has done all it was given; only then marks may be compared."""
+        """Wait for the device; marks can be compared only after that."""
 
     def between(self, start: Mark, stop: Mark) -> float:
-        """Return the milliseconds that passed on the device."""
+        """Return the milliseconds between two marks on the device."""
         return self.on_host(start, stop)
 
     def on_host(self, start: Mark, stop: Mark) -> float:
-        """Return the milliseconds that passed on the host, whether the device had done its work or not."""
+        """Return the milliseconds between two marks on the host, without waiting for the device."""
         return 1000 * (stop.host - start.host)
 
 
 class DeviceClock(Clock):
-    """A GPU's: a mark is reached when all work given to it before is done."""
+    """The clock of a GPU: a mark is reached when all earlier work is done."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> Mark:
-        """Note this moment on both clocks."""
+        """Record this moment on both clocks."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return Mark(time.perf_counter(), event)
@@ -58,11 +58,11 @@ class DeviceClock(Clock):
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Return the clock that is right for work on `device`."""
+    """Return the clock for work on `device`."""
     return DeviceClock(device) if device.type == "cuda" else Clock()
 
 
-# What a span is called where it is marked -> the stage that its time belongs to, what runs inside it not counted.
+# Span -> stage that its time counts for, without the time of the spans inside it.
 STAGES = {
     "vision": "vit",
     "projector": "projector",
@@ -73,11 +73,11 @@ STAGES = {
     "decoder": "llm_prefill",
     "root": "other",
 }
-ROOT = "root"  # the whole model: its first pass ends the prefill, its second begins with the first token
+ROOT = "root"  # the whole model: the end of its first pass ends the prefill, the second pass starts with a token
 
 
 class Trace:
-    """The marks of one answer. Spans nest; those of the prefill count, later passes do not."""
+    """The time marks of one answer: nested spans of the prefill; later passes are not recorded."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -88,24 +88,24 @@ class Trace:
         self._prefilled = False
 
     def begin(self) -> None:
-        """Wait for the device, and start."""
+        """Wait for the device and start the clock."""
         self._clock.wait()
         self.start = self._clock.mark()
 
     def end(self) -> None:
-        """Stop, and wait for the device."""
+        """Stop the clock and wait for the device."""
         self.stop = self._clock.mark()
         self._clock.wait()
 
     def enter(self, span: str) -> None:
-        """Note that a span begins."""
+        """Record the start of a span."""
         if not self._prefilled:
             self.marks.append((span, True, self._clock.mark()))
         elif span == ROOT and self.first_token is None:
             self.first_token = self._clock.mark()
 
     def leave(self, span: str) -> None:
-        """Note that a span ends."""
+        """Record the end of a span."""
         if not self._prefilled:
             self.marks.append((span, False, self._clock.mark()))
             self._prefilled = span == ROOT
@@ -113,7 +113,7 @@ class Trace:
     def times(self, tokens: int) -> dict[str, float]:
         """Return the milliseconds of the stages, of the prefill they add up to, and of an answer of `tokens` tokens.
 
-        RuntimeError if there was no prefill: then a hook was not reached.
+        RuntimeError if no prefill was recorded.
         """
         start, stop, between = self.start, self.stop, self._clock.between
         if start is None or stop is None or not self._prefilled:
@@ -140,7 +140,7 @@ class Trace:
 def own_times(marks: Sequence[tuple[str, bool, Mark]], between: Callable[[Mark, Mark], float]) -> dict[str, float]:
     """Return the milliseconds spent in the spans of each name, without those of the spans inside them.
 
-    RuntimeError if a span ends that did not begin last, or does not end.
+    RuntimeError if spans do not nest.
     """
     own: dict[str, float] = defaultdict(float)
     open_spans: list[tuple[str, Mark]] = []

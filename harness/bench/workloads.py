@@ -1,4 +1,4 @@
-"""What the model is asked: images or clips of given sizes with random pixels and words, or given files."""
+"""Prompts to measure with: random images, clips and words of given sizes, or image files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from harness.models.preprocessing import Message, PixelLimits, to_inputs
 from methods.budget import Budget
 from methods.resize import Grid, smaller
 
-ASPECT = 16 / 9  # of an image of a wanted number of tokens: 2691 of them are 39 x 69, a 1080p screen
-BEFORE = 4  # one in so many words stands in front of the image
+ASPECT = 16 / 9  # of an image with a given number of tokens: 2691 are 39 x 69, a 1080p screen
+BEFORE = 4  # one in four words precedes the image
 FIRST_WORD = 3  # smaller ids are special in Llama's vocabulary
 SPECIAL = ("bos", "eos", "pad", "image", "video", "vision_start", "vision_end")  # no random word is one of them
 
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """One prompt, which a batch repeats."""
+    """A prompt, which a batch repeats."""
 
     name: str
     grids: list[Grid]  # (t, h, w) in tokens of its images and videos
@@ -39,12 +39,12 @@ class Workload:
         return self.make(self.grids, batch)
 
     def shrunk(self, budget: Budget) -> Workload:
-        """Return the same with images small enough for `budget`."""
+        """Return the workload with images small enough for `budget`."""
         return replace(self, grids=smaller(self.grids, budget.count(self.tokens)))
 
 
 def grid_of(size: int | str) -> Grid:
-    """Read a number of visual tokens, or "39x69", or "16x20x36" for a clip of 16 steps; UserError for anything else."""
+    """Parse a size: a number of visual tokens, "39x69", or "16x20x36" for a clip of 16 steps."""
     sides = str(size).split("x")
     if not all(side.isdecimal() and int(side) for side in sides) or len(sides) > 3:
         raise UserError(
@@ -58,10 +58,10 @@ def grid_of(size: int | str) -> Grid:
 
 
 def synthetic(config: Any, size: int | str, text: int, processor: Any = None) -> Workload:
-    """Return a prompt of random pixels and `text` random words for a model of that configuration.
+    """Return a prompt of random pixels and `text` random words for a model with this configuration.
 
-    Models whose images have one size get as many of them as come nearest to `size`. `processor` is the model's own;
-    without one, its family's class stands in, with the patches of `config`.
+    A model with a fixed image size gets the number of images that comes nearest to `size`. Without a `processor`, one
+    of the family's class is built from `config`.
     """
     family, grid = config.model_type, grid_of(size)
     if family == "llava":
@@ -115,15 +115,15 @@ def _qwen(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], i
         kind = "image" if t == 1 else "video"
         pixels = [_pixels(t * span if t > 1 else 1, h * side, w * side)] * batch
         if kind == "image":
-            found = dict(as_images(images=[frames[0] for frames in pixels], do_resize=False, return_tensors="pt"))
+            inputs = dict(as_images(images=[frames[0] for frames in pixels], do_resize=False, return_tensors="pt"))
         else:
-            found = dict(as_videos(videos=pixels, do_resize=False, do_sample_frames=False, return_tensors="pt"))
-        marks = [getattr(config, f"vision_{edge}_token_id", None) for edge in ("start", "end")]
-        edges = [[] if mark is None else [mark] for mark in marks]
+            inputs = dict(as_videos(videos=pixels, do_resize=False, do_sample_frames=False, return_tensors="pt"))
+        markers = [getattr(config, f"vision_{edge}_token_id", None) for edge in ("start", "end")]
+        edges = [[] if marker is None else [marker] for marker in markers]
         token = getattr(config, f"{kind}_token_id")
         visual = edges[0] + [token] * (t * h * w) + edges[1]
-        words = text - len(visual) + t * h * w  # the marks around an image are text, too
-        return {**found, **_prompt(config, visual, token, words, batch, kind)}
+        words = text - len(visual) + t * h * w  # the markers around an image count as text
+        return {**inputs, **_prompt(config, visual, token, words, batch, kind)}
 
     return make
 
@@ -139,24 +139,26 @@ def _llava(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], 
     def make(grids: Sequence[Grid], batch: int) -> dict[str, torch.Tensor]:
         images = [_pixels(1, size, size)[0]] * (len(grids) * batch)
         visual = [config.image_token_id] * (side * side * len(grids))
-        found = dict(encode(images=images, return_tensors="pt"))
+        inputs = dict(encode(images=images, return_tensors="pt"))
         prompt = _prompt(config, visual, config.image_token_id, text, batch, "image")
         del prompt["mm_token_type_ids"]
-        return {**found, **prompt}
+        return {**inputs, **prompt}
 
     return make
 
 
 def _pixels(frames: int, height: int, width: int) -> torch.Tensor:
-    """Return noise [frames, 3, height, width] of 8 bits: the same every time."""
+    """Return 8-bit noise [frames, 3, height, width] from a fixed seed."""
     seeded = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=seeded)
 
 
 def _prompt(config: Any, visual: list[int], token: int, text: int, batch: int, kind: str) -> dict[str, torch.Tensor]:
-    """Return ids [batch, S] of `text` random words around the visual tokens, and what goes along with them."""
-    named = [getattr(part, f"{name}_token_id", None) for part in (config, config.get_text_config()) for name in SPECIAL]
-    special = [i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None]
+    """Return ids [batch, S] of `text` random words around the visual tokens, with masks and token types."""
+    token_ids = [
+        getattr(part, f"{name}_token_id", None) for part in (config, config.get_text_config()) for name in SPECIAL
+    ]
+    special = [i for value in token_ids for i in (value if isinstance(value, list) else [value]) if i is not None]
     end = min([i for i in special if i > FIRST_WORD], default=config.get_text_config().vocab_size)
     words = torch.randint(FIRST_WORD, end, (text,), generator=torch.Generator().manual_seed(0)).tolist()
     front = text // BEFORE

@@ -1,4 +1,4 @@
-"""What every command shares: Hydra underneath, mistakes as one line with exit code 2, nothing left behind."""
+"""Run a command: compose its configuration with Hydra, check it, and report user errors in one line (exit code 2)."""
 
 import os
 import shutil
@@ -61,11 +61,11 @@ def command(
                     args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
                 )
             if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
-                with _until_nobody_reads():
+                with _exit_quietly_on_broken_pipe():
                     return preview(jobs)
         failures: list[UserError] = []
         job = _one_job(task, failures)
-        with _until_nobody_reads():
+        with _exit_quietly_on_broken_pipe():
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
     except (UserError, OmegaConfBaseException, HydraException) as error:
         fail(first_paragraph(error))
@@ -77,11 +77,11 @@ def command(
 
 
 def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> Callable[[DictConfig], None]:
-    """`task`, which says what went wrong in one line and lets the other jobs of a sweep go on."""
+    """Wrap `task` so that an error takes one line and the other jobs of a sweep continue."""
 
     def job(cfg: DictConfig) -> None:
         try:
-            with _until_nobody_reads():  # here, too: Hydra would say of this job that it failed
+            with _exit_quietly_on_broken_pipe():  # here as well: Hydra would report this job as failed
                 task(cfg)
         except UserError as error:
             if launched().count > 1:
@@ -93,8 +93,8 @@ def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> C
 
 
 @contextmanager
-def _until_nobody_reads() -> Iterator[None]:
-    """End as other programs do when what reads the output, like `head`, has seen enough: quietly."""
+def _exit_quietly_on_broken_pipe() -> Iterator[None]:
+    """Exit without a traceback when the reader of the output, such as `head`, closes the pipe."""
     try:
         yield
         sys.stdout.flush()
@@ -104,29 +104,29 @@ def _until_nobody_reads() -> Iterator[None]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
             sys.exit(128 + signal.SIGPIPE)
-        raise  # it was another pipe
+        raise  # another pipe broke
 
 
 def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
+    """Print one line to stderr and exit with code 2."""
     launched().tell(f"error: {message}")
     sys.exit(2)
 
 
 def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
-    """What an experiment sweeps over, ahead of the command line, which has the last word."""
-    named = parse([text for text in overrides if text.startswith("experiment=")])  # others may be folders to compare
-    if not named or named[0].value() is None:
+    """Put what an experiment sweeps over in front of the overrides, so that the command line takes precedence."""
+    chosen = parse([text for text in overrides if text.startswith("experiment=")])  # others may be folders to compare
+    if not chosen or chosen[0].value() is None:
         return overrides
-    if len(named) > 1 or named[0].is_sweep_override():
+    if len(chosen) > 1 or chosen[0].is_sweep_override():
         raise UserError("one experiment at a time: start the others by commands of their own")
-    own, other = _module(config_name), _meant_for(str(named[0].value()))
+    own, other = _module(config_name), _meant_for(str(chosen[0].value()))
     if own != other:
-        raise UserError(f"{named[0].input_line} is for python -m {other}")
-    cfg = compose(config_name, [str(named[0].input_line)], return_hydra_config=True)
+        raise UserError(f"{chosen[0].input_line} is for python -m {other}")
+    cfg = compose(config_name, [str(chosen[0].input_line)], return_hydra_config=True)
     swept = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
     if swept and not multirun and not shown_only:
-        raise UserError(f"{named[0].input_line} is a sweep: add -m")
+        raise UserError(f"{chosen[0].input_line} is a sweep: add -m")
     return (swept if multirun else []) + overrides
 
 
@@ -135,13 +135,13 @@ def _module(config_name: str) -> str:
 
 
 def _meant_for(experiment: str) -> str:
-    """The command of an experiment, which its file names unless it is the main job."""
+    """Return the command of an experiment: the one that its file names, else the main job."""
     file = conf("experiment", f"{experiment}.yaml")
     if not file.is_file():
-        known = [path.stem for path in file.parent.glob("*.yaml")]
-        raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, known)}")
-    about = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return str(about.get("hydra", {}).get("job", {}).get("name", "harness"))
+        experiments = [path.stem for path in file.parent.glob("*.yaml")]
+        raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, experiments)}")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return str(content.get("hydra", {}).get("job", {}).get("name", "harness"))
 
 
 def _checked_jobs(
@@ -159,11 +159,11 @@ def _checked_jobs(
 
 
 def _check_launcher(overrides: list[Override], multirun: bool, launchers: Mapping[str, Callable[[], None]]) -> None:
-    """UserError unless this command can be launched so; lets Hydra find the launcher of the cluster."""
-    named = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
-    if other := named - {"basic", "slurm"}:
+    """Check that the command supports the launcher it was given, and register the launcher for Slurm."""
+    requested = {str(o.value()) for o in overrides if o.key_or_group == "hydra/launcher" and not o.is_sweep_override()}
+    if other := requested - {"basic", "slurm"}:
         raise UserError(f"unknown hydra/launcher={other.pop()}: slurm submits to a cluster, basic runs here")
-    if "slurm" not in named:
+    if "slurm" not in requested:
         return
     only_one("a sweep with hydra/launcher=slurm")
     if not launchers:

@@ -1,4 +1,4 @@
-"""The configuration of a run, typed, and everything that can be found wrong with it before torch is imported."""
+"""The typed configuration of a run, and the checks of it that need no torch."""
 
 import importlib.util
 import re
@@ -27,11 +27,11 @@ TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the instal
 
 @dataclass
 class ModelConfig:
-    """A checkpoint and how it is loaded.
+    """A checkpoint and how to load it.
 
-    Pixel limits are per image or video frame; null for a processor that has a resolution of its own. `unpack` is
-    LLaVA-OneVision-1.5's: "released" for what its weights were published with, "fixed" for what was meant. `device_map`
-    spreads a model that is larger than one GPU over all of them and, past those, the main memory, as accelerate does.
+    Pixel limits apply to an image or a video frame; null for a processor with a fixed resolution. `unpack` is for
+    LLaVA-OneVision-1.5: "released" is the published code, "fixed" is what that code intended. `device_map` spreads a
+    model over all GPUs and then over main memory, as accelerate does.
     """
 
     name: str = MISSING
@@ -51,9 +51,9 @@ class ModelConfig:
 
 @dataclass
 class TasksConfig:
-    """lmms-eval tasks, each with the metric that the tables show.
+    """lmms-eval tasks, each with the metric shown in tables.
 
-    None stands for the one in conf/metrics.yaml, or, for tasks without one there, the first that lmms-eval reports.
+    None stands for the metric in conf/tables/metrics.yaml; a task that is not there takes the first one of lmms-eval.
     """
 
     name: str = MISSING
@@ -83,22 +83,22 @@ class RunConfig:
 
     @property
     def pruned(self) -> bool:
-        """False for the unpruned model."""
+        """Whether tokens are removed; False for the unpruned model."""
         return bool(self.method["name"] != "none")
 
     @property
     def params(self) -> dict[str, Any]:
-        """The method's parameters, without its name."""
+        """The parameters of the method, without its name."""
         return {key: value for key, value in self.method.items() if key != "name"}
 
     @property
     def budget(self) -> Budget:
-        """How many visual tokens stay; all of them for the unpruned model."""
+        """How many visual tokens are kept; all of them for the unpruned model."""
         return Budget(keep=self.keep, tokens=self.tokens) if self.pruned else Budget(keep=1.0)
 
 
 def validate(cfg: DictConfig) -> RunConfig:
-    """Check a composed configuration and return it typed; UserError says in one line what to change."""
+    """Return a composed configuration as a `RunConfig`; UserError if a value is invalid."""
     try:
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
     except OmegaConfBaseException as error:
@@ -126,10 +126,10 @@ def validate(cfg: DictConfig) -> RunConfig:
 
 
 def shipped(path: str) -> Path:
-    """Return a path as a Path; `harness://x` lies inside the installed package.
+    """Resolve a path; `harness://x` lies inside the installed package.
 
-    A checkout has the folders of `TOP` at its top instead. The package is asked first, because a folder `conf` next to
-    an installed package belongs to somebody else.
+    In a checkout, the folders of `TOP` lie at the root of the repository. The package takes precedence, because a
+    folder `conf` next to an installed package belongs to another project.
     """
     if not path.startswith(SHIPPED):
         return Path(path).expanduser()
@@ -139,20 +139,20 @@ def shipped(path: str) -> Path:
 
 
 def conf(*parts: str) -> Path:
-    """Return a file of the configuration."""
+    """Return the path of a file or folder in conf/."""
     return shipped("/".join([f"{SHIPPED}conf", *parts]))
 
 
 @cache
 def _published() -> dict[str, str]:
-    """Task -> the metric that tables show, of lmms-eval's tasks and of the shipped suite."""
-    files = [conf("metrics.yaml"), conf("tasks", "pocket.yaml")]
+    """Map tasks of lmms-eval and of the pocket suite to the metrics that tables show."""
+    files = [conf("tables", "metrics.yaml"), conf("tasks", "pocket.yaml")]
     published, pocket = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     return {**published, **pocket["metrics"]}
 
 
 def is_data_root(value: Any) -> bool:
-    """True for a folder, a folder for each task, or nothing."""
+    """Tell whether a value is a folder, a mapping from tasks to folders, or None."""
     if isinstance(value, dict):
         return all(isinstance(item, str) for pair in value.items() for item in pair)
     return value is None or isinstance(value, str)
@@ -161,8 +161,8 @@ def is_data_root(value: Any) -> bool:
 def _check_budget(run: RunConfig) -> None:
     if not run.pruned:
         if run.tokens is not None or run.keep not in (None, 1.0):
-            given = f"keep={run.keep}" if run.tokens is None else f"tokens={run.tokens}"
-            raise UserError(f"method=none keeps every visual token: leave {given} out, or choose a method that prunes")
+            budget = f"keep={run.keep}" if run.tokens is None else f"tokens={run.tokens}"
+            raise UserError(f"method=none keeps every visual token: leave {budget} out, or choose a method that prunes")
         return
     if run.keep is not None and run.tokens is not None:
         raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
@@ -192,8 +192,8 @@ def _check_model(model: ModelConfig) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
         raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
     if model.device_map not in DEVICE_MAPS:
-        known = ", ".join(filter(None, DEVICE_MAPS))
-        raise UserError(f"model.device_map must be null or one of {known}, got {model.device_map}")
+        choices = ", ".join(filter(None, DEVICE_MAPS))
+        raise UserError(f"model.device_map must be null or one of {choices}, got {model.device_map}")
     if model.device_map is not None and model.device != "auto":
         raise UserError(f"model.device_map={model.device_map} chooses devices: leave model.device={model.device} out")
     if model.scorer is not None and not shipped(model.scorer).exists():

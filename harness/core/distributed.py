@@ -1,6 +1,6 @@
-"""The processes that `torchrun` or `accelerate launch` start for one run: who this one is, and what all of them know.
+"""The processes that `torchrun` or `accelerate launch` starts for one run.
 
-Each answers its share of the questions on a GPU of its own; the first one writes and scores.
+Each process answers its share of the questions on its own GPU; the first one writes and scores.
 """
 
 import atexit
@@ -17,15 +17,15 @@ from harness.core.errors import UserError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-MEET = timedelta(minutes=30)  # imports of a busy machine differ by minutes
-WAIT = timedelta(hours=24)  # for the slowest; a process that ended is noticed at once
+JOIN_TIMEOUT = timedelta(minutes=30)  # imports on a busy machine differ by minutes
+COLLECTIVE_TIMEOUT = timedelta(hours=24)  # for the slowest process; the end of a process is noticed at once
 OTHER_ENDED = "another process of this run has ended"
 Result = TypeVar("Result")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class Processes:
-    """This process (`rank`, and `local` on its machine) among the `count` of its launch."""
+    """This process, its global `rank` and `local` rank, among the `count` processes of the launch."""
 
     def __init__(self, rank: int = 0, local: int = 0, count: int = 1):
         self.rank, self.local, self.count = rank, local, count
@@ -33,33 +33,33 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """True for the process that writes, scores and reports."""
+        """Whether this process writes, scores and reports."""
         return self.rank == 0
 
     def gather(self, value: Any = None) -> list[Any]:
-        """What each process gives, in their order, once all have come here; UserError if one has ended."""
+        """Return the values of all processes in the order of ranks; UserError if a process has ended."""
         if self.count == 1:
             return [value]
         from torch import distributed
 
-        found = [None] * self.count
+        values = [None] * self.count
         with self._together():
-            distributed.all_gather_object(found, value)
-        return found
+            distributed.all_gather_object(values, value)
+        return values
 
     def sum(self, values: "Tensor") -> "Tensor":
-        """What the tensors of all processes add up to, once all have come here; UserError if one has ended."""
+        """Return the sum of the tensors of all processes; UserError if a process has ended."""
         if self.count == 1:
             return values
         from torch import distributed
 
-        found = values.cpu()  # gloo's place
+        total = values.cpu()  # gloo reduces on the CPU
         with self._together():
-            distributed.all_reduce(found)
-        return found.to(values.device)
+            distributed.all_reduce(total)
+        return total.to(values.device)
 
     def in_turn(self, call: Callable[[], Result]) -> Result:
-        """What `call` gives, which the first process makes before the others: it downloads what they then find."""
+        """Return `call()`, which the first process runs before the others: it downloads what they then find on disk."""
         if not self.first:
             self.gather()
         result = call()
@@ -68,39 +68,39 @@ class Processes:
         return result
 
     def tell(self, line: str) -> None:
-        """Print to stderr what went wrong, once for all processes: they often find the same, or end with the first."""
+        """Print a line to stderr from one process only, since an error often occurs in all of them."""
         if self.count == 1 or (self.first if self._store is None else self._is_first_to_tell()):
             print(line, file=sys.stderr, flush=True)
 
     def _is_first_to_tell(self) -> bool:
         try:
             return bool(self._store.add("told", 1) == 1)
-        except (RuntimeError, OSError):  # the process that kept the store is gone
+        except (RuntimeError, OSError):  # the process that holds the store has ended
             return self.rank == 1
 
     @contextmanager
     def _together(self) -> Iterator[None]:
         try:
-            self._meet()
+            self._join()
             yield
-        except (RuntimeError, OSError) as error:  # of gloo and of the store
+        except (RuntimeError, OSError) as error:  # from gloo or the store
             raise UserError(f"{OTHER_ENDED} ({one_line(error)[:120]}): see what it said") from error
 
-    def _meet(self) -> None:
-        """Join the others, and have lmms-eval and accelerate take this process for the only one from here on."""
+    def _join(self) -> None:
+        """Join the process group, and hide the launch from lmms-eval and accelerate, which see a single process."""
         if self._store is not None:
             return
         from torch import distributed
         from torch.distributed.rendezvous import rendezvous
 
         try:
-            store, rank, count = next(rendezvous("env://", timeout=MEET))
+            store, rank, count = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
         except ValueError as error:  # a variable is missing
             launcher = "start several processes with torchrun or accelerate launch"
             raise UserError(f"WORLD_SIZE={self.count}, but {one_line(error)}: {launcher}") from error
         gloo = distributed.PrefixStore("harness", store)
-        distributed.init_process_group("gloo", store=gloo, rank=rank, world_size=count, timeout=WAIT)
-        # Python would take the group apart after what its threads need, which now and then ends a process by a signal.
+        distributed.init_process_group("gloo", store=gloo, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+        # Without this, Python destroys what the threads of the group need first, and a signal may end the process.
         atexit.register(_leave)
         self._store = store
         for name in VARIABLES:
@@ -116,17 +116,17 @@ def _leave() -> None:
 
 @cache
 def launched() -> Processes:
-    """The processes of this launch, as the launcher's environment says; one without a launcher."""
+    """Return the processes of this launch from the environment; a single one without a launcher."""
     rank, local, count = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if not count.isdecimal() or int(count) < 2:
         return Processes()
-    found = Processes(*(int(text) if text.isdecimal() else 0 for text in (rank, local, count)))
-    if not found.first:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: one bar is enough
-    return found
+    processes = Processes(*(int(text) if text.isdecimal() else 0 for text in (rank, local, count)))
+    if not processes.first:
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it on import
+    return processes
 
 
 def only_one(command: str) -> None:
-    """UserError if several processes were launched."""
+    """Raise UserError if several processes were launched."""
     if (count := launched().count) > 1:
         raise UserError(f"{command} is one process, {count} were launched: start it without torchrun or accelerate")

@@ -1,4 +1,4 @@
-"""What a user can put right is one line on the screen, not a traceback."""
+"""Errors that a user can fix, shown in one line instead of a traceback."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error with its line breaks and runs of blanks folded."""
+    """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -25,7 +25,7 @@ def as_user_error(what: str) -> Iterator[None]:
 
 
 def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:
-    """The nearest of `names` and `more` as a question; when none is near, all `names` and how to list the others."""
+    """Suggest the names most similar to `name`; if none is similar, list `names` and say how to list `more`."""
     names, more = sorted(names), set(more)
     near = difflib.get_close_matches(name, sorted({*names, *more}), n=5, cutoff=0.5)
     near = [other for other in near if _likeness(name, other) > _likeness(name, near[0]) - 0.1]

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were before, and what is said when one cannot be written or read."""
+"""Read and write files: atomic writes, appends that succeed or change nothing, and one-line errors."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ from harness.core.errors import UserError, one_line
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A disk that is full, or gone, in one line."""
+    """Turn an OSError, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
-        then = "once that is put right, the same command goes on from here"
-        raise UserError(f"cannot write {path} ({error.strerror or one_line(error)}): {then}") from error
+        remedy = "once that is put right, the same command goes on from here"
+        raise UserError(f"cannot write {path} ({error.strerror or one_line(error)}): {remedy}") from error
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    """Write a file so that readers and crashes leave either the old or the new content, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
@@ -41,7 +41,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def append(file: Path, text: str) -> None:
-    """Add to the end of a file: all of the text or, if the disk is full, nothing."""
+    """Append to a file: the whole text or, if the disk is full, nothing."""
     with writing(file):
         size = file.stat().st_size if file.exists() else 0
         try:
@@ -56,35 +56,35 @@ def append(file: Path, text: str) -> None:
 
 
 def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
-    """A JSON object that has these keys; UserError if it is not that any more."""
+    """Read a JSON object with these keys; UserError if the file is unreadable or a key is missing."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}): {remedy}") from error
-    if not isinstance(found, dict) or not set(keys) <= found.keys():
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
-    return found
+    return content
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of its keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def slug(name: str) -> str:
-    """A name as one path component."""
+    """Return a name as a single path component."""
     return re.sub(r"[^\w.+-]+", "-", Path(name).name)
 
 
 def check_place(folder: Path, key: str = "runs") -> None:
-    """UserError unless `folder` can be made and written to; makes nothing."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not place.is_dir():
-        raise UserError(f"{key}={folder} cannot be made: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={folder} cannot be written: no permission in {place}")
+    """Raise UserError unless `folder` can be created and written to; creates nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{key}={folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder} cannot be written: no permission in {existing}")
 
 
 def to_json(value: Any) -> str:
-    """JSON for people and diffs: indented, ending in a newline; NaN is an error."""
+    """Return indented JSON that ends in a newline; NaN is an error."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

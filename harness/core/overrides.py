@@ -1,4 +1,4 @@
-"""Hydra's `key=value` arguments: read, composed into a configuration, and refused in one line."""
+"""Parse Hydra's `key=value` arguments and compose configurations from them, with one-line errors."""
 
 import atexit
 import os
@@ -22,14 +22,14 @@ VERSION_BASE = "1.3"
 
 
 def register_resolvers() -> None:
-    """Interpolations of conf/: the default share, the name of a folder, and a throw-away folder."""
+    """Register the interpolations of conf/: the default budget, the name of a folder, and a temporary folder."""
     OmegaConf.register_new_resolver("budget", _default_budget, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Hydra's reading of `key=value` arguments; UserError names the one that cannot be read or swept."""
+    """Parse `key=value` arguments; UserError names one that cannot be parsed or swept."""
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -43,23 +43,23 @@ def parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def compose(config_name: str, overrides: list[str], **how: bool) -> DictConfig:
-    """The configuration of one job; UserError names an unknown key or value in one line. `how`: as Hydra's compose."""
+def compose(config_name: str, overrides: list[str], **options: bool) -> DictConfig:
+    """Compose the configuration of one job; UserError names an unknown key. `options` go to Hydra's compose."""
     register_resolvers()
     try:
         with hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
-            return hydra.compose(config_name, overrides, **how)
+            return hydra.compose(config_name, overrides, **options)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
         if overrides and key and "not in struct" in str(error.__cause__):
-            known = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
-            raise UserError(f"unknown key {key}: {did_you_mean(key, known)}") from error
+            keys = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
+            raise UserError(f"unknown key {key}: {did_you_mean(key, keys)}") from error
         cause = f" ({first_paragraph(error.__cause__)})" if error.__cause__ else ""
         raise UserError(first_paragraph(error) + cause) from error
 
 
 def first_paragraph(error: BaseException) -> str:
-    """Return a message of Hydra without the search path and the hints that it appends after an empty line."""
+    """Return a Hydra error message without the search path and hints that follow its first paragraph."""
     paragraph = re.split(r"\n\s*\n|\nConfig search path", str(error).strip())[0]
     return " ".join(paragraph.split()) or type(error).__name__
 
@@ -74,7 +74,7 @@ def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
 
 
 def _default_budget(tokens: Any, method: str, share: float) -> float | None:
-    """A count of tokens replaces the default share; the unpruned model has no budget."""
+    """Return the default share; None if a token count is given, or for the unpruned model."""
     return None if tokens is not None or method == "none" else share
 
 

@@ -1,4 +1,4 @@
-"""Where the file of an lmms-eval task lies, without importing lmms-eval, which is slow."""
+"""Find the YAML files of lmms-eval tasks without importing lmms-eval, which is slow."""
 
 import json
 import os
@@ -11,60 +11,60 @@ from harness.core.config import shipped
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest, write_atomic
 
-# Tasks of ours -> the task of lmms-eval from which they differ in their scorer alone
+# Tasks of ours -> the lmms-eval task from which only their scoring differs
 DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
 TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 
 def task_file(name: str, include: str | None) -> Path:
-    """The file of a known task."""
+    """Return the file of a task that exists."""
     local = task_files(shipped(include)) if include else {}
     return {**lmms_eval_tasks(), **local}[name]
 
 
 @cache
 def task_files(folder: Path) -> dict[str, Path]:
-    """Task name -> yaml file for every lmms-eval task below `folder`; read as text: importing lmms-eval is slow."""
-    found = {}
+    """Map the names of all tasks below `folder` to their YAML files, which are read as text."""
+    tasks = {}
     for root, _, files in os.walk(folder):
         for file in sorted(files):
             if file.endswith(".yaml"):
                 path = Path(root, file)
                 match = TASK_LINE.search(_text(path))
                 if match:
-                    found[match[1]] = path
-    return found
+                    tasks[match[1]] = path
+    return tasks
 
 
 @cache
 def lmms_eval_tasks() -> dict[str, Path]:
-    """The tasks that come with lmms-eval, and those of ours that are one of them but for the scorer."""
+    """Map the tasks of lmms-eval, and ours in `DERIVED`, to their YAML files."""
     spec = find_spec("lmms_eval")
     if spec is None or spec.origin is None:
         raise UserError("lmms-eval is not installed: install the harness with its dependencies")
-    found = _indexed(Path(spec.origin).parent / "tasks")
-    return {**{name: found[base] for name, base in DERIVED.items() if base in found}, **found}
+    tasks = _indexed(Path(spec.origin).parent / "tasks")
+    return {**{name: tasks[base] for name, base in DERIVED.items() if base in tasks}, **tasks}
 
 
 def _indexed(folder: Path) -> dict[str, Path]:
-    """Return `task_files(folder)` from an index on disk, which is made again when a file came, went or changed."""
-    seen = []
+    """Return `task_files(folder)` from an index on disk, which is rebuilt when a file is added, removed or changed."""
+    stamps = []
     for root, _, files in os.walk(folder):
         for file in (os.path.join(root, name) for name in files if name.endswith(".yaml")):
             status = os.stat(file)
-            seen.append((file, status.st_mtime_ns, status.st_size))
+            stamps.append((file, status.st_mtime_ns, status.st_size))
     cache_root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    index = cache_root / "harness" / f"tasks-{digest(sorted(seen))[:16]}.json"
+    index = cache_root / "harness" / f"tasks-{digest(sorted(stamps))[:16]}.json"
     try:
         return {name: folder / file for name, file in json.loads(index.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError):
-        pass  # not made yet, or damaged
+        pass  # missing or damaged: rebuilt below
     tasks = task_files(folder)
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(index, json.dumps({name: str(path.relative_to(folder)) for name, path in tasks.items()}))
     except (OSError, UserError):
-        pass  # a home that cannot be written costs time, nothing else
+        pass  # without a writable home, every process rebuilds the index
     return tasks
 
 

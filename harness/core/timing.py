@@ -1,4 +1,4 @@
-"""Where the time of a run goes: every moment belongs to the stage that was entered last and not left yet."""
+"""Measure the stages of a run: time counts for the innermost stage that is open."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MEANINGS = {
     "load": "the model from the disk",
     "data": "questions from the tasks, pixels from their images, tokens to words, answers to the disk",
     "vision": "the vision tower, with what methods read in it",
-    "llm": "all that generates beside it: projector, selection, language model",
+    "llm": "the rest of generation: projector, selection, language model",
     "verify": "the first questions once more, without the cache, to prove the decoding",
     "scoring": "lmms-eval around the answers",
 }
 
 
 class Stages:
-    """Seconds by the names in MEANINGS."""
+    """The seconds spent in each stage of MEANINGS."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = dict.fromkeys(MEANINGS, 0.0)
@@ -31,18 +31,18 @@ class Stages:
         self._since = 0.0
 
     def enter(self, stage: str) -> None:
-        """Let the time from here on be this stage's."""
+        """Start a stage; the surrounding one pauses."""
         self._settle()
         self._open.append(stage)
 
     def leave(self) -> None:
-        """Let it be again that of the stage around this one, if there is one."""
+        """End the innermost stage; the surrounding one continues."""
         self._settle()
         self._open.pop()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Enter a stage for the length of a block."""
+        """Measure a block as a stage."""
         self.enter(stage)
         try:
             yield
@@ -51,7 +51,7 @@ class Stages:
 
     @contextmanager
     def watching(self, stage: str, module: nn.Module) -> Iterator[None]:
-        """Let the passes through `module` be a stage within the block."""
+        """Measure forward passes of `module` as a stage within the block."""
 
         def before(module: nn.Module, args: object) -> None:
             _wait()
@@ -76,7 +76,7 @@ class Stages:
 
 
 def _wait() -> None:
-    """A GPU works behind the host's clock."""
+    """Wait for the GPU, which runs asynchronously to the host."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -85,7 +85,7 @@ def _wait() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Turn off garbage collection while large libraries are imported, which takes a fifth less time."""
+    """Turn off garbage collection while large libraries are imported."""
     gc.disable()
     try:
         yield

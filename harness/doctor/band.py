@@ -13,7 +13,7 @@ from harness.results.method_groups import BASELINE
 def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
     """Unpruned runs below `runs` against the published scores in `folder`: a finding per model and benchmark.
 
-    The band is the published score, and `band` of conf/paper.yaml in percent of the benchmark's full scale either way.
+    The band is the published score plus or minus `band` of conf/tables/paper.yaml, in percent of the full scale.
     """
     from harness.results import paper
     from harness.results.frames import read_scores

@@ -1,4 +1,4 @@
-"""The embedded model and benchmark suite: small enough for two CPU cores, trained, and run like any other model."""
+"""The embedded models and their benchmark suite: trained, small enough for two CPU cores, used like any other model."""
 
 import random
 from pathlib import Path
@@ -10,5 +10,5 @@ TASKS = HOME / "tasks"
 
 
 def order(n: int) -> list[int]:
-    """In which order a task asks its `n` rows, so that the first few are like the rest: some files are sorted."""
+    """Return a fixed shuffle of `n` rows, so that the first few are representative: some files are sorted."""
     return random.Random(n).sample(range(n), n)

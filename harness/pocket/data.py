@@ -1,13 +1,14 @@
 """Draw the pocket suite: `python -m harness.pocket.data` writes `tasks/data/*.parquet`.
 
-Its seeds are never used in training. Answers are balanced, so that chance is known: 1/2 on yes/no and on order, 1/4 on
-options, 1/5 on counts.
+Its seeds are never used in training. Answers are balanced, so that the chance level is known: 1/2 for yes/no and for
+order, 1/4 for options, 1/5 for counts.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,11 @@ import pandas as pd
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 
-from harness.pocket import TASKS
-from harness.pocket.recipe import easyvqa
-from harness.pocket.recipe.scenes import KINDS, Question, Scene, bars
-from harness.pocket.recipe.vocab import COLORS
+from harness.pocket import TASKS, easyvqa
+from harness.pocket.draw import OTHER_SEED, SUITE_SEED, scene_at
+from harness.pocket.scenes import Question, Scene, bars
+from harness.pocket.words import COLORS
 
-SUITE_SEED, OTHER_SEED = 3, 4  # harness.pocket.train draws from 1 (training) and 2 (probes)
 ROWS = 240
 EASY_VQA_ROWS = 500
 
@@ -32,40 +32,37 @@ def _png(image: Pillow.Image) -> dict[str, bytes | None]:
 
 
 def _scenes(kind: str, seed: int = SUITE_SEED) -> Iterator[Scene]:
-    index = 0
-    while True:
-        yield KINDS[kind](np.random.default_rng([seed, list(KINDS).index(kind), index]))
-        index += 1
+    return (scene_at(kind, seed, index) for index in count())
 
 
 def _balanced(kind: str, task: str, rows: int, answers: tuple[str, ...] = ()) -> list[tuple[Scene, Question]]:
-    """The first scenes whose question on the task still has room: equally many of each of the answers, if given."""
-    room = dict.fromkeys(answers, rows // max(1, len(answers)))
-    taken: list[tuple[Scene, Question]] = []
+    """Return the first questions of a task; with `answers`, equally many for each answer."""
+    missing = dict.fromkeys(answers, rows // max(1, len(answers)))
+    selected: list[tuple[Scene, Question]] = []
     for scene in _scenes(kind):
         for question in [q for q in scene.questions if q.task == task][:2]:
-            if len(taken) < rows and (not answers or room.get(question.answer, 0) > 0):
-                taken.append((scene, question))
+            if len(selected) < rows and (not answers or missing.get(question.answer, 0) > 0):
+                selected.append((scene, question))
                 if answers:
-                    room[question.answer] -= 1
-                break  # one question a picture
-        if len(taken) == rows:
-            return taken
+                    missing[question.answer] -= 1
+                break  # one question for each picture
+        if len(selected) == rows:
+            return selected
     raise AssertionError("unreachable: scenes are endless")
 
 
 def existence() -> list[tuple[Scene, Question]]:
-    """Yes/no, half and half."""
+    """Half of the answers are yes, half no."""
     return _balanced("objects", "existence", ROWS, ("yes", "no"))
 
 
 def attributes() -> list[tuple[Scene, Question]]:
-    """Four options, each letter as often."""
+    """Four options, each equally often."""
     return _balanced("objects", "attributes", ROWS, ("A", "B", "C", "D"))
 
 
 def counting() -> list[tuple[Scene, Question]]:
-    """Counts one to five, each as often."""
+    """Counts from one to five, each equally often."""
     return _balanced("counting", "counting", ROWS, tuple("12345"))
 
 
@@ -80,39 +77,39 @@ def documents() -> list[tuple[Scene, Question]]:
 
 
 def charts() -> list[tuple[Scene, Question]]:
-    """Bars of random tables; every third question asks for the highest or lowest bar."""
-    taken = []
+    """Bar charts of random tables; every third question asks for the highest or lowest bar."""
+    selected = []
     for i, scene in zip(range(ROWS), _scenes("chart"), strict=False):
         ranked = [q for q in scene.questions if q.text.startswith("Which")]
         valued = [q for q in scene.questions if q.text.startswith("What")]
         pool = ranked if i % 3 == 0 and ranked else valued
-        taken.append((scene, pool[i % len(pool)]))
-    return taken
+        selected.append((scene, pool[i % len(pool)]))
+    return selected
 
 
 def video() -> list[tuple[Scene, Question]]:
-    """Both readings of each clip."""
-    taken: list[tuple[Scene, Question]] = []
+    """Both orders of the options for each clip."""
+    selected: list[tuple[Scene, Question]] = []
     for scene in _scenes("video"):
-        taken += [(scene, question) for question in scene.questions if question.task == "video"]
-        if len(taken) >= ROWS:
-            return taken[:ROWS]
+        selected += [(scene, question) for question in scene.questions if question.task == "video"]
+        if len(selected) >= ROWS:
+            return selected[:ROWS]
     raise AssertionError("unreachable: scenes are endless")
 
 
 def easy_vqa() -> list[tuple[Scene, Question]]:
-    """The first test pictures of easy-VQA with their first questions."""
-    taken: list[tuple[Scene, Question]] = []
+    """The first test images of easy-VQA with their first two questions."""
+    selected: list[tuple[Scene, Question]] = []
     position = 0
-    while len(taken) < EASY_VQA_ROWS:
+    while len(selected) < EASY_VQA_ROWS:
         scene = easyvqa.easyvqa_scene("test", position)
-        taken += [(scene, question) for question in scene.questions[:2]]
+        selected += [(scene, question) for question in scene.questions[:2]]
         position += 1
-    return taken[:EASY_VQA_ROWS]
+    return selected[:EASY_VQA_ROWS]
 
 
 def vega_tables() -> list[list[int]]:
-    """Rows of real tables as lists of three to five whole numbers below 1,000."""
+    """Return rows of real tables, with three to five whole numbers below 1,000 each."""
     from vega_datasets import local_data
 
     crimea, wheat, barley = local_data("crimea"), local_data("wheat"), local_data("barley")
@@ -133,24 +130,24 @@ def vega_tables() -> list[list[int]]:
 
 
 def vega() -> list[tuple[Scene, Question]]:
-    """Real tables of vega-datasets drawn as bar charts, two questions each."""
+    """Bar charts of real tables from vega-datasets, with two questions each."""
     rng = np.random.default_rng([SUITE_SEED, 99])
-    taken: list[tuple[Scene, Question]] = []
+    selected: list[tuple[Scene, Question]] = []
     tables = vega_tables()
     for i in range(ROWS // 2):
         row = tables[i % len(tables)]
         colors = [list(COLORS)[j] for j in rng.permutation(len(COLORS))[: len(row)]]
         scene = bars(rng, row, colors)
         order = rng.permutation(len(scene.questions))[:2]
-        taken += [(scene, scene.questions[j]) for j in order]
-    return taken
+        selected += [(scene, scene.questions[j]) for j in order]
+    return selected
 
 
 def others() -> list[tuple[Scene, Question]]:
-    """Pictures for what a method has to learn from images that are not evaluated: no part of the suite."""
+    """Images for methods that learn from data, such as D2Pruner's prior; not part of the suite."""
     kinds = ("objects", "counting", "text", "document", "chart")
-    drawn = [scene for kind in kinds for _, scene in zip(range(24), _scenes(kind, OTHER_SEED), strict=False)]
-    return [(scene, scene.questions[0]) for scene in drawn]
+    scenes = [scene for kind in kinds for _, scene in zip(range(24), _scenes(kind, OTHER_SEED), strict=False)]
+    return [(scene, scene.questions[0]) for scene in scenes]
 
 
 SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
@@ -168,7 +165,7 @@ SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
 
 
 def write(folder: Path) -> None:
-    """One parquet file a task, in the `datasets` image layout."""
+    """Write a parquet file for each task, in the image layout of `datasets`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, build in SUITE.items():
         visual = {"frames": Sequence(Image())} if name == "video" else {"image": Image()}

@@ -1,4 +1,4 @@
-"""Questions for learning a scorer of a pocket model: scenes drawn from a seed that neither suite nor probes use."""
+"""Questions for training the scorer of a pocket model, from a seed that neither the suite nor the probes use."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Collection
 import numpy as np
 
 from harness.core.errors import UserError
-from harness.pocket.recipe.decoder import BANK_SHARE
-from harness.pocket.recipe.learner import TRAIN_SEED, scene_at
+from harness.pocket.draw import SHARES, TRAIN_SEED, scene_at
 from harness.train.conversations import Example
 
 SEED = TRAIN_SEED + 20
 
 
-class Drawn:
-    """`count` scenes of the kinds that the suite asks about, and easy-VQA's training pictures."""
+class DrawnQuestions:
+    """A sequence of `count` scenes of the kinds in the suite, easy-VQA's training images included."""
 
     def __init__(self, count: int, shown: Collection[str]) -> None:
-        kinds = {kind: times for kind, times in BANK_SHARE.items() if kind != "video" or "video" in shown}
+        kinds = {kind: times for kind, times in SHARES.items() if kind != "video" or "video" in shown}
         self._kinds = [kind for kind, times in kinds.items() for _ in range(times)]
         self._count = count
         self.digest = f"pocket {SEED} {count} {len(self._kinds)}"
@@ -27,7 +26,7 @@ class Drawn:
         return self._count
 
     def draw(self, index: int, rng: np.random.Generator) -> Example:
-        """One of the questions about a scene."""
+        """Return one of the questions about a scene."""
         try:
             scene = scene_at(self._kinds[index % len(self._kinds)], SEED, index)
         except ModuleNotFoundError as error:

@@ -1,61 +1,19 @@
 """Train a pocket model: `python -m harness.pocket.train [--model pocket_llava] [--work DIR] [--stage STAGE]`.
 
-1. vision: the tower names what lies at each 28-px token. Targets are words, scored against their rows of the language
-   model's own (random) embedding table, so that a visual token becomes the sum of the words that describe it.
-2. tokens: the same by squared error, so that a word that is not there leaves nothing in the token.
-3. language: the tower is frozen, its tokens computed once; the decoder, started as look-ups
-   (`recipe.attention_init`), learns to answer, many questions a picture.
-4. export: the weights that ship, for which `python -m harness.train` then learns a scorer.
-
-Seeds are fixed, every stage writes checkpoints and goes on from the last one.
+The recipe lies in `harness/pocket/recipe` of the repository and is no part of an installed package.
 """
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-import torch
-
-from harness.pocket.recipe.clip import LlavaPocket
-from harness.pocket.recipe.decoder import train_language
-from harness.pocket.recipe.learner import Pocket
-from harness.pocket.recipe.tower import train_tokens, train_vision
-
-
-def export(pocket: Pocket) -> None:
-    """Model and processor in the folder that `model=pocket` loads; halves are exact enough and half the size."""
-    pocket.load("tokens")
-    pocket.settle_tokens()
-    pocket.load("language")
-    pocket.model.set_attn_implementation("sdpa")
-    pocket.model.half().save_pretrained(pocket.weights)
-    pocket.processor.save_pretrained(pocket.weights)
+import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the stages that are left."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
-    parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
-    parser.add_argument("--stage", choices=("vision", "tokens", "language", "export"), help="one stage only")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--vision-steps", type=int, default=3000)
-    parser.add_argument("--token-steps", type=int, default=400)
-    parser.add_argument("--language-steps", type=int, default=5000)
-    parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
-    args = parser.parse_args()
-    pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(
-        args.work or Path(f"results/runs/{args.model}-training"), args.device
-    )
-    if args.stage in (None, "vision"):
-        train_vision(pocket, args.vision_steps)
-    if args.stage in (None, "tokens"):
-        train_tokens(pocket, args.token_steps)
-    if args.stage in (None, "language"):
-        train_language(pocket, args.language_steps, args.pictures)
-    if args.stage in (None, "export"):
-        export(pocket)
+    """Run the stages of the recipe that are left."""
+    if find_spec("harness.pocket.recipe") is None:
+        sys.exit("error: harness.pocket.train needs a checkout of the repository: the package ships without the recipe")
+    from harness.pocket.recipe import stages
+
+    stages.main()
 
 
 if __name__ == "__main__":

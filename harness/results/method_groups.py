@@ -1,4 +1,4 @@
-"""What kind of method each is and what tables call it: conf/groups.yaml, read once."""
+"""What kind of method each is and what tables call it: conf/tables/groups.yaml, read once."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ OTHER = "other"
 @cache
 def groups() -> dict[str, dict[str, str]]:
     """Group of methods -> its members and their names in tables, in the order of tables."""
-    found: dict[str, dict[str, str]] = yaml.safe_load(conf("groups.yaml").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, str]] = yaml.safe_load(conf("tables", "groups.yaml").read_text(encoding="utf-8"))
     return found
 
 
@@ -25,13 +25,13 @@ def group_of(method: str) -> str:
 
 
 def group_rank(group: str) -> int:
-    """Place of a group in tables: the baseline's, those of conf/groups.yaml, others."""
+    """Place of a group in tables: the baseline's, those of conf/tables/groups.yaml, others."""
     order = ["", *groups()]
     return order.index(group) if group in order else len(order)
 
 
 def title_of(method: str) -> str:
-    """A method's name in tables; its own if conf/groups.yaml has none."""
+    """A method's name in tables; its own if conf/tables/groups.yaml has none."""
     if method == BASELINE:
         return "Unpruned"
     return next((members[method] for members in groups().values() if method in members), method)

@@ -1,4 +1,4 @@
-"""The published tables (arXiv 2602.13315), and our runs beside them: conf/paper.yaml says what is what."""
+"""The published tables (arXiv 2602.13315), and our runs beside them: conf/tables/paper.yaml says what is what."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ TOLERANCE = 0.01 + 1e-9  # of published averages, which have two digits
 
 @cache
 def facts() -> dict[str, Any]:
-    """conf/paper.yaml."""
-    found: dict[str, Any] = yaml.safe_load(conf("paper.yaml").read_text(encoding="utf-8"))
+    """conf/tables/paper.yaml."""
+    found: dict[str, Any] = yaml.safe_load(conf("tables", "paper.yaml").read_text(encoding="utf-8"))
     return found
 
 

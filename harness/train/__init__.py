@@ -1,1 +1,1 @@
-"""Learning a VisionSelector scorer (arXiv 2510.16598) on a frozen model: see `harness.train`."""
+"""Train a VisionSelector scorer (arXiv 2510.16598) on a frozen model: `python -m harness.train`."""

@@ -1,8 +1,9 @@
-"""Learn a VisionSelector scorer for a model that stays as it is: python -m harness.train model=pocket.
+"""Train a VisionSelector scorer for a frozen model: python -m harness.train model=pocket.
 
-The scorer of arXiv 2510.16598, by its recipe: visual tokens faded by DiffTopK of its logits, the language model's loss
-on answers, and a term that drives the mask to 0 and 1. Killed, the same command goes on; torchrun and accelerate launch
-share its batches among GPUs. A run takes the result as model.scorer=FOLDER.
+The scorer and its recipe are those of arXiv 2510.16598: visual tokens are scaled by DiffTopK of the scorer's logits.
+The loss is that of the language model on answers, plus a term that drives the mask to 0 and 1. An interrupted command
+resumes when it is repeated. torchrun and accelerate launch split each batch over GPUs. Runs use the result as
+model.scorer=FOLDER.
 """
 
 import json
@@ -28,52 +29,52 @@ if TYPE_CHECKING:
     from harness.models.scorer import VisionSelectorScorer
     from harness.train.conversations import Source
 
-POCKET = "pocket"  # data that is drawn instead of read
-POCKET_SOURCE = "harness.pocket.questions:Drawn"  # by address: nothing here depends on the embedded models
+POCKET = "pocket"  # data=pocket: questions are drawn instead of read from a file
+POCKET_SOURCE = "harness.pocket.questions:DrawnQuestions"  # an address: this room imports no embedded model
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """As in the main job; a recipe that there is not is refused, since most models have none of their own."""
-    known = [file.stem for file in conf("recipe").glob("*.yaml")]
+    """Prepare overrides as the main job does, and refuse an unknown recipe, which Hydra would ignore."""
+    recipes = [file.stem for file in conf("recipe").glob("*.yaml")]
     for override in parse(overrides):
-        if override.key_or_group == "recipe" and not override.is_sweep_override() and override.value() not in known:
-            raise UserError(f"unknown recipe {override.value()}: {did_you_mean(str(override.value()), known)}")
+        if override.key_or_group == "recipe" and not override.is_sweep_override() and override.value() not in recipes:
+            raise UserError(f"unknown recipe {override.value()}: {did_you_mean(str(override.value()), recipes)}")
     return run.prepare(overrides)
 
 
 def main(cfg: DictConfig) -> None:
-    """Train, or go on, and say what the scorer is worth on conversations that were held out."""
+    """Train or resume, and report the accuracy on held-out conversations."""
     from harness.models import adapter_for
     from harness.models.loading import load
     from harness.train.loop import Training
-    from harness.train.state import Place, draw
+    from harness.train.state import TrainingFolder, plot
 
     config, recipe, processes = validate(_run(cfg)), Recipe.of(cfg), launched()
     loaded = load(config.model, processes.in_turn(lambda: checkpoint.download(config.model)))
     adapter = adapter_for(loaded.model)
     source = _source(cfg, adapter.media)
     scorer = _scorer(config, recipe, adapter.hidden_size).to(loaded.device)
-    place = Place(Path(str(cfg.out)))
-    processes.in_turn(lambda: place.begin(anew=bool(cfg.force)))
+    folder = TrainingFolder(Path(str(cfg.out)))
+    processes.in_turn(lambda: folder.create(restart=bool(cfg.force)))
     training = Training(loaded, adapter, scorer, source, recipe, processes)
-    training.run(place, _settings(config, recipe, source, loaded.folder))
+    training.run(folder, _settings(config, recipe, source, loaded.folder))
     if not processes.first:
         return
-    picture = draw(place.curve, f"{config.model.name}: {training.steps} steps of {recipe.batch}", recipe.keep)
+    image = plot(folder.curve, f"{config.model.name}: {training.steps} steps of {recipe.batch}", recipe.keep)
     first, last = training.curve[0], training.curve[-1]
     print(f"right answers of {recipe.valid} held out, pruned to {recipe.keep:g}: ", end="")
     print(f"{first['pruned_accuracy']:.1%} untrained, {last['pruned_accuracy']:.1%} after {training.steps} steps")
     print(f"python -m harness method=visionselector keep={recipe.keep:g} model={config.model.name} ", end="")
-    print(f"model.scorer={place.scorer}")
-    report = {"scorer": str(place.scorer), "curve": str(place.curve), "plot": str(picture), "model": config.model.name}
+    print(f"model.scorer={folder.scorer}")
+    report = {"scorer": str(folder.scorer), "curve": str(folder.curve), "plot": str(image), "model": config.model.name}
     print(json.dumps(report | {name: round(value, 6) for name, value in last.items()}), flush=True)
 
 
 def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
     if cfg.data == POCKET:
         module, _, name = POCKET_SOURCE.partition(":")
-        drawn: Source = getattr(import_module(module), name)(cfg.limit, shown)
-        return drawn
+        source: Source = getattr(import_module(module), name)(cfg.limit, shown)
+        return source
     from harness.train.conversations import Conversations
 
     media = None if cfg.media is None else Path(str(cfg.media)).expanduser()
@@ -81,7 +82,7 @@ def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
 
 
 def _scorer(config: RunConfig, recipe: Recipe, width: int) -> "VisionSelectorScorer":
-    """A scorer of random weights, or the one to go on from."""
+    """Return the scorer to start from: model.scorer, else one with random weights."""
     import torch
 
     from harness.models.scorer import VisionSelectorScorer, load_scorer
@@ -93,23 +94,23 @@ def _scorer(config: RunConfig, recipe: Recipe, width: int) -> "VisionSelectorSco
 
 
 def _settings(config: RunConfig, recipe: Recipe, source: "Source", folder: Path) -> dict[str, Any]:
-    """What a training that is continued must have in common with its beginning."""
-    model, begun = config.model, config.model.scorer
+    """Return the settings that must not change when a training is resumed."""
+    model, scorer = config.model, config.model.scorer
     loading = {f"model.{key}": getattr(model, key) for key in ("dtype", "min_pixels", "max_pixels", "max_frames")}
-    start = {"model.scorer": None if begun is None else checkpoint.fingerprint(shipped(begun))}
+    start = {"model.scorer": None if scorer is None else checkpoint.fingerprint(shipped(scorer))}
     data = {"data": source.digest, "conversations": len(source)}
     return {"model": checkpoint.weights_fingerprint(folder), **loading, **start, **data, **asdict(recipe)}
 
 
 def _run(cfg: DictConfig) -> DictConfig:
-    """The run that would use the scorer, which is checked like any other."""
+    """Return a run that would use the scorer, so that it is checked as any other run."""
     unused = {"name": "train", "metrics": {"train": None}}
     method = {"name": "visionselector"}
     return OmegaConf.create({"method": method, "model": cfg.model, "keep": cfg.keep, "tasks": unused})
 
 
 def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong without importing torch."""
+    """Check everything that does not need torch."""
     recipe, config = Recipe.of(cfg), validate(_run(cfg))
     if cfg.data is None:
         raise UserError("data is null: pass a .json or .jsonl of conversations about images, as LLaVA's; see --help")
@@ -126,7 +127,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_family(cfg: DictConfig) -> None:
-    """A model that cannot be pruned by a scorer is refused from its config.json alone."""
+    """Refuse a model that a scorer cannot prune; reads its config.json only."""
     run.check_family(run.locate(validate(_run(cfg))))
 
 

@@ -1,4 +1,4 @@
-"""Questions with their answers as one batch that a model reads in a single pass."""
+"""Batches of questions with their answers, for a single forward pass."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompts and answers, all of which end in the last column: [B, S] tokens, of which `labels` [B, A] are learned."""
+    """Left-padded prompts with answers, [B, S] tokens; the last A are the answers, with `labels` [B, A]."""
 
     inputs: Mapping[str, Any]
     labels: Tensor  # IGNORE in front of shorter answers
 
     @property
     def answered(self) -> int:
-        """The number of tokens to learn."""
+        """The number of answer tokens."""
         return int((self.labels != IGNORE).sum())
 
 
 def to_batch(loaded: Loaded, examples: Sequence[Example]) -> Batch:
-    """Encode `examples` for the model, each answer with the token that ends a turn."""
+    """Encode examples for the model; every answer ends with the end-of-turn token."""
     processor, limits = loaded.processor, limits_of(loaded.processor, loaded.config)
     inputs = to_inputs(processor, [example.messages for example in examples], limits)
     end, pad = _end(loaded.model), processor.tokenizer.pad_token_id
     encoded = [processor.tokenizer(e.answer, add_special_tokens=False)["input_ids"] for e in examples]
     answers = [torch.tensor([*ids, end]) for ids in encoded]
     longest = max(map(len, answers))
-    # On the right, where a pruned batch is aligned, too.
+    # Aligned on the right, as pruned batches are.
     shifted = {
         name: torch.stack(
             [
-                F.pad(torch.cat([row, _behind(name, answer)]), (longest - len(answer), 0), value=_padding(name, pad))
+                F.pad(torch.cat([row, _extension(name, answer)]), (longest - len(answer), 0), value=_padding(name, pad))
                 for row, answer in zip(inputs[name], answers, strict=True)
             ]
         )
@@ -55,15 +55,15 @@ def to_batch(loaded: Loaded, examples: Sequence[Example]) -> Batch:
     return Batch(inputs.to(loaded.device), labels.to(loaded.device))
 
 
-def read(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of the answers, and whether each is what greedy decoding would say [B]."""
+def answer_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the answers, and whether greedy decoding gives each of them [B]."""
     logits = model(**batch.inputs, use_cache=False, logits_to_keep=batch.labels.shape[1] + 1).logits[:, :-1].float()
     labels = batch.labels.to(logits.device)
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="sum")
     return loss, ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1)
 
 
-def _behind(name: str, answer: Tensor) -> Tensor:
+def _extension(name: str, answer: Tensor) -> Tensor:
     value = TOKEN_INPUTS[name]
     return answer if value is None else torch.full_like(answer, value)
 
@@ -73,6 +73,6 @@ def _padding(name: str, pad: int) -> int:
 
 
 def _end(model: Any) -> int:
-    """The token that ends an answer; a model may stop at several, of which the first ends a turn."""
+    """Return the token that ends an answer: of several end tokens, the first one ends a turn."""
     end = model.generation_config.eos_token_id
     return int(end[0] if isinstance(end, list) else end)

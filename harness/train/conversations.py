@@ -1,9 +1,9 @@
-"""What a scorer learns from: questions about images, with answers, in the JSON that LLaVA made common.
+"""Training data of a scorer: conversations about images, in the JSON format of LLaVA.
 
 [{"image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                         {"from": "gpt", "value": "A cat."}, ...]}, ...]
 
-`image` and `video` are a path or a list of paths, which take the places of <image> and <video> in order.
+`image` and `video` are a path or a list of paths; they replace <image> and <video> in order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.models.checkpoint import content_digest
 from harness.models.preprocessing import Message
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-_PLACE = re.compile(r"\s*<(image|video)>\s*")
+_PLACEHOLDER = re.compile(r"\s*<(image|video)>\s*")
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class Example:
 
 
 class Source(Protocol):
-    """Numbered conversations."""
+    """A sequence of conversations."""
 
     @property
     def digest(self) -> str:
-        """What they are, for telling whether a training goes on with the same."""
+        """A digest of the content: a training resumes only with the same data."""
 
     def __len__(self) -> int: ...
 
     def draw(self, index: int, rng: np.random.Generator) -> Example:
-        """One of the answers of a conversation, drawn if it has several."""
+        """Return a conversation up to one of its answers, which `rng` chooses."""
 
 
 class Conversations:
-    """The conversations of a JSON or JSON-lines file; images lie in `media`, or beside the file."""
+    """The conversations of a JSON or JSON-lines file; images lie in `media`, or next to the file."""
 
     def __init__(self, file: Path, media: Path | None, shown: Collection[str], limit: int | None = None) -> None:
         self._conversations = [
@@ -60,30 +60,30 @@ class Conversations:
         return len(self._conversations)
 
     def draw(self, index: int, rng: np.random.Generator) -> Example:
-        """One of the answers of a conversation; those before it are shown with their questions."""
+        """Return a conversation up to one of its answers, with the turns before it."""
         messages = self._conversations[index]
-        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        place = answers[int(rng.integers(len(answers)))]
-        return Example(messages[:place], messages[place]["content"][0]["text"])
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        answer = answers[int(rng.integers(len(answers)))]
+        return Example(messages[:answer], messages[answer]["content"][0]["text"])
 
 
 def _records(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8")
-        found = (
+        records = (
             [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
         )
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read data={file} ({one_line(error)}): pass a .json or .jsonl of conversations"
         ) from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(records, list) or not records:
         raise UserError(f"data={file} is no list of conversations: see python -m harness.train --help")
-    return found
+    return records
 
 
 def _conversation(record: Any, name: str, media: Path, shown: Collection[str]) -> list[Message]:
-    """The messages of one record; UserError if it is none that ends in an answer and shows something."""
+    """Return the messages of a record; UserError unless it shows an image or video and ends in an answer."""
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not all(isinstance(t, dict) and {"from", "value"} <= t.keys() for t in turns):
         raise UserError(f"{name} has no conversations, a list of {{from, value}}")
@@ -111,8 +111,8 @@ def _check_turns(messages: list[Message], name: str) -> None:
         raise UserError(f"{name} shows nothing in its first turn: a scorer learns from questions about images")
 
 
-def _files(given: Any, media: Path, name: str) -> list[str]:
-    paths = [media / str(path) for path in ([given] if isinstance(given, str) else given or [])]
+def _files(value: Any, media: Path, name: str) -> list[str]:
+    paths = [media / str(path) for path in ([value] if isinstance(value, str) else value or [])]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{name} shows {path}, which does not exist: media= is the folder that paths start from")
@@ -120,10 +120,10 @@ def _files(given: Any, media: Path, name: str) -> list[str]:
 
 
 def _content(text: str, files: dict[str, list[str]], name: str) -> list[Message]:
-    """The parts of one turn, the next of `files` in each of its places."""
+    """Split a turn into text and media; each placeholder takes the next of `files`."""
     parts: list[Message] = []
-    for place, piece in enumerate(_PLACE.split(text)):
-        if place % 2:
+    for position, piece in enumerate(_PLACEHOLDER.split(text)):
+        if position % 2:
             if not files[piece]:
                 raise UserError(f"{name} has more places <{piece}> than files for them")
             parts.append({"type": piece, "url": files[piece].pop(0)})

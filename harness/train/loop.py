@@ -1,7 +1,7 @@
-"""The training itself: steps, checkpoints, and a curve of what the scorer is worth on conversations that were held out.
+"""The training loop: steps, checkpoints, and a curve of the loss and accuracy on held-out conversations.
 
-Loss of a step: the mean cross-entropy of its answer tokens under the soft mask, plus the mean BCE between each prompt's
-mask and its hard top-k, weighted by a number that grows from step to step. Source: arXiv 2510.16598.
+The loss of a step is the mean cross-entropy of its answer tokens under the soft mask plus the weighted mean BCE between
+each prompt's mask and its hard top-k. The weight grows linearly over the steps. Source: arXiv 2510.16598.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from harness.models.adapter import Adapter
 from harness.models.loading import Loaded
 from harness.models.preprocessing import media_of
 from harness.models.scorer import VisionSelectorScorer
-from harness.train.batches import Batch, read, to_batch
+from harness.train.batches import Batch, answer_loss, to_batch
 from harness.train.conversations import Example, Source
 from harness.train.recipe import Recipe
-from harness.train.sampler import Order
+from harness.train.sampler import Sampler
 from harness.train.soft_mask import SoftMask
-from harness.train.state import Place
+from harness.train.state import TrainingFolder
 
 CLIP = 1.0  # norm of the gradient, as published
 LOSSES = ("train_answers", "train_mask")
@@ -37,7 +37,7 @@ HELD_OUT = ("valid_answers", "valid_mask", "valid_accuracy", "pruned_answers", "
 
 
 class Training:
-    """A scorer under training on the frozen model of `adapter`; the processes share every batch."""
+    """The training of a scorer on the frozen model of `adapter`; the processes split every batch."""
 
     def __init__(
         self,
@@ -57,80 +57,80 @@ class Training:
         self.optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.lr, weight_decay=0.0)
         warm = round(recipe.warmup * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm, self.steps)
-        self.order = Order(source, recipe.valid, recipe.batch, recipe.seed, processes)
+        self.sampler = Sampler(source, recipe.valid, recipe.batch, recipe.seed, processes)
 
-    def run(self, place: Place, settings: dict[str, Any]) -> None:
-        """Go on from the last checkpoint in `place`, if there is one of the same settings, to the end."""
-        if (state := place.load(settings)) is not None:
+    def run(self, folder: TrainingFolder, settings: dict[str, Any]) -> None:
+        """Train to the last step, from the checkpoint in `folder` if there is one; its settings must be the same."""
+        if (state := folder.load(settings)) is not None:
             self._restore(state)
-        self.processes.gather()  # or the first would write what others still have to read
+        self.processes.gather()  # the first process must not write before the others have read
         if not self.curve:
-            self._checkpoint(place, settings, dict.fromkeys(LOSSES, math.nan))
-        since: list[dict[str, float]] = []  # the last checkpoint
+            self._checkpoint(folder, settings, dict.fromkeys(LOSSES, math.nan))
+        losses: list[dict[str, float]] = []  # of the steps since the last checkpoint
         with tqdm(
             total=self.steps, initial=self.step, desc="scorer", disable=not self.processes.first, mininterval=2
         ) as bar:
             while self.step < self.steps:
-                since.append(self.advance())
+                losses.append(self.advance())
                 self.step += 1
                 bar.update()
-                bar.set_postfix({name: f"{value:.3f}" for name, value in since[-1].items()}, refresh=False)
+                bar.set_postfix({name: f"{value:.3f}" for name, value in losses[-1].items()}, refresh=False)
                 if self.step % self.recipe.every == 0 or self.step == self.steps:
-                    means = {name: float(np.mean([each[name] for each in since])) for name in LOSSES}
-                    self._checkpoint(place, settings, means)
-                    since.clear()
+                    means = {name: float(np.mean([step[name] for step in losses])) for name in LOSSES}
+                    self._checkpoint(folder, settings, means)
+                    losses.clear()
 
     def advance(self) -> dict[str, float]:
-        """One update; returns the cross-entropy of an answer token and the BCE of a mask before it."""
-        mine = list(self._batches(self.order.step(self.step)))
+        """Make one update; return the mean cross-entropy of answer tokens and the mean BCE of masks before it."""
+        mine = list(self._batches(self.sampler.step(self.step)))
         tokens, prompts = self._sum([sum(b.answered for b in mine), sum(len(b.labels) for b in mine)])
         for parameter in self.scorer.parameters():
             parameter.grad = torch.zeros_like(parameter)
         weight = self.recipe.bce_weight(self.step, self.steps)
-        found = np.zeros(2)
+        losses = np.zeros(2)
         for batch in mine:
-            answers, binary, _ = self._faded(batch)
+            answers, binary, _ = self._masked_loss(batch)
             answers, binary = answers / tokens, binary / prompts
             (answers + weight * binary).backward()
-            found += answers.item(), binary.item()
+            losses += answers.item(), binary.item()
         self._share_gradient()
         clip_grad_norm_(self.scorer.parameters(), CLIP)
         self.optimizer.step()
         self.schedule.step()
-        return dict(zip(LOSSES, self._sum(found.tolist()), strict=True))
+        return dict(zip(LOSSES, self._sum(losses.tolist()), strict=True))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cross-entropy and share of right answers of what was held out: under the soft mask, and pruned to `keep`."""
-        batches = list(self._batches(self.order.held_out()))
+        """Return cross-entropy and accuracy on held-out conversations, under the soft mask and pruned to `keep`."""
+        batches = list(self._batches(self.sampler.held_out()))
         sums = np.zeros(7)
         for batch in batches:
-            answers, binary, right = self._faded(batch)
+            answers, binary, right = self._masked_loss(batch)
             sums[:5] += batch.answered, len(batch.labels), answers.item(), binary.item(), right.sum().item()
         with harness.prune(self.loaded.model, "visionselector", keep=self.recipe.keep, scorer=self.scorer):
             for batch in batches:
-                answers, right = read(self.loaded.model, batch)
+                answers, right = answer_loss(self.loaded.model, batch)
                 sums[5:] += answers.item(), right.sum().item()
-        tokens, prompts, *found = self._sum(sums.tolist())
+        tokens, prompts, *totals = self._sum(sums.tolist())
         counts = (tokens, prompts, prompts, tokens, prompts)
-        return {name: total / count for name, total, count in zip(HELD_OUT, found, counts, strict=True)}
+        return {name: total / count for name, total, count in zip(HELD_OUT, totals, counts, strict=True)}
 
-    def _faded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Summed cross-entropy, summed BCE, and which answers are right [B], under the soft mask."""
+    def _masked_loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return summed cross-entropy, summed BCE, and which answers are right [B], under the soft mask."""
         with self.mask.attached():
-            answers, right = read(self.loaded.model, batch)
+            answers, right = answer_loss(self.loaded.model, batch)
         return answers, self.mask.take(len(batch.labels)).sum().to(answers), right
 
-    def _checkpoint(self, place: Place, settings: dict[str, Any], means: dict[str, float]) -> None:
-        """Add a row to the curve and, in the first process, write everything."""
-        before = {
+    def _checkpoint(self, folder: TrainingFolder, settings: dict[str, Any], means: dict[str, float]) -> None:
+        """Add a row to the curve; the first process writes the checkpoint."""
+        row = {
             "step": self.step,
             "lr": self.schedule.get_last_lr()[0],
             "bce_weight": self.recipe.bce_weight(self.step, self.steps),
         }
-        self.curve.append(before | means | self.validate())
+        self.curve.append(row | means | self.validate())
         if self.processes.first:
-            place.save(self.scorer, self._state(settings))
+            folder.save(self.scorer, self._state(settings))
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[Batch]:
         size = self.loaded.config.batch_size
@@ -143,13 +143,13 @@ class Training:
                 raise UserError(f"cannot show one of {', '.join(media)}: {one_line(error)}") from error
 
     def _share_gradient(self) -> None:
-        """Give every process the sum of all their gradients."""
+        """Sum the gradients over all processes."""
         gradients = [parameter.grad for parameter in self.scorer.parameters() if parameter.grad is not None]
         vector_to_parameters(self.processes.sum(parameters_to_vector(gradients)), gradients)
 
     def _sum(self, numbers: Sequence[float]) -> list[float]:
-        found: list[float] = self.processes.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
-        return found
+        totals: list[float] = self.processes.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return totals
 
     def _state(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {

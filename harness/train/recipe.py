@@ -1,4 +1,4 @@
-"""The numbers of a training; the defaults in conf/train.yaml are those of arXiv 2510.16598."""
+"""Hyperparameters of a training; the defaults in conf/train.yaml are those of arXiv 2510.16598."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.core.errors import UserError, one_line
 
 @dataclass
 class Recipe:
-    """What decides, besides model and data, which weights come out and what the curve shows: see conf/train.yaml."""
+    """All settings besides model and data that affect the weights or the curve; conf/train.yaml explains them."""
 
     steps: int | None = MISSING
     batch: int = MISSING
@@ -30,18 +30,18 @@ class Recipe:
 
     @classmethod
     def of(cls, cfg: Mapping[Any, Any]) -> Recipe:
-        """Take the fields from a composed configuration; UserError says in one line what to change."""
-        given = {field.name: cfg[field.name] for field in fields(cls)}
+        """Read the fields from a composed configuration; UserError if a value is invalid."""
+        values = {field.name: cfg[field.name] for field in fields(cls)}
         try:
-            found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
+            recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
         except OmegaConfBaseException as error:
             raise UserError(one_line(error)) from error
-        assert isinstance(found, Recipe)
-        found.check()
-        return found
+        assert isinstance(recipe, Recipe)
+        recipe.check()
+        return recipe
 
     def check(self) -> None:
-        """UserError for what cannot be trained with."""
+        """Raise UserError for values out of range."""
         for name in ("steps", "batch", "hidden", "valid", "every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
@@ -58,12 +58,12 @@ class Recipe:
             )
 
     def steps_of(self, conversations: int) -> int:
-        """How many updates: `steps`, or as many as show every conversation that is not held out once."""
+        """Return the number of updates: `steps`, else one pass over the conversations that are not held out."""
         if conversations <= self.valid:
             raise UserError(f"data has {conversations} conversations, of which valid={self.valid} are held out")
         return self.steps or max(1, (conversations - self.valid) // self.batch)
 
     def bce_weight(self, step: int, steps: int) -> float:
-        """The weight of the term that drives masks to 0 and 1: a straight line over all steps."""
+        """Return the weight of the BCE term, which changes linearly over all steps."""
         first, last = self.bce
         return first + (last - first) * step / steps

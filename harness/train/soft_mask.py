@@ -1,7 +1,7 @@
-"""The soft mask of VisionSelector's training: every visual token stays, faded by how much the scorer wants it.
+"""The soft mask of VisionSelector's training: all visual tokens stay, scaled by weights from the scorer.
 
-Source: arXiv 2510.16598. Deviation: its soft count is taken over all images of a micro-batch, here over one prompt's,
-which is what a scorer sees when it prunes.
+Source: arXiv 2510.16598. Deviation: the paper's code takes the soft count over all images of a micro-batch. Here it is
+taken over one prompt, which is what a scorer sees when it prunes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from methods.scores import soft_top_k
 
 
 class SoftMask:
-    """Hooks that multiply the visual tokens in front of the language model by DiffTopK weights of the scorer's logits.
+    """Hooks that scale visual tokens before the language model by DiffTopK weights of the scorer's logits.
 
-    The soft count is `share` of a prompt's tokens.
+    The weights of a prompt sum to `share` times its number of visual tokens.
     """
 
     def __init__(self, adapter: Adapter, scorer: nn.Module, share: float) -> None:
@@ -34,7 +34,7 @@ class SoftMask:
 
     @contextmanager
     def attached(self) -> Iterator[SoftMask]:
-        """Fade what enters the model within the block; afterwards the model is as before."""
+        """Apply the mask within the block, and remove the hooks afterwards."""
         handles = Handles()
         try:
             handles.before(self._adapter.site("multimodal"), self._enter_multimodal)
@@ -44,11 +44,11 @@ class SoftMask:
             handles.remove()
 
     def take(self, samples: int) -> Tensor:
-        """Return the BCE [samples] of the masks since the last call; RuntimeError if they are not as many."""
-        found, self._binary = self._binary, []
-        if len(found) != samples:
-            raise RuntimeError(f"{samples} prompts went in, the visual tokens of {len(found)} were masked")
-        return torch.stack(found)
+        """Return the BCE [samples] of the masks since the last call; RuntimeError if their number differs."""
+        losses, self._binary = self._binary, []
+        if len(losses) != samples:
+            raise RuntimeError(f"{samples} prompts went in, the visual tokens of {len(losses)} were masked")
+        return torch.stack(losses)
 
     def _enter_multimodal(self, call: Call) -> None:
         self._layout = self._adapter.layout(call)
@@ -61,11 +61,11 @@ class SoftMask:
         weights = [self._weigh(row[here]) for row, here in zip(states, visual, strict=True)]
         # [B, S, 1], one on text
         scale = torch.ones(visual.shape, device=states.device).masked_scatter(visual, torch.cat(weights)).unsqueeze(-1)
-        faded, *added = [(part * scale).to(part) for part in (states, *self._adapter.added(call))]
-        return {"embeddings": faded} | (self._adapter.adding(added, visual) if added else {})
+        scaled, *added = [(part * scale).to(part) for part in (states, *self._adapter.added(call))]
+        return {"embeddings": scaled} | (self._adapter.adding(added, visual) if added else {})
 
     def _weigh(self, features: Tensor) -> Tensor:
-        """Return the weights [N] of one prompt's tokens [N, D], and keep how far from 0 and 1 they are."""
+        """Return the weights [N] of one prompt's tokens [N, D], and record their BCE against the hard top-k."""
         logits: Tensor = self._scorer(features.detach())
         count = max(1, int(self._share * len(logits)))
         weights = diff_top_k(logits, count)
@@ -76,7 +76,7 @@ class SoftMask:
 
 
 class _DiffTopK(torch.autograd.Function):
-    """Forward: p = sigmoid(s + t) with sum p = k. Backward: t moves with s so that the sum stays."""
+    """Forward: p = sigmoid(s + t) with sum(p) = k. Backward: t depends on s, so that the sum stays k."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, k: float) -> Tensor:
@@ -88,12 +88,12 @@ class _DiffTopK(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (weights,) = ctx.saved_tensors
         slope = weights * (1 - weights)
-        moved = grads[0] * slope
-        return moved - slope * moved.sum() / slope.sum().clamp(min=torch.finfo(slope.dtype).tiny), None
+        scaled = grads[0] * slope
+        return scaled - slope * scaled.sum() / slope.sum().clamp(min=torch.finfo(slope.dtype).tiny), None
 
 
 def diff_top_k(logits: Tensor, k: float) -> Tensor:
-    """Weights [N] in (0, 1) of `logits` [N] that sum to `k`, differentiable; 0 < k < N."""
+    """Return differentiable weights [N] in (0, 1) of `logits` [N] that sum to `k`, with 0 < k < N."""
     weights = _DiffTopK.apply(logits, k)
     assert isinstance(weights, Tensor)
     return weights

@@ -1,4 +1,4 @@
-"""What a training leaves on disk, so that a killed one goes on and ends with the same curve and the same weights."""
+"""The files of a training; a resumed training ends with the same curve and weights as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,47 +20,47 @@ from harness.results.plots import MUTED, SERIES, style
 STATE, CURVE = "state.pt", "curve.csv"
 
 
-class Place:
-    """A folder with `scorer/` in the released layout, `curve.csv`, and `state.pt`, from which the training goes on."""
+class TrainingFolder:
+    """A folder with `scorer/` in the released layout, `curve.csv`, and the checkpoint `state.pt`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def scorer(self) -> Path:
-        """What `model.scorer=` takes."""
+        """The folder to pass as `model.scorer=`."""
         return self.folder / SCORER_FOLDER
 
     @property
     def curve(self) -> Path:
-        """A row for every checkpoint."""
+        """The CSV file with a row for every checkpoint."""
         return self.folder / CURVE
 
-    def begin(self, anew: bool) -> None:
-        """Make the folder, and forget what was reached there if it is to begin `anew`."""
+    def create(self, restart: bool) -> None:
+        """Create the folder; with `restart`, delete its checkpoint."""
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if anew:
+            if restart:
                 (self.folder / STATE).unlink(missing_ok=True)
 
     def load(self, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """The last checkpoint, None if there is none; UserError if it is damaged, or of other settings."""
+        """Return the last checkpoint or None; UserError if it is damaged or has other settings."""
         file = self.folder / STATE
         if not file.exists():
             return None
-        anew = "choose another out=, or begin anew with force=true"
+        remedy = "choose another out=, or start again with force=true"
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            before = state["settings"]
+            saved = state["settings"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UserError(f"{file} cannot be read ({one_line(error)[:120]}): {anew}") from error
+            raise UserError(f"{file} cannot be read ({one_line(error)[:120]}): {remedy}") from error
         for name, value in settings.items():
-            if before.get(name) != value:
-                raise UserError(f"{self.folder} holds a training with {name}={before.get(name)}, not {value}: {anew}")
+            if saved.get(name) != value:
+                raise UserError(f"{self.folder} holds a training with {name}={saved.get(name)}, not {value}: {remedy}")
         return state
 
     def save(self, scorer: VisionSelectorScorer, state: dict[str, Any]) -> None:
-        """Write scorer, curve and, last, the state: each is whole, or what it was before."""
+        """Write scorer, curve and then the state, each atomically."""
         temporary = self.folder / f".{os.getpid()}.tmp"
         with writing(self.folder):
             try:
@@ -83,8 +83,8 @@ PANELS = {
 COLOURS = {"train": MUTED, "valid": SERIES[0], "pruned": SERIES[1]}
 
 
-def draw(curve: Path, title: str, keep: float) -> Path:
-    """Draw `curve`, as `harness.train.loop` writes it, into a PNG beside it."""
+def plot(curve: Path, title: str, keep: float) -> Path:
+    """Plot `curve`, as `harness.train.loop` writes it, to a PNG file next to it."""
     rows = pd.read_csv(curve)
     names = {"train": "learned, soft mask", "valid": "held out, soft mask", "pruned": f"held out, pruned to {keep:g}"}
     with style():

@@ -127,22 +127,22 @@ def test_stages_belong_to_those_who_need_them_and_the_model_is_restored(model):
     inputs = it.workloads[0].prepare(1)
     it.model.generate(**inputs, max_new_tokens=1, do_sample=False)  # the library leaves hooks of its own
     before, runner = hooks(it.model), Runner(adapter_for(it.model), FakeClock(), 3)
-    times = {one.name: runner.time(one, inputs) for one in it.contestants}
+    times = {one.name: runner.time(one, inputs) for one in it.candidates}
     assert {name for name, time in times.items() if time["signals"]} == {"visionzip", "idpruner"}
     assert {name for name, time in times.items() if time["selection"]} == {"random", "visionzip", "idpruner", "dart"}
     assert {name for name, time in times.items() if time["cut"]} == {"random", "visionzip", "idpruner", "dart"}
     assert all(time["vit"] and time["projector"] and time["llm_prefill"] for time in times.values())
     assert hooks(it.model) == before
-    assert all("select_batch" not in vars(one.method) for one in it.contestants if one.method)
+    assert all("select_batch" not in vars(one.method) for one in it.candidates if one.method)
 
 
 def test_the_model_is_restored_after_a_failure():
     it = subject(chosen("model=llava15_7b", "weights=tiny", "methods=[scope]"), print)
     before, runner = hooks(it.model), Runner(adapter_for(it.model), FakeClock(), 3)
     with pytest.raises((ValueError, RuntimeError, TypeError)):
-        runner.time(it.contestants[1], {"input_ids": it.workloads[0].prepare(1)["input_ids"]})  # no pixels
+        runner.time(it.candidates[1], {"input_ids": it.workloads[0].prepare(1)["input_ids"]})  # no pixels
     assert hooks(it.model) == before
-    assert "select_batch" not in vars(it.contestants[1].method)
+    assert "select_batch" not in vars(it.candidates[1].method)
 
 
 @pytest.fixture

@@ -133,14 +133,14 @@ class Log:
     def __init__(self, fails=None):
         self.asked, self._fails, self._count = [], fails or {}, {}
 
-    def footprint(self, contestant, inputs):
-        self.asked.append(f"{contestant.name}!")
+    def footprint(self, candidate, inputs):
+        self.asked.append(f"{candidate.name}!")
         return Footprint(cache=inputs)
 
-    def time(self, contestant, inputs):
-        self.asked.append(contestant.name)
-        self._count[contestant.name] = self._count.get(contestant.name, 0) + 1
-        if self._count[contestant.name] == self._fails.get(contestant.name):
+    def time(self, candidate, inputs):
+        self.asked.append(candidate.name)
+        self._count[candidate.name] = self._count.get(candidate.name, 0) + 1
+        if self._count[candidate.name] == self._fails.get(candidate.name):
             raise torch.OutOfMemoryError("no")
         return {"e2e": float(len(self.asked))}
 
@@ -170,7 +170,7 @@ def test_who_runs_out_of_memory_is_left_out_and_the_others_go_on():
 
 def test_a_bug_is_not_taken_for_a_lack_of_memory():
     class Broken(Log):
-        def time(self, contestant, inputs):
+        def time(self, candidate, inputs):
             raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):

@@ -21,12 +21,13 @@ from fork_server import Forks
 from run_folders import make_run
 from tiny_models import HIDDEN, tiny_folder
 
-import harness.pocket.train as shipped_weights
+import harness.pocket.train as pocket_train
 import methods
 from harness import __main__ as main_job
 from harness.core import command as cli
 from harness.core.config import ModelConfig
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from harness.pocket.recipe import stages
 from methods.base import Tokens
 
 MADE = "pocket.md"  # how the shipped weights were made, in days of computing: its commands are read, not run
@@ -91,14 +92,14 @@ def test_commands_stand_where_they_are_found():
 def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
     reached = []
     for family in ("Pocket", "LlavaPocket"):
-        monkeypatch.setattr(shipped_weights, family, lambda *given: reached.append(given) or sys.exit())
+        monkeypatch.setattr(stages, family, lambda *given: reached.append(given) or sys.exit())
     for command in PAGES[MADE].commands:
         _, dash, module, *arguments = shlex.split(command)
         assert dash == "-m"
-        if module == shipped_weights.__name__:
+        if module == pocket_train.__name__:
             monkeypatch.setattr(sys, "argv", [module, *arguments])
             with pytest.raises(SystemExit, match=r"^$"):
-                shipped_weights.main()
+                pocket_train.main()
         else:
             cli.compose(module.removeprefix("harness."), main_job.prepare(arguments))
             reached.append(arguments)

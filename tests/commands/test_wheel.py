@@ -47,17 +47,17 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def python(installed, tmp_path_factory):
-    """Run Python with the installed wheel in an empty folder; fails if the command does."""
+    """Run Python with the installed wheel in an empty folder; its exit code has to be `code`."""
     start = tmp_path_factory.mktemp("start")
     (start / "sitecustomize.py").write_text(SITECUSTOMIZE)
     empty = tmp_path_factory.mktemp("empty")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (start, installed)))}
 
-    def run(*arguments, cwd=empty):
+    def run(*arguments, cwd=empty, code=0):
         call = [sys.executable, *arguments]
         done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+        assert done.returncode == code, done.stderr
+        return (done.stderr if code else done.stdout).splitlines()
 
     return run
 
@@ -69,16 +69,20 @@ def test_two_packages_and_the_licence_are_installed(installed):
     assert f"\nVersion: {harness.__version__}\n" in (about / "METADATA").read_text()
 
 
-def test_every_committed_file_of_the_packages_is_in_the_wheel(wheel):
+def test_every_committed_file_of_the_packages_but_the_pocket_recipe_is_in_the_wheel(wheel):
     listed = subprocess.run(
         ["git", "-C", ROOT, "ls-files", "harness", "methods", "conf"], capture_output=True, text=True, check=False
     )
     if listed.returncode:
         pytest.skip("NOT TESTED: no git checkout")
     there = [line for line in listed.stdout.splitlines() if (ROOT / line).exists()]
-    expected = {f"harness/{file}" if file.startswith("conf/") else file for file in there}
+    recipe = {file for file in there if file.startswith("harness/pocket/recipe/")}
+    expected = {f"harness/{file}" if file.startswith("conf/") else file for file in there} - recipe
     assert len(expected) > 200
-    assert expected <= set(zipfile.ZipFile(wheel).namelist())
+    assert recipe
+    shipped_files = set(zipfile.ZipFile(wheel).namelist())
+    assert expected <= shipped_files
+    assert not recipe & shipped_files
 
 
 def test_an_editable_install_copies_nothing(tmp_path):
@@ -121,3 +125,15 @@ def test_a_run_and_its_report(python, tmp_path):
     *_, report = python("-m", "harness.report", cwd=tmp_path)
     assert json.loads(report)["runs"] == 2
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_questions_are_drawn_without_the_pocket_recipe(python):
+    pytest.importorskip("vega_datasets", reason="NOT TESTED: the suite is drawn with pip install -e '.[pocket]'")
+    code = "from harness.pocket.questions import DrawnQuestions; import harness.pocket.data as data, numpy as np"
+    code += "; print(DrawnQuestions(1, {'image'}).draw(0, np.random.default_rng(0)).answer, len(data.existence()))"
+    assert python("-c", code)[-1].endswith(" 240")
+
+
+def test_training_a_pocket_model_asks_for_a_checkout(python):
+    (line,) = python("-m", "harness.pocket.train", "--stage", "vision", code=1)
+    assert line.startswith("error: harness.pocket.train needs a checkout")

@@ -31,7 +31,7 @@ FAMILY = {
 
 
 def published(table):
-    facts = yaml.safe_load((ROOT / "conf" / "paper.yaml").read_text())
+    facts = yaml.safe_load((ROOT / "conf" / "tables" / "paper.yaml").read_text())
     with (ROOT / "results" / "paper" / "published_scores.csv").open() as stream:
         for row in csv.DictReader(stream):
             if row["table"] == str(table):
@@ -43,7 +43,7 @@ def published(table):
 
 
 def cells(table):
-    facts = yaml.safe_load((ROOT / "conf" / "paper.yaml").read_text())
+    facts = yaml.safe_load((ROOT / "conf" / "tables" / "paper.yaml").read_text())
     benchmark = {task: name for name, about in facts["benchmarks"].items() for task in about["tasks"]}
     for job in jobs(f"experiment=table{table}"):
         budget = ("tokens", job.tokens) if job.tokens else ("keep", job.keep)

@@ -247,7 +247,7 @@ def test_a_benchmark_is_loaded_asked_and_scored_as_by_hand_in_every_run_of_a_pro
 
 
 def test_the_published_scale_is_that_of_percent_and_points():
-    """conf/paper.yaml multiplies what is a share here; MMBench, MME and the videos come in percent and points."""
+    """`scale` multiplies what is a share here; MMBench, MME and the videos come in percent and points."""
     scale = {task: about["scale"] for about in facts()["benchmarks"].values() for task in about["tasks"]}
     for task in METRICS:
         shown = SHOWN.get(task, next(iter(RIGHT[task].values())))

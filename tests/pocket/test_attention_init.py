@@ -8,8 +8,8 @@ from harness.pocket.recipe.attention_init import prime
 from harness.pocket.recipe.batches import Encoded, pack
 from harness.pocket.recipe.decoder import forward
 from harness.pocket.recipe.learner import Pocket
-from harness.pocket.recipe.scenes import KINDS, dense_targets
-from harness.pocket.recipe.vocab import COLORS, OPTIONS, SHAPES
+from harness.pocket.scenes import KINDS, dense_targets
+from harness.pocket.words import COLORS, OPTIONS, SHAPES
 
 HEAD = 3  # <|im_start|> user <|vision_start|>
 

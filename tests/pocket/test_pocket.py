@@ -8,8 +8,8 @@ import torch
 from harness.pocket import LLAVA_WEIGHTS, TASKS, WEIGHTS, order
 from harness.pocket.recipe.batches import Encoded, image_positions, pack, patchify, use_packed_attention
 from harness.pocket.recipe.model import build_model
-from harness.pocket.recipe.scenes import KINDS, TOKEN, Mark, Scene, dense_targets, objects, video
 from harness.pocket.recipe.vocab import build_processor, build_tokenizer, label_words, token_of
+from harness.pocket.scenes import KINDS, TOKEN, Mark, Scene, dense_targets, objects, video
 
 TABLES = {
     "existence": {"yes": 0.5, "no": 0.5},

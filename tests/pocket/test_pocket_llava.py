@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from harness.pocket.recipe.clip import COLUMNS, PLACES, LlavaPocket
-from harness.pocket.recipe.scenes import KINDS, TOKEN
+from harness.pocket.scenes import KINDS, TOKEN
 
 SCENES = ("objects", "text", "document")
 

@@ -10,11 +10,10 @@ from PIL import Image
 
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
-from harness.pocket.data import OTHER_SEED, SUITE_SEED
-from harness.pocket.questions import SEED, Drawn
-from harness.pocket.recipe.learner import PROBE_SEED
+from harness.pocket.draw import OTHER_SEED, PROBE_SEED, SUITE_SEED
+from harness.pocket.questions import SEED, DrawnQuestions
 from harness.train.conversations import Conversations
-from harness.train.sampler import Order
+from harness.train.sampler import Sampler
 
 BOTH = {"image", "video"}
 TURN = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
@@ -96,21 +95,21 @@ def test_what_is_no_list_is_one_line(folder, text):
 
 def test_each_turn_shows_every_conversation_once_but_those_held_out(tmp_path):
     source = Conversations(write_conversations(tmp_path / "data", 11), None, BOTH)
-    order = Order(source, 3, 4, 42, Processes())
-    held_out = [pictures(example) for example in order.held_out()]
-    first, second = (Counter(pictures(e) for step in steps for e in order.step(step)) for steps in ((0, 1), (2, 3)))
+    sampler = Sampler(source, 3, 4, 42, Processes())
+    held_out = [pictures(example) for example in sampler.held_out()]
+    first, second = (Counter(pictures(e) for step in steps for e in sampler.step(step)) for steps in ((0, 1), (2, 3)))
     assert len(set(held_out)) == 3
     assert first == second == dict.fromkeys(set(first), 1)
     assert set(first) | set(held_out) == {str(tmp_path / "data" / f"{i}.png") for i in range(11)}
-    assert list(map(pictures, order.step(0))) != list(map(pictures, order.step(2)))
-    assert order.held_out() == order.held_out()
+    assert list(map(pictures, sampler.step(0))) != list(map(pictures, sampler.step(2)))
+    assert sampler.held_out() == sampler.held_out()
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_a_step(tmp_path, count):
     source = Conversations(write_conversations(tmp_path / "data", 11), None, BOTH)
-    whole = Order(source, 3, 5, 42, Processes())
-    shares = [Order(source, 3, 5, 42, Processes(rank, rank, count)) for rank in range(count)]
+    whole = Sampler(source, 3, 5, 42, Processes())
+    shares = [Sampler(source, 3, 5, 42, Processes(rank, rank, count)) for rank in range(count)]
     for step in range(4):
         parts = [share.step(step) for share in shares]
         assert sorted(repr(example) for part in parts for example in part) == sorted(map(repr, whole.step(step)))
@@ -123,7 +122,7 @@ def pictures(example):
 
 def test_the_pocket_models_learn_from_scenes_that_nobody_is_asked_about():
     assert SEED not in (SUITE_SEED, OTHER_SEED, PROBE_SEED)
-    drawn = Drawn(30, {"image"})
+    drawn = DrawnQuestions(30, {"image"})
     assert len(drawn) == 30
     for index in range(5):
         one, again = (drawn.draw(index, np.random.default_rng(1)) for _ in range(2))
@@ -134,6 +133,6 @@ def test_the_pocket_models_learn_from_scenes_that_nobody_is_asked_about():
     kinds = {
         example.messages[0]["content"][0]["type"]
         for index in range(30)
-        for example in [Drawn(30, BOTH).draw(index, np.random.default_rng(0))]
+        for example in [DrawnQuestions(30, BOTH).draw(index, np.random.default_rng(0))]
     }
     assert kinds == BOTH

@@ -16,7 +16,7 @@ from harness.core.config import ModelConfig
 from harness.models import adapter_for
 from harness.models.preprocessing import limits_of, to_inputs
 from harness.models.scorer import VisionSelectorScorer
-from harness.train.batches import IGNORE, Batch, read, to_batch
+from harness.train.batches import IGNORE, Batch, answer_loss, to_batch
 from harness.train.conversations import Example
 from harness.train.soft_mask import SoftMask
 
@@ -66,7 +66,7 @@ def visual_rows(loaded, batch):
 def masked(loaded, scorer, batch):
     mask = SoftMask(adapter_for(loaded.model), scorer, SHARE)
     with mask.attached():
-        answers, _ = read(loaded.model, batch)
+        answers, _ = answer_loss(loaded.model, batch)
     return answers, mask.take(len(batch.labels))
 
 
@@ -77,7 +77,7 @@ def entering(loaded, batch, scorer=None):
     with nullcontext() if scorer is None else SoftMask(adapter, scorer, SHARE).attached():
         # Behind the mask's own hook.
         handle = decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
-        read(loaded.model, batch)
+        answer_loss(loaded.model, batch)
     handle.remove()
     return seen
 
@@ -172,7 +172,7 @@ def test_loss_is_what_transformers_computes_of_each_conversation(loaded, example
         labels[:, : -answer.shape[1]] = IGNORE
         expected += float(loaded.model(**inputs, labels=labels).loss) * answer.shape[1]
     assert batch.answered == sum(len(example.answer) + 1 for example in examples)  # a token a byte
-    assert float(read(loaded.model, batch)[0]) == pytest.approx(expected, rel=1e-4)
+    assert float(answer_loss(loaded.model, batch)[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_right_is_what_greedy_decoding_says(loaded, examples):
@@ -180,32 +180,32 @@ def test_right_is_what_greedy_decoding_says(loaded, examples):
     prompt = followed(loaded, examples[1], nothing)
     said = loaded.model.generate(**prompt, max_new_tokens=4, do_sample=False)[:, prompt["input_ids"].shape[1] :]
     inputs = followed(loaded, examples[1], said)
-    assert bool(read(loaded.model, Batch(inputs, said))[1])
+    assert bool(answer_loss(loaded.model, Batch(inputs, said))[1])
     for place in range(said.shape[1]):
         other = said.clone()
         other[0, place] += 1
-        assert not bool(read(loaded.model, Batch(inputs, other))[1])
+        assert not bool(answer_loss(loaded.model, Batch(inputs, other))[1])
 
 
 @pytest.mark.parametrize("keep", [0.25, 1.0])
 def test_pruned_answers_of_a_batch_are_those_of_its_rows(loaded, examples, batch, scorer, keep):
     """Where rows keep different numbers of tokens, answers still end in the last column."""
     with torch.no_grad(), harness.prune(loaded.model, "visionselector", keep=keep, scorer=scorer):
-        together, right = read(loaded.model, batch)
-        apart = [read(loaded.model, to_batch(loaded, [example])) for example in examples]
+        together, right = answer_loss(loaded.model, batch)
+        apart = [answer_loss(loaded.model, to_batch(loaded, [example])) for example in examples]
     assert float(together) == pytest.approx(sum(float(loss) for loss, _ in apart), rel=1e-4)
     assert right.tolist() == [bool(one) for _, one in apart]
 
 
 def test_a_mask_that_saw_no_image_is_an_error(loaded, batch, scorer):
     mask = SoftMask(adapter_for(loaded.model), scorer, SHARE)
-    read(loaded.model, batch)  # outside
+    answer_loss(loaded.model, batch)  # outside
     with pytest.raises(RuntimeError, match="3 prompts went in, the visual tokens of 0 were masked"):
         mask.take(3)
 
 
 def test_the_hooks_are_gone_afterwards(loaded, batch, scorer):
-    before = read(loaded.model, batch)[0]
+    before = answer_loss(loaded.model, batch)[0]
     masked(loaded, scorer, batch)
-    assert float(read(loaded.model, batch)[0]) == float(before)
+    assert float(answer_loss(loaded.model, batch)[0]) == float(before)
     assert not any(module._forward_pre_hooks for module in loaded.model.modules())

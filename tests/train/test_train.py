@@ -170,7 +170,7 @@ def test_another_family_learns(place):
 def test_other_settings_do_not_go_on_from_what_is_there(place, alone):
     refused = place.forks.run(*place.call("alone", "lr=0.02"), code=2)
     assert refused.errors == [
-        "error: alone holds a training with lr=0.01, not 0.02: choose another out=, or begin anew with force=true"
+        "error: alone holds a training with lr=0.01, not 0.02: choose another out=, or start again with force=true"
     ]
     assert place.left("alone") == alone[1]
 

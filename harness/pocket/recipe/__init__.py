@@ -1,1 +1,1 @@
-"""How the embedded weights were made. No run imports anything from here."""
+"""The recipe of the embedded weights: for a checkout, no part of the wheel. Only `harness.pocket.train` imports it."""

@@ -1,15 +1,15 @@
-"""Start the decoder as look-ups: a few attention heads set by hand before training.
+"""Initialise attention heads of the decoder by hand, so that it starts by looking up words in the image.
 
-From a stock start, thousands of steps pass before any head compares a word of the question with the picture. But a
-visual token is made of the very words that questions are made of (`Pocket.draw_words`): the comparison can be set.
+With a random initialisation, it takes thousands of steps until a head compares a word of the question with the image.
+Visual tokens are sums of the embeddings of words (`Pocket.draw_words`), so this comparison can be written down.
 
-- Layer 0 takes notes: it tells a word which word stands before it, in which answer option it stands, what was asked;
-  it tells a visual token how early in a video it lies and whether it is the middle of a thing.
-- Layers 1 to 3 let a word attend to the visual tokens that carry it, and take over what else they carry; where no token
-  matches, the start-of-picture token takes the attention. One head of layer 1 counts.
+- Layer 0 writes notes. A word gets the word before it, its answer option and the topic of the question. A visual token
+  gets its time in a video and whether it is the middle of a thing.
+- In layers 1 to 3, a word attends to the visual tokens that contain it, and copies their other words. If none matches,
+  the start-of-image token gets the attention. One head of layer 1 counts.
 
-Training has to make answers of what these heads find: none of them writes one, but for the letter of an option. Layer 0
-and the head that counts stay as they are set, since what is not yet read is soon forgotten; all else is trained.
+Training has to form answers from this: apart from the letter of an option, no head writes an answer. Layer 0 and the
+counting head stay fixed, because training would forget them before later layers use them; all else is trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.pocket.recipe.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
+from harness.pocket.words import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
 
 THINGS = (*COLORS, *SHAPES)
 NAMED = (*THINGS, *ROLES)
@@ -28,15 +28,15 @@ NAMED = (*THINGS, *ROLES)
 NOTES = (*(f"before {word}" for word in NAMED), *(f"option {letter}" for letter in OPTIONS))
 NOTES += (*(f"one {word}" for word in THINGS), "early", "count", "after")
 UNIT = 13.9  # a lone unit vector after RMS normalisation at width 192: sqrt(192)
-# What else comes to after it, roughly: a word of a visual token, what these have in common, the start of the picture.
+# Approximate lengths after it: a word of a visual token, the part that all share, the start of the image.
 SEEN, SHOWN, START = 6.1, 10.5, 12.4
 WORD_GAIN, COPY_GAIN = 0.8, 0.15
-SINK = 0.75  # of a full match
+SINK = 0.75  # of the score of a full match
 COUNTING = 3  # the head of layer 1 that counts
 
 
 class Head:
-    """One attention head (its own key-value head), set in terms of coordinates of the residual stream."""
+    """An attention head with a key-value head of its own, written in coordinates of the residual stream."""
 
     def __init__(self, attention: Any, index: int) -> None:
         self.attention, self.width = attention, attention.head_dim
@@ -44,16 +44,16 @@ class Head:
         self.scale = self.width**-0.5
         for name in ("q_proj", "k_proj", "v_proj"):
             projection = getattr(attention, name)
-            projection.weight[self.first : self.first + self.width] *= 0.1  # nearly silent but where set
+            projection.weight[self.first : self.first + self.width] *= 0.1  # nearly zero where it is not set
         attention.o_proj.weight[:, self.first : self.first + self.width] *= 0.1
         self.n_carried = 0
 
     def ask(self, dim: int, direction: Tensor | float) -> None:
-        """Query dimension `dim` reads a direction of the residual stream, or is the given constant."""
+        """Let query dimension `dim` read a direction of the residual stream, or be a constant."""
         self._set("q_proj", dim, direction)
 
     def key(self, dim: int, direction: Tensor | float) -> None:
-        """The same for keys."""
+        """Let key dimension `dim` read a direction of the residual stream, or be a constant."""
         self._set("k_proj", dim, direction)
 
     def _set(self, name: str, dim: int, direction: Tensor | float) -> None:
@@ -64,7 +64,7 @@ class Head:
             projection.bias[self.first + dim] = direction
 
     def carry(self, read: Tensor, write: Tensor) -> None:
-        """Take over the coordinates `read` [n, D] of what is attended to, as the coordinates `write` [n, D]."""
+        """Copy the coordinates `read` [n, D] of the attended token to the coordinates `write` [n, D]."""
         start = self.first + self.n_carried
         self.n_carried += len(read)
         assert self.n_carried <= self.width, "a head carries no more coordinates than it is wide"
@@ -72,7 +72,7 @@ class Head:
         self.attention.o_proj.weight[:, start : start + len(read)] = write.T
 
     def at_distance(self, distance: int, pairs: range, weight: float, frequency: Tensor) -> None:
-        """Constant preference for what stands `distance` positions back, from rotary pairs of high frequency."""
+        """Prefer the token `distance` positions back, by rotary pairs of high frequency."""
         amplitude = (weight / self.scale) ** 0.5
         half = self.width // 2
         for pair in pairs:
@@ -84,17 +84,17 @@ class Head:
 
 @torch.no_grad()
 def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> None:
-    """Set the heads. `word`: unit embedding of every label word and special word used; `note`: of every note."""
+    """Initialise the heads from the unit embeddings of all words, `word`, and of all notes, `note`."""
     frequency = decoder.rotary_emb.inv_freq
     layers = [layer.self_attn for layer in decoder.layers]
     half = layers[0].head_dim // 2
-    slow = [*range(half // 2, half), *range(half + half // 2, 2 * half)]  # rotary pairs that hardly turn: 16 dimensions
+    slow = [*range(half // 2, half), *range(half + half // 2, 2 * half)]  # 16 dimensions of low rotary frequency
     extra = half // 2 - 1
 
     def rows(names: tuple[str, ...] | list[str], of: dict[str, Tensor] = word) -> Tensor:
         return torch.stack([of[name] for name in names])
 
-    # ---- layer 0: what stands around a word; what is not set keeps quiet
+    # ---- layer 0: notes about neighbouring words; the other heads are nearly zero
     layers[0].o_proj.weight *= 0.2
     decoder.layers[0].mlp.down_proj.weight *= 0.2
     before = Head(layers[0], 0)
@@ -118,13 +118,13 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
     after.key(half - 1, 30 / after.scale / 4.0 / UNIT * word["<|vision_end|>"])
     after.carry(rows(["<|vision_end|>"]), 0.25 * rows(["after"], note))
 
-    topic = Head(layers[0], 3)  # what an answer is about: the last label words of the question
+    topic = Head(layers[0], 3)  # the topic of an answer: the last label words of the question
     topic.ask(half - 1, word["▁assistant"] + rows([*CHARACTERS]).sum(0))
     asked = (*COLORS, *SHAPES, *KEYS, "highest", "lowest")
     topic.key(half - 1, 8 / topic.scale / UNIT**2 * (rows(asked).sum(0) - 2 * word["<|image_pad|>"]))
     topic.carry(rows(asked), 0.5 * rows(asked))
 
-    # ---- layers 1 to 3: a word looks for its like in the picture, never in the text, where it would find itself
+    # ---- layers 1 to 3: a word looks for itself in the image, but not in the text, where it would attend to itself
     hidden = -25 / SEEN * note["after"]
 
     def look_up(head: Head, matched: tuple[str, ...], gain: float, sink: float, where: Tensor) -> None:
@@ -154,7 +154,7 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
             reading.ask(first, WORD_GAIN * (word[POSITIONS[0]] + word["▁assistant"]))
             reading.carry(rows([*CHARACTERS, *POSITIONS]), rows([*CHARACTERS, *POSITIONS]))
 
-    count = Head(layers[1], COUNTING)  # as many equal shares of attention as there are things, against one fixed share
+    count = Head(layers[1], COUNTING)  # every thing gets an equal share of attention, against one fixed share
     for dim, name, one in zip(slow, THINGS, ones, strict=True):
         count.ask(dim, WORD_GAIN * (word[name] + note[f"before {name}"]))
         count.key(dim, 0.5 * one)
@@ -165,37 +165,37 @@ def prime(decoder: Any, word: dict[str, Tensor], note: dict[str, Tensor]) -> Non
     _mark_things(decoder.layers[0].mlp, word, ones)
     hold_notes(decoder)
 
-    for attention in layers[2:4]:  # which option carries what was found: text only
+    for attention in layers[2:4]:  # the option that contains the answer, in the text only
         choice = Head(attention, 4)
         look_up(choice, THINGS, WORD_GAIN, 0.0, -10 * word["<|image_pad|>"] / SHOWN)
         choice.carry(letters, rows([f"▁{letter}" for letter in OPTIONS]))
 
 
 def hold(parameter: Tensor, part: slice, axis: int = 0) -> None:
-    """Keep a part of a parameter as it is: no gradient reaches it."""
+    """Freeze a part of a parameter by setting its gradient to zero."""
 
     def stop(grad: Tensor) -> Tensor:
-        kept = torch.arange(*part.indices(grad.shape[axis]), device=grad.device)
-        return grad.index_fill(axis, kept, 0.0)
+        frozen = torch.arange(*part.indices(grad.shape[axis]), device=grad.device)
+        return grad.index_fill(axis, frozen, 0.0)
 
     parameter.register_hook(stop)
 
 
 def hold_notes(decoder: Any) -> None:
-    """Keep layer 0 and the head that counts as they are set."""
+    """Freeze layer 0 and the counting head."""
     decoder.layers[0].requires_grad_(False)
     attention = decoder.layers[1].self_attn
-    mine = slice(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
+    counting = slice(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
         for parameter in projection.parameters():
-            hold(parameter, mine)
-    hold(attention.o_proj.weight, mine, axis=1)
+            hold(parameter, counting)
+    hold(attention.o_proj.weight, counting, axis=1)
 
 
 def _mark_things(mlp: Any, word: dict[str, Tensor], ones: list[Tensor]) -> None:
-    """Two neurons a word write "one" at full strength where it and "object" meet, and nothing anywhere else.
+    """Let two neurons per word write "one" at full strength where the word and "object" occur, else nothing.
 
-    Counting needs equal shares; the words of a visual token themselves vary by a tenth.
+    Counting needs equal shares of attention, but the words of visual tokens vary by a tenth.
     """
     shared = word["<|image_pad|>"]
     for i, (name, one) in enumerate(zip(THINGS, ones, strict=True)):

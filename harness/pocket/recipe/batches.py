@@ -1,4 +1,4 @@
-"""Batches for training: many pictures through the vision tower at once, many questions behind one picture."""
+"""Training batches: packed images for the vision tower, and several questions after each image for the decoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from harness.pocket.recipe.scenes import Question
+from harness.pocket.scenes import Question
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP, as the stock image processor normalises
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,13 +24,13 @@ IGNORE = -100
 
 
 def normalised(frames: list[Image.Image]) -> Tensor:
-    """Pixels [T, 3, H, W] of frames of one size, normalised as CLIP's are."""
+    """Return pixels [T, 3, H, W] of frames of one size, normalised as for CLIP."""
     pixels = torch.from_numpy(np.stack([np.asarray(f, dtype=np.float32) for f in frames])) / 255
     return ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
 def patchify(frames: list[Image.Image]) -> tuple[Tensor, tuple[int, int, int]]:
-    """Flat patches [t*h*w, 1176] and grid (t, h, w) in patches, as the stock processor makes them from 28-px sides."""
+    """Return flat patches [t*h*w, 1176] and the grid (t, h, w) in patches, equal to those of the stock processor."""
     pixels = normalised(frames)
     if len(pixels) == 1:
         pixels = pixels.expand(2, -1, -1, -1)
@@ -42,7 +42,7 @@ def patchify(frames: list[Image.Image]) -> tuple[Tensor, tuple[int, int, int]]:
 def _packed_attention(
     module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention of a packed sequence [1, H, S, d] within segments: windows in one padded batch, pictures one by one."""
+    """Attend within the segments of a packed sequence [1, H, S, d]: windows in a padded batch, images one by one."""
     cu: Tensor = kwargs["cu_seq_lens_q"]
     lengths = (cu[1:] - cu[:-1]).long()
     longest = int(lengths.max())
@@ -58,7 +58,7 @@ def _packed_attention(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, valid: Tensor | None = None) -> Tensor:
-    """Plain attention; for short segments on a CPU two batched products beat the fused kernel."""
+    """Compute plain attention, which for short segments on a CPU is faster than the fused kernel."""
     scores = (q * scale) @ k.transpose(-1, -2)
     if valid is not None:
         scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
@@ -66,7 +66,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, valid: Tensor | None 
 
 
 def use_packed_attention(vision: Any) -> None:
-    """One call per layer, not one per window: the name contains "flash", so transformers hands over `cu_seqlens`."""
+    """Attend once per layer instead of once per window; "flash" in the name makes transformers pass `cu_seqlens`."""
     ALL_ATTENTION_FUNCTIONS.register("packed_flash", _packed_attention)
     vision.config._attn_implementation = "packed_flash"
 
@@ -74,7 +74,7 @@ def use_packed_attention(vision: Any) -> None:
 def _grouped_attention(
     module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Plain masked attention [B, H, L, d] with grouped queries; on a CPU, faster than the fused kernel with a mask."""
+    """Compute masked attention [B, H, L, d] with grouped queries; on a CPU faster than the fused kernel."""
     b, h, length, d = q.shape
     groups = h // k.shape[1]
     scores = (q * kwargs["scaling"]).reshape(b, k.shape[1], groups * length, d) @ k.transpose(-1, -2)
@@ -85,7 +85,7 @@ def _grouped_attention(
 
 
 def use_grouped_attention(decoder: Any) -> None:
-    """For training with the boolean masks of `pack`; inference keeps the stock kernels."""
+    """Use an attention for the boolean masks of `pack`, in training only."""
     ALL_ATTENTION_FUNCTIONS.register("packed_plain", _grouped_attention)
     decoder.config._attn_implementation = "packed_plain"
 
@@ -101,7 +101,7 @@ class Encoded:
 
 
 def image_positions(grid: tuple[int, int, int], start: int, interval: int, flat: bool = False) -> Tensor:
-    """M-RoPE triples [3, N] of an image or video whose placeholders start at position `start`; if `flat`, all alike."""
+    """Return M-RoPE triples [3, N] of an image or video from position `start` on; if `flat`, with equal rows."""
     t, h, w = (torch.arange(n) for n in grid)
     if flat:
         return torch.arange(start, start + len(t) * len(h) * len(w)).expand(3, -1)
@@ -115,9 +115,9 @@ def pack(
     weight: Mapping[str, float] | None = None,
     flat: bool = False,
 ) -> dict[str, Tensor]:
-    """Embeddings, positions, mask, labels and their weights (by task; 1 where none is given) of a batch.
+    """Return embeddings, positions, mask, labels and label weights (by task, default 1) of a batch.
 
-    The questions behind a picture do not see each other. Positions are M-RoPE triples [3, B, L] or, if `flat`, [B, L].
+    Questions about the same image do not see each other. Positions are M-RoPE triples [3, B, L] or, if `flat`, [B, L].
     """
     weight = weight or {}
     ids = tokenizer.convert_tokens_to_ids

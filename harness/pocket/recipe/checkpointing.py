@@ -1,4 +1,4 @@
-"""One stage of training: optimizer, schedule, checkpoints that are written whole, and going on from the last one."""
+"""A training stage: optimizer, learning-rate schedule, and checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _schedule(step: int, steps: int, peak: float, warm: int = 100) -> float:
 
 
 class Stage:
-    """Optimizer, checkpoint and schedule of one stage; `run` yields the steps that are left."""
+    """Optimizer, checkpoint and schedule of a stage; `run` yields the remaining steps."""
 
     def __init__(self, name: str, work: Path, modules: dict[str, torch.nn.Module], steps: int, peak: float) -> None:
         self.file, self.modules, self.steps, self.peak = work / f"{name}.pt", modules, steps, peak
@@ -35,7 +35,7 @@ class Stage:
             self.start = state["step"]
 
     def run(self, every: int = 200) -> Iterator[int]:
-        """Steps from the last checkpoint to the end, saving as they go."""
+        """Yield the steps from the last checkpoint to the end, and save every `every` steps."""
         with tqdm(total=self.steps, initial=self.start, desc=self.file.stem, mininterval=5) as bar:
             for step in range(self.start, self.steps):
                 for group in self.optimizer.param_groups:
@@ -47,14 +47,14 @@ class Stage:
                     self.save(step + 1)
 
     def step(self, loss: Tensor) -> None:
-        """One clipped update."""
+        """Make an update with clipped gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
 
     def save(self, step: int) -> None:
-        """Write the checkpoint whole or not at all."""
+        """Write the checkpoint atomically."""
         state = {key: module.state_dict() for key, module in self.modules.items()}
         temporary = self.file.with_suffix(".tmp")
         torch.save(state | {"optimizer": self.optimizer.state_dict(), "step": step}, temporary)

@@ -1,10 +1,10 @@
-"""The second pocket model under training: LLaVA's architecture, with a CLIP tower whose CLS token names the picture.
+"""`LlavaPocket`: the second pocket model under training, in LLaVA's architecture with a CLIP tower.
 
-The tower starts as neighbourhoods: positions are waves on coordinates of their own, and some heads are set so that a
-patch attends to the patch beside it, or to its row or column, as convolutions would. Where these look stays as it is
-set, what they carry is trained: left free, they are blurred before anything is there to carry. Patches enter as their
-principal components. The decoder starts as the trained one of the first pocket model, whose
-words are the same; it has to learn that positions count rows of text now, not places in the picture.
+Some heads of the tower start as convolutions: positions are waves in coordinates of their own, and a patch attends to a
+neighbour, to its row or to its column. Queries and keys of these heads stay fixed and their values are trained; trained
+queries and keys blur before there are values to carry. Patches enter as their principal components. The decoder starts
+from the trained decoder of the first pocket model, which has the same words. It has to learn that positions now count
+tokens instead of rows and columns of the image.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
+from harness.pocket.draw import TRAIN_SEED, scene_at
 from harness.pocket.recipe.attention_init import hold, hold_notes
 from harness.pocket.recipe.batches import normalised, use_grouped_attention
-from harness.pocket.recipe.learner import TRAIN_SEED, Pocket, scene_at
+from harness.pocket.recipe.learner import Pocket
 from harness.pocket.recipe.model import PATCH, SIDE, build_llava
-from harness.pocket.recipe.scenes import KINDS, Scene, dense_targets
 from harness.pocket.recipe.vocab import build_llava_processor
+from harness.pocket.scenes import KINDS, Scene, dense_targets
 
 COLUMNS = SIDE // PATCH
 WAVES = 8  # frequencies an axis, cosine and sine each: as many coordinates as a head is wide
-CLS_WEIGHT = 0.02  # of a picture's loss against the sum over its tokens' mean
+CLS_WEIGHT = 0.02  # weight of the image-level loss
 AMPLITUDE, SHARPNESS = 2.0, 3.0
-BESIDE = ((0, 1), (0, -1), (1, 0), (-1, 0))
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
-# Which heads attend where at the start, by layer: an offset in (rows, columns), None for the whole of that axis.
+# Where the first heads of each layer attend: an offset in (rows, columns), None for the whole axis.
 PLACES: tuple[tuple[tuple[int | None, int | None], ...], ...] = (
-    BESIDE,
+    NEIGHBOURS,
     CORNERS,
     ((0, None), (None, 0), (0, -1), (0, -2)),
     ((0, None), (None, 0), (0, -1), (0, 1)),
@@ -42,19 +43,19 @@ PLACES: tuple[tuple[tuple[int | None, int | None], ...], ...] = (
 
 
 class LlavaPocket(Pocket):
-    """The pocket model of LLaVA's architecture; its pictures are squares of 16 x 16 patches, mostly empty."""
+    """The pocket model in LLaVA's architecture; images are squares of 16 x 16 patches, most of them padding."""
 
     weights = LLAVA_WEIGHTS
     kinds = tuple(kind for kind in KINDS if kind != "video")
     flat = True
 
     def build(self) -> tuple[Any, Any]:
-        """Processor and randomly initialised model."""
+        """Return the processor and a randomly initialised model."""
         processor = build_llava_processor()
         return processor, build_llava(processor.tokenizer)
 
     def vision_parts(self) -> Any:
-        """Tower, projector, and a throw-away map from the CLS token to words."""
+        """Return tower, projector, and a layer from the CLS token to words that is used in training only."""
         tower, projector = self.model.model.vision_tower, self.model.model.multi_modal_projector
         use_grouped_attention(tower)
         width = tower.config.hidden_size
@@ -67,22 +68,22 @@ class LlavaPocket(Pocket):
 
     @property
     def last_map(self) -> tuple[torch.nn.Module, Any]:
-        """The module that holds the last linear map of the vision parts, and its name there."""
+        """The parent module of the last linear layer of the vision parts, and the name of the layer."""
         return self.vision["projector"], "linear_2"
 
     def encode(self, scenes: list[Scene], whole: bool = True) -> list[Tensor]:
-        """Visual tokens of each scene: all [256, D], or without those of the empty rest of the square [N_i, D]."""
+        """Return the visual tokens of each scene: [256, D] if `whole`, else without the padding [N_i, D]."""
         order = sorted(range(len(scenes)), key=lambda i: math.prod(scenes[i].frames[0].size))
-        size = len(scenes) if whole else max(1, len(scenes) // 4)  # like sizes together, for little padding
-        found: dict[int, Tensor] = {}
+        size = len(scenes) if whole else max(1, len(scenes) // 4)  # batches of similar size, for little padding
+        tokens_of: dict[int, Tensor] = {}
         self.summaries: dict[int, Tensor] = {}
         with self.autocast:
             for start in range(0, len(scenes), size):
                 part = order[start : start + size]
                 tokens, cls = self._run([scenes[i] for i in part], whole)
-                found |= dict(zip(part, tokens, strict=True))
+                tokens_of |= dict(zip(part, tokens, strict=True))
                 self.summaries |= dict(zip(part, cls, strict=True))
-        return [found[i].float() for i in range(len(scenes))]
+        return [tokens_of[i].float() for i in range(len(scenes))]
 
     def _run(self, scenes: list[Scene], whole: bool) -> tuple[list[Tensor], Tensor]:
         tower = self.vision["tower"]
@@ -110,7 +111,7 @@ class LlavaPocket(Pocket):
         return [row[: len(place)] for row, place in zip(tokens, places, strict=True)], summary
 
     def targets(self, scenes: list[Scene], whole: bool = True) -> Tensor:
-        """What lies at each of the tokens that `encode` gives; nothing in the empty rest of the square."""
+        """Return the dense targets of the tokens of `encode`; zero in the padding."""
         parts = []
         for scene in scenes:
             target = torch.from_numpy(dense_targets(scene, self.labels))
@@ -122,37 +123,37 @@ class LlavaPocket(Pocket):
         return torch.cat(parts)
 
     def grid(self, scene: Scene) -> tuple[int, int, int]:
-        """The whole square, always."""
+        """Return the grid of the whole square."""
         return 1, COLUMNS, COLUMNS
 
     def whole_picture(self, target: Tensor, scenes: list[Scene], whole: bool) -> Tensor:
-        """CLIP's CLS token learns what is in a picture; here which words its patches carry, as one description."""
+        """Return the loss of the CLS token, which learns the set of words of all patches."""
         table = self.model.get_input_embeddings().weight[self.label_rows].detach()
         sizes = [COLUMNS**2 if whole else len(_places(scene)) for scene in scenes]
-        there = torch.stack([part.amax(0) for part in target.split(sizes)])
+        present = torch.stack([part.amax(0) for part in target.split(sizes)])
         cls = torch.stack([self.summaries[i] for i in range(len(scenes))]).float()
         logits = 10 * self.vision["summary"](cls) @ table.T - 2
-        return F.binary_cross_entropy_with_logits(logits, there, reduction="sum") / len(scenes) * CLS_WEIGHT
+        return F.binary_cross_entropy_with_logits(logits, present, reduction="sum") / len(scenes) * CLS_WEIGHT
 
     def begin_decoder(self) -> None:
-        """Start from the decoder of the first pocket model: the same shapes, words and prompts."""
+        """Start from the decoder of the first pocket model, which has the same shapes, words and prompts."""
         tensors = load_file(WEIGHTS / "model.safetensors")
         decoder = {k.removeprefix("model."): t.float() for k, t in tensors.items() if k.startswith("model.")}
-        mine = self.decoder.state_dict()
-        assert torch.allclose(decoder["embed_tokens.weight"], mine["embed_tokens.weight"], atol=1e-3), "other words"
-        self.decoder.load_state_dict(decoder | {"embed_tokens.weight": mine["embed_tokens.weight"]})
+        own = self.decoder.state_dict()
+        assert torch.allclose(decoder["embed_tokens.weight"], own["embed_tokens.weight"], atol=1e-3), "other words"
+        self.decoder.load_state_dict(decoder | {"embed_tokens.weight": own["embed_tokens.weight"]})
         hold_notes(self.decoder)
 
 
 def _patches(scene: Scene) -> Tensor:
-    """Flat patches [h * w, 3 * 28 * 28] of a picture, as a convolution's weights are laid out."""
+    """Return flat patches [h * w, 3 * 28 * 28] of an image, in the layout of convolution weights."""
     pixels = normalised(scene.frames[:1])[0]
     h, w = pixels.shape[1] // PATCH, pixels.shape[2] // PATCH
     return pixels.view(3, h, PATCH, w, PATCH).permute(1, 3, 0, 2, 4).reshape(h * w, -1)
 
 
 def _places(scene: Scene) -> Tensor:
-    """Where the patches of a picture [N] stand in the square: it lies in the upper left corner."""
+    """Return the indices [N] of an image's patches in the square; the image lies in the upper left corner."""
     width, height = scene.frames[0].size
     return (torch.arange(height // PATCH)[:, None] * COLUMNS + torch.arange(width // PATCH)).flatten()
 
@@ -163,10 +164,11 @@ def _square() -> Tensor:
 
 @torch.no_grad()
 def begin_tower(tower: Any, patches: Tensor) -> None:
-    """Set patch embedding, positions and some heads as the module says; `patches` [M, 3 * 28 * 28] are examples."""
+    """Initialise patch embedding, positions and heads as described above, from example patches [M, 3 * 28 * 28]."""
     content = tower.config.hidden_size - 4 * WAVES  # coordinates before those of positions
-    drawn = patches[patches.std(1) > patches.std(1).mean()]  # not the empty ones: content must not drown positions
-    variance, axes = torch.linalg.eigh(torch.cov(drawn.T.double()))
+    # Padding has little variance: the whitening below would inflate the content over the positions.
+    filled = patches[patches.std(1) > patches.std(1).mean()]
+    variance, axes = torch.linalg.eigh(torch.cov(filled.T.double()))
     axes, variance = axes.flip(1)[:, :content], variance.flip(0)[:content]
     weight = tower.embeddings.patch_embedding.weight
     weight.zero_()
@@ -198,13 +200,13 @@ def _frequencies() -> Tensor:
 
 
 def _waves(row: Tensor, column: Tensor) -> Tensor:
-    """[..., 4 * WAVES]: cosine and sine of the row at each frequency, then of the column."""
+    """Return [..., 4 * WAVES]: cosine and sine of the row at each frequency, then of the column."""
     angles = [place[..., None] * _frequencies() for place in (row, column)]
     return torch.cat([part for angle in angles for part in (angle.cos(), angle.sin())], dim=-1)
 
 
 def _turn(down: int | None, right: int | None) -> Tensor:
-    """The matrix that takes the waves of a place to those of the place at an offset; zero on an axis that is free."""
+    """Return the matrix that shifts the waves of a position by an offset; zero on an axis without offset."""
     turned = torch.zeros(4 * WAVES, 4 * WAVES)
     for axis, step in enumerate((down, right)):
         if step is None:

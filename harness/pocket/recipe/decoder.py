@@ -1,4 +1,4 @@
-"""Training of the decoder on tokens of the frozen tower."""
+"""Train the decoder on the visual tokens of the frozen tower."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from harness.pocket.draw import PROBE_SEED, SHARES, TRAIN_SEED, scene_at
 from harness.pocket.recipe.batches import IGNORE, Encoded
 from harness.pocket.recipe.checkpointing import Stage
-from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
-from harness.pocket.recipe.scenes import Question
+from harness.pocket.recipe.learner import Pocket
+from harness.pocket.scenes import Question
 
-TASK_WEIGHT = {"counting": 4.0}  # one short question a picture, and the hardest: else drowned by the rest
-BANK_SHARE = {"objects": 5, "counting": 4, "text": 2, "document": 2, "chart": 3, "video": 3, "easyvqa": 2}
+TASK_WEIGHT = {"counting": 4.0}  # the hardest task, with one short question per image
 
 
 @torch.no_grad()
 def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
-    """Encoded scenes of all kinds, made once and kept in a file: the tower is frozen from here on."""
+    """Encode scenes of all kinds once and keep them in a file, since the tower is frozen."""
     file = pocket.work / f"bank-{seed}-{size}.pt"
     if file.exists():
         rows = torch.load(file, weights_only=True)
         return [Encoded(x, grid, [Question(*q) for q in asked]) for x, grid, asked in rows]
-    kinds = pocket.spread(BANK_SHARE)
+    kinds = pocket.spread(SHARES)
     items: list[Encoded] = []
     for start in tqdm(range(0, size, 32), desc="encode", mininterval=5):
         scenes = [scene_at(kinds[i % len(kinds)], seed, i) for i in range(start, min(start + 32, size))]
@@ -35,7 +35,7 @@ def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
 
 
 def forward(pocket: Pocket, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss on answer tokens and whether each was right, [answer tokens]."""
+    """Return the loss on answer tokens, and which of them are right [answer tokens]."""
     with pocket.autocast:
         hidden = pocket.decoder(
             inputs_embeds=batch["inputs_embeds"],
@@ -54,7 +54,7 @@ def forward(pocket: Pocket, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 def sample(
     bank: list[Encoded], rng: np.random.Generator, batch: int, most: int = 6
 ) -> list[tuple[Encoded, list[Question]]]:
-    """A batch of pictures of like size, for little padding, with up to `most` of their questions each."""
+    """Draw a batch of images of similar size, for little padding, with up to `most` questions each."""
     drawn = sorted(rng.integers(len(bank), size=4 * batch), key=lambda i: len(bank[i].features))
     start = batch * int(rng.integers(4))
     rows = []
@@ -67,14 +67,13 @@ def sample(
 
 
 def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> None:
-    """Answers: cross-entropy on the answer tokens, tower frozen."""
+    """Train with cross-entropy on the answer tokens; the tower is frozen."""
     pocket.load("tokens")
     pocket.settle_tokens()
     pocket.begin_decoder()
     pocket.vision.requires_grad_(False)
-    pocket.model.get_input_embeddings().requires_grad_(
-        False
-    )  # or the words would drift from the visual tokens that are made of them
+    # Visual tokens are sums of word embeddings, which therefore must not change.
+    pocket.model.get_input_embeddings().requires_grad_(False)
     decoder = torch.nn.ModuleDict({"decoder": pocket.decoder})
     stage = Stage("language", pocket.work, {"decoder": decoder}, steps, 1e-3)
     bank = encode_bank(pocket, TRAIN_SEED + 10, size)
@@ -89,7 +88,7 @@ def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> No
 
 @torch.no_grad()
 def probe_language(pocket: Pocket, bank: list[Encoded]) -> str:
-    """Share of questions whose every answer token is right under teacher forcing, by task."""
+    """Return the accuracy by task: all answer tokens right under teacher forcing."""
     right: dict[str, list[bool]] = {}
     for start in range(0, len(bank), 32):
         rows = [(item, item.questions[:4]) for item in bank[start : start + 32] if item.questions]

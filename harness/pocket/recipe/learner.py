@@ -1,4 +1,4 @@
-"""The model under training, its words, and the scenes it learns from: `Pocket` for Qwen2.5-VL's architecture."""
+"""`Pocket`: the model under training, its word embeddings and its targets, for the architecture of Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -14,29 +14,21 @@ from torch.nn import functional as F
 from harness.pocket import WEIGHTS
 from harness.pocket.recipe.attention_init import NOTES, prime
 from harness.pocket.recipe.batches import Encoded, pack, patchify, use_grouped_attention, use_packed_attention
-from harness.pocket.recipe.easyvqa import easyvqa_scene, n_train_images
 from harness.pocket.recipe.model import WIDTH, build_model
-from harness.pocket.recipe.scenes import KINDS, TOKEN, Question, Scene, dense_targets
-from harness.pocket.recipe.vocab import OPTIONS, SHAPES, SPECIALS, build_processor, label_words, token_of
+from harness.pocket.recipe.vocab import SPECIALS, build_processor, label_words, token_of
+from harness.pocket.scenes import KINDS, TOKEN, Question, Scene, dense_targets
+from harness.pocket.words import OPTIONS, SHAPES
 
-TRAIN_SEED, PROBE_SEED = 1, 2  # the suite itself is drawn from seed 3 (harness.pocket.data)
 MERGE = 2
 NAMED_GAIN = 0.6  # brings the words in a visual token to about the length of the words in a question
 
 
-def scene_at(kind: str, seed: int, index: int) -> Scene:
-    """The scene of a kind at an index of a seed's endless sequence; easy-VQA gives its own training images."""
-    if kind == "easyvqa":
-        return easyvqa_scene("train", index % n_train_images())
-    return KINDS[kind](np.random.default_rng([seed, list(KINDS).index(kind), index]))
-
-
 class Pocket:
-    """The model under training and what all stages share."""
+    """The model under training, with what all stages share."""
 
-    weights = WEIGHTS  # where it ships
-    kinds = tuple(KINDS)  # scenes that it can be shown
-    flat = False  # positions are M-RoPE triples
+    weights = WEIGHTS  # folder of the shipped weights
+    kinds = tuple(KINDS)  # of scenes that the model supports
+    flat = False  # whether positions are numbers instead of M-RoPE triples
 
     def __init__(self, work: Path, device: str) -> None:
         work.mkdir(parents=True, exist_ok=True)
@@ -57,22 +49,22 @@ class Pocket:
     # What depends on the architecture.
 
     def build(self) -> tuple[Any, Any]:
-        """Processor and randomly initialised model."""
+        """Return the processor and a randomly initialised model."""
         processor = build_processor()
         return processor, build_model(processor.tokenizer)
 
     def vision_parts(self) -> Any:
-        """What is trained to make visual tokens."""
+        """Return the modules that produce visual tokens."""
         use_packed_attention(self.model.model.visual)
         return self.model.model.visual
 
     @property
     def last_map(self) -> tuple[torch.nn.Module, Any]:
-        """The module that holds the last linear map of the vision parts, and its name there."""
+        """The parent module of the last linear layer of the vision parts, and the name of the layer."""
         return self.vision.merger.mlp, "2"
 
     def encode(self, scenes: list[Scene], whole: bool = True) -> list[Tensor]:
-        """Visual tokens of each scene, [N_i, D] float32."""
+        """Return the visual tokens of each scene, [N_i, D] float32."""
         patches, grids = zip(*[patchify(s.frames) for s in scenes], strict=True)
         with self.autocast:
             tokens = self.vision(
@@ -81,40 +73,40 @@ class Pocket:
         return list(tokens.float().split([t * h * w // MERGE**2 for t, h, w in grids]))
 
     def targets(self, scenes: list[Scene], whole: bool = True) -> Tensor:
-        """What lies at each of the tokens that `encode` gives, [sum of N_i, words]."""
+        """Return the dense targets of the tokens of `encode`, [sum of N_i, words]."""
         return torch.from_numpy(np.concatenate([dense_targets(scene, self.labels) for scene in scenes]))
 
     def grid(self, scene: Scene) -> tuple[int, int, int]:
-        """(t, h, w) in tokens of a scene as the decoder gets it."""
+        """Return (t, h, w) in tokens of a scene, as the decoder gets it."""
         width, height = scene.frames[0].size
         return max(1, len(scene.frames) // 2), height // TOKEN, width // TOKEN
 
     def whole_picture(self, target: Tensor, scenes: list[Scene], whole: bool) -> Tensor | float:
-        """Loss on what the last pass of `encode` says of the pictures as a whole, if there is such an output."""
+        """Return the loss on the image-level output of the last `encode`; 0 without such an output."""
         return 0.0
 
     def begin_decoder(self) -> None:
-        """Set the decoder to what its training starts from."""
+        """Initialise the decoder."""
         prime(self.decoder, self.words, self.notes)
 
     # What does not.
 
     def spread(self, share: dict[str, int]) -> list[str]:
-        """Each kind that this model can be shown as often as its share says."""
+        """Return each supported kind as often as its share says."""
         return [kind for kind, times in share.items() for _ in range(times) if kind in (*self.kinds, "easyvqa")]
 
     def pack(
         self, rows: list[tuple[Encoded, list[Question]]], weight: Mapping[str, float] | None = None
     ) -> dict[str, Tensor]:
-        """Batch of pictures, each with its questions, as the decoder takes it."""
+        """Return a batch of images with their questions, as input of the decoder."""
         return pack(rows, self.tokenizer, self.model.get_input_embeddings(), weight, self.flat)
 
     @torch.no_grad()
     def draw_words(self) -> None:
-        """Embeddings of unit length, so that a visual token, the sum of a few, lives on the scale of words.
+        """Draw embeddings of unit length, so that a visual token, a sum of a few words, has the scale of words.
 
-        Label words are orthogonal to one another and to all others, so that naming one says nothing of the rest; a
-        plural lies close to its singular.
+        Label words are orthogonal to all other words, so that predicting one does not affect the others. A plural lies
+        close to its singular.
         """
         table = self.model.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(0)
@@ -136,17 +128,17 @@ class Pocket:
 
     @torch.no_grad()
     def settle_tokens(self) -> None:
-        """Fold the scale of words and the placeholder that all share into the last map: what the decoder gets."""
+        """Fold the scale of words and the shared placeholder into the last layer, as the decoder expects."""
         table = self.model.get_input_embeddings().weight
         words = table[self.label_rows]
         holder, name = self.last_map
         last: Any = getattr(holder, name)
-        project = NAMED_GAIN * words.T @ words  # what no word names stays out
+        project = NAMED_GAIN * words.T @ words  # removes what no word describes
         last.weight.copy_(project @ last.weight)
         last.bias.copy_(project @ last.bias + self.words["<|image_pad|>"])
 
     def load(self, stage: str) -> None:
-        """Weights of a finished stage."""
+        """Load the weights of a finished stage."""
         state = torch.load(self.work / f"{stage}.pt", weights_only=True)
         if "vision" in state:
             self.vision.load_state_dict(state["vision"])

@@ -1,4 +1,4 @@
-"""The pocket models: stock `Qwen2_5_VLForConditionalGeneration` and `LlavaForConditionalGeneration`, small."""
+"""Build the pocket models: small `Qwen2_5_VLForConditionalGeneration` and `LlavaForConditionalGeneration`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from transformers import (
 )
 
 WIDTH = 192  # of the language model, hence of a visual token
-
-
 SIDE, PATCH = 448, 28  # of the pictures that the CLIP tower takes, and of its patches: 256 visual tokens
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """Randomly initialised: 4 ViT layers (windows, full attention in 1 and 3) and 5 decoder layers."""
+    """Build a random model: 4 ViT layers (full attention in 1 and 3, else windows) and 5 decoder layers."""
     config = Qwen2_5_VLConfig(
         text_config=_decoder(tokenizer, {"mrope_section": [4, 6, 6]}),
         vision_config={
@@ -43,11 +41,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2_5_VL
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    return _answering(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
+    return _with_generation_config(Qwen2_5_VLForConditionalGeneration(config), tokenizer)
 
 
 def build_llava(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
-    """Randomly initialised: a CLIP tower of 6 layers, whose fifth gives the tokens, and the same decoder, as Qwen2."""
+    """Build a random model: a CLIP tower of 6 layers, with tokens from the fifth, and the same decoder as Qwen2."""
     config = LlavaConfig(
         text_config={"model_type": "qwen2", **_decoder(tokenizer, {})},
         vision_config={
@@ -66,7 +64,7 @@ def build_llava(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCo
         tie_word_embeddings=True,
     )
     torch.manual_seed(seed)
-    return _answering(LlavaForConditionalGeneration(config), tokenizer)
+    return _with_generation_config(LlavaForConditionalGeneration(config), tokenizer)
 
 
 def _decoder(tokenizer: PreTrainedTokenizerFast, rope: dict[str, Any]) -> dict[str, Any]:
@@ -87,12 +85,12 @@ def _decoder(tokenizer: PreTrainedTokenizerFast, rope: dict[str, Any]) -> dict[s
 
 
 def _id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(found, int)
-    return found
+    index = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(index, int)
+    return index
 
 
-def _answering(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
+def _with_generation_config(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     model.generation_config.eos_token_id = _id(tokenizer, "<|im_end|>")
     model.generation_config.pad_token_id = _id(tokenizer, "<|endoftext|>")
     return model

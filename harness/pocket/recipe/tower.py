@@ -1,4 +1,4 @@
-"""Training of the vision tower on a dense target: which words lie at each visual token."""
+"""Train the vision tower on dense targets: the words at each visual token."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from harness.pocket.draw import PROBE_SEED, TRAIN_SEED, scene_at
 from harness.pocket.recipe.checkpointing import Stage
-from harness.pocket.recipe.learner import PROBE_SEED, TRAIN_SEED, Pocket, scene_at
+from harness.pocket.recipe.learner import Pocket
 
 POLISH_SHARE = {"objects": 5, "counting": 2, "text": 3, "document": 3, "chart": 3, "video": 1, "easyvqa": 2}
 WHOLE_FROM = 0.85  # share of the steps after which padding, where an architecture has it, takes part
@@ -21,7 +22,7 @@ LABEL_GROUPS |= {"pos": slice(44, 49), "object": slice(49, 50), "rank": slice(51
 
 
 def train_vision(pocket: Pocket, steps: int, batch: int = 20) -> None:
-    """Dense naming: for each visual token, which label words lie there (binary cross-entropy over the words)."""
+    """Train to predict the label words at each visual token, with binary cross-entropy over the words."""
     bias = torch.nn.ParameterDict({"bias": torch.full((len(pocket.labels),), -4.0, device=pocket.device)})
     table = pocket.model.get_input_embeddings().weight[pocket.label_rows].detach()
     stage = Stage("vision", pocket.work, {"vision": pocket.vision, "bias": bias}, steps, 2e-3)
@@ -42,9 +43,9 @@ def train_vision(pocket: Pocket, steps: int, batch: int = 20) -> None:
 
 @torch.no_grad()
 def least_squares(pocket: Pocket, size: int = 800) -> None:
-    """Set the last linear map of the tower so that it writes 1 for a word that is there, 0 for one that is not.
+    """Set the last linear layer of the tower by least squares: 1 for words that are present, 0 for absent words.
 
-    Naming leaves the coordinate of an absent word anywhere below zero: together, more noise than what is named.
+    After cross-entropy, absent words have any coordinate below zero, which adds up to more noise than signal.
     """
     kinds = [*pocket.kinds, "easyvqa"]
     holder, name = pocket.last_map
@@ -66,7 +67,7 @@ def least_squares(pocket: Pocket, size: int = 800) -> None:
 
 
 def train_tokens(pocket: Pocket, steps: int, batch: int = 20) -> None:
-    """Polish: squared error instead of cross-entropy, so that every coordinate of a token means what it says."""
+    """Refine with squared error, so that the coordinate of every word is near 0 or 1."""
     pocket.load("vision")
     least_squares(pocket)
     stage = Stage("tokens", pocket.work, {"vision": pocket.vision}, steps, 5e-4)
@@ -86,27 +87,26 @@ def train_tokens(pocket: Pocket, steps: int, batch: int = 20) -> None:
 
 @torch.no_grad()
 def probe_tokens(pocket: Pocket, table: Tensor) -> str:
-    """Mean and deviation of the coordinates of present words, deviation of absent ones, on unseen scenes."""
+    """Return mean and deviation of present words and deviation of absent words, on unseen scenes."""
     scenes = [scene_at(kind, PROBE_SEED, i) for kind in pocket.kinds for i in range(24)]
     target = pocket.targets(scenes).bool()
-    found = (torch.cat(pocket.encode(scenes)) @ table.T).cpu()
-    parts = {name: (found[:, part], target[:, part]) for name, part in LABEL_GROUPS.items()}
+    coordinates = (torch.cat(pocket.encode(scenes)) @ table.T).cpu()
+    parts = {name: (coordinates[:, part], target[:, part]) for name, part in LABEL_GROUPS.items()}
     return " ".join(f"{n} {f[t].mean():.2f}±{f[t].std():.2f}/{f[~t].std():.3f}" for n, (f, t) in parts.items())
 
 
 @torch.no_grad()
 def probe_vision(pocket: Pocket, table: Tensor, bias: Tensor, whole: bool) -> str:
-    """Share of label words found (recall at precision of threshold 0), by kind of word, on unseen scenes."""
+    """Return recall and precision of the label words by kind of word, on unseen scenes."""
     groups = LABEL_GROUPS
     hit, all_, false = dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0), dict.fromkeys(groups, 0.0)
     for kind in pocket.kinds:
         scenes = [scene_at(kind, PROBE_SEED, i) for i in range(24)]
         target = pocket.targets(scenes, whole).bool()
-        found = (
-            10 * torch.cat(pocket.encode(scenes, whole)) @ table.T + bias
-        ).cpu() > 1.4  # logit of 0.8: undoes the weight
+        logits = 10 * torch.cat(pocket.encode(scenes, whole)) @ table.T + bias
+        predicted = logits.cpu() > 1.4  # logit of 0.8, which compensates for the weight of 4
         for name, part in groups.items():
-            hit[name] += float((found & target)[:, part].sum())
-            false[name] += float((found & ~target)[:, part].sum())
+            hit[name] += float((predicted & target)[:, part].sum())
+            false[name] += float((predicted & ~target)[:, part].sum())
             all_[name] += float(target[:, part].sum())
     return " ".join(f"{n} {hit[n] / max(1, all_[n]):.2f}/{hit[n] / max(1, hit[n] + false[n]):.2f}" for n in groups)

@@ -1,7 +1,7 @@
 """The pocket tokenizer: a closed vocabulary of whole words, single characters and bytes.
 
 A word is one token, so that the dense targets of the vision tower (`scenes.Mark.words`) and the words of a question are
-rows of one embedding table. Digits and capitals stay single characters, because an answer read off an image is spelled.
+rows of one embedding table. Digits and capitals are single characters, because the model spells text that it reads.
 """
 
 from __future__ import annotations
@@ -19,23 +19,7 @@ from transformers import (
 )
 
 from harness.pocket.recipe.model import PATCH, SIDE
-
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (235, 205, 40),
-    "teal": (30, 150, 150),
-    "black": (25, 25, 25),
-    "gray": (135, 135, 135),
-    "brown": (130, 80, 40),
-}
-SHAPES = ("circle", "rectangle", "triangle", "star", "cross", "ring", "diamond", "arrow")
-KEYS = ("TOTAL", "DATE", "TAX", "PRICE", "ORDER", "ROOM", "CODE", "PAGE", "WEIGHT", "PHONE")
-CHARACTERS = "0123456789ACEHKLPT"
-POSITIONS = tuple(f"<pos{i}>" for i in range(1, 6))  # index of a character within its string
-ROLES = ("object", "bar", "highest", "lowest", "text")
-OPTIONS = ("A", "B", "C", "D")
+from harness.pocket.words import CHARACTERS, COLORS, KEYS, OPTIONS, POSITIONS, ROLES, SHAPES
 
 _TEMPLATE_WORDS = """
 what What which Which is Is there are How many in the The image of a an and or with Answer option letter color shape
@@ -52,7 +36,7 @@ SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Role words are followed by the content directly: after a newline the first word would lose its word boundary.
+# No newline after the role: the first word of the content would lose its word boundary.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}"
     "{% if message.content is string %} {{ message.content }}"
@@ -66,17 +50,17 @@ MIN_PIXELS, MAX_PIXELS = 28 * 28, 448 * 448
 
 
 def label_words() -> list[str]:
-    """Words that a visual token can be labelled with, in a fixed order."""
+    """Return the words that label visual tokens, in a fixed order."""
     return [*COLORS, *SHAPES, *KEYS, *CHARACTERS, *POSITIONS, *ROLES]
 
 
 def token_of(word: str) -> str:
-    """Vocabulary entry of a label word: whole words carry the word boundary, characters and positions do not."""
+    """Return the token of a label word: whole words include the word boundary, characters and positions do not."""
     return word if len(word) == 1 or word.startswith("<pos") else f"▁{word}"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Unigram tokenizer with byte fallback: any text is encodable, every word of the suite is one token."""
+    """Build a unigram tokenizer with byte fallback; every word of the suite is one token."""
     words = [*COLORS, *SHAPES, *KEYS, *ROLES, *_TEMPLATE_WORDS]
     pieces = [f"▁{w}" for w in words] + [f"▁{c}" for c in OPTIONS]
     characters = [chr(c) for c in range(33, 127)] + ["▁", "\n"]
@@ -103,7 +87,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Stock Qwen2.5-VL processor (14-px patches, 2x2 merge, 2-frame temporal patches) with the pocket tokenizer."""
+    """Build a stock Qwen2.5-VL processor (14-px patches, 2x2 merge, 2-frame patches) with the pocket tokenizer."""
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     vision: dict[str, Any] = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     return Qwen2_5_VLProcessor(
@@ -115,9 +99,9 @@ def build_processor() -> Qwen2_5_VLProcessor:
 
 
 def build_llava_processor() -> LlavaProcessor:
-    """Stock LLaVA processor with the same tokenizer; pictures are laid on a square of 448 pixels, never resized.
+    """Build a stock LLaVA processor with the pocket tokenizer; images are padded to 448 pixels, never resized.
 
-    Resized pictures would need far more training: what is drawn lies near the middle of a 28-px patch, here, too.
+    Resized images would need much more training: without resizing, things lie near the middle of a 28-px patch.
     """
     side = {"height": SIDE, "width": SIDE}
     layout: dict[str, Any] = {"do_resize": False, "do_center_crop": False, "do_pad": True, "pad_size": side}

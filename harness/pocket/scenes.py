@@ -1,7 +1,7 @@
-"""Scenes of the pocket suite: pictures drawn from a seed, with their questions and with what lies where.
+"""Scenes of the pocket suite: images drawn from a seed, with questions and labelled boxes.
 
-Every scene knows its `marks`: boxes with the words that name them. They are the dense target of the vision tower (for
-each 28-pixel token, which words lie there), and are never shown to the language model or used at evaluation.
+The `marks` of a scene are boxes with words for their content. They are the dense training targets of the vision tower:
+for each 28-pixel token, the words that lie there. Neither the language model nor an evaluation sees them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from harness.pocket.recipe.vocab import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
+from harness.pocket.words import CHARACTERS, COLORS, KEYS, OPTIONS, SHAPES
 
 TOKEN = 28  # pixels of a merged visual token: 14-px patches, merged 2 x 2
-# A centre that lies on the border of two tokens has no right token: centres stray this far from the middle of one.
+# Pixels by which a centre may deviate from the middle of a token, so that it never lies between two tokens.
 STRAY_THING, STRAY_CHARACTER = 8, 4
 SIDES = (224, 252, 280, 308, 336, 392, 448)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Words that name a box (x0, y0, x1, y1) of frame step `t`; `centre` words go to the token of its centre alone."""
+    """Words for a box (x0, y0, x1, y1) at frame step `t`; `centre` words label only the token at its centre."""
 
     box: tuple[float, float, float, float]
     words: tuple[str, ...]
@@ -64,7 +64,7 @@ def _one(rng: Rng, items: Sequence[Any]) -> Any:
 
 
 def _middle(rng: Rng, cell: int, stray: float) -> float:
-    """A coordinate near the middle of a token row or column."""
+    """Draw a coordinate near the middle of a token row or column."""
     return TOKEN * (cell + 0.5) + float(rng.uniform(-stray, stray))
 
 
@@ -80,7 +80,7 @@ def _shade(rng: Rng, color: str) -> tuple[int, int, int]:
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own scalable font, so that pictures do not depend on what a machine has installed."""
+    """Load Pillow's built-in scalable font, so that images do not depend on installed fonts."""
     return ImageFont.load_default(size)
 
 
@@ -133,11 +133,11 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """As questions name it."""
+        """The name used in questions."""
         return f"{self.color} {self.shape}"
 
     def draw(self, image: Image.Image, rng: Rng) -> None:
-        """Paint it, anti-aliased by drawing at twice the size."""
+        """Draw the thing, anti-aliased by drawing at twice the size."""
         r = int(self.r) + 2
         patch = Image.new("L", (4 * r, 4 * r), 0)
         _DRAW[self.shape](ImageDraw.Draw(patch), 2 * r, 2 * r, 2 * self.r, 255)
@@ -145,7 +145,7 @@ class Thing:
         image.paste(_shade(rng, self.color), (round(self.x) - r, round(self.y) - r), mask)
 
     def mark(self, t: int = 0) -> Mark:
-        """Its dense target."""
+        """Return the labelled box of the thing."""
         r = self.r * 0.9
         box = (self.x - r, self.y - r, self.x + r, self.y + r)
         return Mark(box, (self.color, self.shape), ("object",), t)
@@ -154,7 +154,7 @@ class Thing:
 def place(
     rng: Rng, width: int, height: int, kinds: list[tuple[str, str]], low: int = 18, high: int = 36
 ) -> list[Thing]:
-    """Things of the given (color, shape) kinds, none overlapping; kinds that no longer fit are left out."""
+    """Place non-overlapping things of the given (color, shape) kinds; skip kinds that no longer fit."""
     things: list[Thing] = []
     for color, shape in kinds:
         for _ in range(40):
@@ -168,7 +168,7 @@ def place(
 
 
 def _canvas(rng: Rng) -> tuple[int, int]:
-    """Sides drawn so that small pictures, hence fast ones, are the rule and 256 tokens the exception."""
+    """Draw width and height; small images, which are fast, are more frequent than 256 tokens."""
     width, height = rng.choice(SIDES, size=2, p=(0.24, 0.2, 0.18, 0.14, 0.12, 0.07, 0.05))
     return int(width), int(height)
 
@@ -186,7 +186,7 @@ def _things_scene(rng: Rng, kinds: list[tuple[str, str]], **radii: int) -> tuple
 
 
 def objects(rng: Rng) -> Scene:
-    """Three to seven different things; existence and attribute questions."""
+    """Draw three to seven different things, with existence and attribute questions."""
     kinds = [(c, s) for c in COLORS for s in SHAPES]
     scene, things = _things_scene(rng, _pick(rng, kinds, int(rng.integers(3, 8))))
     scene.questions = [q for _ in range(3) for q in existence_questions(rng, things) + attribute_questions(rng, things)]
@@ -194,7 +194,7 @@ def objects(rng: Rng) -> Scene:
 
 
 def existence_questions(rng: Rng, things: list[Thing]) -> list[Question]:
-    """One yes and one no question; half of the no questions recombine a present colour with a present shape."""
+    """Return a yes and a no question; half of the no questions combine a colour and a shape that both occur."""
     present = {(t.color, t.shape) for t in things}
     colors, shapes = {t.color for t in things}, {t.shape for t in things}
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
@@ -215,7 +215,7 @@ def _choice(rng: Rng, task: str, question: str, answer: str, others: list[str]) 
 
 
 def attribute_questions(rng: Rng, things: list[Thing]) -> list[Question]:
-    """Colour of a shape that occurs once and shape of a colour that occurs once, as text and as multiple choice."""
+    """Ask for the colour of a unique shape and the shape of a unique colour, as text and multiple choice."""
     questions = []
     for ask, other, vocabulary in (("color", "shape", tuple(COLORS)), ("shape", "color", SHAPES)):
         values = [getattr(t, other) for t in things]
@@ -233,7 +233,7 @@ def attribute_questions(rng: Rng, things: list[Thing]) -> list[Question]:
 
 
 def counting(rng: Rng) -> Scene:
-    """One to five things of one shape (or colour) among others; the target count is uniform."""
+    """Draw one to five things of one shape or colour among others; the count is uniform."""
     by_shape = rng.random() < 0.5
     n, others = int(rng.integers(1, 6)), int(rng.integers(0, 4))
     target_color, target_shape = _one(rng, tuple(COLORS)), _one(rng, SHAPES)
@@ -268,7 +268,7 @@ def _write(
     words: tuple[str, ...],
     size: int = 28,
 ) -> list[Mark]:
-    """Draw a string from a token column on, a character per column, centred in a token row; a mark per character."""
+    """Write a string from a token column on, one character per column, and return a mark for each character."""
     draw = ImageDraw.Draw(image)
     x, y = _middle(rng, column, STRAY_CHARACTER), _middle(rng, row, STRAY_CHARACTER)
     marks = []
@@ -281,7 +281,7 @@ def _write(
 
 
 def text(rng: Rng) -> Scene:
-    """One to four strings in different colours; read the one of a colour."""
+    """Draw one to four strings in different colours; questions ask for the string of a colour."""
     width, height = _canvas(rng)
     image = _background(rng, width, height)
     scene = Scene([image])
@@ -299,7 +299,7 @@ def text(rng: Rng) -> Scene:
 
 
 def document(rng: Rng) -> Scene:
-    """A form: a key on the left and its value on the right of each row."""
+    """Draw a form: each row has a key on the left and its value on the right."""
     n = int(rng.integers(3, 7))
     width, height = int(_one(rng, (280, 308, 336))), int(_one(rng, (252, 280, 308, 336)))
     image = Image.new("RGB", (width, height), (250, 250, int(rng.integers(238, 251))))
@@ -322,14 +322,14 @@ def document(rng: Rng) -> Scene:
 
 
 def chart(rng: Rng) -> Scene:
-    """Bars of a small random table of numbers of two digits, or of three."""
+    """Draw a bar chart of a random table of numbers with up to two or up to three digits."""
     n = int(rng.integers(3, 6))
     values = rng.permutation(np.arange(4, 100) if rng.random() < 0.7 else np.arange(20, 1000))[:n]
     return bars(rng, [int(v) for v in values], _pick(rng, tuple(COLORS), n))
 
 
 def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
-    """A bar chart of whole numbers below 1,000, the value written at each bar; upright or lying."""
+    """Draw a vertical or horizontal bar chart of whole numbers below 1,000, with the value at each bar."""
     digits, n = max(len(str(v)) for v in values), len(values)
     lying = digits > 2 or rng.random() < 0.5
     if lying:
@@ -367,7 +367,7 @@ def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
 
 
 def video(rng: Rng) -> Scene:
-    """Two or three things that appear one after the other, two frames a step; which came first."""
+    """Draw a video of two or three things that appear one after the other, with two frames a step."""
     steps, side = int(rng.integers(2, 5)), 224
     kinds = list(zip(_pick(rng, tuple(COLORS), 3), _pick(rng, SHAPES, 3), strict=True))[: 2 if steps == 2 else 3]
     things = place(rng, side, side, kinds)
@@ -392,7 +392,7 @@ def video(rng: Rng) -> Scene:
 
 
 def order_questions(early: Thing, late: Thing) -> list[Question]:
-    """Both readings of one video: the pair counts together, as in Vinoground."""
+    """Ask about the order of two things with the options in both orders, as Vinoground does."""
     head = "Answer with the option letter. Which is it?"
     first, second = f"the {early.name} appears first", f"the {late.name} appears first"
     return [
@@ -412,7 +412,7 @@ KINDS: dict[str, Callable[[Rng], Scene]] = {
 
 
 def dense_targets(scene: Scene, words: dict[str, int]) -> np.ndarray:
-    """[N, len(words)] 0/1: a token (t, row, column) carries the words of marks that cover it enough or centre in it."""
+    """Return 0/1 targets [N, len(words)]: a token has the words of the marks that cover or centre on it."""
     width, height = scene.frames[0].size
     steps, rows, columns = max(1, len(scene.frames) // 2), height // TOKEN, width // TOKEN
     target = np.zeros((steps, rows, columns, len(words)), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""easy-VQA (PyPI package `easy-vqa`, MIT): 64-px pictures of one shape, by others; both its splits as scenes."""
+"""Scenes from easy-VQA (PyPI package `easy-vqa`, MIT): 64-pixel images of one shape, made by others."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from harness.pocket.recipe.scenes import Mark, Question, Scene
-from harness.pocket.recipe.vocab import COLORS, SHAPES
+from harness.pocket.scenes import Mark, Question, Scene
+from harness.pocket.words import COLORS, SHAPES
 
-SIDE = 224  # the 64-px pictures are shown enlarged to 8 x 8 visual tokens
+SIDE = 224  # pixels to which images are enlarged: 8 x 8 visual tokens
 
 
 @cache
 def questions(split: str) -> dict[int, list[tuple[str, str]]]:
-    """(question, answer) pairs of each image of the split."""
+    """Return the (question, answer) pairs of each image of a split."""
     import easy_vqa
 
     texts, answers, ids = getattr(easy_vqa, f"get_{split}_questions")()
@@ -39,27 +39,27 @@ def _ids(split: str) -> list[int]:
 
 
 def n_train_images() -> int:
-    """Images in the train split."""
+    """Return the number of images in the training split."""
     return len(_ids("train"))
 
 
 def image(split: str, index: int) -> Image.Image:
-    """The picture, enlarged."""
+    """Load an image, enlarged."""
     return Image.open(_paths(split)[index]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _words(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Colour and shape, where the questions and answers give them away."""
-    found = {answer for _, answer in pairs if answer in COLORS or answer in SHAPES}
+    """Return the colour and shape that the questions and answers reveal."""
+    words = {answer for _, answer in pairs if answer in COLORS or answer in SHAPES}
     for text, answer in pairs:
         denied = " not " in text or " no " in text
         if answer not in ("yes", "no") or (answer == "yes") != denied:
-            found |= {w for w in text.rstrip("?").split() if w in COLORS or w in SHAPES}
-    return tuple(sorted(found))
+            words |= {w for w in text.rstrip("?").split() if w in COLORS or w in SHAPES}
+    return tuple(sorted(words))
 
 
 def easyvqa_scene(split: str, position: int) -> Scene:
-    """The scene at a position of the split; what differs from the background is marked with what is known of it."""
+    """Return the scene at a position of the split; its mark is the box that differs from the background."""
     index = _ids(split)[position]
     pairs = questions(split)[index]
     picture = image(split, index)
