@@ -29,6 +29,8 @@ class Answer:
     grids: list[list[int]]  # [t, h, w] in tokens of each image or video
     mask: bytes | None  # n bits, one for each token that was kept; None where the run names no tokens (`resize`)
     shown: list[list[int]] = field(default_factory=list)  # grids of the smaller images that `resize` showed instead
+    order: str | None = None  # kept tokens as they were picked, 16 bits each in base 64, where the run recorded it
+    importance: str | None = None  # 0 to 255 for each of the n tokens, in base 64, where the run recorded it
 
     def kept(self) -> np.ndarray | None:
         """Which tokens were kept, as booleans [n]."""
@@ -47,7 +49,8 @@ def read(result: Result) -> dict[Question, Answer]:
             continue
         known = line["kept"] or not line["k"]
         mask = pack(line["kept"], line["n"]) if known else None
-        about = (line["n"], line["k"], line["grids"], mask, line.get("shown", []))
+        order = text(np.array(line["order"], "<u2").tobytes()) if "order" in line else None
+        about = (line["n"], line["k"], line["grids"], mask, line.get("shown", []), order, line.get("importance"))
         found.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *about))
     return found
 

@@ -43,9 +43,9 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     if cfg.out is None:
         return report
     out = Path(str(cfg.out))
-    sample, failures = _sample(cfg, results, frame)
+    sample = _sample(cfg, results, frame)
     frame = gallery.filled(frame, sample)
-    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes, "failures": failures}
+    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)
@@ -64,10 +64,10 @@ def _draw(cfg: DictConfig, sets: Sequence[drawn.Set]) -> list[Path]:
     return files
 
 
-def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> tuple[gallery.Sample, list[str]]:
-    """The gallery's answers, from the runs or from the file that kept them; and what could not be computed again."""
+def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> gallery.Sample:
+    """The gallery's answers, from the runs or from the file that kept them."""
     if cfg.gallery == "none":
-        return gallery.EMPTY, []
+        return gallery.EMPTY
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
     gallery.keep(sample, frame)
     file = None if cfg.sample is None else Path(str(cfg.sample))
@@ -75,15 +75,9 @@ def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> 
         fresh = {setting["setting"] for setting in sample["settings"]}
         for key, kept in gallery.load(file, results).items():
             sample[key] += [it for it in kept if it["setting"] not in fresh]
-    failures: list[str] = []
-    if cfg.replay:
-        from harness.report.replay import replay
-
-        for setting in sample["settings"]:
-            failures += replay(setting, {result.hash: result for result in results})
     if file is not None and sample["settings"] and cfg.gallery == "page":
         gallery.save(sample, file)
-    return sample, failures
+    return sample
 
 
 def _with_pictures(

@@ -1,10 +1,13 @@
 """The questions that a page shows, with every run's answer and kept tokens, as JSON that outlives the run folders.
 
 A sample is {"settings": [...], "overlaps": [...]}. A setting is a model on a set of tasks with all its runs:
-{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "agreement": [{benchmark: percent
-of the unpruned model's answers} for each run], "questions": [...]}; a question is
+{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "candidates": questions that
+could be chosen (all of them where this is missing), "agreement": [{benchmark: percent of the unpruned model's answers}
+for each run], "questions": [...]}; a question is
 {"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
-in base 64 or null. An overlap is a budget of a setting: {"setting", "budget", "runs", "mean", "blind", "questions"}.
+in base 64 or null. Where runs recorded it, a question has "orders" (16 bits for each kept token, or null for each run)
+and "importance" (8 bits for each of the n tokens), both in base 64. An overlap is a budget of a setting:
+{"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
 
 import json
@@ -45,9 +48,11 @@ def _setting(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answ
     scores = {result.hash: answers.scores(result) for result in group}
     about = group[0].about["config"]
     asked = list(dict.fromkeys(question for result in group for question in sorted(found[result.hash])))
-    questions = []
+    questions, candidates = [], 0
     for task in about["tasks"]["metrics"]:
         those = sorted(question for question in asked if question[0] == task)
+        those = _candidates(those, found, per_task)
+        candidates += len(those)
         for index in _chosen(those, group, found, scores, per_task):
             questions.append(_question(those[index], group, found, scores))
     return {
@@ -56,9 +61,23 @@ def _setting(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answ
         "setting": group[0].setting,
         "runs": [result.hash for result in group],
         "answered": len(asked),
+        "candidates": candidates,
         "agreement": [{} for _ in group],
         "questions": questions,
     }
+
+
+def _candidates(
+    those: list[Question], found: Mapping[str, Mapping[Question, Answer]], per_task: int | None
+) -> list[Question]:
+    """Questions of which a run recorded more than the kept tokens; all questions if these are fewer than `per_task`."""
+
+    def is_recorded(question: Question) -> bool:
+        answers = (run[question] for run in found.values() if question in run)
+        return any(answer.order or answer.importance for answer in answers)
+
+    recorded = [question for question in those if is_recorded(question)]
+    return those if per_task is None or len(recorded) < per_task else recorded
 
 
 def _chosen(
@@ -90,7 +109,13 @@ def _question(
         None if a is None else [a.text.strip(), None if np.isnan(s) else s, a.k, answers.text(a.mask), a.shown]
         for s, a in zip(known, given, strict=True)
     ]
-    return {"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows}
+    orders = [answer and answer.order for answer in given]
+    importance = [answer.importance for answer in given if answer and answer.importance]
+    return {
+        **{"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows},
+        **({"orders": orders} if any(orders) else {}),
+        **({"importance": importance[-1]} if importance else {}),
+    }
 
 
 def _overlaps(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answer]]) -> list[dict[str, Any]]:
