@@ -19,7 +19,7 @@ GALLERIES = ("page", "all", "none")
 
 
 def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong before a run is read."""
+    """Raise UserError for settings that are wrong, before any run is read."""
     if cfg.runs is None:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
     if cfg.gallery not in GALLERIES:

@@ -1,4 +1,4 @@
-"""From run folders to the page: what is read, in which order, and what it may weigh."""
+"""Build the page from run folders, within its size limit."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from harness.results.result import Result, collect
 from harness.results.summary import of_scores, standing
 
 MOST = 10_000_000  # bytes of the page
-BESIDE = 300_000  # bytes of a picture in the folder beside it
+BESIDE = 300_000  # bytes of a picture in the folder next to the page
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
-    """Write what is asked for; returns what the command's last line says."""
+    """Write the page, the plots, or both; return the object that the command prints last."""
     if cfg.scores is not None:
         frame = of_scores(read_scores(Path(str(cfg.scores))))
         files = _draw(cfg, drawn.draw(frame, None))
@@ -74,7 +74,7 @@ def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> 
     if file is not None and file.is_file():
         fresh = {setting["setting"] for setting in sample["settings"]}
         for key, kept in gallery.load(file, results).items():
-            sample[key] += [it for it in kept if it["setting"] not in fresh]
+            sample[key] += [entry for entry in kept if entry["setting"] not in fresh]
     if file is not None and sample["settings"] and cfg.gallery == "page":
         gallery.save(sample, file)
     return sample
