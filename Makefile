@@ -54,7 +54,6 @@ results: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
-	$(REPORT) replay=true
 	$(REPORT)
 	rm -rf $(RUNS).old
 

@@ -1,1 +1,1 @@
-"""What selection does to the visual tokens of a model, and what runs of many methods say about them."""
+"""Analyses of what pruning methods keep, and of the runs of many methods."""

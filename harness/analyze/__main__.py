@@ -13,16 +13,16 @@ ANALYSES = {
     "ablation": "score over lambda, from the runs of a sweep",
     "heldout": "variants chosen by one half of the questions, judged by the other",
     "bias": "where in an image each method keeps tokens: histograms over rows and columns",
-    "redundancy": "how alike the visual tokens are behind each decoder layer",
+    "redundancy": "how similar the visual tokens are after each decoder layer",
 }
 
 
 def main() -> None:
-    """Hand over to the analysis that the first word names."""
+    """Run the analysis that the first word names."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in ("-h", "--help"):
-        for name, about in ANALYSES.items():
-            print(f"python -m harness.analyze {name:<11} {about}")
+        for name, description in ANALYSES.items():
+            print(f"python -m harness.analyze {name:<11} {description}")
         print("Each takes key=value arguments and --help.")
     elif word in ANALYSES:
         del sys.argv[1]

@@ -28,19 +28,19 @@ OURS = "idpruner"
 
 
 def main() -> None:
-    """`python -m harness.analyze ablation`."""
+    """Run `python -m harness.analyze ablation`."""
     command("analyze_ablation", ablation, (check,))
 
 
 def check(cfg: DictConfig) -> None:
-    """Settings of this analysis."""
+    """Raise UserError for settings of this analysis that are wrong."""
     if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
         raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
     check_place(Path(str(cfg.out)), "out")
 
 
 def ablation(cfg: DictConfig) -> None:
-    """Read the runs, compare, draw."""
+    """Compare the runs of a sweep over lambda and draw the result."""
     results = swept(cfg)
     frame, notes = standing(results, cfg.resamples)
     differences = compared(results, cfg.resamples, cfg.seed)
@@ -49,14 +49,14 @@ def ablation(cfg: DictConfig) -> None:
         print(f"note: {note}")
     print(differences.to_string(index=False, float_format="{:.2f}".format))
     questions = int(frame["questions"].iloc[0])
-    found = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
-    found |= {"differences": differences.to_dict("records")}
+    summary = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
+    summary |= {"differences": differences.to_dict("records")}
     figure = picture(frame, f"{model} on {tasks}, {questions} questions")
-    leave(Path(str(cfg.out)), model, table(frame), figure, found)
+    leave(Path(str(cfg.out)), model, table(frame), figure, summary)
 
 
 def swept(cfg: DictConfig) -> list[Result]:
-    """The runs of the compared methods, and the unpruned model; UserError if they do not make an ablation."""
+    """Load the runs of the compared methods and of the unpruned model; UserError if they are no ablation."""
     try:
         results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
     except UserError as error:
@@ -71,16 +71,17 @@ def swept(cfg: DictConfig) -> list[Result]:
 
 
 def lam_of(result: Result) -> float | None:
-    """The run's lambda; None for a method without."""
-    found = result.about["config"]["method"].get("lam")
-    return None if found is None else float(found)
+    """Return the run's lambda; None for a method without one."""
+    lam = result.about["config"]["method"].get("lam")
+    return None if lam is None else float(lam)
 
 
 def compared(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
-    """In points of the average, how much better ours is than each other run of its budget, at the same lambda.
+    """Compare ours with each other run of its budget at the same lambda, in points of the average.
 
-    Against a run without lambda: at each of ours. And, as lambda "best", the best of both, each chosen by the same
-    questions, which flatters what has more values to choose from. Intervals are of 95 %, questions drawn anew.
+    A run without lambda is compared at each of ours. The row with lambda "best" compares the best run of both. The same
+    questions choose and judge it, which favours the method with more values to choose from. Intervals: 95 %, bootstrap
+    over questions.
     """
     baseline = next(result for result in results if result.is_baseline)
     draws = draw(results, baseline, resamples, seed)
@@ -89,32 +90,32 @@ def compared(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFra
 
     def row(ours: Result, theirs: Result, lam: Any) -> dict[str, Any]:
         low, high = interval(draws.of(AVERAGE, ours.hash) - draws.of(AVERAGE, theirs.hash))
-        found = {"difference": means[ours.hash] - means[theirs.hash], "low": low, "high": high}
-        about = {"budget": ours.budget, "lambda": lam, "against": theirs.method}
-        return {**about, **{key: round(it, 3) for key, it in found.items()}}
+        numbers = {"difference": means[ours.hash] - means[theirs.hash], "low": low, "high": high}
+        run = {"budget": ours.budget, "lambda": lam, "against": theirs.method}
+        return {**run, **{key: round(value, 3) for key, value in numbers.items()}}
 
     for budget in dict.fromkeys(result.budget for result in results if not result.is_baseline):
         here = [result for result in results if result.budget == budget]
-        ours = sorted((result for result in here if result.method == OURS), key=lambda it: lam_of(it) or 0.0)
+        ours = sorted((result for result in here if result.method == OURS), key=lambda result: lam_of(result) or 0.0)
         for method in dict.fromkeys(result.method for result in here if result.method != OURS):
             theirs = [result for result in here if result.method == method]
             for mine in ours:
-                rows += [row(mine, it, lam_of(mine)) for it in theirs if lam_of(it) in (None, lam_of(mine))]
+                rows += [row(mine, other, lam_of(mine)) for other in theirs if lam_of(other) in (None, lam_of(mine))]
             if ours:
-                best, their_best = (max(each, key=lambda it: means[it.hash]) for each in (ours, theirs))
+                best, their_best = (max(runs, key=lambda result: means[result.hash]) for runs in (ours, theirs))
                 rows.append(row(best, their_best, "best"))
     return pd.DataFrame(rows)
 
 
 def _average(result: Result, baseline: Result) -> float:
-    found = average(relative(result, baseline))
-    if found is None:
+    percent = average(relative(result, baseline))
+    if percent is None:
         raise UserError(f"{baseline.folder} scored nothing on one of its tasks, there are no percentages of that")
-    return found
+    return percent
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run: percent of the unpruned score in every benchmark, and the average with its interval."""
+    """Tabulate each run: percent of the unpruned score in every benchmark, and the average with its interval."""
     rows = frame[frame["budget"] != ""].sort_values(["budget", "method", "lambda"], ascending=[False, True, True])
     keys = ["budget", "method", "lambda"]
     wide = rows.pivot_table(index="hash", columns="benchmark", values="relative", sort=False).round(2)
@@ -124,7 +125,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def picture(frame: pd.DataFrame, title: str) -> Figure:
-    """Average over lambda, a panel for each budget; dashed across: methods without one."""
+    """Plot the average over lambda, one panel a budget; dashed lines: methods without lambda."""
     rows = frame[(frame["benchmark"] == AVERAGE) & (frame["budget"] != "")]
     budgets = list(dict.fromkeys(rows["budget"]))
     looks = dict(zip(dict.fromkeys(rows["method"]), zip(plots.SERIES, plots.MARKS, strict=True), strict=False))

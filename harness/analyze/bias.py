@@ -1,7 +1,7 @@
 """Where in an image methods keep tokens: python -m harness.analyze bias model=pocket.
 
 D2Pruner (arXiv 2512.19443) argues that attention inside the language model prefers places, whatever the image shows.
-Here are histograms of the kept tokens over rows and columns, beside that of all tokens. Distance from even is 0 for a
+Histograms show the kept tokens over rows and columns, next to those of all tokens. Distance from even is 0 for a
 method that keeps the same share everywhere and near 1 for one that keeps a single band; `random` shows how much of it
 is chance. What images show is not spread evenly either: compare methods with each other before blaming one.
 """
@@ -34,12 +34,12 @@ AXES = ("rows", "columns")
 
 
 def main() -> None:
-    """`python -m harness.analyze bias`."""
+    """Run `python -m harness.analyze bias`."""
     command("analyze_bias", bias, (settings.check, settings.check_methods, check_cut), prepare)
 
 
 def bias(cfg: DictConfig) -> None:
-    """Ask every method about the same images, and draw."""
+    """Ask every method about the same images and draw the histograms."""
     config = settings.about(cfg)
     loaded = load(config.model)
     questions = list(islice(Source(config, loaded).drawn(cfg.seed), cfg.limit))
@@ -50,28 +50,28 @@ def bias(cfg: DictConfig) -> None:
             raise UserError(f"keep={keep:g} keeps every token of these images: lower it, or choose larger ones")
         for axis in AXES:
             mine, everyone = histograms(pruned, AXES.index(axis), cfg.bands)
-            about = {"keep": keep, "method": label, "axis": axis}
+            panel = {"keep": keep, "method": label, "axis": axis}
             rows += [
-                {**about, "band": band, "kept": p, "all": q, "ratio": p / q if q else np.nan}
+                {**panel, "band": band, "kept": p, "all": q, "ratio": p / q if q else np.nan}
                 for band, (p, q) in enumerate(zip(mine.mean(0), everyone.mean(0), strict=True))
             ]
-            facts.append({**about, "images": len(pruned), **uneven(mine, everyone, cfg.resamples, cfg.seed)})
-    named: dict[str, Any] = {"analysis": "bias", "model": config.model.name, "tasks": list(config.tasks.metrics)}
-    found = {**named, "bands": cfg.bands, "distances": facts}
+            facts.append({**panel, "images": len(pruned), **uneven(mine, everyone, cfg.resamples, cfg.seed)})
+    about: dict[str, Any] = {"analysis": "bias", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    summary = {**about, "bands": cfg.bands, "distances": facts}
     print(pd.DataFrame(facts).to_string(index=False))
     frame = pd.DataFrame(rows)
-    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)
+    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, summary), summary)
 
 
 def places(grids: Sequence[tuple[int, int, int]]) -> Array:
-    """Row and column [2, N] of every token in its image or frame, from 0 to 1."""
-    each = [np.indices(grid).reshape(3, -1)[1:] for grid in grids]
+    """Return row and column [2, N] of every token in its image or frame, from 0 to 1."""
+    cells_of_grid = [np.indices(grid).reshape(3, -1)[1:] for grid in grids]
     sizes = [np.array(grid[1:])[:, None] for grid in grids]
-    return np.concatenate([(cells + 0.5) / size for cells, size in zip(each, sizes, strict=True)], axis=1)
+    return np.concatenate([(cells + 0.5) / size for cells, size in zip(cells_of_grid, sizes, strict=True)], axis=1)
 
 
 def histograms(records: Sequence[Kept], axis: int, bands: int) -> tuple[Array, Array]:
-    """Shares [images, bands] of the kept tokens, and of all, in bands of equal width from top or left."""
+    """Return the shares [images, bands] of the kept and of all tokens in bands of equal width from top or left."""
     mine, everyone = [], []
     for record in records:
         band = (places(record.grids)[axis] * bands).astype(int)
@@ -81,10 +81,11 @@ def histograms(records: Sequence[Kept], axis: int, bands: int) -> tuple[Array, A
 
 
 def uneven(mine: Array, everyone: Array, resamples: int, seed: int) -> dict[str, float]:
-    """Total variation distance of where tokens are kept from where they are, with its 95 % interval over images.
+    """Return the total variation distance between the places of kept and of all tokens, with its interval.
 
-    Samples of images are less even than all of them, so that interval leans upwards: compare it with that of `random`.
-    And `shift`: by how much of the image's side the kept ones lie further down, or to the right.
+    The interval is of 95 %, by bootstrap over images. Samples of images are less even than all of them, so the interval
+    leans upwards: compare it with that of `random`. `shift` says by how much of the image's side the kept tokens lie
+    further down, or to the right.
     """
     middles = (np.arange(mine.shape[1]) + 0.5) / mine.shape[1]
     difference = mine - everyone
@@ -92,16 +93,16 @@ def uneven(mine: Array, everyone: Array, resamples: int, seed: int) -> dict[str,
     low, high = interval(np.abs(drawn).sum(1) / 2)
     shifts = interval(drawn @ middles)
     mean = difference.mean(0)
-    found = {"distance": np.abs(mean).sum() / 2, "low": low, "high": high, "shift": mean @ middles}
-    found |= {"shift_low": shifts[0], "shift_high": shifts[1]}
-    return {key: round(float(it), 5) for key, it in found.items()}
+    numbers = {"distance": np.abs(mean).sum() / 2, "low": low, "high": high, "shift": mean @ middles}
+    numbers |= {"shift_low": shifts[0], "shift_high": shifts[1]}
+    return {key: round(float(value), 5) for key, value in numbers.items()}
 
 
-def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
-    """Ratio of kept to all tokens over rows and columns, a panel for each method, a line of panels for each budget."""
+def picture(frame: pd.DataFrame, summary: dict[str, Any]) -> Figure:
+    """Plot the ratio of kept to all tokens over rows and columns, one panel for each method and budget."""
     labels, keeps = list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["keep"]))
     columns = min(5, len(labels))
-    distances = {(it["keep"], it["method"], it["axis"]): it["distance"] for it in found["distances"]}
+    distances = {(it["keep"], it["method"], it["axis"]): it["distance"] for it in summary["distances"]}
     with plots.style():
         lines = -(-len(labels) // columns)
         size = (1.5 * columns + 0.6, 1.45 * lines * len(keeps) + 0.4)
@@ -116,17 +117,17 @@ def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
                 here = frame[(frame["keep"] == keep) & (frame["method"] == label)]
                 for name, color in zip(AXES, plots.SERIES, strict=False):
                     line = here[here["axis"] == name]
-                    x = (line["band"] + 0.5) / found["bands"]
+                    x = (line["band"] + 0.5) / summary["bands"]
                     axis.plot(x, line["ratio"], color=color, lw=1.2, marker="o", ms=1.8, label=name)
-                said = " / ".join(f"{distances[keep, label, name]:.2f}" for name in AXES)
-                axis.set_title(f"{label}, {keep:g}\n{said}", fontsize=7)
+                distance = " / ".join(f"{distances[keep, label, name]:.2f}" for name in AXES)
+                axis.set_title(f"{label}, {keep:g}\n{distance}", fontsize=7)
                 axis.tick_params(axis="y", labelsize=6.5)
                 axis.set_xlim(0, 1)
                 axis.set_xticks([0, 0.5, 1], ["top,\nleft", "", "bottom,\nright"], fontsize=6)
         figure.supylabel("kept, as a multiple of an even share", fontsize=7.5, color=plots.MUTED)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=2)
-        images = found["distances"][0]["images"]
-        title = f"{found['model']}, {images} images; below each name: distance from even, rows / columns"
+        images = summary["distances"][0]["images"]
+        title = f"{summary['model']}, {images} images; below each name: distance from even, rows / columns"
         figure.suptitle(title, x=0.01, ha="left", fontsize=8)
     return figure

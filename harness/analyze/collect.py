@@ -1,4 +1,4 @@
-"""The visual tokens of images as they enter the language model, with what methods see beside them."""
+"""Collect the visual tokens of images as they enter the language model, with the signals that methods see."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from methods.base import AttentionSpec, Method, Selection, Signal, Tokens
 
 
 @dataclass(kw_only=True)
-class Noted(Method):
-    """Note the tokens of each sample, with the signals that are asked for; which tokens stay does not matter.
+class TokenProbe(Method):
+    """Record the tokens of each sample with the signals in `wanted`; which tokens it keeps does not matter.
 
     Deviation: none. Source: ours.
     """
@@ -47,28 +47,28 @@ class Noted(Method):
         return Selection.of(torch.arange(k, device=tokens.features.device))
 
 
-def read(loaded: Loaded, question: Question, probe: Noted, scorer: nn.Module | None = None) -> Tokens | None:
-    """The visual tokens of a question's pictures; None if they are fewer than two."""
+def read(loaded: Loaded, question: Question, probe: TokenProbe, scorer: nn.Module | None = None) -> Tokens | None:
+    """Read the visual tokens of a question's pictures; None if there are fewer than two."""
     probe.seen.clear()
     with harness.prune(loaded.model, probe, tokens=1, scorer=scorer), torch.inference_mode():
         loaded.model(**question.inputs(loaded))
     return probe.seen[0] if probe.seen else None
 
 
-def gathered(
+def collect_tokens(
     loaded: Loaded,
     source: Source,
-    probes: Sequence[Noted],
+    probes: Sequence[TokenProbe],
     seed: int,
     limit: int,
     least: int = 2,
     scorer: nn.Module | None = None,
 ) -> Iterator[tuple[Question, list[Tokens]]]:
-    """`limit` random questions on pictures of at least `least` tokens, each with what every probe saw of it."""
+    """Yield `limit` random questions on pictures of at least `least` tokens, with what each probe recorded."""
     with tqdm(total=limit, desc="images") as progress:
         for question in source.drawn(seed):
-            found = [read(loaded, question, probe, scorer) for probe in probes]
-            seen = [tokens for tokens in found if tokens is not None and len(tokens.features) >= least]
+            readings = [read(loaded, question, probe, scorer) for probe in probes]
+            seen = [tokens for tokens in readings if tokens is not None and len(tokens.features) >= least]
             if len(seen) < len(probes):
                 continue
             yield question, seen
@@ -78,22 +78,22 @@ def gathered(
 
 
 def check_cut(cfg: DictConfig) -> None:
-    """Methods that make images smaller have no token that they keep."""
-    for one in settings.contestants(cfg):
-        if methods.load(one.name, **one.params).stage == "pixels":
-            raise UserError(f"{one.name} makes images smaller, of which it keeps every token: leave it out")
+    """Raise UserError for methods that make images smaller: they drop no token."""
+    for point in settings.method_points(cfg):
+        if methods.load(point.name, **point.params).stage == "pixels":
+            raise UserError(f"{point.name} makes images smaller, of which it keeps every token: leave it out")
 
 
 def kept(cfg: DictConfig, loaded: Loaded, questions: Sequence[Question]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
-    """Method, share, and what was kept of each question; a forward pass of the model each."""
-    asked = [(one, keep) for keep in settings.keeps(cfg) for one in settings.contestants(cfg)]
+    """Yield method, keep ratio and what was kept of each question, by one forward pass for each of them."""
+    runs = [(point, keep) for keep in settings.keeps(cfg) for point in settings.method_points(cfg)]
     folder = ModelFolder(loaded.folder)
-    pruners = [pruner_of(settings.run_of(cfg, one, keep), folder) for one, keep in asked]
-    for (one, keep), pruner in zip(asked, tqdm(pruners, desc="methods"), strict=True):
+    pruners = [pruner_of(settings.run_of(cfg, point, keep), folder) for point, keep in runs]
+    for (point, keep), pruner in zip(runs, tqdm(pruners, desc="methods"), strict=True):
         try:
             with pruner.attach(loaded.model) as pruning, torch.inference_mode():
                 for question in questions:
                     loaded.model(**question.inputs(loaded))
         except ValueError as error:
             raise UserError(one_line(error)) from error
-        yield one.label, keep, pruning.take()
+        yield point.label, keep, pruning.take()

@@ -1,4 +1,4 @@
-"""Variants chosen by one half of the questions and judged by the other: python -m harness.analyze heldout.
+"""Choose variants by one half of the questions, judge them by the other: python -m harness.analyze heldout.
 
 Whoever tries forty variants on a suite and reports the best reports luck as well. Here every method, ours among them,
 chooses its variant by every other question of each benchmark; the rest, which nothing was chosen by, decides.
@@ -27,12 +27,12 @@ CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 
 
 def main() -> None:
-    """`python -m harness.analyze heldout`."""
+    """Run `python -m harness.analyze heldout`."""
     command("analyze_heldout", heldout, (check,))
 
 
 def heldout(cfg: DictConfig) -> None:
-    """Read the runs, choose, judge, draw."""
+    """Choose a variant of each method, judge it, and draw both halves."""
     results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
     if len({result.setting for result in results}) > 1:
         folders = ", ".join(sorted({str(result.folder.parent) for result in results}))
@@ -51,17 +51,17 @@ def heldout(cfg: DictConfig) -> None:
     print("percent of the unpruned model, on the questions that choose and on those that judge; interval of the latter")
     print(table[shown].to_string(index=False, float_format="{:.2f}".format))
     print(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format))
-    found = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
-    leave(Path(str(cfg.out)), model, table, picture(table, str(cfg.ours)), found)
+    summary = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
+    leave(Path(str(cfg.out)), model, table, picture(table, str(cfg.ours)), summary)
 
 
 def judged(
     results: Sequence[Result], choose: Draws, judge: Draws, ours: str
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """A row for each run, in percent of the unpruned model; and how far each method is above `ours`.
+    """Return a row for each run, in percent of the unpruned model, and how far each method is above `ours`.
 
-    Of both it is the variant that was `chosen`, the first of equals. Single tasks are those of the judging half, and so
-    are the intervals of 95 %, questions drawn anew.
+    Both are compared by the variant that was `chosen`; the first wins a tie. Scores of single tasks and the 95 %
+    intervals (bootstrap over questions) are those of the judging half.
     """
     called = names(results)
     rows, verdicts = [], []
@@ -90,7 +90,7 @@ def judged(
 
 
 def picture(table: pd.DataFrame, ours: str) -> Figure:
-    """The judging half over the choosing half, a panel for each budget; filled: chosen; dashed: what is level."""
+    """Plot the judging half over the choosing half, one panel a budget; filled: chosen; dashed: equal to the best."""
     budgets = list(dict.fromkeys(table["budget"]))
     looks = dict(zip(dict.fromkeys([ours, *table["method"]]), plots.SERIES, strict=False))
     with plots.style():

@@ -14,25 +14,25 @@ REFERENCES = AMBIENT + SAMPLED
 
 
 def retention(importance: Tensor, kept: Tensor) -> float:
-    """Share of the importance [N], which must not be negative, that lies on the kept tokens."""
+    """Return the share of the non-negative importance [N] that lies on the kept tokens."""
     total = float(importance.double().sum())
     return float(importance[kept].double().sum()) / total if total else len(kept) / len(importance)
 
 
 def directions(features: Tensor) -> Tensor:
-    """Rows [N, D] at length 1 in float64; rows of zeros stay, they have no direction."""
+    """Scale rows [N, D] to length 1 in float64; rows of zeros stay zero."""
     return torch.nn.functional.normalize(features.double(), dim=1, eps=1e-300)
 
 
 def between(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine distances [A, B] of unit rows."""
+    """Return the cosine distances [A, B] of unit rows."""
     return (1 - a @ b.T).clamp(0, 2)
 
 
 def hopkins(from_reference: Tensor, among: Tensor) -> float:
-    """Hopkins statistic of a subset T by cosine distances: how much closer its members are to each other than to R.
+    """Return the Hopkins statistic of a subset T: how much closer its members are to each other than to R.
 
-        H = mean_R d(r, T) / (mean_R d(r, T) + mean_T d(v, T without v)),  d the distance to the nearest
+        H = mean_R d(r, T) / (mean_R d(r, T) + mean_T d(v, T without v)),  d the cosine distance to the nearest
 
     With as many points in R as in T the means are the paper's sums. 1/2 where all distances are 0.
 
@@ -68,21 +68,21 @@ class Cloud:
         self._ambient: dict[tuple[str, int], list[Tensor]] = {}
 
     def hopkins(self, kept: Tensor, reference: str) -> float:
-        """The statistic of the tokens `kept` [M]; NaN for fewer than two, or without a token to draw."""
+        """Return the statistic of the tokens `kept` [M]; NaN for fewer than two, or without a token to draw."""
         kept = kept[self.nonzero[kept]]
         if len(kept) < 2:
             return float("nan")
         among = self.distances[kept][:, kept]
-        found = [hopkins(rows[:, kept], among) for rows in self._references(kept, reference) if len(rows)]
-        return float(np.mean(found)) if found else float("nan")
+        draws = [hopkins(rows[:, kept], among) for rows in self._references(kept, reference) if len(rows)]
+        return float(np.mean(draws)) if draws else float("nan")
 
     def _references(self, kept: Tensor, kind: str) -> list[Tensor]:
-        """Distances [R, N] of reference points to all tokens, for each draw."""
+        """Return the distances [R, N] of reference points to all tokens, for each draw."""
         m = len(kept)
         if kind in AMBIENT:
             if (kind, m) not in self._ambient:
                 points = [self._points(POINTS[kind], m, draw) for draw in range(self.draws)]
-                self._ambient[kind, m] = [between(directions(each), self.unit) for each in points]
+                self._ambient[kind, m] = [between(directions(drawn), self.unit) for drawn in points]
             return self._ambient[kind, m]
         pool = self.nonzero.clone()
         if kind == "complement":
@@ -107,7 +107,7 @@ POINTS: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray]] 
 
 
 def cosines(features: Tensor) -> Tensor:
-    """Cosines [N (N - 1) / 2] of all pairs of rows that have a direction."""
+    """Return the cosines [N (N - 1) / 2] of all pairs of non-zero rows."""
     unit = directions(features[features.double().norm(dim=1) > 0])
     rows, columns = torch.triu_indices(len(unit), len(unit), 1, device=unit.device)
     return (unit @ unit.T).clamp(-1, 1)[rows, columns]

@@ -1,4 +1,4 @@
-"""Which tokens of chosen images each method keeps, as a picture: python -m harness.analyze masks model=pocket.
+"""Draw which tokens of chosen images each method keeps: python -m harness.analyze masks model=pocket.
 
 In the manner of figure 4 of arXiv 2602.13315. The pictures are what the model was shown, from its own input tensors.
 """
@@ -33,12 +33,12 @@ FAINT = 0.82  # how far a dropped token fades to white
 
 
 def main() -> None:
-    """`python -m harness.analyze masks`."""
+    """Run `python -m harness.analyze masks`."""
     command("analyze_masks", masks, (check, settings.check_methods, check_cut), prepare)
 
 
 def check(cfg: DictConfig) -> None:
-    """Settings of this analysis."""
+    """Raise UserError for settings of this analysis that are wrong."""
     settings.check(cfg)
     for place in cfg.docs:
         if not str(place).partition("/")[2].isdigit():
@@ -46,40 +46,47 @@ def check(cfg: DictConfig) -> None:
 
 
 def masks(cfg: DictConfig) -> None:
-    """Ask every method about the same images, and draw what it kept of them."""
+    """Ask every method about the same images and draw what it kept."""
     config = settings.about(cfg)
     loaded = load(config.model)
     questions = chosen(cfg, Source(config, loaded))
-    found = {(label, keep): records for label, keep, records in kept(cfg, loaded, questions)}
+    kept_by = {(label, keep): records for label, keep, records in kept(cfg, loaded, questions)}
     names = [f"{question.task}/{question.doc_id}" for question in questions]
     rows = [
-        {"question": name, "keep": keep, "method": label, "n": it.n, "k": it.k, "kept": " ".join(map(str, it.kept))}
-        for (label, keep), records in found.items()
-        for name, it in zip(names, records, strict=True)
+        {
+            "question": name,
+            "keep": keep,
+            "method": label,
+            "n": record.n,
+            "k": record.k,
+            "kept": " ".join(map(str, record.kept)),
+        }
+        for (label, keep), records in kept_by.items()
+        for name, record in zip(names, records, strict=True)
     ]
-    about = {"analysis": "masks", "model": config.model.name, "questions": names, "overlaps": overlaps(found)}
-    leave(Path(str(cfg.out)), config.model.name, pd.DataFrame(rows), picture(loaded, questions, found), about)
+    about = {"analysis": "masks", "model": config.model.name, "questions": names, "overlaps": overlaps(kept_by)}
+    leave(Path(str(cfg.out)), config.model.name, pd.DataFrame(rows), picture(loaded, questions, kept_by), about)
 
 
 def chosen(cfg: DictConfig, source: Source) -> list[Question]:
-    """The questions named by `docs`, or random ones."""
+    """Return the questions named by `docs`, or random ones."""
     if not cfg.docs:
         return list(islice(source.drawn(cfg.seed), cfg.limit))
-    found = []
+    questions = []
     for place in cfg.docs:
         task, _, doc_id = str(place).partition("/")
         question = source.question(task, int(doc_id))
         if not question.pictures:
             raise UserError(f"{place} is not about images alone: choose another one")
-        found.append(question)
-    return found
+        questions.append(question)
+    return questions
 
 
-def overlaps(found: dict[tuple[str, float], Sequence[Kept]]) -> list[dict[str, Any]]:
-    """Mean Jaccard index of what two methods kept of a question, for all pairs of one budget."""
-    pairs = [(a, b) for a, b in combinations(found, 2) if a[1] == b[1]]
+def overlaps(kept_by: dict[tuple[str, float], Sequence[Kept]]) -> list[dict[str, Any]]:
+    """Return the mean Jaccard index of the tokens that two methods kept, for all pairs of one budget."""
+    pairs = [(a, b) for a, b in combinations(kept_by, 2) if a[1] == b[1]]
     return [
-        {"keep": a[1], "methods": [a[0], b[0]], "jaccard": round(float(np.mean(_jaccards(found[a], found[b]))), 4)}
+        {"keep": a[1], "methods": [a[0], b[0]], "jaccard": round(float(np.mean(_jaccards(kept_by[a], kept_by[b]))), 4)}
         for a, b in pairs
     ]
 
@@ -89,20 +96,20 @@ def _jaccards(a: Sequence[Kept], b: Sequence[Kept]) -> list[float]:
     return [len(mine & theirs) / len(mine | theirs) for mine, theirs in sets]
 
 
-def picture(loaded: Loaded, questions: Sequence[Question], found: dict[tuple[str, float], Sequence[Kept]]) -> Figure:
-    """A line for each question: its (first) picture whole, then what each method kept of it."""
-    size = (1.55 * (1 + len(found)), 1.8 * len(questions))
+def picture(loaded: Loaded, questions: Sequence[Question], kept_by: dict[tuple[str, float], Sequence[Kept]]) -> Figure:
+    """Draw a row for each question: its first picture, then what each method kept of it."""
+    size = (1.55 * (1 + len(kept_by)), 1.8 * len(questions))
     with plots.style():
         figure = Figure(figsize=size, layout="constrained")
-        lines = figure.subplots(len(questions), 1 + len(found), squeeze=False)
+        lines = figure.subplots(len(questions), 1 + len(kept_by), squeeze=False)
         for place, (question, line) in enumerate(zip(questions, lines, strict=True)):
             for axis in line:
                 axis.set_axis_off()
-            grids = next(iter(found.values()))[place].grids
+            grids = next(iter(kept_by.values()))[place].grids
             (image, *_), _ = shown(loaded.processor, question.inputs(loaded).to("cpu"), question.messages, grids)
             line[0].imshow(image)
             line[0].set_title(fill(_text(question), 26, max_lines=3), fontsize=6, loc="left")
-            for ((label, _), records), axis in zip(found.items(), line[1:], strict=True):
+            for ((label, _), records), axis in zip(kept_by.items(), line[1:], strict=True):
                 axis.imshow(_masked(image, records[place]))
                 axis.set_title(f"{label}\n{records[place].k} of {records[place].n}", fontsize=7, loc="left")
     return figure
@@ -120,7 +127,7 @@ def _text(question: Question) -> str:
 
 
 def faded(image: Image.Image, kept: list[int], token: int) -> Image.Image:
-    """The picture with every token that was dropped faded; `kept` are indices in reading order, `token` their side."""
+    """Fade every dropped token of a picture; `kept` are indices in reading order, `token` their side."""
     pixels = np.asarray(image, dtype=float)
     rows, columns = pixels.shape[0] // token, pixels.shape[1] // token
     mask = np.zeros(rows * columns, dtype=bool)

@@ -1,4 +1,4 @@
-"""What an analysis leaves: a CSV, a picture and a JSON object, of which the object is also the last line."""
+"""Write what an analysis returns: a CSV, a picture and a JSON object, which is also the last line."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from harness.results.stats import Array, interval
 
 
 def samples(n: int, resamples: int, seed: int) -> Array:
-    """Weights [resamples, n] of n images drawn with replacement; they sum to 1."""
-    found: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    return found
+    """Draw weights [resamples, n] of n images with replacement; each row sums to 1."""
+    weights: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    return weights
 
 
 def estimate(values: Array, resamples: int, seed: int) -> dict[str, float]:
-    """The mean of values [n] of images, and its 95 % interval when images are drawn anew."""
+    """Return the mean of values [n] of images, and its 95 % interval by bootstrap over images."""
     low, high = interval(samples(len(values), resamples, seed) @ values)
-    return {key: round(it, 6) for key, it in (("mean", float(values.mean())), ("low", low), ("high", high))}
+    return {key: round(value, 6) for key, value in (("mean", float(values.mean())), ("low", low), ("high", high))}
 
 
 def no_image(cfg: DictConfig) -> UserError:
-    """What to say when there was nothing to look at."""
+    """Return the error for tasks without a large enough image."""
     return UserError(f"tasks={cfg.tasks.name} shows no image of {cfg.min_tokens} tokens or more: lower min_tokens")
 
 
-def leave(folder: Path, stem: str, frame: pd.DataFrame, figure: Figure, found: dict[str, Any]) -> None:
+def leave(folder: Path, stem: str, frame: pd.DataFrame, figure: Figure, summary: dict[str, Any]) -> None:
     """Write `stem`.csv, .png and .json below `folder`, say where, and print the object for programs."""
     folder.mkdir(parents=True, exist_ok=True)
     text = StringIO()
     frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
     write_atomic(folder / f"{stem}.csv", text.getvalue())
-    write_atomic(folder / f"{stem}.json", to_json(found))
+    write_atomic(folder / f"{stem}.json", to_json(summary))
     plots.save({stem: figure}, folder, ("png",))
     print(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")
-    print(json.dumps({"out": str(folder / stem), **found}, allow_nan=False), flush=True)
+    print(json.dumps({"out": str(folder / stem), **summary}, allow_nan=False), flush=True)

@@ -36,18 +36,18 @@ POINT = ["curve", "parameter", "value", "label"]
 
 
 def main() -> None:
-    """`python -m harness.analyze pareto`."""
+    """Run `python -m harness.analyze pareto`."""
     command("analyze_pareto", pareto, (check, settings.check_methods, check_stage), prepare)
 
 
 def check(cfg: DictConfig) -> None:
-    """Settings of this analysis."""
+    """Raise UserError for settings of this analysis that are wrong."""
     settings.check(cfg)
     if cfg.importance not in (UNIFORM, SCORER):
         raise UserError(f"importance must be {UNIFORM} or {SCORER}, got {cfg.importance}")
     if not cfg.references or set(cfg.references) - set(REFERENCES):
         raise UserError(f"references must be some of {', '.join(REFERENCES)}, got {list(cfg.references)}")
-    curves = {one.curve for one in settings.contestants(cfg)}
+    curves = {point.curve for point in settings.method_points(cfg)}
     if cfg.ours not in curves:
         raise UserError(f"ours={cfg.ours} is none of the methods: {', '.join(sorted(curves))}")
     if whole := [keep for keep in settings.keeps(cfg) if keep >= 1]:
@@ -55,39 +55,39 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_stage(cfg: DictConfig) -> None:
-    """All methods choose among the same tokens, those that enter the language model."""
-    for one in settings.contestants(cfg):
-        stage = methods.load(one.name, **one.params).stage
+    """Raise UserError for methods that do not choose among the tokens that enter the language model."""
+    for point in settings.method_points(cfg):
+        stage = methods.load(point.name, **point.params).stage
         if stage != "input":
-            raise UserError(f"{one.name} acts at {stage}, not on what enters the language model: leave it out")
+            raise UserError(f"{point.name} acts at {stage}, not on what enters the language model: leave it out")
 
 
 def pareto(cfg: DictConfig) -> None:
-    """Measure, judge, draw."""
+    """Measure retention and clustering of every method, compare the curves, and draw them."""
     config = settings.about(cfg)
     loaded = load(config.model)
-    each = pd.DataFrame(rows(cfg, loaded, Source(config, loaded)))
-    if each.empty:
+    measurements = pd.DataFrame(rows(cfg, loaded, Source(config, loaded)))
+    if measurements.empty:
         raise no_image(cfg)
-    frame, verdicts = judged(cfg, each)
+    frame, verdicts = judged(cfg, measurements)
     for verdict in verdicts:
         print(sentence(verdict))
-    found = {
+    summary = {
         **{"analysis": "pareto", "model": config.model.name, "tasks": list(config.tasks.metrics)},
         **{"importance": cfg.importance, "reference": cfg.references[0]},
-        **{"images": int(each["image"].nunique()), "draws_of_importance": int(each["seed"].nunique())},
+        **{"images": int(measurements["image"].nunique()), "draws_of_importance": int(measurements["seed"].nunique())},
         "verdicts": verdicts,
     }
-    title = f"{config.model.name}, {found['images']} images, importance: {cfg.importance}"
+    title = f"{config.model.name}, {summary['images']} images, importance: {cfg.importance}"
     figure = picture(frame, cfg.references[0], title)
-    leave(Path(str(cfg.out)), f"{config.model.name}-{cfg.importance}", frame, figure, found)
+    leave(Path(str(cfg.out)), f"{config.model.name}-{cfg.importance}", frame, figure, summary)
 
 
-def judged(cfg: DictConfig, each: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Means with 95 % intervals of every point, images drawn anew; and `ours` against every other curve or point."""
+def judged(cfg: DictConfig, measurements: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Return every point's means with 95 % bootstrap intervals, and `ours` against each other curve or point."""
     columns = ["retention", *cfg.references]
     points, verdicts = [], []
-    for keep, some in each.groupby("keep", sort=False):
+    for keep, some in measurements.groupby("keep", sort=False):
         about = some.drop_duplicates("label").set_index("label")
         table = some.groupby(["image", "label"])[columns].mean().unstack("label")
         values = {column: table[column][about.index].to_numpy() for column in columns}
@@ -106,17 +106,17 @@ def judged(cfg: DictConfig, each: pd.DataFrame) -> tuple[pd.DataFrame, list[dict
 
 
 def sentence(verdict: dict[str, Any]) -> str:
-    """One verdict for people."""
+    """Return a verdict as a sentence."""
     ours, theirs, keep = verdict["ours"], verdict["theirs"], verdict["keep"]
     gain, low, high = (100 * verdict[key] for key in ("difference", "low", "high"))
-    said = "more than" if low > 0 else "less than" if high < 0 else "no clearly different share than"
+    relation = "more than" if low > 0 else "less than" if high < 0 else "no clearly different share than"
     numbers = f"{gain:+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
     but = f"; but less at {', '.join(verdict['violated_at'])}" if verdict["violated_at"] and low > 0 else ""
-    return f"keep {keep:g}: at equal clustering {ours} retains {said} {theirs}, {numbers} of importance{but}"
+    return f"keep {keep:g}: at equal clustering {ours} retains {relation} {theirs}, {numbers} of importance{but}"
 
 
 def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
-    """Retention over the Hopkins statistic, a panel for each budget; the ideal is top left."""
+    """Plot retention over the Hopkins statistic, one panel a budget; the ideal is top left."""
     keeps = list(dict.fromkeys(frame["keep"]))
     looks = dict(zip(dict.fromkeys(frame["curve"]), zip(plots.SERIES, cycle(plots.MARKS), strict=False), strict=False))
     with plots.style():
@@ -143,7 +143,7 @@ def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
     return figure
 
 
-ROUNDING = 1e-9  # of means, by which the same tokens may come out apart
+ROUNDING = 1e-9  # by which means of the same tokens may differ
 Line = tuple[Array, Array]  # hopkins [P], retention [P] of the points of one curve
 
 
@@ -157,18 +157,18 @@ class Plane:
     retention: Array  # [n, P]
 
     def line(self, curve: str, weights: Array) -> Line:
-        """A curve in the means over images of these weights [n], which sum to 1."""
+        """Return a curve as means over images with weights [n] that sum to 1."""
         where = [place for place, name in enumerate(self.curves) if name == curve]
         return weights @ self.hopkins[:, where], weights @ self.retention[:, where]
 
     def undominated(self) -> list[str]:
-        """The points to which no other is at least as good in both means, and better in one."""
+        """List the points that no other point dominates in the means over images."""
         beaten = dominated((self.hopkins.mean(0), self.retention.mean(0)))
         return [label for label, worse in zip(self.labels, beaten, strict=True) if not worse]
 
 
 def dominated(points: Line) -> NDArray[np.bool_]:
-    """Whether another point [P] is at least as good in both, and better in one."""
+    """Return for each point [P] whether another is at least as good in both measures, and better in one."""
     h, i = points
     no_worse = (h[:, None] <= h) & (i[:, None] >= i)
     better = (h[:, None] < h) | (i[:, None] > i)
@@ -176,24 +176,24 @@ def dominated(points: Line) -> NDArray[np.bool_]:
 
 
 def front(points: Line) -> Line:
-    """The points of a curve that no other of it dominates, from the least clustered on: retention rises with it."""
+    """Return the undominated points of a curve from the least clustered on: retention rises along it."""
     h, i = (values[~dominated(points)] for values in points)
     order = np.lexsort((i, h))
     return h[order], i[order]
 
 
 def at(line: Line, where: Array) -> Array:
-    """What a front retains at Hopkins statistics [Q]; its most beyond its end, NaN before it begins."""
+    """Return what a front retains at Hopkins statistics [Q]: its maximum beyond its end, NaN before it begins."""
     h, i = line
-    found: Array = np.interp(where, h, i)
-    found[where < h[0] - ROUNDING] = np.nan
-    return found
+    retained: Array = np.interp(where, h, i)
+    retained[where < h[0] - ROUNDING] = np.nan
+    return retained
 
 
 def excess(ours: Line, theirs: Line) -> float:
-    """Mean of what front `ours` retains above `theirs`, between where both have begun and where the first ends.
+    """Return the mean retention of front `ours` above `theirs`, over the range of Hopkins statistics that both cover.
 
-    Where one ends before the other begins, the difference where that begins. Fronts are piecewise linear, so that the
+    Without such a range, it is the difference where the second front begins. Fronts are piecewise linear, so the
     trapezoids between all their points are exact.
     """
     low, high = max(ours[0][0], theirs[0][0]), min(ours[0][-1], theirs[0][-1])
@@ -206,10 +206,10 @@ def excess(ours: Line, theirs: Line) -> float:
 
 
 def compared(plane: Plane, ours: str, theirs: str, resamples: int, seed: int) -> dict[str, Any]:
-    """At equal Hopkins statistic, what the front of `ours` retains above that of `theirs`, and above each point of it.
+    """Compare what `ours` retains at equal Hopkins statistic with the front of `theirs` and with each point of it.
 
-    Intervals are of 95 %, from images drawn anew for both curves at once; an image comes with all its draws of
-    importance. Null for a point that is less clustered than all of `ours`, be it in one of the samples.
+    Intervals are of 95 %, by bootstrap over images, the same for both curves; an image comes with all its draws of
+    importance. A point that is less clustered than all of `ours`, also in a single resample, gets null.
     """
     n = len(plane.hopkins)
     drawn = [np.full(n, 1 / n), *samples(n, resamples, seed)]
@@ -218,19 +218,19 @@ def compared(plane: Plane, ours: str, theirs: str, resamples: int, seed: int) ->
     differences = np.array([at(front(mine), their[0]) - their[1] for mine, their in pairs])
     labels = [label for label, curve in zip(plane.labels, plane.curves, strict=True) if curve == theirs]
     points = {label: _estimate(column) for label, column in zip(labels, differences.T, strict=True)}
-    found = _estimate(gains)
+    overall = _estimate(gains)
     return {
         "ours": ours,
         "theirs": theirs,
-        **found,
-        "holds": (found["low"] or 0) > 0,
+        **overall,
+        "holds": (overall["low"] or 0) > 0,
         "points": points,
-        "violated_at": [label for label, it in points.items() if it["high"] is not None and it["high"] < 0],
+        "violated_at": [label for label, point in points.items() if point["high"] is not None and point["high"] < 0],
     }
 
 
 def _estimate(values: Array) -> dict[str, float | None]:
-    """The first of `values`, and the interval of the others."""
+    """Return the first of `values` with the interval of the others."""
     low, high = interval(values[1:])
     return {"difference": _plain(values[0]), "low": _plain(low), "high": _plain(high)}
 

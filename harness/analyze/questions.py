@@ -1,4 +1,4 @@
-"""The pictures that an analysis looks at, each once, with a question about it as the model would be asked."""
+"""The pictures of an analysis, each once, with a question about it in the form that the model gets."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Question:
 
     @cached_property
     def pictures(self) -> str:
-        """Digest of the pictures that it shows; empty without one, or with a video."""
+        """Digest of its pictures; empty without a picture, or with a video."""
         parts = [part for message in self.messages for part in message["content"] if part["type"] != "text"]
         if not parts or any(part["type"] != "image" for part in parts):
             return ""
         return messages_digest([{"role": "user", "content": parts}])
 
     def inputs(self, loaded: Loaded) -> Any:
-        """What the model's processor makes of it, on the model's device."""
+        """Return the model's inputs for this question, on the model's device."""
         limits = limits_of(loaded.processor, loaded.config)
         return to_inputs(loaded.processor, [self.messages], limits).to(loaded.device)
 
 
 class Source:
-    """The tasks of a configuration; every task is loaded once."""
+    """The tasks of a configuration, each loaded once."""
 
     def __init__(self, config: RunConfig, loaded: Loaded):
         family = adapter_class(loaded.model.config.model_type)
@@ -50,7 +50,7 @@ class Source:
         self.tasks = {name: self.suite.load(name) for name in config.tasks.metrics}
 
     def question(self, task: str, doc_id: int) -> Question:
-        """One document; UserError if there is none of that number."""
+        """Return one question; UserError if the task has none of that number."""
         if task not in self.tasks:
             raise UserError(f"{task} is not among the tasks {', '.join(self.tasks)}: name it in tasks=")
         docs = self.tasks[task].task_docs
@@ -59,13 +59,15 @@ class Source:
         return Question(task, doc_id, self.suite.messages(self.tasks[task], docs[doc_id]))
 
     def drawn(self, seed: int) -> Iterator[Question]:
-        """Questions in random order, taking turns among the tasks; every picture once, no video."""
-        known = {""}
+        """Yield questions in random order, from all tasks in turn; every picture once, no video."""
+        shown = {""}
         rng = np.random.default_rng(seed)
-        orders = [[(name, int(doc)) for doc in rng.permutation(len(it.task_docs))] for name, it in self.tasks.items()]
+        orders = [
+            [(name, int(doc)) for doc in rng.permutation(len(task.task_docs))] for name, task in self.tasks.items()
+        ]
         for turn in zip_longest(*orders):
             for place in (place for place in turn if place is not None):
                 question = self.question(*place)
-                if question.pictures not in known:
-                    known.add(question.pictures)
+                if question.pictures not in shown:
+                    shown.add(question.pictures)
                     yield question

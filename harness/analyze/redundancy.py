@@ -1,7 +1,7 @@
-"""How alike visual tokens are behind each decoder layer: python -m harness.analyze redundancy model=pocket.
+"""How similar visual tokens are after each decoder layer: python -m harness.analyze redundancy model=pocket.
 
-Why methods cut where they do: tokens that have become alike can be dropped at little loss. The unpruned model is read,
-by hooks on its decoder's layers.
+Tokens that have become similar can be dropped at little loss, which is why some methods cut inside the language model.
+Hooks on the decoder layers of the unpruned model read the tokens.
 """
 
 from __future__ import annotations
@@ -34,34 +34,38 @@ COLUMNS = {"cosine": "mean of all pairs", "nearest": "mean of nearest neighbours
 
 
 def main() -> None:
-    """`python -m harness.analyze redundancy`."""
+    """Run `python -m harness.analyze redundancy`."""
     command("analyze_redundancy", redundancy, (settings.check, settings.check_methods), prepare)
 
 
 def redundancy(cfg: DictConfig) -> None:
-    """Measure every layer on every image, and draw."""
+    """Measure the similarity of tokens after every layer and draw it."""
     config = settings.about(cfg)
     loaded = load(config.model)
-    each = measured(cfg, loaded, Source(config, loaded))
-    if each.empty:
+    measurements = measured(cfg, loaded, Source(config, loaded))
+    if measurements.empty:
         raise no_image(cfg)
     rows: list[dict[str, Any]] = []
-    for layer, some in each.groupby("layer"):
+    for layer, some in measurements.groupby("layer"):
         row: dict[str, Any] = {"layer": layer}
         for column in COLUMNS:
             mean = estimate(some[column].to_numpy(), cfg.resamples, cfg.seed)
             row |= {column: mean["mean"], f"{column}_low": mean["low"], f"{column}_high": mean["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    found: dict[str, Any] = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
-    found |= {"images": len(each) // len(frame), "layers": rows}
+    summary: dict[str, Any] = {
+        "analysis": "redundancy",
+        "model": config.model.name,
+        "tasks": list(config.tasks.metrics),
+    }
+    summary |= {"images": len(measurements) // len(frame), "layers": rows}
     first, last = rows[0]["cosine"], rows[-1]["cosine"]
-    print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} behind the last layer")
-    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, found), found)
+    print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} after the last layer")
+    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, summary), summary)
 
 
 def measured(cfg: DictConfig, loaded: Loaded, source: Source) -> pd.DataFrame:
-    """A row for each image and layer; layer 0 is the entry of the language model."""
+    """Return a row for each image and layer; layer 0 is the entry of the language model."""
     rows: list[dict[str, Any]] = []
     reader = Reader(adapter_for(loaded.model))
     with tqdm(total=cfg.limit, desc="images") as progress:
@@ -71,28 +75,31 @@ def measured(cfg: DictConfig, loaded: Loaded, source: Source) -> pd.DataFrame:
             states = reader.read(question.inputs(loaded))
             if len(states[0]) < cfg.min_tokens:
                 continue
-            rows += [{"image": progress.n, "layer": layer, **alike(it)} for layer, it in enumerate(states)]
+            rows += [
+                {"image": progress.n, "layer": layer, **similarity(rows_of_layer)}
+                for layer, rows_of_layer in enumerate(states)
+            ]
             progress.update()
     return pd.DataFrame(rows)
 
 
-def alike(states: Tensor) -> dict[str, float]:
-    """Mean cosine of all pairs of rows [N, D], and of each row with the nearest other."""
+def similarity(states: Tensor) -> dict[str, float]:
+    """Return the mean cosine of all pairs of rows [N, D], and of each row with its nearest neighbour."""
     unit = directions(states)
     cos, n = unit @ unit.T, len(unit)
-    everyone = float((cos.sum() - cos.diagonal().sum()) / (n * (n - 1)))
-    return {"cosine": everyone, "nearest": float(cos.fill_diagonal_(-torch.inf).amax(1).mean())}
+    pairs = float((cos.sum() - cos.diagonal().sum()) / (n * (n - 1)))
+    return {"cosine": pairs, "nearest": float(cos.fill_diagonal_(-torch.inf).amax(1).mean())}
 
 
 class Reader:
-    """The visual rows of one prompt at the entry of the language model and behind each decoder layer."""
+    """The visual rows of one prompt at the entry of the language model and after each decoder layer."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.layers = list(submodule(adapter.model, adapter.decoder.layers).children())
 
     def read(self, inputs: Any) -> list[Tensor]:
-        """States [N, D], one more than there are layers; hooks are gone afterwards."""
+        """Return the states [N, D] at the entry and after every layer; the hooks are removed again."""
         self.visual, self.states = torch.zeros(0), list[Tensor]()
         handles = Handles()
         try:
@@ -119,8 +126,8 @@ class Reader:
         self.states.append(states[0, self.visual.to(states.device)].float())
 
 
-def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
-    """Both means over the depth."""
+def picture(frame: pd.DataFrame, summary: dict[str, Any]) -> Figure:
+    """Plot both means over the depth."""
     with plots.style():
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axis = figure.subplots()
@@ -133,5 +140,5 @@ def picture(frame: pd.DataFrame, found: dict[str, Any]) -> Figure:
         axis.set_xlabel("decoder layers passed (0: entry of the language model)")
         axis.set_ylabel("cosine of visual tokens")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        axis.set_title(f"{found['model']}, {found['images']} images")
+        axis.set_title(f"{summary['model']}, {summary['images']} images")
     return figure

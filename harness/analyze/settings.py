@@ -1,4 +1,4 @@
-"""What to analyse, and everything that can be found wrong with it before a model is loaded."""
+"""The settings that analyses share, and their checks before a model is loaded."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class MethodPoint:
     @property
     def curve(self) -> str:
         """The method and the parameters that stay: "hybrid mapping=quota"."""
-        return " ".join([self.name, *(f"{key}={it}" for key, it in self.params.items() if key != self.swept)])
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.params.items() if key != self.swept)])
 
     @property
     def value(self) -> Any:
-        """Where on the curve it lies; None for a method that is one point."""
+        """Value of the swept parameter; None for a method that is a single point."""
         return self.params[self.swept] if self.swept else None
 
     @property
@@ -41,21 +41,21 @@ class MethodPoint:
         return f"{self.curve} {self.swept}={self.value}" if self.swept else self.curve
 
 
-def contestants(cfg: DictConfig) -> list[MethodPoint]:
-    """The methods of a configuration: names, or {name: hybrid, lam: [0.1, 0.5]}, where a list is a curve."""
-    found = [one for each in _listed(cfg, "methods") for one in _swept(each)]
-    labels = [one.label for one in found]
+def method_points(cfg: DictConfig) -> list[MethodPoint]:
+    """Return the methods of a configuration: names, or {name: hybrid, lam: [0.1, 0.5]}, where a list is a curve."""
+    points = [point for method in _listed(cfg, "methods") for point in _swept(method)]
+    labels = [point.label for point in points]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods names {', '.join(sorted(twice))} more than once")
-    return found
+    return points
 
 
 def _swept(method: Any) -> Iterator[MethodPoint]:
     tree = {"name": method} if isinstance(method, str) else method
     if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
         raise UserError(f"methods takes names, or {{name: hybrid, lam: [0.1, 0.5]}}: not {method}")
-    params = {key: it for key, it in tree.items() if key != "name"}
-    lists = [key for key, it in params.items() if isinstance(it, list)]
+    params = {key: value for key, value in tree.items() if key != "name"}
+    lists = [key for key, value in params.items() if isinstance(value, list)]
     if len(lists) > 1:
         raise UserError(f"methods: {tree['name']} has lists for {' and '.join(lists)}, a curve has one parameter")
     if not lists:
@@ -69,41 +69,41 @@ def _swept(method: Any) -> Iterator[MethodPoint]:
 
 
 def keeps(cfg: DictConfig) -> list[float]:
-    """The shares of the visual tokens that stay, largest first."""
+    """Return the keep ratios, largest first."""
     return sorted(set(_listed(cfg, "keep")), reverse=True)
 
 
 def trees(cfg: DictConfig) -> list[DictConfig]:
-    """The runs of `python -m harness` that the analysis needs to be possible: of each method, or of the plain model."""
+    """Return the configurations that the analysis has to be able to run: of each method, or of the unpruned model."""
     if "methods" not in cfg:
         return [tree_of(cfg, UNPRUNED, None)]
-    asked = contestants(cfg)
-    return [tree_of(cfg, {"name": one.name, **one.params}, keep) for one in asked for keep in keeps(cfg)]
+    points = method_points(cfg)
+    return [tree_of(cfg, {"name": point.name, **point.params}, keep) for point in points for keep in keeps(cfg)]
 
 
 def tree_of(cfg: DictConfig, method: dict[str, Any], keep: float | None) -> DictConfig:
-    """One of them."""
+    """Return the configuration of one method at one budget."""
     shared = {key: cfg[key] for key in ("model", "tasks", "data_root", "seed")}
     return OmegaConf.create({"method": method, "keep": keep, **shared})
 
 
-def run_of(cfg: DictConfig, one: MethodPoint, keep: float | None) -> RunConfig:
-    """A method at a budget, typed."""
-    return validate(tree_of(cfg, {"name": one.name, **one.params}, keep))
+def run_of(cfg: DictConfig, point: MethodPoint, keep: float | None) -> RunConfig:
+    """Return the validated configuration of a method at a budget."""
+    return validate(tree_of(cfg, {"name": point.name, **point.params}, keep))
 
 
 def about(cfg: DictConfig) -> RunConfig:
-    """Model, tasks and seed, typed."""
+    """Return model, tasks and seed as the validated configuration of an unpruned run."""
     return validate(tree_of(cfg, UNPRUNED, None))
 
 
 def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong without importing torch."""
-    wanted = trees(cfg)
-    if not wanted:
+    """Raise UserError for settings that are wrong, as far as that shows without torch."""
+    configurations = trees(cfg)
+    if not configurations:
         raise UserError("nothing to compare: name at least one of methods and one share in keep")
-    run.check(wanted[0])
-    for tree in wanted[1:]:
+    run.check(configurations[0])
+    for tree in configurations[1:]:
         validate(tree)
     for key, least in (("limit", 1), ("min_tokens", 2), ("seeds", 1), ("resamples", 100), ("draws", 1), ("bands", 2)):
         if key in cfg and (not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least):
@@ -112,7 +112,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def check_methods(cfg: DictConfig) -> None:
-    """Methods refuse parameters, and the model's family what it cannot supply; this imports torch."""
+    """Raise UserError for parameters that a method or the model's family refuses; imports torch."""
     for tree in {str(tree.method): tree for tree in trees(cfg)}.values():  # whatever the budget
         config = validate(tree)
         run.check_parameters(config)

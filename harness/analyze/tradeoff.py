@@ -1,4 +1,4 @@
-"""What methods keep of the same tokens under the same importance: how much of it, and how clustered."""
+"""Measure how much importance methods retain of the same tokens, and how clustered these are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import methods
 from harness.analyze import settings
-from harness.analyze.collect import Noted, gathered
+from harness.analyze.collect import TokenProbe, collect_tokens
 from harness.analyze.hopkins import Cloud, retention
 from harness.analyze.questions import Source
 from harness.analyze.settings import MethodPoint
@@ -30,7 +30,7 @@ Key = tuple[frozenset[Signal], AttentionSpec]
 
 
 class Importance:
-    """Where importance comes from: drawn uniformly, so that it has nothing to do with the tokens, or the scorer."""
+    """The source of importance: uniform random numbers, which are independent of the tokens, or the scorer."""
 
     def __init__(self, cfg: DictConfig, loaded: Loaded) -> None:
         self.drawn = cfg.importance == UNIFORM
@@ -43,12 +43,12 @@ class Importance:
             self.scorer = load_scorer(file, loaded.model.config.get_text_config().hidden_size).to(loaded.device)
 
     def signals(self, method: Method) -> Key:
-        """What has to be read of an image for a method, and which attention."""
+        """Return the signals that a method needs of an image, and which attention it reads."""
         wanted = method.needs - {Signal.IMPORTANCE} if self.drawn else method.needs | {Signal.IMPORTANCE}
         return wanted, method.attention_spec if Signal.VIT_ATTENTION in wanted else AttentionSpec()
 
-    def given(self, tokens: Tokens, seed: list[int]) -> Tokens:
-        """What a method sees; drawn importance stands for the attention of the vision tower, too."""
+    def assign(self, tokens: Tokens, seed: list[int]) -> Tokens:
+        """Return the tokens with their importance; random importance also replaces the vision tower's attention."""
         if not self.drawn:
             return tokens
         uniform = np.random.default_rng(seed).random(len(tokens.features))
@@ -57,34 +57,34 @@ class Importance:
         return replace(tokens, importance=importance, vit_attention=attention)
 
     def weights(self, importance: Tensor) -> Tensor:
-        """What retention counts: as drawn, or logits scaled to [0, 1], since they may be negative."""
+        """Return the weights for retention: random importance as it is; logits scaled to [0, 1]."""
         return importance if self.drawn else min_max(importance, 1e-6)
 
 
 def rows(cfg: DictConfig, loaded: Loaded, source: Source) -> Iterator[dict[str, Any]]:
-    """One row for each image, draw of importance, budget and method.
+    """Yield a row for each image, draw of importance, budget and method.
 
-    A budget that leaves fewer than two tokens of an image, or drops none, has no row of it.
+    Budgets that leave fewer than two tokens of an image, or drop none, are skipped.
     """
     importance = Importance(cfg, loaded)
-    players = [(one, methods.load(one.name, **one.params)) for one in settings.contestants(cfg)]
-    keys = list(dict.fromkeys(importance.signals(method) for _, method in players))
-    probes = [Noted(wanted=wanted, reading=reading) for wanted, reading in keys]
-    images = gathered(loaded, source, probes, cfg.seed, cfg.limit, cfg.min_tokens, importance.scorer)
+    points = [(point, methods.load(point.name, **point.params)) for point in settings.method_points(cfg)]
+    keys = list(dict.fromkeys(importance.signals(method) for _, method in points))
+    probes = [TokenProbe(wanted=wanted, reading=reading) for wanted, reading in keys]
+    images = collect_tokens(loaded, source, probes, cfg.seed, cfg.limit, cfg.min_tokens, importance.scorer)
     for number, (question, seen) in enumerate(images):
         seed = [cfg.seed, int(question.pictures[:8], 16)]
         cloud, n = Cloud(seen[0].features, seed, cfg.draws), len(seen[0].features)
         budgets = [(keep, k) for keep in settings.keeps(cfg) if 2 <= (k := Budget(keep=keep).count(n)) < n]
         for draw in range(importance.draws):
-            given = {key: importance.given(tokens, [*seed, draw]) for key, tokens in zip(keys, seen, strict=True)}
+            assigned = {key: importance.assign(tokens, [*seed, draw]) for key, tokens in zip(keys, seen, strict=True)}
             for keep, k in budgets:
-                for one, method in players:
-                    tokens = given[importance.signals(method)]
+                for point, method in points:
+                    tokens = assigned[importance.signals(method)]
                     assert tokens.importance is not None
                     kept = method.select(tokens, k, torch.Generator().manual_seed(draw)).kept
                     yield {
                         **{"image": number, "seed": draw, "keep": keep, "tokens": n, "kept": k},
-                        **{"curve": one.curve, "parameter": one.swept, "value": one.value, "label": one.label},
+                        **{"curve": point.curve, "parameter": point.swept, "value": point.value, "label": point.label},
                         "retention": retention(importance.weights(tokens.importance), kept),
                         **{kind: cloud.hopkins(kept, kind) for kind in cfg.references},
                     }

@@ -1,13 +1,15 @@
 """lmms-eval's view of a pruned model: a chat wrapper with a journal, for our command and lmms-eval's own alike."""
 
+import base64
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import groupby, zip_longest
+from itertools import groupby, islice, zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
@@ -36,8 +38,10 @@ from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
 from harness.results.response_log import ResponseLog
+from methods.base import Selection
 
 QuestionDigest = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
+DETAILED = 32  # questions of a task whose picking order and importance are recorded, for the gallery of the report
 MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
 
 
@@ -52,6 +56,7 @@ class Request:
     shown: str | None  # their digest
     generation: dict[str, Any]
     failed: str | None = None  # why it cannot be shown to a model
+    detailed: bool = False  # whether picking order and importance are recorded
 
     @property
     def name(self) -> dict[str, Any]:
@@ -100,6 +105,7 @@ class PrunedModel(lmms):
         self._proven = proven  # is told before any answer that a proof covers is kept
         self.asked: list[str] = []  # the keys of all that was answered, in order
         self._looked_at = {} if looked_at is None else looked_at  # by task and document
+        self._detailed: set[tuple[str, int]] = set()  # task and document
         self._identity = digest(identity)
         self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
 
@@ -133,6 +139,7 @@ class PrunedModel(lmms):
         Of several processes, number i of n answers batches i, i + n, ... and the first alone returns: all answers.
         """
         processes = launched()
+        self._detailed = detailed((request.args[4], request.args[3]) for request in requests)
         mine = []
         with (
             self.stages("data"),
@@ -182,7 +189,8 @@ class PrunedModel(lmms):
             self._looked_at[task, doc_id] = _digest_question(messages)
         shown, failed = self._looked_at[task, doc_id]
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
-        return Request(key, task, doc_id, messages, shown, generation, failed)
+        in_detail = (task, doc_id) in self._detailed
+        return Request(key, task, doc_id, messages, shown, generation, failed, in_detail)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
@@ -265,6 +273,9 @@ class PrunedModel(lmms):
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
         kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
+        if shown:
+            for line, request, chosen in zip(kept, batch, handle.latest, strict=True):
+                line.update(_details(*chosen) if request.detailed else {})
         return lines, kept
 
     def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
@@ -320,6 +331,30 @@ def _numbers(record: Kept) -> dict[str, Any]:
     if isinstance(record, Shown):
         numbers |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
     return numbers
+
+
+def detailed(questions: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Choose `DETAILED` questions (task, document) of each task by their digests: the same in every run of a sweep."""
+    ranked = sorted(set(questions), key=lambda question: (question[0], digest(question)))
+    tasks = groupby(ranked, key=lambda question: question[0])
+    return {question for _, of_task in tasks for question in islice(of_task, DETAILED)}
+
+
+def _details(selection: Selection, importance: torch.Tensor | None) -> dict[str, Any]:
+    """What a line of kept.jsonl says of a detailed question, where the method has it.
+
+    `order` holds the kept indices as they were picked. `importance` holds a byte for each of the N tokens, in base 64:
+    logits scaled to 0 for the least important token and 255 for the most important one.
+    """
+    details: dict[str, Any] = {}
+    if selection.order is not None:
+        details["order"] = selection.order.tolist()
+    if importance is not None:
+        logits = importance.float().cpu().numpy()
+        low, high = logits.min(), logits.max()
+        levels = (255 * (logits - low) / (high - low or 1)).round().astype(np.uint8)
+        details["importance"] = base64.b64encode(levels.tobytes()).decode()
+    return details
 
 
 def _nothing(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:

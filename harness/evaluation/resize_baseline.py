@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.models.preprocessing import Message, PixelLimits, media_of, to_inputs
 from harness.prune import prune
 from harness.pruning.handle import Kept, Pruning
 from harness.pruning.vision_cache import VisionCache
+from methods.base import Selection
 from methods.budget import Budget
 from methods.resize import Grid, smaller
 
@@ -44,6 +45,11 @@ class Resizing:
     def replaying(self) -> AbstractContextManager[None]:
         """Nothing is chosen, so a repeated prefill is like the first; it is not recorded."""
         return self._pruning.replaying()
+
+    @property
+    def latest(self) -> list[tuple[Selection, Tensor | None]]:
+        """The selection of each sample of the latest prefill: every token of its smaller images."""
+        return self._pruning.latest
 
     def inputs(self, processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
         """Return what `to_inputs` makes of the batch with its images small enough for the budget."""

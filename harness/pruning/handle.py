@@ -51,6 +51,7 @@ class Pruning:
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
         self.before_take: Callable[[], None] | None = None  # checks that wait until somebody wants the records
         self._selections: list[Selection] = []  # of the latest prefill
+        self._importance: list[Tensor | None] = []  # [N] of each of its samples, as the method saw it
         self._replayed: list[Selection] | None = None
         self._scorer = scorer
         self._generator = torch.Generator()
@@ -76,9 +77,15 @@ class Pruning:
         if self._replayed is not None:
             return self._replay(self._replayed, sizes)
         ks = [self.budget.count(n) for n in sizes]
+        self._importance = []
         scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
         self._selections = self.method.select_batch(scored, ks, [self._next_generator() for _ in sizes])
         return self._selections
+
+    @property
+    def latest(self) -> list[tuple[Selection, Tensor | None]]:
+        """The selection of each sample of the latest prefill, and the importance [N] that the method saw, if any."""
+        return list(zip(self._selections, self._importance, strict=True))
 
     @property
     def replays(self) -> bool:
@@ -116,10 +123,11 @@ class Pruning:
 
         from methods.base import Signal
 
-        if self._scorer is None or k >= len(tokens.features) or Signal.IMPORTANCE not in self.method.needs:
-            return tokens
-        with torch.no_grad():
-            return replace(tokens, importance=self._scorer(tokens.features))
+        if self._scorer is not None and k < len(tokens.features) and Signal.IMPORTANCE in self.method.needs:
+            with torch.no_grad():
+                tokens = replace(tokens, importance=self._scorer(tokens.features))
+        self._importance.append(tokens.importance)
+        return tokens
 
     def _next_generator(self) -> torch.Generator:
         """Return where the next sample's random numbers come from."""

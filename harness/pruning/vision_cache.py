@@ -56,7 +56,7 @@ class VisionCache:
             raise ValueError(f"these passes are of another model than this {adapter.name}: share those of one model")
         if reading is not None and reading not in self._readings:
             self._readings.append(reading)
-        self._reading = reading
+        self._reading, self._keys, self._next = reading, [], 0  # a block may go without `inputs`
         return CachedVisionReader(self, adapter, reading, self._readings)
 
     @contextmanager

@@ -12,13 +12,14 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
+from harness.core.overrides import parse
 from harness.report.prefill_times import files_of
 
 GALLERIES = ("page", "all", "none")
 
 
 def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong before a run is read."""
+    """Raise UserError for settings that are wrong, before any run is read."""
     if cfg.runs is None:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
     if cfg.gallery not in GALLERIES:
@@ -39,6 +40,13 @@ def check(cfg: DictConfig) -> None:
         check_place(Path(str(cfg.plots)), "plots")
 
 
+def refuse_replay(overrides: list[str]) -> list[str]:
+    """UserError for the key of earlier versions that asked the gallery's questions again."""
+    if any(override.key_or_group == "replay" for override in parse(overrides)):
+        raise UserError("replay= is gone, since runs record picking order and importance: leave it out")
+    return overrides
+
+
 def main(cfg: DictConfig) -> None:
     """Write the page, the plots, or both, and end with one JSON line."""
     from harness.report.build import build
@@ -47,4 +55,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command("report", main, (check,))
+    command("report", main, (check,), refuse_replay)

@@ -1,4 +1,4 @@
-"""What runs answered and which tokens they kept, question by question, small enough to hold a hundred runs at once."""
+"""Answers and kept tokens of runs, question by question, small enough to hold a hundred runs in memory."""
 
 import base64
 import json
@@ -29,6 +29,8 @@ class Answer:
     grids: list[list[int]]  # [t, h, w] in tokens of each image or video
     mask: bytes | None  # n bits, one for each token that was kept; None where the run names no tokens (`resize`)
     shown: list[list[int]] = field(default_factory=list)  # grids of the smaller images that `resize` showed instead
+    order: str | None = None  # kept tokens as they were picked, 16 bits each in base 64, where the run recorded it
+    importance: str | None = None  # 0 to 255 for each of the n tokens, in base 64, where the run recorded it
 
     def kept(self) -> np.ndarray | None:
         """Which tokens were kept, as booleans [n]."""
@@ -36,40 +38,41 @@ class Answer:
 
 
 def read(result: Result) -> dict[Question, Answer]:
-    """The answers of a finished run; empty where only its scores are left, as in committed results."""
-    kept, said = result.folder / KEPT, result.folder / RESPONSES
-    if not (kept.is_file() and said.is_file()):
+    """Read the answers of a finished run; none if only its scores are left, as in committed results."""
+    kept, responses = result.folder / KEPT, result.folder / RESPONSES
+    if not (kept.is_file() and responses.is_file()):
         return {}
-    texts = {line["key"]: line["response"] for line in _lines(said)}
-    found: dict[Question, Answer] = {}
+    texts = {line["key"]: line["response"] for line in _lines(responses)}
+    answers: dict[Question, Answer] = {}
     for line in _lines(kept):
         if line["key"] not in texts:
             continue
-        known = line["kept"] or not line["k"]
-        mask = pack(line["kept"], line["n"]) if known else None
-        about = (line["n"], line["k"], line["grids"], mask, line.get("shown", []))
-        found.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *about))
-    return found
+        names_tokens = line["kept"] or not line["k"]
+        mask = pack(line["kept"], line["n"]) if names_tokens else None
+        order = text(np.array(line["order"], "<u2").tobytes()) if "order" in line else None
+        counts = (line["n"], line["k"], line["grids"], mask, line.get("shown", []), order, line.get("importance"))
+        answers.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *counts))
+    return answers
 
 
 def pack(kept: Sequence[int], n: int) -> bytes:
-    """Indices as n bits, the first token in the highest bit of the first byte."""
+    """Pack indices into n bits, the first token in the highest bit of the first byte."""
     mask = np.zeros(n, np.uint8)
     mask[list(kept)] = 1
     return np.packbits(mask).tobytes()
 
 
 def text(data: bytes | None) -> str | None:
-    """Bytes as a page carries them."""
+    """Encode bytes in base 64, as the page holds them."""
     return None if data is None else base64.b64encode(data).decode()
 
 
 def scores(result: Result) -> dict[Question, float]:
-    """The primary metric of every question; NaN where a task keeps no number for it, nothing for runs without them."""
+    """Return the primary metric of every question; NaN where a task keeps no number, empty for runs without scores."""
     if not result.has_questions:
         return {}
-    each = questions([result])[result.hash]
-    return dict(zip(each.index.to_list(), each.to_list(), strict=True))
+    values = questions([result])[result.hash]
+    return dict(zip(values.index.to_list(), values.to_list(), strict=True))
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

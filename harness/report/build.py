@@ -1,4 +1,4 @@
-"""From run folders to the page: what is read, in which order, and what it may weigh."""
+"""Build the page from run folders, within its size limit."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from harness.results.result import Result, collect
 from harness.results.summary import of_scores, standing
 
 MOST = 10_000_000  # bytes of the page
-BESIDE = 300_000  # bytes of a picture in the folder beside it
+BESIDE = 300_000  # bytes of a picture in the folder next to the page
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
-    """Write what is asked for; returns what the command's last line says."""
+    """Write the page, the plots, or both; return the object that the command prints last."""
     if cfg.scores is not None:
         frame = of_scores(read_scores(Path(str(cfg.scores))))
         files = _draw(cfg, drawn.draw(frame, None))
@@ -43,9 +43,9 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     if cfg.out is None:
         return report
     out = Path(str(cfg.out))
-    sample, failures = _sample(cfg, results, frame)
+    sample = _sample(cfg, results, frame)
     frame = gallery.filled(frame, sample)
-    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes, "failures": failures}
+    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)
@@ -64,26 +64,20 @@ def _draw(cfg: DictConfig, sets: Sequence[drawn.Set]) -> list[Path]:
     return files
 
 
-def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> tuple[gallery.Sample, list[str]]:
-    """The gallery's answers, from the runs or from the file that kept them; and what could not be computed again."""
+def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> gallery.Sample:
+    """The gallery's answers, from the runs or from the file that kept them."""
     if cfg.gallery == "none":
-        return gallery.EMPTY, []
+        return gallery.EMPTY
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
     gallery.keep(sample, frame)
     file = None if cfg.sample is None else Path(str(cfg.sample))
     if file is not None and file.is_file():
         fresh = {setting["setting"] for setting in sample["settings"]}
         for key, kept in gallery.load(file, results).items():
-            sample[key] += [it for it in kept if it["setting"] not in fresh]
-    failures: list[str] = []
-    if cfg.replay:
-        from harness.report.replay import replay
-
-        for setting in sample["settings"]:
-            failures += replay(setting, {result.hash: result for result in results})
+            sample[key] += [entry for entry in kept if entry["setting"] not in fresh]
     if file is not None and sample["settings"] and cfg.gallery == "page":
         gallery.save(sample, file)
-    return sample, failures
+    return sample
 
 
 def _with_pictures(

@@ -119,6 +119,9 @@ def _rule(cfg: DictConfig, sample: gallery.Sample) -> str:
     counts = f"One counts as answered from a score of {RIGHT:g} on."
     if shown == there:
         return f"All {plural(there, 'question')} that were asked. {counts}"
+    candidates = sum(setting.get("candidates", setting["answered"]) for setting in sample["settings"])
+    if candidates < there:
+        counts = f"They come from the {candidates:,} whose picking order or importance was recorded. {counts}"
     return (
         f"{shown:,} of {there:,} questions: of each benchmark those that tell the runs apart best, one after the other "
         "the question with the most pairs of runs, one right and one wrong, that no question before it showed. "

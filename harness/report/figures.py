@@ -1,4 +1,4 @@
-"""Which plots a page has, with the words around them; what cannot be drawn is said, not left out in silence."""
+"""The plots of a page with their captions; for a plot that cannot be drawn, the reason."""
 
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ class Set:
 
 
 def draw(frame: pd.DataFrame, times: Times | None) -> list[Set]:
-    """The plots of every setting in which something was pruned; `frame` as `standing` gives it."""
+    """Draw the plots of every setting with a pruned run; `frame` is that of `standing`."""
     sets: list[Set] = []
     for setting in dict.fromkeys(frame["setting"]):
         rows = frame[frame["setting"] == setting]
@@ -43,13 +43,15 @@ def draw(frame: pd.DataFrame, times: Times | None) -> list[Set]:
 
 def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
     model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
-    made = Set(called(model, tasks))
+    plot_set = Set(called(model, tasks))
     if rows["relative"].isna().all():
-        made.missing.append("No finished run of the unpruned model with these settings, so nothing to compare with.")
-        return made
+        plot_set.missing.append(
+            "No finished run of the unpruned model with these settings, so nothing to compare with."
+        )
+        return plot_set
     stem = f"{place + 1}-{slug(model)}"
     _add(
-        made,
+        plot_set,
         f"{stem}-budgets",
         "Score against budget",
         "Average over the benchmarks by the number of visual tokens kept, with 95 % intervals; grey: the methods of "
@@ -57,45 +59,45 @@ def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
         plots.budgets(rows),
         "All runs have one budget, so there is no score against budget: run -m keep=0.5,0.25,0.1.",
     )
-    _add_time(made, rows, times, stem)
+    _add_time(plot_set, rows, times, stem)
     for budget in dict.fromkeys(rows.loc[rows["budget"] != "", "budget"]):
         name = f"{stem}-{budget.replace('=', '')}"
         caption = "Percent of the unpruned model's score, which is the dashed ring."
         few = f"Fewer than three benchmarks at {budget}, too few for a radar."
-        _add(made, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)
+        _add(plot_set, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)
         caption = "Methods by group and average; lines are 95 % intervals, where questions have scores of their own."
         none = f"No run of the unpruned model to compare with at {budget}."
-        _add(made, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
+        _add(plot_set, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
     _add(
-        made,
+        plot_set,
         f"{stem}-lambda",
         "Ablation over lambda",
         "Average over the benchmarks by the weight of importance against diversity; bands are 95 % intervals.",
         plots.ablation(rows),
         "No method was run with two values of lambda, so there is no ablation: run -m method.lam=0,0.25,0.5,0.75,1.",
     )
-    return made
+    return plot_set
 
 
-def _add_time(made: Set, rows: pd.DataFrame, times: Times | None, stem: str) -> None:
+def _add_time(plot_set: Set, rows: pd.DataFrame, times: Times | None, stem: str) -> None:
     if times is None:
-        made.missing.append(
+        plot_set.missing.append(
             "No measured prefill times were given, so there is no score against time: pass prefill=bench.csv of "
             "python -m harness.bench."
         )
         return
-    known, without = join(times, rows)
+    measured, without = join(times, rows)
     gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
     caption = "Dashed: the Pareto front; no run is both faster and better than one that lies on it. "
     how = times.measured.get(str(rows["model"].iloc[0]))
     caption += f"Measured by python -m harness.bench: {how}.{gone}" if how else gone.strip()
     none = "The file with prefill times has fewer than two of these runs, so there is no score against time."
     title, name = "Score against measured prefill time", f"{stem}-prefill"
-    _add(made, name, title, caption, plots.pareto(rows, known), none)
+    _add(plot_set, name, title, caption, plots.pareto(rows, measured), none)
 
 
-def _add(made: Set, name: str, title: str, caption: str, figure: Figure | None, otherwise: str) -> None:
+def _add(plot_set: Set, name: str, title: str, caption: str, figure: Figure | None, otherwise: str) -> None:
     if figure is None:
-        made.missing.append(otherwise)
+        plot_set.missing.append(otherwise)
     else:
-        made.plots.append(Plot(name, title, caption, figure, open=len(made.plots) < 2))
+        plot_set.plots.append(Plot(name, title, caption, figure, open=len(plot_set.plots) < 2))

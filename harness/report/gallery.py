@@ -1,10 +1,13 @@
 """The questions that a page shows, with every run's answer and kept tokens, as JSON that outlives the run folders.
 
 A sample is {"settings": [...], "overlaps": [...]}. A setting is a model on a set of tasks with all its runs:
-{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "agreement": [{benchmark: percent
-of the unpruned model's answers} for each run], "questions": [...]}; a question is
+{"model", "tasks", "setting", "runs": [hash, ...], "answered": questions there are, "candidates": questions that
+could be chosen (all of them where this is missing), "agreement": [{benchmark: percent of the unpruned model's answers}
+for each run], "questions": [...]}; a question is
 {"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
-in base 64 or null. An overlap is a budget of a setting: {"setting", "budget", "runs", "mean", "blind", "questions"}.
+in base 64 or null. Where runs recorded it, a question has "orders" (16 bits for each kept token, or null for each run)
+and "importance" (8 bits for each of the n tokens), both in base 64. An overlap is a budget of a setting:
+{"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
 
 import json
@@ -17,7 +20,7 @@ import pandas as pd
 
 from harness.core.errors import UserError, one_line
 from harness.core.files import write_atomic
-from harness.report import answers, gallery
+from harness.report import answers
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
 
@@ -26,93 +29,114 @@ EMPTY: Sample = {"settings": [], "overlaps": []}
 
 
 def gather(results: Sequence[Result], per_task: int | None) -> Sample:
-    """The most telling `per_task` questions of every task (None: all), and the overlap of what runs kept.
+    """Choose the `per_task` most informative questions of every task (None: all), and measure how kept tokens overlap.
 
-    Settings in which nothing was pruned have nothing to show.
+    Settings without a pruned run are left out.
     """
     sample: Sample = {"settings": [], "overlaps": []}
     for setting in dict.fromkeys(result.setting for result in results):
         group = [result for result in results if result.setting == setting]
-        found = {result.hash: said for result in group if (said := answers.read(result))}
-        group = [result for result in group if result.hash in found]
+        by_run = {result.hash: run_answers for result in group if (run_answers := answers.read(result))}
+        group = [result for result in group if result.hash in by_run]
         if any(not result.is_baseline for result in group):
-            sample["settings"].append(_setting(group, found, per_task))
-            sample["overlaps"] += _overlaps(group, found)
+            sample["settings"].append(_setting(group, by_run, per_task))
+            sample["overlaps"] += _overlaps(group, by_run)
     return sample
 
 
-def _setting(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answer]], per_task: int | None) -> Sample:
+def _setting(group: Sequence[Result], by_run: Mapping[str, Mapping[Question, Answer]], per_task: int | None) -> Sample:
     scores = {result.hash: answers.scores(result) for result in group}
     about = group[0].about["config"]
-    asked = list(dict.fromkeys(question for result in group for question in sorted(found[result.hash])))
-    questions = []
+    asked = list(dict.fromkeys(question for result in group for question in sorted(by_run[result.hash])))
+    questions, candidates = [], 0
     for task in about["tasks"]["metrics"]:
-        those = sorted(question for question in asked if question[0] == task)
-        for index in _chosen(those, group, found, scores, per_task):
-            questions.append(_question(those[index], group, found, scores))
+        of_task = _candidates(sorted(question for question in asked if question[0] == task), by_run, per_task)
+        candidates += len(of_task)
+        for index in _chosen(of_task, group, by_run, scores, per_task):
+            questions.append(_question(of_task[index], group, by_run, scores))
     return {
         "model": about["model"]["name"],
         "tasks": about["tasks"]["name"],
         "setting": group[0].setting,
         "runs": [result.hash for result in group],
         "answered": len(asked),
+        "candidates": candidates,
         "agreement": [{} for _ in group],
         "questions": questions,
     }
 
 
+def _candidates(
+    questions: list[Question], by_run: Mapping[str, Mapping[Question, Answer]], per_task: int | None
+) -> list[Question]:
+    """Questions of which a run recorded more than the kept tokens; all questions if these are fewer than `per_task`."""
+
+    def is_recorded(question: Question) -> bool:
+        run_answers = (run[question] for run in by_run.values() if question in run)
+        return any(answer.order or answer.importance for answer in run_answers)
+
+    recorded = [question for question in questions if is_recorded(question)]
+    return questions if per_task is None or len(recorded) < per_task else recorded
+
+
 def _chosen(
-    those: Sequence[Question],
+    questions: Sequence[Question],
     group: Sequence[Result],
-    found: Mapping[str, Mapping[Question, Answer]],
+    by_run: Mapping[str, Mapping[Question, Answer]],
     scores: Mapping[str, Mapping[Question, float]],
     per_task: int | None,
 ) -> list[int]:
-    if per_task is None or per_task >= len(those):
-        return list(range(len(those)))
-    known = np.array([[scores[result.hash].get(question, np.nan) for question in those] for result in group])
-    if np.isfinite(known).any():
-        return gallery.informative(np.where(np.isnan(known), np.nan, known >= RIGHT), per_task)
-    said = [[found[result.hash][q].text for result in group if q in found[result.hash]] for q in those]
-    return gallery.varied(said, per_task)
+    if per_task is None or per_task >= len(questions):
+        return list(range(len(questions)))
+    values = np.array([[scores[result.hash].get(question, np.nan) for question in questions] for result in group])
+    if np.isfinite(values).any():
+        return informative(np.where(np.isnan(values), np.nan, values >= RIGHT), per_task)
+    texts = [[by_run[result.hash][q].text for result in group if q in by_run[result.hash]] for q in questions]
+    return varied(texts, per_task)
 
 
 def _question(
     question: Question,
     group: Sequence[Result],
-    found: Mapping[str, Mapping[Question, Answer]],
+    by_run: Mapping[str, Mapping[Question, Answer]],
     scores: Mapping[str, Mapping[Question, float]],
 ) -> dict[str, Any]:
-    given = [found[result.hash].get(question) for result in group]
-    first = next(answer for answer in given if answer is not None)
-    known = [scores[result.hash].get(question, np.nan) for result in group]
+    run_answers = [by_run[result.hash].get(question) for result in group]
+    first = next(answer for answer in run_answers if answer is not None)
+    values = [scores[result.hash].get(question, np.nan) for result in group]
     rows = [
         None if a is None else [a.text.strip(), None if np.isnan(s) else s, a.k, answers.text(a.mask), a.shown]
-        for s, a in zip(known, given, strict=True)
+        for s, a in zip(values, run_answers, strict=True)
     ]
-    return {"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows}
+    orders = [answer and answer.order for answer in run_answers]
+    importance = [answer.importance for answer in run_answers if answer and answer.importance]
+    return {
+        **{"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows},
+        **({"orders": orders} if any(orders) else {}),
+        **({"importance": importance[-1]} if importance else {}),
+    }
 
 
-def _overlaps(group: Sequence[Result], found: Mapping[str, Mapping[Question, Answer]]) -> list[dict[str, Any]]:
+def _overlaps(group: Sequence[Result], by_run: Mapping[str, Mapping[Question, Answer]]) -> list[dict[str, Any]]:
     tables = []
     for budget in dict.fromkeys(result.about["budget"] for result in group if not result.is_baseline):
-        at = [result for result in group if result.about["budget"] == budget and not result.is_baseline]
-        at = [r for r in at if any(a.mask is not None and 0 < a.k < a.n for a in found[r.hash].values())]
-        if len(at) < 2:
+        runs = [result for result in group if result.about["budget"] == budget and not result.is_baseline]
+        runs = [r for r in runs if any(a.mask is not None and 0 < a.k < a.n for a in by_run[r.hash].values())]
+        if len(runs) < 2:
             continue
-        mean, blind, questions = gallery.overlap([found[result.hash] for result in at])
+        mean, blind, questions = overlap([by_run[result.hash] for result in runs])
         if questions:
             rows = [[round(float(cell), 4) for cell in row] for row in mean]
-            about = {"setting": at[0].setting, "budget": budget, "runs": [result.hash for result in at]}
+            about = {"setting": runs[0].setting, "budget": budget, "runs": [result.hash for result in runs]}
             tables.append({**about, "mean": rows, "blind": round(blind or 0.0, 4), "questions": questions})
     return tables
 
 
 def save(sample: Sample, file: Path) -> None:
-    """Keep what the run folders said; a line a question, so that a change of one is a change of one line."""
+    """Write a sample with one question a line, so that a changed question is one changed line."""
     lines = []
     for setting in sample["settings"]:
-        head = {key: it for key, it in setting.items() if key != "questions"}
+        head = {key: value for key, value in setting.items() if key != "questions"}
         body = ",\n".join(json.dumps(question, ensure_ascii=False) for question in setting["questions"])
         lines.append(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "questions": [\n{body}\n]}}')
     overlaps = ",\n".join(json.dumps(table) for table in sample["overlaps"])
@@ -121,7 +145,7 @@ def save(sample: Sample, file: Path) -> None:
 
 
 def load(file: Path, results: Sequence[Result]) -> Sample:
-    """What `save` kept, of the runs among `results`."""
+    """Read a sample that `save` wrote, without the runs that are not among `results`."""
     try:
         sample: Sample = json.loads(file.read_text(encoding="utf-8"))
         return {
@@ -129,47 +153,48 @@ def load(file: Path, results: Sequence[Result]) -> Sample:
             "overlaps": [table for table in sample["overlaps"] if {r.hash for r in results} >= set(table["runs"])],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read sample={file} ({one_line(error)}): make it anew from whole runs") from error
+        raise UserError(f"cannot read sample={file} ({one_line(error)}): make it again from whole runs") from error
 
 
-def _of(setting: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """A setting without the runs that are gone or were repeated since."""
-    stay = [index for index, name in enumerate(setting["runs"]) if name in known]
+def _of(setting: dict[str, Any], hashes: set[str]) -> dict[str, Any]:
+    """A setting with those of its runs that are among `hashes`."""
+    places = [index for index, name in enumerate(setting["runs"]) if name in hashes]
 
     def cut(rows: list[Any]) -> list[Any]:
-        return [rows[index] for index in stay]
+        return [rows[index] for index in places]
 
-    each = [
-        {key: cut(it) if key in ("answers", "orders") else it for key, it in q.items()} for q in setting["questions"]
+    questions = [
+        {key: cut(value) if key in ("answers", "orders") else value for key, value in question.items()}
+        for question in setting["questions"]
     ]
-    return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": each}
+    return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": questions}
 
 
 def keep(sample: Sample, frame: pd.DataFrame) -> None:
     """Add "agreement" to every setting: benchmark -> percent for each run, as `standing` gives it."""
-    known = frame.dropna(subset="agreement").round({"agreement": 2})
-    found = {run: dict(zip(of["benchmark"], of["agreement"], strict=True)) for run, of in known.groupby("hash")}
+    rows = frame.dropna(subset="agreement").round({"agreement": 2})
+    by_run = {run: dict(zip(of["benchmark"], of["agreement"], strict=True)) for run, of in rows.groupby("hash")}
     for setting in sample["settings"]:
-        setting["agreement"] = [found.get(run, {}) for run in setting["runs"]]
+        setting["agreement"] = [by_run.get(run, {}) for run in setting["runs"]]
 
 
 def filled(frame: pd.DataFrame, sample: Sample) -> pd.DataFrame:
-    """`frame` with the agreement that the sample kept where the runs themselves have none."""
+    """Fill in the agreement from the sample where the runs themselves have none."""
     kept = {
         (run, benchmark): percent
         for setting in sample["settings"]
-        for run, each in zip(setting["runs"], setting["agreement"], strict=True)
-        for benchmark, percent in each.items()
+        for run, agreement in zip(setting["runs"], setting["agreement"], strict=True)
+        for benchmark, percent in agreement.items()
     }
     cells = zip(frame["hash"], frame["benchmark"], strict=True)
     return frame.assign(agreement=frame["agreement"].fillna(pd.Series([kept.get(cell) for cell in cells], frame.index)))
 
 
 def informative(right: np.ndarray, count: int) -> list[int]:
-    """Columns of `right` [R, Q] at which runs part, so that the few that fit show as many differences as they can.
+    """Choose the `count` columns of `right` [R, Q] that show the most differences between runs.
 
-    One after the other, the question with the most pairs of runs, A right and B wrong, that no question before it
-    showed; then those that split the runs most evenly. Ties go to the first. NaN: neither right nor wrong.
+    Greedy: next comes the question with the most pairs of runs, A right and B wrong, that no chosen question shows.
+    Ties go to the question that splits the runs more evenly, then to the first. NaN: neither right nor wrong.
     """
     yes, no = (right == 1).astype(np.int64), (right == 0).astype(np.int64)
     even = yes.sum(0) * no.sum(0)
@@ -186,15 +211,15 @@ def informative(right: np.ndarray, count: int) -> list[int]:
 
 
 def varied(texts: Sequence[Sequence[str]], count: int) -> list[int]:
-    """The same for questions without scores: those with the most different answers; `texts` [Q][R]."""
+    """Choose the `count` questions with the most different answers, where there are no scores; `texts` [Q][R]."""
     ranked = sorted(range(len(texts)), key=lambda q: (-len(set(texts[q])), q))
     return sorted(ranked[:count])
 
 
 def overlap(runs: Sequence[Mapping[Question, Answer]]) -> tuple[np.ndarray, float | None, int]:
-    """Mean Jaccard index [R, R] of the kept tokens, what two blind draws would share, and the number of questions.
+    """Return the mean Jaccard index [R, R] of kept tokens, that of two random selections, and the number of questions.
 
-    Over the questions of which every run kept some tokens and dropped others, and says which; NaN if there is none.
+    Questions count if every run recorded which tokens it kept, kept some and dropped others; NaN if there is none.
     """
     shared = sorted(set.intersection(*({q for q, a in run.items() if a.mask and 0 < a.k < a.n} for run in runs)))
     if not shared:

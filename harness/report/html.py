@@ -1,4 +1,4 @@
-"""The page itself: one HTML file with its styles, scripts, plots and pictures inside."""
+"""Render the page: one HTML file that contains its styles, scripts, plots and pictures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ SCRIPTS = ("table.js", "gallery.js")
 
 @cache
 def environment() -> Environment:
-    """Jinja with every text escaped, and an error for what is not given."""
+    """Return a Jinja environment that escapes every text and refuses undefined names."""
     loader = PackageLoader("harness.report", "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.globals["plural"] = plural
-    return made
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.globals["plural"] = plural
+    return jinja
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """The page as text; `context` as templates/page.html names it."""
+    """Return the page as text; `context` holds the names that templates/page.html uses."""
     css, *scripts = (
         (files("harness.report") / "templates" / name).read_text("utf-8") for name in ("style.css", *SCRIPTS)
     )
@@ -29,21 +29,21 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def script_json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """Return JSON that is safe inside a script element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def plural(count: int, what: str) -> str:
-    """A count with its noun, as in "1 run" and "2 runs"."""
+    """Return a count with its noun, as in "1 run" and "2 runs"."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
+    """Join names as a sentence does, as in "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def called(model: str, tasks: str) -> str:
-    """A model on a set of tasks."""
+    """Return the label of a model on a set of tasks."""
     return model if model == tasks else f"{model}, tasks {tasks}"

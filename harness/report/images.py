@@ -1,4 +1,4 @@
-"""The questions of a gallery in words and pictures, asked of the task and of the model's processor again."""
+"""Text and pictures of the gallery's questions, from the task and the model's processor."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ DRAWING = 20  # photographs become two or three times smaller without loss, draw
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the model got it: one picture for each temporal step of each grid."""
+    """A question as the model saw it, with one picture for each temporal step of each grid."""
 
     text: str
     target: str
@@ -29,7 +29,7 @@ class Asked:
 
 
 class Questions:
-    """The tasks of one setting, with the processor of its model."""
+    """The tasks of one setting with the processor of its model."""
 
     def __init__(self, config: dict[str, Any]):
         self.model = ModelConfig(**config["model"])
@@ -48,31 +48,33 @@ class Questions:
         tasks = TasksConfig(**config["tasks"])
         self.suite = TaskSuite(tasks, prompts, local(tasks, config.get("data_root")))
 
-    def ask(self, task: str, wanted: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
-        """Each (doc_id, recorded grids) as it was asked; UserError if the data or the processor are others by now."""
+    def ask(self, task: str, places: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
+        """Yield the question of each (doc_id, recorded grids); UserError if the data or the processor have changed."""
         from harness.models.preprocessing import limits_of, to_inputs
 
         loaded = self.suite.load(task)
         limits = limits_of(self.processor, self.model)
-        for doc_id, grids in wanted:
+        for doc_id, grids in places:
             if doc_id >= len(loaded.task_docs):
                 raise UserError(f"task {task} has {len(loaded.task_docs)} questions here, the runs were asked more")
             doc = loaded.task_docs[doc_id]
             messages = self.suite.messages(loaded, doc)
             inputs = to_inputs(self.processor, [messages], limits)
-            pictures, here = shown(self.processor, inputs, messages, grids)
-            if here != [list(grid) for grid in grids]:
-                raise UserError(f"task {task} shows {here} tokens in question {doc_id}, the runs saw {list(grids)}")
+            pictures, shown_grids = shown(self.processor, inputs, messages, grids)
+            if shown_grids != [list(grid) for grid in grids]:
+                raise UserError(
+                    f"task {task} shows {shown_grids} tokens in question {doc_id}, the runs saw {list(grids)}"
+                )
             texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
             target = loaded.doc_to_target(doc)
-            said = " / ".join(map(str, target)) if isinstance(target, list | tuple) else str(target)
-            yield Asked("\n".join(texts).strip(), said, pictures)
+            target_text = " / ".join(map(str, target)) if isinstance(target, list | tuple) else str(target)
+            yield Asked("\n".join(texts).strip(), target_text, pictures)
 
 
 def shown(
     processor: Any, inputs: Any, messages: Any, grids: Sequence[Sequence[int]]
 ) -> tuple[list[Image.Image], list[list[int]]]:
-    """What the model was shown, from its own input tensors: pictures, one per temporal step, and grids in tokens.
+    """Recover from the input tensors what the model was shown: one picture a temporal step, and the grids in tokens.
 
     Resized, cropped and padded as the processor does, so that a token of the grid lies where it lies on the picture.
     """
@@ -82,7 +84,7 @@ def shown(
     if not hasattr(about, "merge_size"):  # whole pictures or tiles [I, 3, H, W], which carry no grid of their own
         tensors = [] if "pixel_values" not in inputs else list(np.asarray(inputs["pixel_values"].float()))
         return [_picture(pixels.transpose(1, 2, 0), about) for pixels in tensors], [list(grid) for grid in grids]
-    pictures, here = [], []
+    pictures, shown_grids = [], []
     kinds = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
     patches = {kind: np.asarray(inputs[names[0]].float()) for kind, names in kinds.items() if names[0] in inputs}
     sizes = {kind: iter(inputs[names[1]].tolist()) for kind, names in kinds.items() if names[1] in inputs}
@@ -90,12 +92,12 @@ def shown(
         t, h, w = next(sizes[kind])
         rows, patches[kind] = np.split(patches[kind], [t * h * w])
         pictures += [_picture(step, about) for step in _unfold(rows, t, h, w, about)]
-        here.append([t, h // about.merge_size, w // about.merge_size])
-    return pictures, here
+        shown_grids.append([t, h // about.merge_size, w // about.merge_size])
+    return pictures, shown_grids
 
 
 def _unfold(rows: np.ndarray, t: int, h: int, w: int, about: Any) -> Iterator[np.ndarray]:
-    """Patches [t * h * w, 3 * T * p * p], m x m neighbours together, as the first frame [H, W, 3] of each step."""
+    """Yield the first frame [H, W, 3] of each step; `rows` are patches [t h w, 3 T p p], m x m neighbours together."""
     m, p = about.merge_size, about.patch_size
     folded = rows.reshape(t, h // m, w // m, m, m, 3, -1, p, p)[..., 0, :, :]
     yield from folded.transpose(0, 1, 3, 6, 2, 4, 7, 5).reshape(t, h * p, w * p, 3)
@@ -107,7 +109,7 @@ def _picture(pixels: np.ndarray, about: Any) -> Image.Image:
 
 
 def encoded(picture: Image.Image, most: int) -> bytes:
-    """A picture as WebP of at most `most` bytes, or as small as it gets."""
+    """Encode a picture as WebP of at most `most` bytes, or as small as possible."""
     data = b""
     plain = 3 * picture.width * picture.height
     for side, quality in STEPS[plain > DRAWING * most :]:
@@ -123,12 +125,12 @@ def encoded(picture: Image.Image, most: int) -> bytes:
 
 
 def as_uri(data: bytes) -> str:
-    """WebP bytes as a page carries them."""
+    """Return WebP bytes as a data URI."""
     return "data:image/webp;base64," + base64.b64encode(data).decode()
 
 
 def count(setting: dict[str, Any]) -> int:
-    """How many pictures the questions of a setting have: one for each temporal step of each image or video."""
+    """Count the pictures of a setting's questions: one for each temporal step of each image or video."""
     return sum(t for question in setting["questions"] for t, _, _ in question["grids"])
 
 
@@ -143,11 +145,12 @@ def illustrate(setting: dict[str, Any], config: dict[str, Any], keep: Callable[[
     except Exception as error:  # the Hub, transformers and lmms-eval have no error in common
         return [f"{setting['model']} on {setting['tasks']}: {_why(error)}"]
     for task in dict.fromkeys(question["task"] for question in setting["questions"]):
-        those = [question for question in setting["questions"] if question["task"] == task]
+        questions = [question for question in setting["questions"] if question["task"] == task]
         try:
-            asked = source.ask(task, [(question["doc_id"], question["grids"]) for question in those])
-            for question, found in zip(those, asked, strict=True):
-                question.update(text=found.text, target=found.target, pictures=[keep(it) for it in found.pictures])
+            asked = source.ask(task, [(question["doc_id"], question["grids"]) for question in questions])
+            for question, source_question in zip(questions, asked, strict=True):
+                pictures = [keep(picture) for picture in source_question.pictures]
+                question.update(text=source_question.text, target=source_question.target, pictures=pictures)
         except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
             missing.append(f"{setting['model']}, {task}: {_why(error)}")
     return missing

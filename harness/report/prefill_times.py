@@ -1,4 +1,4 @@
-"""Measured prefill times, as `python -m harness.bench` writes them, joined to runs; nothing is estimated here."""
+"""Prefill times that `python -m harness.bench` measured, joined to runs; none is estimated."""
 
 import json
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from harness.core.errors import UserError, one_line
 from harness.results.frames import budget_key
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]
-ALIKE = ("workload", "batch", "weights", "device")  # of bench.csv: what has to be the same for times to compare
+CONDITIONS = ("workload", "batch", "weights", "device")  # columns of bench.csv that must agree for times to compare
 UNPRUNED = ("none", "baseline")
 
 
 @dataclass(frozen=True)
 class Times:
-    """COLUMNS of every measurement, budgets as runs have them, and model -> in words what those of it share."""
+    """COLUMNS of every measurement with budgets as in runs, and the conditions of each model in words."""
 
     frame: pd.DataFrame
     measured: dict[str, str]
 
 
 def files_of(prefill: Any) -> list[Path]:
-    """What a command was given as `prefill=`: nothing, a file, or a folder of CSV files."""
+    """List the files that `prefill=` names: none, one file, or the CSV files of a folder."""
     if prefill is None:
         return []
     place = Path(str(prefill))
@@ -33,7 +33,7 @@ def files_of(prefill: Any) -> list[Path]:
 
 
 def read_times(files: Sequence[Path]) -> Times:
-    """From bench.csv or bench.json, or any CSV or list of records with COLUMNS; UserError for what cannot compare."""
+    """Read bench.csv, bench.json, or any CSV or list of records with COLUMNS; UserError if times do not compare."""
     frame = pd.concat([_rows(file) for file in files], ignore_index=True)
     measured = {str(model): _shared(rows, str(model)) for model, rows in frame.groupby("model")}
     frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
@@ -44,8 +44,8 @@ def read_times(files: Sequence[Path]) -> Times:
 def _rows(file: Path) -> pd.DataFrame:
     try:
         if file.suffix == ".json":
-            found = json.loads(file.read_text(encoding="utf-8"))
-            frame = pd.DataFrame(found["rows"] if isinstance(found, dict) else found)
+            records = json.loads(file.read_text(encoding="utf-8"))
+            frame = pd.DataFrame(records["rows"] if isinstance(records, dict) else records)
         else:
             frame = pd.read_csv(file, dtype={"budget": str})
     except (OSError, ValueError, KeyError) as error:
@@ -58,9 +58,9 @@ def _rows(file: Path) -> pd.DataFrame:
 
 
 def _shared(rows: pd.DataFrame, model: str) -> str:
-    """In words what all measurements of a model have in common; UserError where one of ALIKE is not."""
+    """Describe the conditions that all measurements of a model share; UserError where one of CONDITIONS differs."""
     shared = []
-    for name in (name for name in ALIKE if name in rows):
+    for name in (name for name in CONDITIONS if name in rows):
         values = [str(value) for value in rows[name].dropna().unique()]
         if len(values) > 1:
             raise UserError(f"prefill= has several of {name} ({', '.join(values)}) for {model}: leave the rows of one")
@@ -71,7 +71,7 @@ def _shared(rows: pd.DataFrame, model: str) -> str:
 
 
 def _budget(method: str, budget: str | float | None) -> str:
-    """A budget as runs have it: "keep=0.25" of 0.25, "tokens=64" of 64tok, nothing for the unpruned model."""
+    """Return a budget as runs write it: "keep=0.25" for 0.25, "tokens=64" for 64tok, "" for the unpruned model."""
     text = "" if budget is None or pd.isna(budget) else str(budget)
     if method in UNPRUNED or "=" in text or not text:
         return "" if method in UNPRUNED else text
@@ -79,16 +79,16 @@ def _budget(method: str, budget: str | float | None) -> str:
 
 
 def join(times: Times, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """(hash, prefill_ms) of the runs in `frame`, and the names of runs without one time of their own."""
-    known: dict[tuple[str, str, tuple[str, float]], list[float]] = {}
+    """Return (hash, prefill_ms) of the runs in `frame`, and the names of runs without exactly one time."""
+    measured_ms: dict[tuple[str, str, tuple[str, float]], list[float]] = {}
     for row in times.frame.to_dict("records"):
-        known.setdefault(_key(row["model"], row["method"], row["budget"]), []).append(row["prefill_ms"])
+        measured_ms.setdefault(_key(row["model"], row["method"], row["budget"]), []).append(row["prefill_ms"])
     runs = frame.drop_duplicates("hash").to_dict("records")
     keys = [_key(run["model"], run["method"], run["budget"]) for run in runs]
     rows, without = [], []
     for run, key in zip(runs, keys, strict=True):
-        if keys.count(key) == 1 and len(known.get(key, [])) == 1:
-            rows.append((run["hash"], known[key][0]))
+        if keys.count(key) == 1 and len(measured_ms.get(key, [])) == 1:
+            rows.append((run["hash"], measured_ms[key][0]))
         else:
             without.append(f"{run['name']} {run['budget']}".strip())
     return pd.DataFrame(rows, columns=["hash", "prefill_ms"]), sorted(without)

@@ -18,7 +18,7 @@ from tiny_tasks import write_tiny_tasks
 
 import harness
 from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redundancy, settings
-from harness.analyze.collect import Noted, read
+from harness.analyze.collect import TokenProbe, read
 from harness.analyze.questions import Source
 from harness.core.errors import UserError
 from harness.core.overrides import compose
@@ -87,7 +87,7 @@ def test_tokens_are_what_the_language_model_gets(images):
     loaded, (question, *_) = images
     inputs = question.inputs(loaded)
     before = hooks(loaded.model)
-    tokens = read(loaded, question, Noted())
+    tokens = read(loaded, question, TokenProbe())
     assert hooks(loaded.model) == before
     features = loaded.model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
     torch.testing.assert_close(tokens.features, torch.cat(list(features.pooler_output)))
@@ -99,7 +99,7 @@ def test_angles_are_those_of_all_pairs(place, images, capsys):
     found, table, said = ran(capsys, cfg, angles.angles, settings.check, settings.check_methods)
     counts, obtuse = np.zeros(180, int), []
     for question in drawn[:4]:
-        rows = read(loaded, question, Noted()).features.double().tolist()
+        rows = read(loaded, question, TokenProbe()).features.double().tolist()
         degrees = [math.degrees(_angle(a, b)) for a, b in combinations(rows, 2)]
         obtuse.append(sum(angle > 90 for angle in degrees) / len(degrees))
         for angle in degrees:

@@ -60,6 +60,17 @@ def test_a_sweep_answers_and_keeps_the_same_with_one_pass_for_each_batch(family,
     assert len({str(found) for found in expected}) > len(SWEEP) // 2  # else it does not matter what is handed over
 
 
+def test_a_block_that_makes_its_own_inputs_may_follow_one_whose_inputs_were_kept(family):
+    model, batches, scorer, expected = family
+    shared = VisionCache(model, PLENTY)
+
+    def once(batch):
+        return shared.inputs(fingerprint(batch["input_ids"]), lambda: batch)
+
+    for given in (once, once, nullcontext):
+        assert answered(model, batches, "none", scorer, shared, given) == expected[0]
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["plain", "moved by accelerate"])
 def test_the_tower_is_as_before(model, monkeypatch, moved):
     tower = adapter_for(model).modules()["vision"]

@@ -115,6 +115,15 @@ def test_a_mistake_is_one_line(args, message, tmp_path, monkeypatch):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("key", ["replay=true", "+replay=false", "~replay"])
+def test_the_key_of_earlier_versions_is_refused_in_one_line(key):
+    from harness.report.__main__ import refuse_replay
+
+    with pytest.raises(UserError, match=r"^replay= is gone, since runs record .*: leave it out$"):
+        refuse_replay(["runs=runs", key])
+    assert refuse_replay(["runs=replay"]) == ["runs=replay"]
+
+
 def test_pictures_that_cannot_be_loaded_are_named(tmp_path):
     some(tmp_path)
     make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}")
@@ -147,23 +156,6 @@ def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp
     assert make(*where, sample)["questions"] == 12
     assert (tmp_path / "sample.json").read_text() == kept
     assert agreement(tmp_path / "page.html") == whole
-
-
-def test_orders_can_be_found_for_a_sample_whose_runs_lost_their_answers(tmp_path, monkeypatch):
-    def asked_again(setting, results):
-        for question in setting["questions"]:
-            question.update(orders=[None] * len(setting["runs"]), importance="AA==")
-        return [f"{len(results)} runs"]
-
-    some(tmp_path)
-    where = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", f"sample={tmp_path / 'sample.json'}"]
-    make(*where, "pictures=false")
-    for file in (tmp_path / "runs").rglob("kept.jsonl"):
-        file.unlink()
-    monkeypatch.setattr("harness.report.replay.replay", asked_again)
-    make(*where, "pictures=false", "replay=true")
-    assert (tmp_path / "sample.json").read_text().count('"importance": "AA=="') == 12
-    assert '<p class="warn">3 runs</p>' in (tmp_path / "page.html").read_text()
 
 
 def test_what_did_not_finish_is_listed_and_counts_nowhere(tmp_path):

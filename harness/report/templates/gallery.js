@@ -242,10 +242,10 @@ function explain(question, layer) {
     kept: question.pictures ? "What a run dropped is faded." : "Dark squares are the tokens that a run kept.",
     order: question.orders && question.orders.some(Boolean)
       ? legend("first", "last").replace("to right", "to left") + " picked. Methods without an order show what they keep."
-      : "No order of picks is known for this question: a run does not store it, and replay=true computes it again.",
+      : "No run recorded a picking order for this question.",
     importance: question.importance
       ? legend("least", "most") + " important to the learned scorer in this picture; outlined: kept."
-      : "No importance is known for this question: a run does not store it, and replay=true computes it again.",
+      : "No run recorded importance for this question.",
   };
   byId("g-legend").innerHTML = texts[layer];
 }
