@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
+from harness.core.console import table_lines
 from harness.core.errors import UserError
 from harness.core.files import write_atomic
 from harness.results.frames import answers, questions, select_task
@@ -93,9 +94,7 @@ def text(found: pd.DataFrame) -> str:
                 *(_p(row["p"]), _p(row["p_holm"]), _shown(row["agreement"], ".1f", " %")),
             )
         )
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    numbers = ["".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
-    return "\n".join(row[0].ljust(widths[0]) + rest for row, rest in zip(rows, numbers, strict=True))
+    return "\n".join(table_lines(rows))
 
 
 def _shown(item: float, form: str, unit: str = "") -> str:

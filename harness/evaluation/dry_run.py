@@ -16,6 +16,7 @@ from typing import Any
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import RunConfig
+from harness.core.console import table_lines
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest, slug
@@ -60,9 +61,7 @@ def show(sweep: Sequence[tuple[RunConfig, list[str]]]) -> None:
     rows = listed(sweep)
     cells = [(row.state, _tokens(row.cost), _tera(row.cost.flops), row.run, " ".join(row.overrides)) for row in rows]
     head = ("state", "visual tokens", "TFLOPs", "run", "overrides")
-    widths = [max(map(len, column)) + 2 for column in zip(head, *cells, strict=True)]
-    for line in (head, *cells):
-        print("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(table_lines([head, *cells], left=None)))
     for note in dict.fromkeys(note for row in rows for note in row.cost.notes):
         print(f"note: {note}")
     left = [row.cost.flops for row in rows if row.state not in ("done", *LIVE)]
