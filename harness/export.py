@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.files import check_place, write_atomic
 from harness.results.frames import questions
 from harness.results.labels import labels
@@ -121,7 +121,7 @@ def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> li
     each, board = per_question(results), leaderboard(results, resamples, seed)
     models = ", ".join(dict.fromkeys(each["model"]))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
-    try:
+    with as_user_error(OSError, f"cannot write below out={out}"):
         files[0].parent.mkdir(parents=True, exist_ok=True)
         temporary = files[0].with_name(f".{files[0].name}.{os.getpid()}.tmp")
         each.to_parquet(temporary, index=False)
@@ -129,8 +129,6 @@ def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> li
         write_atomic(files[1], board.to_csv(index=False))
         about = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
         write_atomic(files[2], CARD_TEXT.format(**about))
-    except OSError as error:
-        raise UserError(f"cannot write below out={out}: {one_line(error)}") from error
     return files
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 import methods
 from harness.core.command import command
 from harness.core.console import table_lines
-from harness.core.errors import UserError, one_line
+from harness.core.errors import as_user_error, one_line
 from harness.models import FAMILIES, adapter_class
 from methods import checks
 from methods.base import Method
@@ -181,10 +181,8 @@ def main(cfg: DictConfig) -> None:
         found = described(methods.names())
         print(table(found))
     else:
-        try:
+        with as_user_error((ValueError, TypeError)):
             found = [describe(str(cfg.show))]
-        except (ValueError, TypeError) as error:
-            raise UserError(one_line(error)) from error
         print(page(found[0]))
     print(json.dumps({"families": list(FAMILIES), "methods": found}, default=str))
 

@@ -14,7 +14,7 @@ import harness
 import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question, Source
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
 from harness.pruning.handle import Kept
@@ -88,10 +88,7 @@ def kept(cfg: DictConfig, loaded: Loaded, questions: Sequence[Question]) -> Iter
     asked = [(one, keep) for keep in settings.keeps(cfg) for one in settings.contestants(cfg)]
     pruners = [pruner_of(settings.run_of(cfg, one, keep), loaded.folder) for one, keep in asked]
     for (one, keep), pruner in zip(asked, tqdm(pruners, desc="methods"), strict=True):
-        try:
-            with pruner.attach(loaded.model) as pruning, torch.inference_mode():
-                for question in questions:
-                    loaded.model(**question.inputs(loaded))
-        except ValueError as error:
-            raise UserError(one_line(error)) from error
+        with as_user_error(ValueError), pruner.attach(loaded.model) as pruning, torch.inference_mode():
+            for question in questions:
+                loaded.model(**question.inputs(loaded))
         yield one.label, keep, pruning.take()

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 
 
 def main() -> None:
@@ -56,10 +56,8 @@ def _row(chosen: Settings, config: Any, hidden: int | None, one: Any, workload: 
     from harness.models.cost import count
 
     text = chosen.text_tokens
-    try:
+    with as_user_error(ValueError):
         found = count(config, workload.grids, text, one.method, one.budget, chosen.new_tokens, hidden)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     kept = workload.shrunk(one.budget).tokens if one.resizes else one.budget.count(workload.tokens)
     return {
         "model": chosen.model.name,

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -99,10 +99,8 @@ class RunConfig:
 
 def validate(cfg: DictConfig) -> RunConfig:
     """Check a composed configuration and return it typed; UserError says in one line what to change."""
-    try:
+    with as_user_error(OmegaConfBaseException):
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
     assert isinstance(run, RunConfig)
     run.tasks.metrics = {name: metric or _published().get(name) for name, metric in run.tasks.metrics.items()}
     if not isinstance(run.method.get("name"), str):
@@ -168,10 +166,8 @@ def _check_budget(run: RunConfig) -> None:
         raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
     if run.keep is None and run.tokens is None:
         raise UserError("no budget: pass keep=0.25 (a share) or tokens=64 (a count)")
-    try:
+    with as_user_error(ValueError):
         Budget(keep=run.keep, tokens=run.tokens)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -1,7 +1,8 @@
 """What a user can put right is one line on the screen, not a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -11,6 +12,22 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error with its line breaks and runs of blanks folded."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def as_user_error(
+    kinds: type[Exception] | tuple[type[Exception], ...], what: str = "", remedy: str = ""
+) -> Iterator[None]:
+    """Raise an error of `kinds` as a UserError: what failed, the message, what to do.
+
+    `Exception` is for calls into libraries whose errors have no base class in common: their messages need the name of
+    the type beside them, and some fill a page.
+    """
+    try:
+        yield
+    except kinds as error:
+        message = f"{type(error).__name__}: {one_line(error)[:300]}" if kinds is Exception else one_line(error)
+        raise UserError("; ".join(filter(None, [f"{what}: {message}" if what else message, remedy]))) from error
 
 
 def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:

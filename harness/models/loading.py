@@ -1,7 +1,5 @@
 """Load a model and its processor, and read what its configuration says."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import transformers
 
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.models import adapter_class, checkpoint, make_known
 from harness.models.adapter import Adapter
 from harness.models.llava import loading_options
@@ -44,7 +42,7 @@ def family_of(folder: Path) -> type[Adapter]:
 
 def config_in(folder: Path) -> Any:
     """The model's configuration in `folder`, of which only config.json is read."""
-    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+    with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
         make_known(folder)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -73,21 +71,21 @@ def load(config: ModelConfig) -> Loaded:
     """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise."""
     folder = checkpoint.download(config)
     device = device_of(config)
-    with _in_one_line(f"cannot read {folder / 'config.json'}"):
+    with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
         family = make_known(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
-    with _in_one_line(f"cannot load the processor in {folder}"):
+    with as_user_error(Exception, f"cannot load the processor in {folder}"):
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with _in_one_line(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
+    with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
     spread = {} if config.device_map is None else {"device_map": config.device_map}
-    with _in_one_line(f"cannot load the model in {folder}"):
+    with as_user_error(Exception, f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
             trust_remote_code=False,
@@ -112,21 +110,9 @@ def load(config: ModelConfig) -> Loaded:
 
 def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
     """UserError for pixel limits that a processor does not resize by, and for one that cannot count visual tokens."""
-    try:
+    with as_user_error(ValueError):
         limits_of(processor, config)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     counts = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
     lacking = [name for name in counts if getattr(processor, name, 0) is None]
     if lacking:
         raise UserError(f"the processor in {folder} lacks {', '.join(lacking)}: set them in its processor_config.json")
-
-
-@contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a folder that is not as it expects into one UserError."""
-    try:
-        yield
-    except Exception as error:
-        message = one_line(error)[:300]  # some of them fill a page
-        raise UserError(f"{what}: {type(error).__name__}: {message}") from error

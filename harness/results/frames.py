@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 from harness.results.aggregation import number, terms
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
@@ -61,10 +61,8 @@ def read_scores(file: Path) -> pd.DataFrame:
     Needed columns: method, benchmark, score ("-" or nothing: not known); the unpruned model's method is "baseline".
     A column `table` becomes `tasks`. UserError for what is missing, no number, or said twice.
     """
-    try:
+    with as_user_error((OSError, ValueError), f"cannot read scores={file}"):
         found = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read scores={file}: {one_line(error)}") from error
     if lacking := sorted({"method", "benchmark", "score"} - set(found)):
         raise UserError(f"{file} lacks the columns {', '.join(lacking)}: method, benchmark and score are needed")
     for column in ("score", "lambda"):

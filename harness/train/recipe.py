@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 
 
 @dataclass
@@ -32,10 +32,8 @@ class Recipe:
     def of(cls, cfg: Mapping[Any, Any]) -> Recipe:
         """Take the fields from a composed configuration; UserError says in one line what to change."""
         given = {field.name: cfg[field.name] for field in fields(cls)}
-        try:
+        with as_user_error(OmegaConfBaseException):
             found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
-        except OmegaConfBaseException as error:
-            raise UserError(one_line(error)) from error
         assert isinstance(found, Recipe)
         found.check()
         return found
