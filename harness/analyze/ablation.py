@@ -18,6 +18,7 @@ from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
+from harness.core.rules import at_least, require
 from harness.results import plots
 from harness.results.result import Result, average, load_results, relative
 from harness.results.stats import AVERAGE, draw, interval
@@ -34,8 +35,7 @@ def main() -> None:
 
 def check(cfg: DictConfig) -> None:
     """Settings of this analysis."""
-    if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
-        raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
+    require(cfg, {"resamples": at_least(100)})
     check_place(Path(str(cfg.out)), "out")
 
 

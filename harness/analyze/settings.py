@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
 from harness.core.files import check_place
+from harness.core.rules import at_least, require
 from harness.evaluation import preflight as run
 
 UNPRUNED = {"name": "none"}
@@ -105,9 +106,8 @@ def check(cfg: DictConfig) -> None:
     run.check(wanted[0])
     for tree in wanted[1:]:
         validate(tree)
-    for key, least in (("limit", 1), ("min_tokens", 2), ("seeds", 1), ("resamples", 100), ("draws", 1), ("bands", 2)):
-        if key in cfg and (not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least):
-            raise UserError(f"{key} must be a number of at least {least}, got {cfg[key]}")
+    least = {"limit": 1, "min_tokens": 2, "seeds": 1, "resamples": 100, "draws": 1, "bands": 2}
+    require(cfg, {key: at_least(number) for key, number in least.items() if key in cfg})
     check_place(Path(str(cfg.out)), "out")
 
 

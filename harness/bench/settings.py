@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 import methods
 from harness.core.config import SHIPPED, ModelConfig, RunConfig, validate
 from harness.core.errors import UserError
+from harness.core.rules import at_least, one_of, require
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25
@@ -44,18 +45,12 @@ class Settings:
 def settings(cfg: DictConfig) -> Settings:
     """Check a composed configuration and return it typed; UserError says in one line what to change."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
-    if tree["weights"] not in WEIGHTS:
-        raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {tree['weights']}")
+    require(tree, {"weights": one_of(WEIGHTS)})
     images, sizes, batch = (_listed(tree[key]) for key in ("images", "sizes", "batch"))
-    for key, value, least in (
-        *(("batch", size, 1) for size in batch),
-        *(
-            (key, tree[key], least)
-            for key, least in (("new_tokens", 1), ("repeats", 1), ("warmup", 0), ("text_tokens", LEAST_TEXT))
-        ),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key} must be a number of at least {least}, got {value}")
+    for size in batch:
+        require({"batch": size}, {"batch": at_least(1)})
+    least = {"new_tokens": 1, "repeats": 1, "warmup": 0, "text_tokens": LEAST_TEXT}
+    require(tree, {key: at_least(number) for key, number in least.items()})
     if not batch or not (images or sizes or tree["sizes"] is None):
         raise UserError("nothing to measure: name at least one of sizes or images, and one batch")
     for file in images:

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.core.command import command
-from harness.core.config import is_data_root, shipped
+from harness.core.config import RULES, shipped
 from harness.core.errors import UserError
+from harness.core.rules import one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
 
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
@@ -40,12 +41,12 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
 
 def check(cfg: DictConfig) -> None:
     """Values are of their kind."""
-    if isinstance(cfg.hub, bool) or not isinstance(cfg.hub, int | float) or cfg.hub < 0:
-        raise UserError(f"hub must be a number of seconds, 0 for not at all, got {cfg.hub}")
-    if not is_data_root(_plain(cfg.data_root)):
-        raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {cfg.data_root}")
-    if cfg.only is not None and cfg.only not in PARTS:
-        raise UserError(f"only must be one of {', '.join(PARTS)}, got {cfg.only}")
+    rules = {"hub": ("be a number of seconds, 0 for not at all", _is_seconds), "data_root": RULES["data_root"]}
+    require(_plain(cfg), {**rules, "only": optional(one_of(PARTS))})
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _plain(value: Any) -> Any:
