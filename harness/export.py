@@ -11,12 +11,12 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError, as_user_error, one_line
-from harness.core.files import check_place, write_atomic
+from harness.core.files import check_place, read_jsonl, write_atomic
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
 from harness.results.result import Result, load_results
-from harness.results.run_folder import KEPT, RESPONSES
+from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
@@ -67,9 +67,7 @@ def _of(result: Result, label: str) -> pd.DataFrame:
 def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
     """The lines of a run's file by question; none if the run is kept without it."""
     file = result.folder / name
-    if not file.is_file():
-        return {}
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = read_jsonl(file, AGAIN) if file.is_file() else ()
     return {(line["task"], line["doc_id"]): line for line in lines}
 
 
@@ -187,9 +185,7 @@ def as_lmms_eval(result: Result) -> dict[str, Any]:
 
 def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Task -> one record per question with its answer and scores; prompts and targets are not kept: they are empty."""
-    file = result.folder / RESPONSES
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    said = {(line["task"], line["doc_id"]): line["response"] for line in lines}
+    said = {question: line["response"] for question, line in _lines(result, RESPONSES).items()}
     found = {}
     for task, each in result.per_question.items():
         names = [metric["metric"] for metric in configs[task]["metric_list"]]

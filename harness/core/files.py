@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 
 
 @contextmanager
@@ -64,6 +64,18 @@ def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not set(keys) <= found.keys():
         raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
     return found
+
+
+def read_jsonl(file: Path, remedy: str) -> Iterator[Any]:
+    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged.
+
+    Lines end at a newline alone: answers may hold other separators, at which `str.splitlines` would cut them in two.
+    """
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            with as_user_error(ValueError, f"{file} is damaged in line {number}", remedy):
+                if line.strip():
+                    yield json.loads(line)
 
 
 def digest(value: Any) -> str:

@@ -1,18 +1,15 @@
 """What runs answered and which tokens they kept, question by question, small enough to hold a hundred runs at once."""
 
 import base64
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from harness.core.errors import UserError
+from harness.core.files import read_jsonl
 from harness.results.frames import questions
 from harness.results.result import Result
-from harness.results.run_folder import KEPT, RESPONSES
+from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 
@@ -40,9 +37,9 @@ def read(result: Result) -> dict[Question, Answer]:
     kept, said = result.folder / KEPT, result.folder / RESPONSES
     if not (kept.is_file() and said.is_file()):
         return {}
-    texts = {line["key"]: line["response"] for line in _lines(said)}
+    texts = {line["key"]: line["response"] for line in read_jsonl(said, AGAIN)}
     found: dict[Question, Answer] = {}
-    for line in _lines(kept):
+    for line in read_jsonl(kept, AGAIN):
         if line["key"] not in texts:
             continue
         known = line["kept"] or not line["k"]
@@ -70,12 +67,3 @@ def scores(result: Result) -> dict[Question, float]:
         return {}
     each = questions([result])[result.hash]
     return dict(zip(each.index.to_list(), each.to_list(), strict=True))
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file} is damaged in line {number}: repeat the run with force=true") from error

@@ -1,6 +1,5 @@
 """Scores as data: finished runs and published tables as one long frame, and the score of every question, paired."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import UserError, as_user_error, one_line
+from harness.core.errors import UserError, as_user_error
+from harness.core.files import read_jsonl
 from harness.results.aggregation import number, terms
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
 from harness.results.result import Result, average, collect, relative
-from harness.results.run_folder import RESPONSES
+from harness.results.run_folder import AGAIN, RESPONSES
 
 __all__ = ["Result", "answers", "average", "budget_key", "collect", "questions", "raw", "read_scores", "relative"]
 
@@ -171,12 +171,9 @@ def answers(results: Sequence[Result]) -> pd.DataFrame:
 
 def _responses(result: Result) -> list[dict[str, Any]]:
     file = result.folder / RESPONSES
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{result.folder} has no {RESPONSES}: run it again with force=true") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {one_line(error)}") from error
+    if not file.is_file():
+        raise UserError(f"{result.folder} has no {RESPONSES}: {AGAIN}")
+    return list(read_jsonl(file, AGAIN))
 
 
 def _numbers(result: Result) -> pd.Series:
