@@ -28,11 +28,12 @@ from harness.evaluation.datasets import DataRoot
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, load
-from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
+from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from methods import d2pruner_prior
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row
 from methods.layer_method import LayerMethod
+from methods.tokens import Grid
 
 PLACE = Path("results/priors")
 

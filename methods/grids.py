@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from methods.budget import rounded
+from methods.tokens import Grid
 
-Grids = Sequence[tuple[int, int, int]]
+Grids = Sequence[Grid]
 
 
 def images(grids: Grids) -> list[tuple[int, int]]:

@@ -25,10 +25,11 @@ from harness.evaluation.sweep_plan import of_folders, unpruned, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
 from harness.models.loading import config_in
-from harness.models.preprocessing import Grid, PixelLimits
+from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
 from methods.base import Method, Signal
 from methods.resize import smaller
+from methods.tokens import Grid, num_tokens
 
 WIDTH, HEIGHT = 1024, 768  # pixels of the picture
 TEXT, ANSWER = 64, 16  # tokens of the words around it, as harness.bench has them, and of most benchmarks' answers
@@ -102,10 +103,10 @@ def cost(config: RunConfig) -> Cost:
     if grids is None:
         notes.append(f"into how many tiles {about.model_type} cuts the picture is not known here")
         return Cost(None, config.tokens, notes=tuple(notes))
-    visual = sum(t * h * w for t, h, w in grids)
+    visual = num_tokens(grids)
     kept = config.budget.count(visual)
     if method.stage == "pixels":
-        kept = sum(t * h * w for t, h, w in smaller(grids, kept))
+        kept = num_tokens(smaller(grids, kept))
     try:
         flops = count(about, grids, TEXT, method if config.pruned else None, config.budget, ANSWER, hidden).total
     except ValueError as error:  # of a family that is not counted
