@@ -25,6 +25,14 @@ def frames(grids: Grids) -> list[tuple[int, int]]:
     return _spans([h * w for t, h, w in grids for _ in range(t)])
 
 
+def per_image(
+    spans: Sequence[tuple[int, int]], k: int, share: Callable[[int, Sequence[int]], list[int]] = rounded
+) -> list[tuple[slice, int]]:
+    """Return the tokens of each of `spans`, from `images` or `frames`, and its part of `k` by the rule `share`."""
+    quotas = share(k, [size for _, size in spans])
+    return [(slice(start, start + size), quota) for (start, size), quota in zip(spans, quotas, strict=True)]
+
+
 def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:
     starts = accumulate(sizes, initial=0)
     return [(start, size) for start, size in zip(starts, sizes, strict=False) if size]
