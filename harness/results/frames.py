@@ -12,10 +12,8 @@ from harness.core.files import read_jsonl
 from harness.results.aggregation import number, terms
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
-from harness.results.result import Result, average, collect, relative
+from harness.results.result import Result
 from harness.results.run_folder import AGAIN, RESPONSES
-
-__all__ = ["Result", "answers", "average", "budget_key", "collect", "questions", "raw", "read_scores", "relative"]
 
 KEYS = ["source", "model", "tasks", "budget", "group", "method", "lambda"]
 COLUMNS = [
