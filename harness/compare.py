@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.console import table_lines
 from harness.core.errors import UserError
-from harness.core.files import write_atomic
+from harness.core.files import check_parent, write_atomic
 from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
@@ -35,8 +35,7 @@ def check(cfg: DictConfig) -> None:
     for key in ("a", "b"):
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
-    if cfg.csv is not None and not Path(str(cfg.csv)).absolute().parent.is_dir():
-        raise UserError(f"cannot write csv={cfg.csv}: there is no folder {Path(str(cfg.csv)).parent}")
+    check_parent(cfg.csv, "csv")
     if Path(str(cfg.a)).resolve() == Path(str(cfg.b)).resolve():
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 

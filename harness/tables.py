@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
-from harness.core.files import check_place, slug, write_atomic
+from harness.core.files import check_parent, check_place, slug, write_atomic
 from harness.core.rules import at_least, one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
@@ -128,8 +128,7 @@ def check(cfg: DictConfig) -> str:
         raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
     require(cfg, {"resamples": at_least(100), "seed": at_least(0)})
     for key in (*FORMATS, "stats"):
-        if cfg[key] is not None and not Path(str(cfg[key])).absolute().parent.is_dir():
-            raise UserError(f"cannot write {key}={cfg[key]}: there is no folder {Path(str(cfg[key])).parent}")
+        check_parent(cfg[key], key)
     if cfg.out is not None:
         check_place(Path(str(cfg.out)), "out")
     return str(source)

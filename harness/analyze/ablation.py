@@ -58,7 +58,7 @@ def ablation(cfg: DictConfig) -> None:
 def swept(cfg: DictConfig) -> list[Result]:
     """The runs of the compared methods, and the unpruned model; UserError if they do not make an ablation."""
     try:
-        results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+        results = load_results(cfg.runs)
     except UserError as error:
         raise UserError(f"{error}; {SWEEP}".replace(": start with python -m harness;", ";")) from error
     results = [result for result in results if result.is_baseline or result.method in cfg.methods]

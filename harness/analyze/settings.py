@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.core.config import RunConfig, validate
+from harness.core.config import RunConfig, as_list, validate
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.core.rules import at_least, require
@@ -44,7 +44,7 @@ class MethodPoint:
 
 def contestants(cfg: DictConfig) -> list[MethodPoint]:
     """The methods of a configuration: names, or {name: hybrid, lam: [0.1, 0.5]}, where a list is a curve."""
-    found = [one for each in _listed(cfg, "methods") for one in _swept(each)]
+    found = [one for each in as_list(cfg.methods) for one in _swept(each)]
     labels = [one.label for one in found]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods names {', '.join(sorted(twice))} more than once")
@@ -71,7 +71,7 @@ def _swept(method: Any) -> Iterator[MethodPoint]:
 
 def keeps(cfg: DictConfig) -> list[float]:
     """The shares of the visual tokens that stay, largest first."""
-    return sorted(set(_listed(cfg, "keep")), reverse=True)
+    return sorted(set(as_list(cfg.keep)), reverse=True)
 
 
 def trees(cfg: DictConfig) -> list[DictConfig]:
@@ -116,8 +116,3 @@ def check_methods(cfg: DictConfig) -> None:
     for tree in {str(tree.method): tree for tree in trees(cfg)}.values():  # whatever the budget
         run.check_parameters(tree)
         run.check_family(tree)
-
-
-def _listed(cfg: DictConfig, key: str) -> list[Any]:
-    value = OmegaConf.to_container(cfg, resolve=True)[key]  # type: ignore[call-overload, index]
-    return [] if value is None else value if isinstance(value, list) else [value]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,5 @@ def json_of(out: Path) -> Path:
 def write(out: Path, found: Sequence[Row], common: Row) -> None:
     """Write both files whole, or leave the old ones."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = StringIO()
-    pd.DataFrame(found, columns=list(COLUMNS)).to_csv(text, index=False, lineterminator="\n")
-    write_atomic(csv_of(out), text.getvalue())
+    write_atomic(csv_of(out), pd.DataFrame(found, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
     write_atomic(json_of(out), to_json({**common, "columns": COLUMNS, "rows": list(found)}))

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import methods
-from harness.core.config import SHIPPED, ModelConfig, RunConfig, validate
+from harness.core.config import SHIPPED, ModelConfig, RunConfig, as_list, validate
 from harness.core.errors import UserError
 from harness.core.rules import at_least, one_of, require
 
@@ -46,7 +46,7 @@ def settings(cfg: DictConfig) -> Settings:
     """Check a composed configuration and return it typed; UserError says in one line what to change."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     require(tree, {"weights": one_of(WEIGHTS)})
-    images, sizes, batch = (_listed(tree[key]) for key in ("images", "sizes", "batch"))
+    images, sizes, batch = (as_list(tree[key]) for key in ("images", "sizes", "batch"))
     for size in batch:
         require({"batch": size}, {"batch": at_least(1)})
     least = {"new_tokens": 1, "repeats": 1, "warmup": 0, "text_tokens": LEAST_TEXT}
@@ -77,12 +77,12 @@ def settings(cfg: DictConfig) -> Settings:
 
 def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
     """Return the unpruned model and every method at every budget, each checked as `python -m harness` would."""
-    chosen = methods.names() if tree["methods"] == "all" else _listed(tree["methods"])
+    chosen = methods.names() if tree["methods"] == "all" else as_list(tree["methods"])
     named = [{"name": method} if isinstance(method, str) else method for method in chosen]
     for method in named:
         if not isinstance(method, dict) or not isinstance(method.get("name"), str):
             raise UserError(f"methods takes names, or {{name:fastv,variant:paper}}: not {method}")
-    keeps, tokens = _listed(tree["keep"]), _listed(tree["tokens"])
+    keeps, tokens = as_list(tree["keep"]), as_list(tree["tokens"])
     if not keeps and not tokens:
         keeps = [DEFAULT_KEEP]
     budgets = [{"keep": keep, "tokens": None} for keep in keeps] + [{"keep": None, "tokens": count} for count in tokens]
@@ -93,12 +93,6 @@ def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
         {"method": method, **budget, **shared} for method in named if method["name"] != "none" for budget in budgets
     ]
     return [validate(OmegaConf.create(run)) for run in wanted]
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
 
 
 def _path(value: Any) -> Path | None:

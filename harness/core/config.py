@@ -127,6 +127,17 @@ def shipped(path: str) -> Path:
     return (inside if name not in TOP or inside.is_dir() else PACKAGE.parent / TOP[name]).joinpath(*parts)
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a setting that may be null, one value or several as a list."""
+    value = plain(value)
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as Python's own lists and dictionaries."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
 def conf(*parts: str) -> Path:
     """Return a file of the configuration."""
     return shipped("/".join([f"{SHIPPED}conf", *parts]))

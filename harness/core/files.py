@@ -97,6 +97,12 @@ def check_place(folder: Path, key: str = "runs") -> None:
         raise UserError(f"{key}={folder} cannot be written: no permission in {place}")
 
 
+def check_parent(file: Any, key: str) -> None:
+    """Raise a UserError unless the folder of `file` exists; None is no file."""
+    if file is not None and not (folder := Path(str(file)).absolute().parent).is_dir():
+        raise UserError(f"cannot write {key}={file}: there is no folder {folder}")
+
+
 def to_json(value: Any) -> str:
     """JSON for people and diffs: indented, ending in a newline; NaN is an error."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

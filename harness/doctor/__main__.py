@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.config import RULES, shipped
+from harness.core.config import RULES, plain, shipped
 from harness.core.errors import UserError
 from harness.core.rules import one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
@@ -24,7 +24,7 @@ PARTS: dict[str, Callable[[DictConfig], Iterable[Finding]]] = {
     "disk": lambda cfg: machine.disk(Path(str(cfg.runs))),
     "hub": lambda cfg: [machine.hub(float(cfg.hub))],
     "models": lambda cfg: (finding for finding, _ in presence.models()),
-    "datasets": lambda cfg: presence.datasets(_plain(cfg.data_root)),
+    "datasets": lambda cfg: presence.datasets(plain(cfg.data_root)),
     "baselines": lambda cfg: band.baselines(Path(str(cfg.runs)), shipped(str(cfg.paper))),
     "device": lambda cfg: machine.device(),
     "kernels": lambda cfg: machine.kernels(),
@@ -42,15 +42,12 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
 def check(cfg: DictConfig) -> None:
     """Values are of their kind."""
     rules = {"hub": ("be a number of seconds, 0 for not at all", _is_seconds), "data_root": RULES["data_root"]}
-    require(_plain(cfg), {**rules, "only": optional(one_of(PARTS))})
+    values = {"hub": cfg.hub, "data_root": plain(cfg.data_root), "only": cfg.only}
+    require(values, {**rules, "only": optional(one_of(PARTS))})
 
 
 def _is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def main(cfg: DictConfig) -> None:
