@@ -153,7 +153,7 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
     for result in results:
         place = [str(result.about["model"]), str(result.about["config"]["tasks"]["name"])]
         name = " ".join(filter(None, [names[result.hash], result.budget]))
-        try:
+        with as_user_error(wandb.Error, f"wandb={project}", "WANDB_MODE=offline logs without a server"):
             about = {"name": name, "group": "/".join(place), "tags": place, "config": result.about}
             logger = WandbLogger(project=project, reinit="finish_previous", **about)
             found = as_lmms_eval(result)
@@ -161,8 +161,6 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
             logger.log_eval_result()
             logger.log_eval_samples(samples(result, found["configs"]))
             wandb.finish()
-        except wandb.Error as error:
-            raise UserError(f"wandb={project}: {one_line(error)}; WANDB_MODE=offline logs without a server") from error
         logged.append(name)
     return logged
 

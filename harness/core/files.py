@@ -57,10 +57,8 @@ def append(file: Path, text: str) -> None:
 
 def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     """A JSON object that has these keys; UserError if it is not that any more."""
-    try:
+    with as_user_error((OSError, ValueError), f"{file} cannot be read", remedy):
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}): {remedy}") from error
     if not isinstance(found, dict) or not set(keys) <= found.keys():
         raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
     return found

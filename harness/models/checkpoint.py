@@ -210,18 +210,20 @@ def _downloading(repo: str) -> AbstractContextManager[None]:
 
 
 def run_with_timeout(seconds: float, call: Callable[[], Any]) -> BaseException | None:
-    """The error of `call`, TimeoutError if it takes longer, None if it succeeds; name look-ups have no other limit."""
-    errors: list[BaseException] = []
+    """Return the error of `call`, TimeoutError if it takes longer, None if it succeeds.
+
+    The thread is there for the look-up of names, which nothing else limits.
+    """
+    outcome: list[BaseException | None] = [TimeoutError()]
 
     def run() -> None:
         try:
             call()
+            outcome[0] = None
         except Exception as error:  # handed to the caller, who decides
-            errors.append(error)
+            outcome[0] = error
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
-        return TimeoutError()
-    return errors[0] if errors else None
+    return outcome[0]
