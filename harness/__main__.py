@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import validate
+from harness.core.console import table_lines
 from harness.core.distributed import launched
 from harness.evaluation.preflight import check_parameters, prepare
 from harness.evaluation.reuse import RunContext
@@ -66,19 +67,14 @@ def main(context: RunContext, cfg: DictConfig) -> None:
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:
-    width = max(map(len, [*percent, "average"])) + 2
-    about = result.about
-    lines = [
-        f"\n{about['method']} at {about['budget']} on {about['model']}",
-        f"{'task':<{width}}{'questions':>10}{'baseline':>10}{'score':>10}{'relative':>10}{'visual tokens':>22}",
-    ]
+    about, rows = result.about, [("task", "questions", "baseline", "score", "relative", "visual tokens")]
     for task, share in percent.items():
         tokens = result.metrics["visual_tokens"][task]
-        lines.append(
-            f"{task:<{width}}{result.metrics['questions'][task]:>10}{baseline.score(task):>10.4f}{result.score(task):>10.4f}"
-            f"{_percent(share):>10}{tokens['kept']:>12.1f} of {tokens['all']:.1f}{_missed(tokens)}"
-        )
-    return "\n".join([*lines, f"{'average':<{width}}{'':>30}{_percent(mean):>10}"])
+        shown = f"{tokens['kept']:.1f} of {tokens['all']:.1f}{_missed(tokens)}"
+        scores = (f"{baseline.score(task):.4f}", f"{result.score(task):.4f}")
+        rows.append((task, str(result.metrics["questions"][task]), *scores, _percent(share), shown))
+    title = f"\n{about['method']} at {about['budget']} on {about['model']}"
+    return "\n".join([title, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
 
 
 def _overlaps(result: "Result") -> list[str]:

@@ -9,8 +9,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
+from harness.core.console import table_lines
 from harness.core.errors import UserError
-from harness.core.files import write_atomic
+from harness.core.files import check_parent, write_atomic
 from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
@@ -34,8 +35,7 @@ def check(cfg: DictConfig) -> None:
     for key in ("a", "b"):
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
-    if cfg.csv is not None and not Path(str(cfg.csv)).absolute().parent.is_dir():
-        raise UserError(f"cannot write csv={cfg.csv}: there is no folder {Path(str(cfg.csv)).parent}")
+    check_parent(cfg.csv, "csv")
     if Path(str(cfg.a)).resolve() == Path(str(cfg.b)).resolve():
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 
@@ -93,9 +93,7 @@ def text(found: pd.DataFrame) -> str:
                 *(_p(row["p"]), _p(row["p_holm"]), _shown(row["agreement"], ".1f", " %")),
             )
         )
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    numbers = ["".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
-    return "\n".join(row[0].ljust(widths[0]) + rest for row, rest in zip(rows, numbers, strict=True))
+    return "\n".join(table_lines(rows))
 
 
 def _shown(item: float, form: str, unit: str = "") -> str:

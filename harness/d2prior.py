@@ -22,16 +22,18 @@ from harness.core.command import command
 from harness.core.config import TasksConfig, validate
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place, slug
+from harness.core.rules import at_least, require
 from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot, local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.loading import Loaded, load
-from harness.models.preprocessing import Grid, Message, limits_of, messages_digest, to_inputs
+from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from methods import d2pruner_prior
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row
 from methods.layer_method import LayerMethod
+from methods.tokens import Grid
 
 PLACE = Path("results/priors")
 
@@ -120,8 +122,7 @@ def _run(cfg: DictConfig) -> DictConfig:
 def check(cfg: DictConfig) -> None:
     """Everything that can be found wrong before the model is loaded."""
     located = run.check(_run(cfg))
-    if not (isinstance(cfg.limit, int) and cfg.limit >= 1):
-        raise UserError(f"limit must be a number of images, at least 1, got {cfg.limit}")
+    require(cfg, {"limit": at_least(1)})
     if not str(cfg.prompt or "").strip():
         raise UserError("prompt is empty: pass what the model is asked about every image")
     check_place((PLACE / "prior" if cfg.out is None else Path(str(cfg.out))).parent)

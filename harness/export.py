@@ -10,13 +10,13 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.errors import UserError, one_line
-from harness.core.files import check_place, write_atomic
+from harness.core.errors import UserError, as_user_error, one_line
+from harness.core.files import check_place, read_jsonl, write_atomic
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
 from harness.results.result import Result, load_results
-from harness.results.run_folder import KEPT, RESPONSES
+from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
@@ -67,9 +67,7 @@ def _of(result: Result, label: str) -> pd.DataFrame:
 def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
     """The lines of a run's file by question; none if the run is kept without it."""
     file = result.folder / name
-    if not file.is_file():
-        return {}
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = read_jsonl(file, AGAIN) if file.is_file() else ()
     return {(line["task"], line["doc_id"]): line for line in lines}
 
 
@@ -121,7 +119,7 @@ def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> li
     each, board = per_question(results), leaderboard(results, resamples, seed)
     models = ", ".join(dict.fromkeys(each["model"]))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
-    try:
+    with as_user_error(OSError, f"cannot write below out={out}"):
         files[0].parent.mkdir(parents=True, exist_ok=True)
         temporary = files[0].with_name(f".{files[0].name}.{os.getpid()}.tmp")
         each.to_parquet(temporary, index=False)
@@ -129,8 +127,6 @@ def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> li
         write_atomic(files[1], board.to_csv(index=False))
         about = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
         write_atomic(files[2], CARD_TEXT.format(**about))
-    except OSError as error:
-        raise UserError(f"cannot write below out={out}: {one_line(error)}") from error
     return files
 
 
@@ -157,7 +153,7 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
     for result in results:
         place = [str(result.about["model"]), str(result.about["config"]["tasks"]["name"])]
         name = " ".join(filter(None, [names[result.hash], result.budget]))
-        try:
+        with as_user_error(wandb.Error, f"wandb={project}", "WANDB_MODE=offline logs without a server"):
             about = {"name": name, "group": "/".join(place), "tags": place, "config": result.about}
             logger = WandbLogger(project=project, reinit="finish_previous", **about)
             found = as_lmms_eval(result)
@@ -165,8 +161,6 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
             logger.log_eval_result()
             logger.log_eval_samples(samples(result, found["configs"]))
             wandb.finish()
-        except wandb.Error as error:
-            raise UserError(f"wandb={project}: {one_line(error)}; WANDB_MODE=offline logs without a server") from error
         logged.append(name)
     return logged
 
@@ -189,9 +183,7 @@ def as_lmms_eval(result: Result) -> dict[str, Any]:
 
 def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Task -> one record per question with its answer and scores; prompts and targets are not kept: they are empty."""
-    file = result.folder / RESPONSES
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    said = {(line["task"], line["doc_id"]): line["response"] for line in lines}
+    said = {question: line["response"] for question, line in _lines(result, RESPONSES).items()}
     found = {}
     for task, each in result.per_question.items():
         names = [metric["metric"] for metric in configs[task]["metric_list"]]

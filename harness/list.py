@@ -11,13 +11,14 @@ from omegaconf import DictConfig
 
 import methods
 from harness.core.command import command
-from harness.core.errors import UserError, one_line
+from harness.core.console import table_lines
+from harness.core.errors import as_user_error, one_line
 from harness.models import FAMILIES, adapter_class
 from methods import checks
 from methods.base import Method
 
 WIDTH = 100  # columns of a terminal
-HEAD = ("method", "stage", "needs", "fidelity", "flash", "serve", "variants")
+HEAD = ("method", "stage", "needs", "fidelity", "flash", "serve", "variants", "families")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -75,15 +76,13 @@ def _otherwise(name: str, method: Method, options: Mapping[str, list[Any]]) -> I
 def table(found: Sequence[Mapping[str, Any]]) -> str:
     """One row a method, its parameters and deviation below, and a legend."""
     rows = {method["name"]: _row(method) for method in found if "error" not in method}
-    widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows.values(), strict=True)]
-    lines = [_spaced(HEAD, widths) + "families"]
+    head, *below = table_lines([HEAD, *rows.values()], left=None)
+    lines, line_of = [head], dict(zip(rows, below, strict=True))
     for method in found:
         if "error" in method:
             lines += _indented(f"{method['name']} does not load: {method['error']}", "")
             continue
-        refused = method["families"].values()
-        numbers = " ".join("-" if why else str(number) for number, why in enumerate(refused, 1))
-        lines.append(_spaced(rows[method["name"]], widths) + numbers)
+        lines.append(line_of[method["name"]])
         if method["params"]:
             lines += _indented(" ".join(_parameters(method)))
         if method["fidelity"].startswith("adapted"):
@@ -103,7 +102,9 @@ def _row(method: Mapping[str, Any]) -> list[str]:
     needs = ", ".join(method["needs"]) or "-"
     flags = ["yes" if method[flag] else "no" for flag in ("flash", "servable")]
     fidelity = method["fidelity"].partition(":")[0]
-    return [method["name"], method["stage"], needs, fidelity, *flags, ", ".join(map(str, method["variants"])) or "-"]
+    variants = ", ".join(map(str, method["variants"])) or "-"
+    numbers = " ".join("-" if why else str(number) for number, why in enumerate(method["families"].values(), 1))
+    return [method["name"], method["stage"], needs, fidelity, *flags, variants, numbers]
 
 
 def _parameters(method: Mapping[str, Any]) -> list[str]:
@@ -144,10 +145,6 @@ def page(method: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _spaced(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-
-
 def _joined(doc: str) -> list[str]:
     """The lines of a docstring with those of one paragraph, or of one argument, made one; formulas stay as they are."""
     lines: list[str] = []
@@ -184,10 +181,8 @@ def main(cfg: DictConfig) -> None:
         found = described(methods.names())
         print(table(found))
     else:
-        try:
+        with as_user_error((ValueError, TypeError)):
             found = [describe(str(cfg.show))]
-        except (ValueError, TypeError) as error:
-            raise UserError(one_line(error)) from error
         print(page(found[0]))
     print(json.dumps({"families": list(FAMILIES), "methods": found}, default=str))
 

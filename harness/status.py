@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.core.command import command
+from harness.core.console import table_lines
 from harness.core.errors import UserError
 from harness.results.run_folder import FORMAT
 from harness.results.submissions import REMAIN, Run, list_runs
@@ -28,19 +29,15 @@ def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
     """
     words = ["-" if reasons is None else "no" if reasons else "yes" for reasons in changed]
     rows = [(run.state, str(run.answers), word, run.job or "-", run.run) for run, word in zip(runs, words, strict=True)]
-    widths = [max(map(len, column)) + 2 for column in zip(HEAD, *rows, strict=True)]
-    lines = [_spaced(HEAD, widths)]
-    for run, row, reasons in zip(runs, rows, changed, strict=True):
-        lines.append(_spaced(row, widths))
+    head, *below = table_lines([HEAD, *rows], left=None)
+    lines, indent = [head], " " * head.rindex(HEAD[-1])
+    for run, row, reasons in zip(runs, below, changed, strict=True):
+        lines.append(row)
         notes = [f"not reusable: {'; '.join(reasons)}"] if reasons else []
         if run.state != "done":
             notes += filter(None, (" ".join(run.overrides), run.why, run.log if run.state in REMAIN else None))
-        lines += [" " * sum(widths[:-1]) + note for note in notes]
+        lines += [indent + note for note in notes]
     return "\n".join(lines)
-
-
-def _spaced(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def main(cfg: DictConfig) -> None:

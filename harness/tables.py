@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
-from harness.core.files import check_place, slug, write_atomic
+from harness.core.files import check_parent, check_place, slug, write_atomic
+from harness.core.rules import at_least, one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
@@ -118,21 +119,16 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> str:
     """What is asked for is possible; returns the source."""
     source = cfg.source or ("runs" if cfg.scores is None else "scores")
-    for key, value, allowed in (("source", source, SOURCES), ("cells", cfg.cells, CELLS)):
-        if value not in allowed:
-            raise UserError(f"{key} must be one of {', '.join(allowed)}, got {value}")
+    require({"source": source, "cells": cfg.cells}, {"source": one_of(SOURCES), "cells": one_of(CELLS)})
     if source == "scores" and cfg.scores is None:
         raise UserError("scores is null: pass a CSV of raw scores, as in scores=results/paper/published_scores.csv")
     if cfg.scores is not None and source != "scores":
         raise UserError(f"scores={cfg.scores} and source={source} exclude each other: leave one of them out")
     if source != "runs" and (cfg.stats is not None or cfg.join or cfg.errors):
         raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
-    for key, least in (("resamples", 100), ("seed", 0)):
-        if not isinstance(cfg[key], int) or cfg[key] < least:
-            raise UserError(f"{key} must be a whole number of at least {least}, got {cfg[key]}")
+    require(cfg, {"resamples": at_least(100), "seed": at_least(0)})
     for key in (*FORMATS, "stats"):
-        if cfg[key] is not None and not Path(str(cfg[key])).absolute().parent.is_dir():
-            raise UserError(f"cannot write {key}={cfg[key]}: there is no folder {Path(str(cfg[key])).parent}")
+        check_parent(cfg[key], key)
     if cfg.out is not None:
         check_place(Path(str(cfg.out)), "out")
     return str(source)

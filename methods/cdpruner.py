@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
+from methods.grids import frames, per_image
 from methods.kernels.cosine import Cosine, directions
 from methods.kernels.dpp import greedy_map_batch
 from methods.kernels.rows import Rows
@@ -76,16 +76,16 @@ class CDPruner(Method):
 
     def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Rows, Tensor, int]]:
         """Return what is selected from by itself: where it starts, its rows, their quality, and its share of K."""
-        tiles = [h * w for t, h, w in tokens.grids for _ in range(t) if h * w]
+        spans = frames(tokens.grids)
+        tiles = [size for _, size in spans]
         raw = self._relevance(tokens)
         r = torch.cat([_scaled(part) for part in raw.split(tiles if self.norm_scope == "per_tile" else len(raw))])
         if self.theta is not None:
             r = ((r - r.max()) * self.theta / (2 * (1 - self.theta))).exp()  # a common factor changes no pick
         if self.scope == "sample":
             return [(0, Rows(tokens.features), r, k)]
-        starts, quotas = accumulate(tiles, initial=0), largest_remainder(k, tiles)
-        parts = zip(starts, tokens.features.split(tiles), r.split(tiles), quotas, strict=False)
-        return [(start, Rows(x), q, share) for start, x, q, share in parts]
+        parts = per_image(spans, k, largest_remainder)
+        return [(tile.start, Rows(tokens.features[tile]), r[tile], share) for tile, share in parts]
 
     def _relevance(self, tokens: Tokens) -> Tensor:
         """Return the signed cosine [N] of each token and the question."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import torch
 from torch import Tensor
 
+from methods.tokens import num_tokens
+
 if TYPE_CHECKING:
     from methods.base import Method, Signal, Tokens
 
@@ -68,7 +70,7 @@ def tokens(name: str, given: Tokens) -> int:
     if features.dim() != 2:
         raise SelectionError(f"{name}: features must be [N, D], not {list(features.shape)}")
     n = len(features)
-    covered = sum(math.prod(grid) for grid in given.grids)
+    covered = num_tokens(given.grids)
     if any(len(grid) != 3 for grid in given.grids) or covered != n:
         raise SelectionError(
             f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from methods.budget import rounded
+from methods.tokens import Grid
 
-Grids = Sequence[tuple[int, int, int]]
+Grids = Sequence[Grid]
 
 
 def images(grids: Grids) -> list[tuple[int, int]]:
@@ -22,6 +23,14 @@ def images(grids: Grids) -> list[tuple[int, int]]:
 def frames(grids: Grids) -> list[tuple[int, int]]:
     """Return (first token, number of tokens) of each image or time step of a video that has any."""
     return _spans([h * w for t, h, w in grids for _ in range(t)])
+
+
+def per_image(
+    spans: Sequence[tuple[int, int]], k: int, share: Callable[[int, Sequence[int]], list[int]] = rounded
+) -> list[tuple[slice, int]]:
+    """Return the tokens of each of `spans`, from `images` or `frames`, and its part of `k` by the rule `share`."""
+    quotas = share(k, [size for _, size in spans])
+    return [(slice(start, start + size), quota) for (start, size), quota in zip(spans, quotas, strict=True)]
 
 
 def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:

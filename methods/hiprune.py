@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, PAPER, AttentionSpec, Method, Selection, Signal, Tokens
-from methods.budget import rounded
-from methods.grids import images
+from methods.grids import images, per_image
 from methods.scores import top
 
 
@@ -66,9 +65,9 @@ class HiPrune(Method):
         widths = [w for t, h, w in tokens.grids if t * h * w]
         spans = images(tokens.grids) if self.variant == "paper" else [(0, len(last))]
         kept = []
-        for (start, size), width, share in zip(spans, widths, rounded(k, [size for _, size in spans]), strict=False):
-            image, width = slice(start, start + size), isqrt(size) if self.row == "sqrt" else width
-            kept.append(start + self._hierarchy(middle[image], last[image], width, share))
+        for (image, share), width in zip(per_image(spans, k), widths, strict=False):
+            row = isqrt(image.stop - image.start) if self.row == "sqrt" else width
+            kept.append(image.start + self._hierarchy(middle[image], last[image], row, share))
         return Selection(kept=torch.cat(kept))
 
     def _hierarchy(self, middle: Tensor, last: Tensor, width: int, k: int) -> Tensor:

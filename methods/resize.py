@@ -11,8 +11,7 @@ from math import floor
 import torch
 
 from methods.base import Method, Selection, Tokens
-
-Grid = tuple[int, int, int]
+from methods.tokens import Grid, num_tokens
 
 
 @dataclass(kw_only=True)
@@ -49,7 +48,7 @@ def smaller(grids: Sequence[Grid], k: int) -> list[Grid]:
         return [(t, _side(scale * h), _side(scale * w)) for t, h, w in grids]
 
     def count(scale: Fraction) -> int:
-        return sum(t * a * b for t, a, b in shown(scale))
+        return num_tokens(shown(scale))
 
     sides = {side for _, h, w in grids for side in (h, w)}
     # One side gains a token at each of these, and nothing changes between them.

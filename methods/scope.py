@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.budget import rounded
-from methods.grids import images
+from methods.grids import images, per_image
 from methods.kernels.cosine import BARE_NORM
 from methods.kernels.coverage import coverage_batch
 from methods.kernels.rows import Rows
@@ -70,6 +71,5 @@ class SCOPE(Method):
         assert tokens.vit_attention is not None
         weight = tokens.vit_attention["last"].double().clamp(min=0) ** self.alpha
         spans = images(tokens.grids) if self.variant == "official" else [(0, len(weight))]
-        shares = zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True)
-        parts = [(slice(start, start + size), share) for (start, size), share in shares]
+        parts = per_image(spans, k, partial(rounded, equal=True))
         return [(at.start, Rows(tokens.features[at], floor=BARE_NORM), weight[at], share) for at, share in parts]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.base import LayerState, Method, Selection, Tokens
 from methods.checks import LARGEST
+from methods.tokens import num_tokens
 
 FEATURES = ("normal", "duplicates", "equal", "zero", "zero_rows", "opposite", "huge", "tiny")
 SCORES = ("normal", "equal", "few_levels", "huge", "outlier")
@@ -37,7 +38,7 @@ def exactly_k_of_any_finite_input(method: Method) -> None:
     for features in FEATURES:
         for scores in SCORES:
             for seed, grids in enumerate(GRIDS):
-                tokens = make_tokens(sum(t * h * w for t, h, w in grids), 8, seed, features, scores, grids=grids)
+                tokens = make_tokens(num_tokens(grids), 8, seed, features, scores, grids=grids)
                 for k in (1, 9, len(tokens.features) - 1):
                     _selects(method, tokens, k, f"{features} features and {scores} scores")
 

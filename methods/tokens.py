@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +10,13 @@ from typing import Literal
 
 from torch import Tensor
 
+Grid = tuple[int, int, int]  # (t, h, w) in tokens of an image or video; an image has t = 1
 HiddenState = Literal["unused", "normed_input", "output", "normed_output"]
+
+
+def num_tokens(grids: Sequence[Grid]) -> int:
+    """Return the number of visual tokens of all images and videos."""
+    return sum(map(math.prod, grids))
 
 
 class Signal(StrEnum):
@@ -57,7 +64,7 @@ class Tokens:
     """The visual tokens of one sample; every signal may be None unless the method needs it."""
 
     features: Tensor  # [N, D] as they would enter the LLM
-    grids: Sequence[tuple[int, int, int]]  # (t, h, w) in tokens per image or video, in sequence order
+    grids: Sequence[Grid]  # of each image or video, in sequence order
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
     vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
     vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"

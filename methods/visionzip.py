@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.budget import rounded
-from methods.grids import frames
+from methods.grids import frames, per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
 
@@ -56,10 +55,9 @@ class VisionZip(Method):
         spans = frames(tokens.grids)
         spans = spans if k >= len(spans) else [(0, len(tokens.features))]
         kept, owner, done = [], [], 0
-        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans]), strict=True):
-            unit = slice(start, start + size)
+        for unit, share in per_image(spans, k):
             rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
-            kept.append(start + rows)
+            kept.append(unit.start + rows)
             owner.append(done + joins)
             done += share
         return Selection(kept=torch.cat(kept), owner=torch.cat(owner))

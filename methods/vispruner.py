@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.budget import rounded
-from methods.grids import images
+from methods.grids import images, per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
 
@@ -54,10 +53,8 @@ class VisPruner(Method):
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
-        scores, spans, kept = tokens.vit_attention["last"], images(tokens.grids), []
-        for (start, size), share in zip(spans, rounded(k, [size for _, size in spans]), strict=True):
-            image = slice(start, start + size)
-            kept.append(start + self._prune(scores[image], tokens.features[image], share))
+        scores, parts = tokens.vit_attention["last"], per_image(images(tokens.grids), k)
+        kept = [image.start + self._prune(scores[image], tokens.features[image], share) for image, share in parts]
         return Selection(kept=torch.cat(kept))
 
     def _prune(self, scores: Tensor, features: Tensor, k: int) -> Tensor:

@@ -18,6 +18,7 @@ from harness.analyze.output import leave
 from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
+from harness.core.rules import at_least, require
 from harness.results import plots
 from harness.results.result import Result, average, load_results, relative
 from harness.results.stats import AVERAGE, draw, interval
@@ -34,8 +35,7 @@ def main() -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
-    if not isinstance(cfg.resamples, int) or cfg.resamples < 100:
-        raise UserError(f"resamples must be a number of at least 100, got {cfg.resamples}")
+    require(cfg, {"resamples": at_least(100)})
     check_place(Path(str(cfg.out)), "out")
 
 
@@ -58,7 +58,7 @@ def ablation(cfg: DictConfig) -> None:
 def swept(cfg: DictConfig) -> list[Result]:
     """Load the runs of the compared methods and of the unpruned model; UserError if they are no ablation."""
     try:
-        results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+        results = load_results(cfg.runs)
     except UserError as error:
         raise UserError(f"{error}; {SWEEP}".replace(": start with python -m harness;", ";")) from error
     results = [result for result in results if result.is_baseline or result.method in cfg.methods]

@@ -14,7 +14,7 @@ import harness
 import methods
 from harness.analyze import settings
 from harness.analyze.questions import Question, Source
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
 from harness.models.model_folder import ModelFolder
@@ -90,10 +90,7 @@ def kept(cfg: DictConfig, loaded: Loaded, questions: Sequence[Question]) -> Iter
     folder = ModelFolder(loaded.folder)
     pruners = [pruner_of(settings.run_of(cfg, point, keep), folder) for point, keep in runs]
     for (point, keep), pruner in zip(runs, tqdm(pruners, desc="methods"), strict=True):
-        try:
-            with pruner.attach(loaded.model) as pruning, torch.inference_mode():
-                for question in questions:
-                    loaded.model(**question.inputs(loaded))
-        except ValueError as error:
-            raise UserError(one_line(error)) from error
+        with as_user_error(ValueError), pruner.attach(loaded.model) as pruning, torch.inference_mode():
+            for question in questions:
+                loaded.model(**question.inputs(loaded))
         yield point.label, keep, pruning.take()

@@ -33,7 +33,7 @@ def main() -> None:
 
 def heldout(cfg: DictConfig) -> None:
     """Choose a variant of each method, judge it, and draw both halves."""
-    results = load_results(cfg.runs if isinstance(cfg.runs, str) else list(cfg.runs or []))
+    results = load_results(cfg.runs)
     if len({result.setting for result in results}) > 1:
         folders = ", ".join(sorted({str(result.folder.parent) for result in results}))
         raise UserError(f"the runs differ in their model, tasks, limit or versions ({folders}): pass runs that do not")

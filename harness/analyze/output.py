@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,7 @@ def no_image(cfg: DictConfig) -> UserError:
 def leave(folder: Path, stem: str, frame: pd.DataFrame, figure: Figure, summary: dict[str, Any]) -> None:
     """Write `stem`.csv, .png and .json below `folder`, say where, and print the object for programs."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
-    write_atomic(folder / f"{stem}.csv", text.getvalue())
+    write_atomic(folder / f"{stem}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_atomic(folder / f"{stem}.json", to_json(summary))
     plots.save({stem: figure}, folder, ("png",))
     print(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")

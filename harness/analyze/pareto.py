@@ -27,6 +27,7 @@ from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
 from harness.core.command import command
 from harness.core.errors import UserError
+from harness.core.rules import one_of, require
 from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.results import plots
@@ -43,8 +44,7 @@ def main() -> None:
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
     settings.check(cfg)
-    if cfg.importance not in (UNIFORM, SCORER):
-        raise UserError(f"importance must be {UNIFORM} or {SCORER}, got {cfg.importance}")
+    require(cfg, {"importance": one_of((UNIFORM, SCORER))})
     if not cfg.references or set(cfg.references) - set(REFERENCES):
         raise UserError(f"references must be some of {', '.join(REFERENCES)}, got {list(cfg.references)}")
     curves = {point.curve for point in settings.method_points(cfg)}

@@ -9,9 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.core.config import RunConfig, validate
+from harness.core.config import RunConfig, as_list, validate
 from harness.core.errors import UserError
 from harness.core.files import check_place
+from harness.core.rules import at_least, require
 from harness.evaluation import preflight as run
 
 UNPRUNED = {"name": "none"}
@@ -43,7 +44,7 @@ class MethodPoint:
 
 def method_points(cfg: DictConfig) -> list[MethodPoint]:
     """Return the methods of a configuration: names, or {name: hybrid, lam: [0.1, 0.5]}, where a list is a curve."""
-    points = [point for method in _listed(cfg, "methods") for point in _swept(method)]
+    points = [point for method in as_list(cfg.methods) for point in _swept(method)]
     labels = [point.label for point in points]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods names {', '.join(sorted(twice))} more than once")
@@ -70,7 +71,7 @@ def _swept(method: Any) -> Iterator[MethodPoint]:
 
 def keeps(cfg: DictConfig) -> list[float]:
     """Return the keep ratios, largest first."""
-    return sorted(set(_listed(cfg, "keep")), reverse=True)
+    return sorted(set(as_list(cfg.keep)), reverse=True)
 
 
 def trees(cfg: DictConfig) -> list[DictConfig]:
@@ -105,9 +106,8 @@ def check(cfg: DictConfig) -> None:
     run.check(configurations[0])
     for tree in configurations[1:]:
         validate(tree)
-    for key, least in (("limit", 1), ("min_tokens", 2), ("seeds", 1), ("resamples", 100), ("draws", 1), ("bands", 2)):
-        if key in cfg and (not isinstance(cfg[key], int) or isinstance(cfg[key], bool) or cfg[key] < least):
-            raise UserError(f"{key} must be a number of at least {least}, got {cfg[key]}")
+    least = {"limit": 1, "min_tokens": 2, "seeds": 1, "resamples": 100, "draws": 1, "bands": 2}
+    require(cfg, {key: at_least(number) for key, number in least.items() if key in cfg})
     check_place(Path(str(cfg.out)), "out")
 
 
@@ -117,8 +117,3 @@ def check_methods(cfg: DictConfig) -> None:
         config = validate(tree)
         run.check_parameters(config)
         run.check_family(run.locate(config))
-
-
-def _listed(cfg: DictConfig, key: str) -> list[Any]:
-    value = OmegaConf.to_container(cfg, resolve=True)[key]  # type: ignore[call-overload, index]
-    return [] if value is None else value if isinstance(value, list) else [value]

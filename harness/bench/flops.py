@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 
 
 def main() -> None:
@@ -56,10 +56,8 @@ def _row(chosen: Settings, config: Any, hidden: int | None, candidate: Any, work
     from harness.models.cost import count
 
     text, budget = chosen.text_tokens, candidate.budget
-    try:
+    with as_user_error(ValueError):
         flops = count(config, workload.grids, text, candidate.method, budget, chosen.new_tokens, hidden)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     kept = workload.shrunk(budget).tokens if candidate.resizes else budget.count(workload.tokens)
     return {
         "model": chosen.model.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,5 @@ def json_of(out: Path) -> Path:
 def write(out: Path, rows: Sequence[Row], common: Row) -> None:
     """Write both files atomically."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = StringIO()
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(text, index=False, lineterminator="\n")
-    write_atomic(csv_of(out), text.getvalue())
+    write_atomic(csv_of(out), pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
     write_atomic(json_of(out), to_json({**common, "columns": COLUMNS, "rows": list(rows)}))

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from harness.bench.statistics import verdict
+from harness.core.console import table_lines
 
 Row = dict[str, Any]
 # Heading, column, decimal places, divisor.
@@ -80,13 +81,7 @@ def table(rows: Sequence[Row], columns: Sequence[tuple[str, str, int, int]]) -> 
     cells += [[label(row), *(_number(row[key], digits, by) for _, key, digits, by in columns)] for row in rows]
     for line, row in zip(cells[1:], rows, strict=True):
         line[-1] += f"   {row['error']}" if row.get("error") else ""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in cells
-    )
+    return "\n".join(table_lines(cells))
 
 
 def label(row: Row) -> str:

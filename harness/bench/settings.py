@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import methods
-from harness.core.config import SHIPPED, ModelConfig, RunConfig, validate
+from harness.core.config import SHIPPED, ModelConfig, RunConfig, as_list, validate
 from harness.core.errors import UserError
+from harness.core.rules import at_least, one_of, require
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25
@@ -44,18 +45,12 @@ class Settings:
 def settings(cfg: DictConfig) -> Settings:
     """Return a composed configuration as `Settings`; UserError if a value is invalid."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
-    if tree["weights"] not in WEIGHTS:
-        raise UserError(f"weights must be one of {', '.join(WEIGHTS)}, got {tree['weights']}")
-    images, sizes, batch = (_listed(tree[key]) for key in ("images", "sizes", "batch"))
-    for key, value, least in (
-        *(("batch", size, 1) for size in batch),
-        *(
-            (key, tree[key], least)
-            for key, least in (("new_tokens", 1), ("repeats", 1), ("warmup", 0), ("text_tokens", LEAST_TEXT))
-        ),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{key} must be a number of at least {least}, got {value}")
+    require(tree, {"weights": one_of(WEIGHTS)})
+    images, sizes, batch = (as_list(tree[key]) for key in ("images", "sizes", "batch"))
+    for size in batch:
+        require({"batch": size}, {"batch": at_least(1)})
+    least = {"new_tokens": 1, "repeats": 1, "warmup": 0, "text_tokens": LEAST_TEXT}
+    require(tree, {key: at_least(number) for key, number in least.items()})
     if not batch or not (images or sizes or tree["sizes"] is None):
         raise UserError("nothing to measure: name at least one of sizes or images, and one batch")
     for file in images:
@@ -82,12 +77,12 @@ def settings(cfg: DictConfig) -> Settings:
 
 def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
     """Return checked configurations of the unpruned model and of every method at every budget."""
-    chosen = methods.names() if tree["methods"] == "all" else _listed(tree["methods"])
+    chosen = methods.names() if tree["methods"] == "all" else as_list(tree["methods"])
     selected = [{"name": method} if isinstance(method, str) else method for method in chosen]
     for method in selected:
         if not isinstance(method, dict) or not isinstance(method.get("name"), str):
             raise UserError(f"methods takes names, or {{name:fastv,variant:paper}}: not {method}")
-    keeps, tokens = _listed(tree["keep"]), _listed(tree["tokens"])
+    keeps, tokens = as_list(tree["keep"]), as_list(tree["tokens"])
     if not keeps and not tokens:
         keeps = [DEFAULT_KEEP]
     budgets = [{"keep": keep, "tokens": None} for keep in keeps] + [{"keep": None, "tokens": count} for count in tokens]
@@ -98,12 +93,6 @@ def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
         {"method": method, **budget, **shared} for method in selected if method["name"] != "none" for budget in budgets
     ]
     return [validate(OmegaConf.create(run)) for run in runs]
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
 
 
 def _path(value: Any) -> Path | None:

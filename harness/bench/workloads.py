@@ -13,7 +13,8 @@ from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideo
 from harness.core.errors import UserError
 from harness.models.preprocessing import Message, PixelLimits, to_inputs
 from methods.budget import Budget
-from methods.resize import Grid, smaller
+from methods.resize import smaller
+from methods.tokens import Grid, num_tokens
 
 ASPECT = 16 / 9  # of an image with a given number of tokens: 2691 are 39 x 69, a 1080p screen
 BEFORE = 4  # one in four words precedes the image
@@ -32,7 +33,7 @@ class Workload:
     @property
     def tokens(self) -> int:
         """Visual tokens of one prompt."""
-        return sum(t * h * w for t, h, w in self.grids)
+        return num_tokens(self.grids)
 
     def prepare(self, batch: int) -> Any:
         """Preprocess: pixels to patches, for files also reading, resizing and the tokenizer."""

@@ -11,13 +11,14 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
+from harness.core.rules import Rule, at_least, one_of, optional, require
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
-UNPACK = (None, "released", "fixed")
+UNPACK = ("released", "fixed")
 ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
-DEVICE_MAPS = (None, "auto", "balanced", "balanced_low_0", "sequential")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
 POSITIONS = ("keep", "compact")  # of kept tokens: see `harness.prune`
@@ -99,29 +100,17 @@ class RunConfig:
 
 def validate(cfg: DictConfig) -> RunConfig:
     """Return a composed configuration as a `RunConfig`; UserError if a value is invalid."""
-    try:
+    with as_user_error(OmegaConfBaseException):
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
-    except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from error
     assert isinstance(run, RunConfig)
     run.tasks.metrics = {name: metric or _published().get(name) for name, metric in run.tasks.metrics.items()}
     if not isinstance(run.method.get("name"), str):
         raise UserError("method.name is missing: the configuration of a method needs its name")
     _check_budget(run)
     _check_model(run.model)
-    if run.positions not in POSITIONS:
-        raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {run.positions}")
     if not run.tasks.metrics:
         raise UserError("no task: name at least one, as in tasks=pocket_existence")
-    if not is_data_root(run.data_root):
-        raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {run.data_root}")
-    if not 0 <= run.seed < 2**63:
-        raise UserError(f"seed must lie between 0 and 2^63 - 1, got {run.seed}")
-    if run.share_gb < 0:
-        raise UserError(f"share_gb must be at least 0, which shares no vision pass, got {run.share_gb}")
-    for key, value in {"limit": run.limit, "model.batch_size": run.model.batch_size}.items():
-        if value is not None and value < 1:
-            raise UserError(f"{key} must be at least 1, got {value}")
+    require(run, RULES)
     return run
 
 
@@ -136,6 +125,17 @@ def shipped(path: str) -> Path:
     name, *parts = path.removeprefix(SHIPPED).split("/")
     inside = PACKAGE / name
     return (inside if name not in TOP or inside.is_dir() else PACKAGE.parent / TOP[name]).joinpath(*parts)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a setting that may be null, one value or several as a list."""
+    value = plain(value)
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as Python's own lists and dictionaries."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def conf(*parts: str) -> Path:
@@ -158,6 +158,25 @@ def is_data_root(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
+RULES: dict[str, Rule] = {
+    "positions": one_of(POSITIONS),
+    "data_root": ("be a folder or {task: folder, ...}", is_data_root),
+    "seed": ("lie between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63),
+    "share_gb": ("be at least 0, which shares no vision pass", lambda size: size >= 0),
+    "limit": optional(at_least(1)),
+}
+MODEL_RULES: dict[str, Rule] = {
+    "model.dtype": one_of(DTYPES),
+    "model.attn": one_of(ATTENTION_KERNELS),
+    "model.unpack": optional(one_of(UNPACK)),
+    "model.batch_size": at_least(1),
+    "model.max_frames": optional(at_least(2)),
+    "model.max_pixels": optional((f"be at least {VISUAL_TOKEN}, one visual token", lambda n: n >= VISUAL_TOKEN)),
+    "model.device": ("be auto, cpu, cuda or cuda:N", re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch),
+    "model.device_map": optional(one_of(DEVICE_MAPS)),
+}
+
+
 def _check_budget(run: RunConfig) -> None:
     if not run.pruned:
         if run.tokens is not None or run.keep not in (None, 1.0):
@@ -168,32 +187,17 @@ def _check_budget(run: RunConfig) -> None:
         raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
     if run.keep is None and run.tokens is None:
         raise UserError("no budget: pass keep=0.25 (a share) or tokens=64 (a count)")
-    try:
+    with as_user_error(ValueError):
         Budget(keep=run.keep, tokens=run.tokens)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
 
 
 def _check_model(model: ModelConfig) -> None:
-    for key, value, allowed in (("dtype", model.dtype, DTYPES), ("attn", model.attn, ATTENTION_KERNELS)):
-        if value not in allowed:
-            raise UserError(f"model.{key} must be one of {', '.join(allowed)}, got {value}")
-    if model.unpack not in UNPACK:
-        raise UserError(f"model.unpack must be released or fixed, got {model.unpack}")
+    require({"model": model}, MODEL_RULES)
     if model.attn == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise UserError("model.attn=flash_attention_2 needs a package: pip install flash-attn, or take model.attn=sdpa")
     low, high = model.min_pixels, model.max_pixels
     if low is not None and not 1 <= low <= (low if high is None else high):
         raise UserError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
-    if model.max_frames is not None and model.max_frames < 2:
-        raise UserError(f"model.max_frames must be at least 2, got {model.max_frames}")
-    if high is not None and high < VISUAL_TOKEN:
-        raise UserError(f"model.max_pixels must be at least {VISUAL_TOKEN}, one visual token, got {high}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", model.device):
-        raise UserError(f"model.device must be auto, cpu, cuda or cuda:N, got {model.device}")
-    if model.device_map not in DEVICE_MAPS:
-        choices = ", ".join(filter(None, DEVICE_MAPS))
-        raise UserError(f"model.device_map must be null or one of {choices}, got {model.device_map}")
     if model.device_map is not None and model.device != "auto":
         raise UserError(f"model.device_map={model.device_map} chooses devices: leave model.device={model.device} out")
     if model.scorer is not None and not shipped(model.scorer).exists():

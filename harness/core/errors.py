@@ -15,13 +15,19 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def as_user_error(what: str) -> Iterator[None]:
-    """Turn every error of the block into a UserError that begins with `what`, for libraries that raise anything."""
+def as_user_error(
+    kinds: type[Exception] | tuple[type[Exception], ...], what: str = "", remedy: str = ""
+) -> Iterator[None]:
+    """Raise an error of `kinds` as a UserError: what failed, the message, what to do.
+
+    `Exception` is for calls into libraries whose errors have no base class in common: their messages need the name of
+    the type beside them, and some fill a page.
+    """
     try:
         yield
-    except Exception as error:
-        message = one_line(error)[:300]  # some of them fill a page
-        raise UserError(f"{what}: {type(error).__name__}: {message}") from error
+    except kinds as error:
+        message = f"{type(error).__name__}: {one_line(error)[:300]}" if kinds is Exception else one_line(error)
+        raise UserError("; ".join(filter(None, [f"{what}: {message}" if what else message, remedy]))) from error
 
 
 def did_you_mean(name: str, names: Iterable[str], more: Iterable[str] = (), listed_by: str = "") -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 
 
 @contextmanager
@@ -57,13 +57,23 @@ def append(file: Path, text: str) -> None:
 
 def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     """Read a JSON object with these keys; UserError if the file is unreadable or a key is missing."""
-    try:
+    with as_user_error((OSError, ValueError), f"{file} cannot be read", remedy):
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}): {remedy}") from error
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
     return content
+
+
+def read_jsonl(file: Path, remedy: str) -> Iterator[Any]:
+    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged.
+
+    Lines end at a newline alone: answers may hold other separators, at which `str.splitlines` would cut them in two.
+    """
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            with as_user_error(ValueError, f"{file} is damaged in line {number}", remedy):
+                if line.strip():
+                    yield json.loads(line)
 
 
 def digest(value: Any) -> str:
@@ -83,6 +93,12 @@ def check_place(folder: Path, key: str = "runs") -> None:
         raise UserError(f"{key}={folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{key}={folder} cannot be written: no permission in {existing}")
+
+
+def check_parent(file: Any, key: str) -> None:
+    """Raise a UserError unless the folder of `file` exists; None is no file."""
+    if file is not None and not (folder := Path(str(file)).absolute().parent).is_dir():
+        raise UserError(f"cannot write {key}={file}: there is no folder {folder}")
 
 
 def to_json(value: Any) -> str:

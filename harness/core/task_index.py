@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from harness.core.config import shipped
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.core.files import digest, write_atomic
 
 # Tasks of ours -> the lmms-eval task from which only their scoring differs
@@ -69,7 +69,5 @@ def _indexed(folder: Path) -> dict[str, Path]:
 
 
 def _text(path: Path) -> str:
-    try:
+    with as_user_error((UnicodeDecodeError, OSError), f"cannot read the task file {path}"):
         return path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"cannot read the task file {path}: {one_line(error)}") from error

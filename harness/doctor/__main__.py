@@ -7,11 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.config import is_data_root, shipped
+from harness.core.config import RULES, plain, shipped
 from harness.core.errors import UserError
+from harness.core.rules import one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
 
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
@@ -23,7 +24,7 @@ PARTS: dict[str, Callable[[DictConfig], Iterable[Finding]]] = {
     "disk": lambda cfg: machine.disk(Path(str(cfg.runs))),
     "hub": lambda cfg: [machine.hub(float(cfg.hub))],
     "models": lambda cfg: (finding for finding, _ in presence.models()),
-    "datasets": lambda cfg: presence.datasets(_plain(cfg.data_root)),
+    "datasets": lambda cfg: presence.datasets(plain(cfg.data_root)),
     "baselines": lambda cfg: band.baselines(Path(str(cfg.runs)), shipped(str(cfg.paper))),
     "device": lambda cfg: machine.device(),
     "kernels": lambda cfg: machine.kernels(),
@@ -40,16 +41,13 @@ def findings(cfg: DictConfig) -> Iterator[Finding]:
 
 def check(cfg: DictConfig) -> None:
     """Values are of their kind."""
-    if isinstance(cfg.hub, bool) or not isinstance(cfg.hub, int | float) or cfg.hub < 0:
-        raise UserError(f"hub must be a number of seconds, 0 for not at all, got {cfg.hub}")
-    if not is_data_root(_plain(cfg.data_root)):
-        raise UserError(f"data_root must be a folder or {{task: folder, ...}}, got {cfg.data_root}")
-    if cfg.only is not None and cfg.only not in PARTS:
-        raise UserError(f"only must be one of {', '.join(PARTS)}, got {cfg.only}")
+    rules = {"hub": ("be a number of seconds, 0 for not at all", _is_seconds), "data_root": RULES["data_root"]}
+    values = {"hub": cfg.hub, "data_root": plain(cfg.data_root), "only": cfg.only}
+    require(values, {**rules, "only": optional(one_of(PARTS))})
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def main(cfg: DictConfig) -> None:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from harness.core import files
 from harness.core.config import RunConfig, conf, validate
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 from harness.doctor import BROKEN, OK, Finding, machine
 from harness.doctor.presence import model as model_config
 from harness.pocket import HOME
@@ -236,10 +236,8 @@ def _group(group: str, name: str) -> dict[str, Any]:
 
 
 def _parsed(tree: dict[str, list[dict[str, Any]]]) -> dict[str, list[Answer]]:
-    try:
+    with as_user_error((TypeError, KeyError, AttributeError), f"{EXPECTED} is damaged", REMEDY):
         return {label: [Answer(**{**row, "kept": tuple(row["kept"])}) for row in rows] for label, rows in tree.items()}
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{EXPECTED} is damaged ({one_line(error)}): {REMEDY}") from error
 
 
 def write(file: Path) -> None:

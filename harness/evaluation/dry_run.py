@@ -16,6 +16,7 @@ from typing import Any
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import RunConfig
+from harness.core.console import table_lines
 from harness.core.distributed import only_one
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest, slug
@@ -25,10 +26,11 @@ from harness.evaluation.sweep_plan import of_folders, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import Grid, PixelLimits
+from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
 from methods.base import Method, Signal
 from methods.resize import smaller
+from methods.tokens import Grid, num_tokens
 
 WIDTH, HEIGHT = 1024, 768  # pixels of the picture
 TEXT, ANSWER = 64, 16  # tokens of the text around it, as in harness.bench, and of most benchmarks' answers
@@ -61,9 +63,7 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     rows = listed(sweep)
     cells = [(row.state, _tokens(row.cost), _tera(row.cost.flops), row.run, " ".join(row.overrides)) for row in rows]
     head = ("state", "visual tokens", "TFLOPs", "run", "overrides")
-    widths = [max(map(len, column)) + 2 for column in zip(head, *cells, strict=True)]
-    for line in (head, *cells):
-        print("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(table_lines([head, *cells], left=None)))
     for note in dict.fromkeys(note for row in rows for note in row.cost.notes):
         print(f"note: {note}")
     left = [row.cost.flops for row in rows if row.state not in ("done", *LIVE)]
@@ -103,10 +103,10 @@ def cost(run: LocatedRun) -> Cost:
     if grids is None:
         notes.append(f"into how many tiles {model.model_type} cuts the picture is not known here")
         return Cost(None, config.tokens, notes=tuple(notes))
-    visual = sum(t * h * w for t, h, w in grids)
+    visual = num_tokens(grids)
     kept = config.budget.count(visual)
     if method.stage == "pixels":
-        kept = sum(t * h * w for t, h, w in smaller(grids, kept))
+        kept = num_tokens(smaller(grids, kept))
     try:
         flops = count(model, grids, TEXT, method if config.pruned else None, config.budget, ANSWER, scorer_hidden).total
     except ValueError as error:  # of a family that is not counted

@@ -16,7 +16,8 @@ from harness.pruning.handle import Kept, Pruning
 from harness.pruning.vision_cache import VisionCache
 from methods.base import Selection
 from methods.budget import Budget
-from methods.resize import Grid, smaller
+from methods.resize import smaller
+from methods.tokens import Grid, num_tokens
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Resizing:
         """Return what `to_inputs` makes of the batch with its images small enough for the budget."""
         whole = to_inputs(processor, conversations, limits)  # how many tokens there would be, nothing else knows
         full = _grids(whole, conversations, processor.image_processor.merge_size)
-        small = [smaller(grids, self._budget.count(_tokens(grids))) for grids in full]
+        small = [smaller(grids, self._budget.count(num_tokens(grids))) for grids in full]
         self._samples = list(zip(full, small, strict=True))
         if small == full:
             return whole
@@ -72,7 +73,7 @@ class Resizing:
         return [self._record(full, small) for full, small in samples]
 
     def _record(self, full: list[Grid], small: list[Grid]) -> Shown:
-        n, k = _tokens(full), _tokens(small)
+        n, k = num_tokens(full), num_tokens(small)
         return Shown(n, k, [], full, float(k), self._budget.count(n), small)
 
 
@@ -81,10 +82,6 @@ def resizing(model: nn.Module, budget: Budget, shared: VisionCache | None = None
     """Have the images of every batch fit `budget` within the block, and every token of theirs counted in `model`."""
     with prune(model, "none", keep=1.0, shared=shared) as pruning:
         yield Resizing(pruning, budget)
-
-
-def _tokens(grids: Sequence[Grid]) -> int:
-    return sum(t * h * w for t, h, w in grids)
 
 
 def _grids(inputs: Any, conversations: Sequence[Sequence[Message]], merge: int) -> list[list[Grid]]:

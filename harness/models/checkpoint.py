@@ -4,19 +4,20 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from harness.core.config import SHIPPED, ModelConfig, shipped
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 
 HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two. HF_HUB_ETAG_TIMEOUT overrides it
 ELSEWHERE = "point to a local folder: model.pretrained=/path"
 WHOLE_HASH = 64 << 20  # larger files are identified by their size and by blocks spread over them
 BLOCKS, BLOCK = 64, 256 << 10
-LONGEST_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 BESIDE = ("scorer", "d2prior.safetensors")  # what methods keep in a model's folder
 _IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
 
@@ -140,19 +141,9 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _check_safetensors(path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
-        if not 0 < header_size <= min(size - 8, LONGEST_HEADER):
-            raise UserError(f"weight file {path} is not a safetensors file (a Git LFS pointer?): download it again")
-        try:
-            header = json.loads(stream.read(header_size))
-            header.pop("__metadata__", None)
-            end = int(max((entry["data_offsets"][1] for entry in header.values()), default=0))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"weight file {path} has a damaged header: download it again") from error
-    if 8 + header_size + end > size:
-        raise UserError(f"weight file {path} is cut short: {size} of {8 + header_size + end} bytes; copy it again")
+    remedy = "is it cut short, or a Git LFS pointer? download it again"
+    with as_user_error(SafetensorError, f"weight file {path} cannot be read", remedy), safe_open(path, framework="np"):
+        pass  # opening checks that the header is whole, and that the file is as long as it says
 
 
 def _is_hub_id(name: str) -> bool:
@@ -190,47 +181,44 @@ def _check_hub(repo: str, revision: str | None) -> None:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _in_one_line(repo):
+    with _downloading(repo):
         return Path(snapshot_download(repo, revision=revision))
 
 
 def _download_file(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    with _in_one_line(repo):
+    with _downloading(repo):
         return Path(hf_hub_download(repo, name, revision=revision))
 
 
 def _has(repo: str, revision: str | None, name: str) -> bool:
     from huggingface_hub import HfApi
 
-    with _in_one_line(repo):
+    with _downloading(repo):
         return HfApi().file_exists(repo, name, revision=revision)
 
 
-@contextmanager
-def _in_one_line(repo: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the client, its transport and the disk have no base class in common
-        what = f"{type(error).__name__}: {one_line(error)[:160]}"
-        access = "a gated model needs its licence accepted and HF_TOKEN"
-        raise UserError(f"cannot download {repo} ({what}); {access}; or {ELSEWHERE}") from error
+def _downloading(repo: str) -> AbstractContextManager[None]:
+    remedy = f"a gated model needs its licence accepted and HF_TOKEN; or {ELSEWHERE}"
+    return as_user_error(Exception, f"cannot download {repo} from the Hub", remedy)
 
 
 def run_with_timeout(seconds: float, call: Callable[[], Any]) -> BaseException | None:
-    """The error of `call`, TimeoutError if it takes longer, None if it succeeds; name look-ups have no other limit."""
-    errors: list[BaseException] = []
+    """Return the error of `call`, TimeoutError if it takes longer, None if it succeeds.
+
+    The thread is there for the look-up of names, which nothing else limits.
+    """
+    outcome: list[BaseException | None] = [TimeoutError()]
 
     def run() -> None:
         try:
             call()
+            outcome[0] = None
         except Exception as error:  # handed to the caller, who decides
-            errors.append(error)
+            outcome[0] = error
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
-        return TimeoutError()
-    return errors[0] if errors else None
+    return outcome[0]

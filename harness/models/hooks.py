@@ -43,9 +43,9 @@ class Handles:
         """Call `hook` before each pass through `module`, whatever its arguments."""
         self._handles.append(module.register_forward_pre_hook(lambda module, args: hook()))
 
-    def left(self, module: nn.Module, hook: Callable[[], None], always: bool = False) -> None:
-        """Call `hook` after each pass through `module`, also after one that raised if `always`."""
-        self._handles.append(module.register_forward_hook(lambda module, args, output: hook(), always_call=always))
+    def left(self, module: nn.Module, hook: Callable[[], None]) -> None:
+        """Call `hook` after each pass through `module`."""
+        self._handles.append(module.register_forward_hook(lambda module, args, output: hook()))
 
     def output(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
         """Call `hook` with the output of each pass through `module`; it may return another one."""

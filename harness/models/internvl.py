@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from harness.models import question_tokens
 from harness.models.calls import Call
-from harness.models.layout import Grid
 from harness.models.llava import ClipTower, Llava
+from methods.tokens import Grid
 
 
 class InternTower(ClipTower):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-Grid = tuple[int, int, int]  # (t, h, w) in tokens
+from methods.tokens import Grid
 
 
 @dataclass(frozen=True, eq=False)

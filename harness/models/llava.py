@@ -13,10 +13,11 @@ from harness.models import question_tokens
 from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
 from harness.models.compat import CLIP_ENCODER
-from harness.models.layout import Grid, Layout
+from harness.models.layout import Layout
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.vision_tower import VisionSignals, VisionTower
 from methods.base import Method, Signal
+from methods.tokens import Grid
 
 TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
 

@@ -9,7 +9,7 @@ import transformers
 
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError, as_user_error, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.models import checkpoint, make_known
 from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
@@ -62,21 +62,21 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
     if folder is None:
         folder = checkpoint.download(config)
     device = device_of(config)
-    with as_user_error(f"cannot read {folder / 'config.json'}"):
+    with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
         family = make_known(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
-    with as_user_error(f"cannot load the processor in {folder}"):
+    with as_user_error(Exception, f"cannot load the processor in {folder}"):
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    with as_user_error(f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
+    with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
     spread = {} if config.device_map is None else {"device_map": config.device_map}
-    with as_user_error(f"cannot load the model in {folder}"):
+    with as_user_error(Exception, f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
             trust_remote_code=False,
@@ -101,10 +101,8 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
 
 def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
     """UserError for pixel limits that a processor does not resize by, and for one that cannot count visual tokens."""
-    try:
+    with as_user_error(ValueError):
         limits_of(processor, config)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     counts = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
     lacking = [name for name in counts if getattr(processor, name, 0) is None]
     if lacking:

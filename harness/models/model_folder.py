@@ -33,7 +33,7 @@ class ModelFolder:
 
 def config_in(folder: Path) -> Any:
     """Read the configuration of the model in `folder`."""
-    with as_user_error(f"cannot read {folder / 'config.json'}"):
+    with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
         make_known(folder)
         from transformers import AutoConfig
 

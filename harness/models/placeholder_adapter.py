@@ -17,8 +17,9 @@ from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.compat import ENCODES_AHEAD
 from harness.models.hooks import Handles
-from harness.models.layout import Grid, Layout, cached_length
+from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import VisionSignals, dealt
+from methods.tokens import Grid, num_tokens
 
 CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
 NO_IDS = (
@@ -191,7 +192,7 @@ def _copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
     """Return how many consecutive rows of `kinds` [B, S] were made of each prompt for beams or several answers."""
     found = set()
     for kind, code in CODES.items():
-        tokens, covered = int((kinds == code).sum()), sum(t * h * w for t, h, w in grids[kind])
+        tokens, covered = int((kinds == code).sum()), num_tokens(grids[kind])
         if tokens == covered == 0:
             continue
         if not covered or not tokens or tokens % covered:

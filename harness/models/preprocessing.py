@@ -24,12 +24,12 @@ from transformers.image_utils import load_image
 from harness.core.config import ModelConfig
 from harness.models.bad_input import BadInput, reading
 from harness.models.checkpoint import content_digest
+from methods.tokens import Grid
 
 FRAME_TOKENS = 768  # visual tokens of one frame, and
 VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
 FRAME_LIST_FPS = 2.0  # frames handed over as images carry no clock; two a second is Qwen2.5-VL's own sampling rate
 
-Grid = tuple[int, int, int]
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
 
 

@@ -13,11 +13,11 @@ from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
 from harness.models.compat import rotate_qwen25, window_order
 from harness.models.hooks import submodule
-from harness.models.layout import Grid
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.question_tokens import chatml_question
 from harness.models.vision_tower import VisionTower
 from methods.base import Signal
+from methods.tokens import Grid
 
 
 class Qwen25VL(PlaceholderAdapter):

@@ -13,6 +13,7 @@ from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.core.overrides import parse
+from harness.core.rules import at_least, one_of, require
 from harness.report.prefill_times import files_of
 
 GALLERIES = ("page", "all", "none")
@@ -22,10 +23,7 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError for settings that are wrong, before any run is read."""
     if cfg.runs is None:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    if cfg.gallery not in GALLERIES:
-        raise UserError(f"gallery must be one of {', '.join(GALLERIES)}, got {cfg.gallery}")
-    if not (isinstance(cfg.questions, int) and cfg.questions >= 1):
-        raise UserError(f"questions must be a number of questions, at least 1, got {cfg.questions}")
+    require(cfg, {"gallery": one_of(GALLERIES), "questions": at_least(1)})
     if cfg.out is None and cfg.plots is None:
         raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
     if cfg.prefill is not None and not all(file.is_file() for file in files_of(cfg.prefill) or [Path()]):

@@ -1,18 +1,15 @@
 """Answers and kept tokens of runs, question by question, small enough to hold a hundred runs in memory."""
 
 import base64
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from harness.core.errors import UserError
+from harness.core.files import read_jsonl
 from harness.results.frames import questions
 from harness.results.result import Result
-from harness.results.run_folder import KEPT, RESPONSES
+from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 
@@ -42,9 +39,9 @@ def read(result: Result) -> dict[Question, Answer]:
     kept, responses = result.folder / KEPT, result.folder / RESPONSES
     if not (kept.is_file() and responses.is_file()):
         return {}
-    texts = {line["key"]: line["response"] for line in _lines(responses)}
+    texts = {line["key"]: line["response"] for line in read_jsonl(responses, AGAIN)}
     answers: dict[Question, Answer] = {}
-    for line in _lines(kept):
+    for line in read_jsonl(kept, AGAIN):
         if line["key"] not in texts:
             continue
         names_tokens = line["kept"] or not line["k"]
@@ -73,12 +70,3 @@ def scores(result: Result) -> dict[Question, float]:
         return {}
     values = questions([result])[result.hash]
     return dict(zip(values.index.to_list(), values.to_list(), strict=True))
-
-
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file} is damaged in line {number}: repeat the run with force=true") from error

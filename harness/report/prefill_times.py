@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.results.frames import budget_key
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]
@@ -42,14 +42,12 @@ def read_times(files: Sequence[Path]) -> Times:
 
 
 def _rows(file: Path) -> pd.DataFrame:
-    try:
+    with as_user_error((OSError, ValueError, KeyError), f"cannot read prefill={file}"):
         if file.suffix == ".json":
             records = json.loads(file.read_text(encoding="utf-8"))
             frame = pd.DataFrame(records["rows"] if isinstance(records, dict) else records)
         else:
             frame = pd.read_csv(file, dtype={"budget": str})
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read prefill={file}: {one_line(error)}") from error
     if lacking := [name for name in COLUMNS if name not in frame]:
         raise UserError(f"prefill={file} lacks the columns {', '.join(lacking)}: it needs {', '.join(COLUMNS)}")
     if not pd.api.types.is_numeric_dtype(frame["prefill_ms"]):

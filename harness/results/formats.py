@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.results.labels import is_inside
 from harness.results.method_groups import BASELINE, title_of
 from harness.results.table import AVERAGE, Table, known_groups, marks, records
 
@@ -104,9 +105,8 @@ def keys_of(table: Table) -> dict[str, str]:
     return shown
 
 
-def is_inside(row: Mapping[str, Any]) -> bool:
-    """True if a decoder layer sees more tokens than are kept, since the cut is behind some of them."""
-    return bool(row.get("per_layer", 0) > row.get("kept", 0)) and row["method"] != BASELINE
+def _is_inside(row: Mapping[str, Any]) -> bool:
+    return is_inside(row.get("kept"), row.get("per_layer")) and row["method"] != BASELINE
 
 
 def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
@@ -114,7 +114,7 @@ def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
         return "" if pd.isna(row[key]) else f"{row[key]:g}"
     if key == "label":
         name, blank, remark = str(row["label"]).partition(" (")
-        return title_of(name) + "*" * is_inside(row) + blank + remark
+        return title_of(name) + "*" * _is_inside(row) + blank + remark
     return "" if repeated else str(row[key]).capitalize() if key == "group" else str(row[key])
 
 
@@ -151,7 +151,7 @@ def legend(table: Table) -> list[str]:
     """What the marks mean that occur."""
     cells = [cell for line in lines(table) for cell in line.cells]
     kinds = {cell.mark for cell in cells} | {"same" for cell in cells if cell.same}
-    kinds |= {"inside" for row in records(table.frame) if is_inside(row)}
+    kinds |= {"inside" for row in records(table.frame) if _is_inside(row)}
     return [text for kind, text in LEGEND.items() if kind in kinds]
 
 

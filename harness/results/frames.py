@@ -1,6 +1,5 @@
 """Scores as data: finished runs and published tables as one long frame, and the score of every question, paired."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
+from harness.core.files import read_jsonl
 from harness.results.aggregation import number, terms
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
-from harness.results.result import Result, average, collect, relative
-from harness.results.run_folder import RESPONSES
-
-__all__ = ["Result", "answers", "average", "budget_key", "collect", "questions", "raw", "read_scores", "relative"]
+from harness.results.result import Result
+from harness.results.run_folder import AGAIN, RESPONSES
 
 KEYS = ["source", "model", "tasks", "budget", "group", "method", "lambda"]
 COLUMNS = [
@@ -61,10 +59,8 @@ def read_scores(file: Path) -> pd.DataFrame:
     Needed columns: method, benchmark, score ("-" or nothing: not known); the unpruned model's method is "baseline".
     A column `table` becomes `tasks`. UserError for what is missing, no number, or said twice.
     """
-    try:
+    with as_user_error((OSError, ValueError), f"cannot read scores={file}"):
         found = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read scores={file}: {one_line(error)}") from error
     if lacking := sorted({"method", "benchmark", "score"} - set(found)):
         raise UserError(f"{file} lacks the columns {', '.join(lacking)}: method, benchmark and score are needed")
     for column in ("score", "lambda"):
@@ -173,12 +169,9 @@ def answers(results: Sequence[Result]) -> pd.DataFrame:
 
 def _responses(result: Result) -> list[dict[str, Any]]:
     file = result.folder / RESPONSES
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{result.folder} has no {RESPONSES}: run it again with force=true") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {one_line(error)}") from error
+    if not file.is_file():
+        raise UserError(f"{result.folder} has no {RESPONSES}: {AGAIN}")
+    return list(read_jsonl(file, AGAIN))
 
 
 def _numbers(result: Result) -> pd.Series:

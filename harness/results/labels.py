@@ -1,6 +1,7 @@
 """What sets runs apart: names that tell them apart in a table, and notes where a table holds unlike ones."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from os.path import commonprefix
 from typing import Any
 
 from harness.results.method_groups import group_rank
@@ -29,22 +30,45 @@ def differing(results: Sequence[Result], parts: Iterable[str] = ()) -> dict[str,
     return found
 
 
-def labels(results: Sequence[Result]) -> dict[str, str]:
-    """`Result.hash` -> a name that no other run of its setting and budget has: "random (seed 1)" beside "random"."""
-    same: dict[Any, list[Result]] = {}
+def _remarks(results: Sequence[Result], group: Callable[[Result], Any], but: str = "") -> dict[str, list[str]]:
+    """Return `Result.hash` -> settings in which a run differs from others of its `group`, all `but` one."""
+    groups: dict[Any, list[Result]] = {}
     for result in results:
-        key = (result.about["config"]["model"]["name"], result.setting, result.budget, result.label)
-        same.setdefault(key, []).append(result)
-    found = {}
-    for runs in same.values():
-        names = [name for name in differing(runs) if name != "method.params.lam"]  # lambda has a column
+        groups.setdefault(group(result), []).append(result)
+    remarks = {}
+    for runs in groups.values():
+        settings = [name for name in differing(runs) if name != but]
         for run in runs:
             own = flat(run.about["identity"])
-            remarks = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in names]
-            remarks = [run.label.partition(" (")[2].rstrip(")"), *remarks]
-            inside = ", ".join(filter(None, remarks))
-            found[run.hash] = run.label.partition(" (")[0] + (f" ({inside})" if inside else "")
-    return found
+            remarks[run.hash] = [f"{name.rpartition('.')[2]} {own.get(name)}" for name in settings]
+    return remarks
+
+
+def labels(results: Sequence[Result]) -> dict[str, str]:
+    """`Result.hash` -> a name that no other run of its setting and budget has: "random (seed 1)" beside "random"."""
+    remarks = _remarks(
+        results,
+        lambda run: (run.about["config"]["model"]["name"], run.setting, run.budget, run.label),
+        but="method.params.lam",  # lambda has a column
+    )
+    parts = [(run.hash, *run.label.partition(" (")[::2]) for run in results]
+    return {key: name + _in_brackets([remark.rstrip(")"), *remarks[key]]) for key, name, remark in parts}
+
+
+def names(results: Sequence[Result]) -> dict[str, str]:
+    """Hash -> the method, with the settings in which it differs from other runs of the same method and budget.
+
+    A star marks one whose tokens are cut inside the language model: a layer sees more than K on average.
+    """
+    remarks = _remarks(results, lambda run: (run.setting, run.budget, run.method))
+    stars = {run.hash: "*" * is_inside(run.tokens("kept"), run.tokens("per_layer")) for run in results}
+    own = {run.hash: "unpruned" if run.is_baseline else run.method for run in results}
+    return {key: f"{name}{stars[key]}{_in_brackets(remarks[key])}" for key, name in own.items()}
+
+
+def _in_brackets(remarks: Sequence[str]) -> str:
+    text = ", ".join(filter(None, remarks))
+    return f" ({text})" if text else ""
 
 
 def unlike(results: Sequence[Result]) -> list[str]:
@@ -70,27 +94,9 @@ def _short(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def names(results: Sequence[Result]) -> dict[str, str]:
-    """Hash -> the method, with the settings in which it differs from other runs of the same method and budget.
-
-    A star marks one whose tokens are cut inside the language model: a layer sees more than K on average.
-    """
-    found = {}
-    for result in results:
-        alike = [
-            r for r in results if (r.setting, r.budget, r.method) == (result.setting, result.budget, result.method)
-        ]
-        own = flat(result.about["identity"])
-        parts = ", ".join(f"{key.rpartition('.')[2]} {own.get(key)}" for key in differing(alike))
-        label = "unpruned" if result.is_baseline else result.method
-        found[result.hash] = label + "*" * inside(result) + (f" ({parts})" if parts else "")
-    return found
-
-
-def inside(result: Result) -> bool:
-    """True if early decoder layers see more tokens than are kept."""
-    seen, kept = result.tokens("per_layer"), result.tokens("kept")
-    return seen is not None and kept is not None and seen > kept
+def is_inside(kept: float | None, per_layer: float | None) -> bool:
+    """Return whether early decoder layers see more tokens than are kept, since the cut lies behind them."""
+    return kept is not None and per_layer is not None and bool(per_layer > kept)
 
 
 def ordered(groups: Sequence[str]) -> list[str]:
@@ -98,9 +104,7 @@ def ordered(groups: Sequence[str]) -> list[str]:
     return sorted(set(groups), key=lambda group: (group_rank(group), group))
 
 
-def short(benchmarks: Sequence[str]) -> dict[str, str]:
-    """Benchmark -> its name without what all names start with, up to an underscore."""
-    first, last = min(benchmarks, default=""), max(benchmarks, default="")
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    cut = first[:same].rfind("_") + 1 if len(set(benchmarks)) > 1 else 0
-    return {name: name[cut:].replace("_", " ") for name in benchmarks}
+def short(benchmarks: Sequence[str], blank: str = " ") -> dict[str, str]:
+    """Return benchmark -> its name without what all names start with, up to an underscore; others become `blank`."""
+    cut = commonprefix(list(benchmarks)).rfind("_") + 1 if len(set(benchmarks)) > 1 else 0  # noqa: RUF071
+    return {name: name[cut:].replace("_", blank) for name in benchmarks}

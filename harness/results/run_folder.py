@@ -12,11 +12,12 @@ from harness.core.errors import UserError
 from harness.core.files import digest, load, to_json, write_atomic, writing
 from harness.results.response_log import KEPT, RESPONSES, ResponseLog, others, part_name, remove
 
-__all__ = ["DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
+__all__ = ["AGAIN", "DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
 SCORES = "scores.json"
 METRICS = "metrics.json"
 DONE = "DONE"
+AGAIN = "run it again with force=true"  # what to do about a finished run that is damaged
 FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages by their full version
 
 

@@ -18,7 +18,8 @@ from scipy import stats
 
 from harness.core.errors import UserError
 from harness.results.aggregation import Strata, strata, terms
-from harness.results.frames import Result, same_questions
+from harness.results.frames import same_questions
+from harness.results.result import Result
 
 AVERAGE = "avg"
 LEVEL = 0.95
@@ -142,11 +143,11 @@ def _resampled(parts: list[tuple[int, float, Array]], tasks: int, runs: int, res
     return drawn
 
 
-def interval(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
+def interval(drawn: Array) -> tuple[float, float]:
     """Percentile interval of bootstrap draws [B]; (NaN, NaN) where the baseline may score nothing."""
     if not np.isfinite(drawn).all():
         return math.nan, math.nan
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -11,13 +11,12 @@ import pandas as pd
 from scipy import stats
 
 from harness.core.errors import UserError
-from harness.results.frames import answers, average, budget_key, questions, relative, select_task
+from harness.results.frames import answers, budget_key, questions, select_task
 from harness.results.labels import names, unlike
 from harness.results.method_groups import group_of
-from harness.results.result import Result, failures, unproven
+from harness.results.result import Result, average, failures, relative, unproven
 from harness.results.stats import (
     AVERAGE,
-    LEVEL,
     RESAMPLES,
     Draws,
     agreement,
@@ -36,9 +35,7 @@ COLUMNS = [
 ]
 
 
-def summary(
-    results: Sequence[Result], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> tuple[pd.DataFrame, list[str]]:
+def summary(results: Sequence[Result], resamples: int = RESAMPLES, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
     """One row per run and benchmark, and per run and `AVERAGE`, with COLUMNS; and notes on what could not be said.
 
     `se` is the standard error of the score, `relative_se` that of `relative`, which `low` and `high` bound;
@@ -50,14 +47,14 @@ def summary(
     notes: list[str] = []
     for setting in dict.fromkeys(result.setting for result in results):
         same = [result for result in results if result.setting == setting]
-        frame, said = _of_setting(same, resamples, seed, level)
+        frame, said = _of_setting(same, resamples, seed)
         rows.append(frame)
         notes += said
     frame = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
     return frame.astype({"best": bool, "as_best": bool}), list(dict.fromkeys(notes))
 
 
-def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: float) -> tuple[pd.DataFrame, list[str]]:
+def _of_setting(results: Sequence[Result], resamples: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
     """The rows of runs that share a baseline."""
     baseline = next((result for result in results if result.is_baseline), None)
     cells = {key: cell for result in results for key, cell in _scores(result, baseline).items()}
@@ -77,7 +74,7 @@ def _of_setting(results: Sequence[Result], resamples: int, seed: int, level: flo
     if baseline is not None and baseline.has_questions and len(asked) > 1:
         draws = draw(asked, baseline, resamples, seed)
         notes += [f"no interval for {task}: {why}" for task, why in draws.unknown.items()]
-        _say(cells, asked, baseline, draws, level)
+        _say(cells, asked, baseline, draws)
     return pd.DataFrame([{column: cell.get(column, math.nan) for column in COLUMNS} for cell in cells.values()]), notes
 
 
@@ -96,7 +93,6 @@ def _say(
     asked: Sequence[Result],
     baseline: Result,
     draws: Draws,
-    level: float,
 ) -> None:
     """Add to the cells what the questions say."""
     each, said = questions(asked), _said(asked)
@@ -109,7 +105,7 @@ def _say(
         texts = None if said is None else said if whole else select_task(said, benchmark)
         for run in (result.hash for result in asked):
             drawn = draws.of(benchmark, run)
-            low, high = interval(drawn, level)
+            low, high = interval(drawn)
             share = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
             found = {"se": errors.get((run, benchmark)), "relative_se": share, "low": low, "high": high}
             if not part[[run, baseline.hash]].isna().to_numpy().any():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.results.labels import short
 from harness.results.method_groups import BASELINE, OTHER, group_rank
 
 AVERAGE = "avg"
@@ -112,15 +113,10 @@ def _metrics(long: pd.DataFrame) -> list[str]:
 
 
 def _titles(long: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Names without what all begin with ("pocket_"), and metrics without lmms-eval's filter."""
+    """Return short names, and metrics without lmms-eval's filter."""
     metrics = dict(zip(long["benchmark"], long["metric"].fillna("").astype(str), strict=True))
-    parts = [benchmark.split("_") for benchmark in benchmarks]
-    same = 0
-    while len(parts) > 1 and all(len(part) > same + 1 and part[same] == parts[0][same] for part in parts):
-        same += 1
-    names = ["_".join(part[same:]) for part in parts]
     units = [" + ".join(t.strip().removesuffix(",none") for t in metrics[b].split("+")) for b in benchmarks]
-    return dict(zip(benchmarks, zip(names, units, strict=True), strict=True))
+    return dict(zip(benchmarks, zip(short(benchmarks, "_").values(), units, strict=True), strict=True))
 
 
 def _digits(frame: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, int]:

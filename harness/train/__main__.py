@@ -21,6 +21,7 @@ from harness.core.distributed import launched
 from harness.core.errors import UserError, did_you_mean
 from harness.core.files import check_place
 from harness.core.overrides import parse
+from harness.core.rules import at_least, require
 from harness.evaluation import preflight as run
 from harness.models import checkpoint
 from harness.train.recipe import Recipe
@@ -119,8 +120,7 @@ def check(cfg: DictConfig) -> None:
     if cfg.limit is None and cfg.data == POCKET:
         raise UserError(f"data={POCKET} is endless: pass limit=COUNT")
     if cfg.limit is not None:
-        if not (isinstance(cfg.limit, int) and cfg.limit >= 1):
-            raise UserError(f"limit must be a number of conversations, at least 1, got {cfg.limit}")
+        require(cfg, {"limit": at_least(1)})
         recipe.steps_of(cfg.limit)
     check_place(Path(str(cfg.out)), "out")
     checkpoint.check(config.model)

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
+from harness.core.files import read_jsonl
 from harness.models.checkpoint import content_digest
 from harness.models.preprocessing import Message
 
@@ -68,15 +69,10 @@ class Conversations:
 
 
 def _records(file: Path) -> list[Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        records = (
-            [json.loads(line) for line in text.splitlines() if line] if file.suffix == ".jsonl" else json.loads(text)
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read data={file} ({one_line(error)}): pass a .json or .jsonl of conversations"
-        ) from error
+    remedy = "pass a .json or .jsonl of conversations"
+    with as_user_error((OSError, ValueError), f"cannot read data={file}", remedy):
+        lines = file.suffix == ".jsonl"
+        records = list(read_jsonl(file, remedy)) if lines else json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(records, list) or not records:
         raise UserError(f"data={file} is no list of conversations: see python -m harness.train --help")
     return records

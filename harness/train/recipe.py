@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
+from harness.core.rules import at_least, between, optional, require
 
 
 @dataclass
@@ -32,30 +33,29 @@ class Recipe:
     def of(cls, cfg: Mapping[Any, Any]) -> Recipe:
         """Read the fields from a composed configuration; UserError if a value is invalid."""
         values = {field.name: cfg[field.name] for field in fields(cls)}
-        try:
+        with as_user_error(OmegaConfBaseException):
             recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
-        except OmegaConfBaseException as error:
-            raise UserError(one_line(error)) from error
         assert isinstance(recipe, Recipe)
         recipe.check()
         return recipe
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
-        for name in ("steps", "batch", "hidden", "valid", "every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
-        for name, low, high in (("soft", 0, 1), ("keep", 0, 1), ("warmup", -1, 1)):
-            if not low < getattr(self, name) < high:
-                raise UserError(f"{name} must lie between {max(low, 0)} and {high}, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise UserError(f"lr must be above 0, got {self.lr}")
-        if self.seed < 0:
-            raise UserError(f"seed must be at least 0, got {self.seed}")
-        if len(self.bce) != 2 or min(self.bce) < 0:
-            raise UserError(
-                f"bce must be two weights, at the beginning and at the end, as in [0.1,2.0], got {self.bce}"
-            )
+        require(
+            self,
+            {
+                **dict.fromkeys(("steps", "hidden"), optional(at_least(1))),
+                **dict.fromkeys(("batch", "valid", "every"), at_least(1)),
+                **dict.fromkeys(("soft", "keep"), between(0, 1)),
+                "warmup": ("be at least 0 and below 1", lambda share: 0 <= share < 1),
+                "lr": ("be above 0", lambda rate: rate > 0),
+                "seed": at_least(0),
+                "bce": (
+                    "be two weights, at the beginning and at the end, as in [0.1,2.0]",
+                    lambda weights: len(weights) == 2 and min(weights) >= 0,
+                ),
+            },
+        )
 
     def steps_of(self, conversations: int) -> int:
         """Return the number of updates: `steps`, else one pass over the conversations that are not held out."""

@@ -228,7 +228,7 @@ def test_masks_show_what_prune_keeps(place, images, capsys):
 
 
 MISTAKES = {
-    "pareto importance=attention": "importance must be uniform or scorer, got attention",
+    "pareto importance=attention": "importance must be one of uniform, scorer, got attention",
     "pareto references=[ball]": "references must be some of bbox, gauss",
     "pareto ours=fastv": "ours=fastv is none of the methods: dpp, fps",
     "pareto methods=[{name:idpruner,lam:[0,1]},fastv]": "fastv acts at layer:1",
@@ -238,9 +238,9 @@ MISTAKES = {
     "pareto keep=1.0": "keep=1.0 keeps everything",
     "pareto methods=[]": "nothing to compare",
     "bias methods=[resize]": "resize makes images smaller",
-    "bias bands=1": "bands must be a number of at least 2",
+    "bias bands=1": "bands must be a whole number of at least 2",
     "masks docs=[pocket_text]": "docs takes a task and a number",
-    "angles limit=0": "limit must be a number of at least 1, got 0",
+    "angles limit=0": "limit must be a whole number of at least 1, got 0",
 }
 
 

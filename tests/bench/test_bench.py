@@ -82,7 +82,8 @@ def test_memory_and_tokens_are_those_of_the_budget(qwen):
         if row["method"] != "resize":
             assert row["kept_tokens"] == float(row["budget"]) * row["visual_tokens"]
         early = 1 if row["method"] == "fastv" else 0  # cut inside layer 0
-        values = shape.cache_values * (early * before + (shape.layers - early) * after)
+        of_a_token = 2 * shape.kv_heads * shape.head_dim  # in one layer
+        values = of_a_token * (early * before + (shape.layers - early) * after)
         assert row["kv_cache_bytes"] == 4 * row["batch"] * values
         assert row["peak_allocated_bytes"] is None  # no allocator counts on the CPU
         assert (row["tokens_per_layer"] > row["kept_tokens"]) == bool(early)

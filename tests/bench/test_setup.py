@@ -68,8 +68,8 @@ def test_the_words_around_an_image_are_no_special_tokens():
     ("overrides", "says"),
     [
         (["weights=none"], "weights must be one of real, random, tiny"),
-        (["repeats=0"], "repeats must be a number of at least 1, got 0"),
-        (["batch=[1,0]"], "batch must be a number of at least 1, got 0"),
+        (["repeats=0"], "repeats must be a whole number of at least 1, got 0"),
+        (["batch=[1,0]"], "batch must be a whole number of at least 1, got 0"),
         (["batch=[]"], "nothing to measure"),
         (["keep=1.5"], "keep must be a number in"),
         (["keep=0.5", "tokens=8", "methods=[none]"], None),

@@ -245,13 +245,19 @@ def test_every_job_of_a_sweep_is_checked_before_the_first_starts(empty):
     ("damage", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "no weight file"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 600_000), "cut short"),
-        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 600_000), "not fully covered; is it cut short"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"),
+            "header too large.*Git LFS pointer",
+        ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"\xff" * 64),
-            "damaged header",
+            "invalid UTF-8 in header",
         ),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"), "damaged header"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"[]"),
+            "invalid JSON in header",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
         (lambda folder: (folder / "config.json").write_text("version https://git-lfs"), "config.json is not JSON"),
         (lambda folder: (folder / INDEX).write_text("version https://git-lfs"), f"{INDEX} is not JSON"),

@@ -261,7 +261,7 @@ def test_a_time_that_is_none_is_refused(value):
 
 
 def test_a_part_that_is_none_is_refused():
-    with pytest.raises(UserError, match=r"only must be one of versions, disk, .*, reproduces, got disc"):
+    with pytest.raises(UserError, match=r"only must be null or one of versions, disk, .*, reproduces, got disc"):
         command.check(compose("doctor", ["only=disc"]))
 
 

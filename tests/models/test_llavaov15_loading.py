@@ -141,7 +141,7 @@ class TestConfiguration:
         assert (model.name, model.unpack, model.dtype) == (f"llavaov15_{size}", "released", "bfloat16")
 
     def test_unpack(self):
-        with pytest.raises(UserError, match=r"model\.unpack must be released or fixed, got other"):
+        with pytest.raises(UserError, match=r"model\.unpack must be null or one of released, fixed, got other"):
             validate(compose("config", ["model=llavaov15_8b", "method=none", "model.unpack=other"]))
 
     def test_unpacking_is_a_part_of_the_identity(self, folder):

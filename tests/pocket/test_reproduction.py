@@ -185,7 +185,7 @@ def test_fewer_or_more_tokens_count_as_different():
     [
         (None, "cannot be read"),
         ('{"answers": {}}', "is damaged (it lacks versions, answers)"),
-        ('{"versions": {}, "answers": {"pocket_llava none": [{"task": "pocket_text"}]}}', "is damaged ("),
+        ('{"versions": {}, "answers": {"pocket_llava none": [{"task": "pocket_text"}]}}', "is damaged: "),
         ('{"versions": {}, "answers": {}}', "holds the settings , not pocket_llava none"),
         ('{"versions": {}, "answers": {"pocket_llava none": []}}', "has other questions under pocket_llava none"),
     ],

@@ -86,7 +86,7 @@ def test_the_command_writes_page_and_plots_and_ends_with_json(tmp_path):
         (["runs=null"], "runs is null"),
         (["runs=nowhere"], "no finished run below runs=nowhere"),
         (["gallery=some"], "gallery must be one of page, all, none, got some"),
-        (["questions=0"], "questions must be a number of questions, at least 1, got 0"),
+        (["questions=0"], "questions must be a whole number of at least 1, got 0"),
         (["out=null"], "nothing to write: pass out=report.html or plots=FOLDER"),
         (["prefill=no.csv"], "no file at prefill=no.csv"),
         (["out=runs/none/x/report.html"], None),

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from harness.core.errors import UserError
-from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
+from harness.core.files import append, check_place, digest, read_jsonl, slug, to_json, write_atomic
 from harness.results.response_log import KEPT, RESPONSES, ResponseLog
 from harness.results.run_folder import RunFolder
 
@@ -286,3 +286,16 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.core.files.os.access", lambda place, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_place(tmp_path / "runs")
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    answers = ["two\u2028lines", "\x85", "a\rb"]
+    (tmp_path / "file").write_bytes("\n\n".join(json.dumps(it, ensure_ascii=False) for it in answers).encode())
+    assert list(read_jsonl(tmp_path / "file", "")) == answers
+
+
+@pytest.mark.parametrize("line", [b'{"a": ', b'"\xff"'])
+def test_a_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "file").write_bytes(b"1\n" + line)
+    with pytest.raises(UserError, match=r"file is damaged in line 2: .*; repeat it$"):
+        list(read_jsonl(tmp_path / "file", "repeat it"))

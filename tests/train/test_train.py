@@ -197,9 +197,9 @@ def test_a_damaged_checkpoint_is_one_line(place):
     [
         ("data=null", "data is null: pass a .json or .jsonl of conversations"),
         ("data=nowhere.json", "no file at data=nowhere.json"),
-        ("limit=0", "limit must be a number of conversations, at least 1, got 0"),
+        ("limit=0", "limit must be a whole number of at least 1, got 0"),
         ("limit=5", "data has 5 conversations, of which valid=5 are held out"),
-        ("batch=0", "batch must be at least 1, got 0"),
+        ("batch=0", "batch must be a whole number of at least 1, got 0"),
         ("lr=0", "lr must be above 0"),
         ("soft=1.0", "soft must lie between 0 and 1, got 1.0"),
         ("keep=1.0", "keep must lie between 0 and 1, got 1.0"),

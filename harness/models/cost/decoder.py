@@ -41,11 +41,6 @@ class DecoderShape:
             vocabulary=int(text.vocab_size),
         )
 
-    @property
-    def cache_values(self) -> int:
-        """Numbers that one token leaves in the key-value cache of one layer."""
-        return 2 * self.kv_heads * self.head_dim
-
     def prefill(self, before: int, after: int, cut: Cut = Cut()) -> int:
         """Count a prompt of `before` tokens of which `after` are left by the `cut`; one row goes to the vocabulary."""
         attention = cut.first * self._attention(before, before) + (self.layers - cut.first) * self._attention(

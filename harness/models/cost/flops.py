@@ -9,10 +9,11 @@ from typing import Any
 from harness.models.adapter import inside_layer
 from harness.models.cost.decoder import Cut, DecoderShape, paper_style
 from harness.models.cost.selection import Case, scorer, selection
-from harness.models.cost.vision import Grid, vision_shape
+from harness.models.cost.vision import vision_shape
 from methods.base import Method
 from methods.budget import Budget
 from methods.resize import smaller
+from methods.tokens import Grid, num_tokens
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ def count(
         scorer_hidden: units of the learned scorer; by default half the width of a token, as in the released ones.
     """
     vision, decoder = vision_shape(config), DecoderShape.of(config)
-    n = sum(t * h * w for t, h, w in grids)
+    n = num_tokens(grids)
     if method is None or budget is None or (k := budget.count(n)) >= n:
         return _of(vision, decoder, grids, text, n, new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)
-        return _of(vision, decoder, grids, text, sum(t * h * w for t, h, w in grids), new_tokens)
+        return _of(vision, decoder, grids, text, num_tokens(grids), new_tokens)
     layer = inside_layer(method)
     cut = Cut() if layer is None else Cut(layer + 1, method.before_mlp)
     plain = _of(vision, decoder, grids, text, k, new_tokens, n, cut)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from methods.base import Method, Signal
-
-Grid = tuple[int, int, int]
+from methods.tokens import Grid, num_tokens
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class QwenVision(VisionShape):
     def projector(self, grids: Sequence[Grid]) -> int:
         """Count two matrices on four patches at once."""
         width = self.patches * self.block.hidden
-        return 2 * _tokens(grids) * width * (width + self.out)
+        return 2 * num_tokens(grids) * width * (width + self.out)
 
     def _windows(self, h: int, w: int) -> list[int]:
         """Patches of every window; those at the edges are smaller."""
@@ -115,7 +114,7 @@ class RiceVision(VisionShape):
     def projector(self, grids: Sequence[Grid]) -> int:
         """Count two matrices on four patches at once."""
         width = self.patches * self.block.hidden
-        return 2 * _tokens(grids) * width * (width + self.out)
+        return 2 * num_tokens(grids) * width * (width + self.out)
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class ClipVision(VisionShape):
 
     def projector(self, grids: Sequence[Grid]) -> int:
         """Count two matrices on every patch."""
-        return 2 * _tokens(grids) * self.out * (self.block.hidden + self.out)
+        return 2 * num_tokens(grids) * self.out * (self.block.hidden + self.out)
 
 
 def vision_shape(config: Any) -> VisionShape:
@@ -159,10 +158,6 @@ def vision_shape(config: Any) -> VisionShape:
     side = int(vision.window_size) // int(vision.patch_size) // merge
     full = len(vision.fullatt_block_indexes)
     return QwenVision(Block(*sizes, 3), int(vision.depth), full, side, merge**2, values, out, int(vision.num_heads))
-
-
-def _tokens(grids: Sequence[Grid]) -> int:
-    return sum(t * h * w for t, h, w in grids)
 
 
 def _pieces(length: int, side: int) -> list[int]:
