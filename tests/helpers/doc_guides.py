@@ -102,6 +102,8 @@ class Reader:
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):
             key, _, env[key] = words.pop(0).partition("=")
         match words:
+            case ["python", "-m", "pytest", path, *rest] if path.startswith("tests/"):
+                return self._called(sys.executable, "-m", "pytest", str(ROOT / path), *rest)
             case ["python", "-m", *call]:
                 processes = [self.forks.start(*call, env=env)]
             case ["torchrun", "--nproc-per-node", _, "-m", *call] | ["accelerate", "launch", "-m", *call]:
