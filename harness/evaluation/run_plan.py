@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.core.config import RunConfig, shipped
 from harness.core.distributed import launched
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError
 from harness.core.files import digest, slug
 from harness.core.task_index import task_files
 from harness.evaluation import datasets, task_overrides
@@ -19,7 +19,6 @@ from harness.models import checkpoint
 from harness.models.loading import device_of
 from harness.models.model_folder import ModelFolder
 from harness.results.run_folder import RunFolder
-from methods.kernels.dispatch import implementation
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class RunPlan:
 
     config: RunConfig
     device: str
-    selection: str  # what selection runs on
     model: ModelFolder
     data: Mapping[str, Path]  # task -> local copy of its data set
     tasks: dict[str, Any]  # what scores depend on besides the answers
@@ -55,9 +53,7 @@ def plan(run: LocatedRun, device: str | None = None) -> RunPlan:
     processes = launched()
     processes.gather()  # from here on one of them says for all what is wrong
     config = run.config if device is None else replace(run.config, model=replace(run.config.model, device=device))
-    # Before anything is downloaded, these refuse a GPU or kernels that are not there.
-    device = device_of(config.model)
-    selection = _selection(device)
+    device = device_of(config.model)  # refuses a GPU that is not there before anything is downloaded
     model = processes.in_turn(lambda: run.model or ModelFolder(checkpoint.download(config.model)))
     identity = Identity(config, model)
     if len(set(processes.gather(digest([identity.model, packages(config.model.attn)])))) > 1:
@@ -67,15 +63,7 @@ def plan(run: LocatedRun, device: str | None = None) -> RunPlan:
         pruners.append(pruner_of(config, model))
     tasks = _tasks(run, model)
     runs = tuple(_pruner_run(config, pruner, identity.answers(pruner), tasks) for pruner in pruners)
-    return RunPlan(config, device, selection, model, run.data, tasks, runs)
-
-
-def _selection(device: str) -> str:
-    """Return what selection runs on; UserError if Triton kernels are asked for that cannot be had."""
-    try:
-        return implementation(device)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    return RunPlan(config, device, model, run.data, tasks, runs)
 
 
 def _tasks(run: LocatedRun, model: ModelFolder) -> dict[str, Any]:

@@ -192,7 +192,6 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         "made_from": pruner.method.file_metadata,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "selection": plan.selection,
         "python": platform.python_version(),
         "packages": packages(config.model.attn),
         "harness": harness.__version__,
