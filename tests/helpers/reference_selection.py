@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import torch
@@ -80,24 +81,31 @@ def shuffled(tokens):
     return replace(tokens, features=features, importance=importance, vit_attention=attention or None), origin
 
 
-def signed_square(a, b):
-    """cos(a, b) |cos(a, b)| as a rational number, which orders pairs as the cosine does; 0 where a row is zero."""
-    a, b = [[Fraction(float(v)) for v in row] for row in (a, b)]
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    norms = sum(x * x for x in a) * sum(y * y for y in b)
-    return dot * abs(dot) / norms if norms else Fraction(0)
+def signed_squares(rows):
+    """Return the function (i, j) -> cos |cos| of two rows as a rational number, which orders pairs as the cosine does.
+
+    It is 0 where a row is zero.
+    """
+    rows = [[Fraction(float(v)) for v in row] for row in rows]
+    norms = [sum(v * v for v in row) for row in rows]
+
+    @cache
+    def ordered(i, j):
+        dot, length = sum(a * b for a, b in zip(rows[i], rows[j], strict=True)), norms[i] * norms[j]
+        return dot * abs(dot) / length if length else Fraction(0)
+
+    return lambda i, j: ordered(min(i, j), max(i, j))
 
 
 def farthest(rows, k, first=None):
     """Max-min distance in exact arithmetic: the nearest pick of the next is farther than that of any other."""
-    n = len(rows)
-    s = [[signed_square(a, b) for b in rows] for a in rows]
+    n, square = len(rows), signed_squares(rows)
     if first is None:
-        first = [min(range(n), key=lambda i: (max((s[i][j] for j in range(n) if j != i), default=-2), i))]
+        first = [min(range(n), key=lambda i: (max((square(i, j) for j in range(n) if j != i), default=-2), i))]
     picked = list(first)
     while len(picked) < k:
         rest = [i for i in range(n) if i not in picked]
-        picked.append(min(rest, key=lambda i: (max(s[i][p] for p in picked), i)))
+        picked.append(min(rest, key=lambda i: (max(square(i, p) for p in picked), i)))
     return picked
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from kernel_cases import KERNELS, KINDS
 
-HELPERS = Path(__file__).parents[2] / "helpers"
+ROOT = Path(__file__).parents[3]
+HELPERS = ROOT / "tests" / "helpers"
 SEEDS = 2 * len(KINDS)
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="NOT TESTED: torch sees no GPU")
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(script, *args, **environment):
-    path = os.pathsep.join([str(HELPERS), str(HELPERS.parent)])
+    path = os.pathsep.join([str(HELPERS), str(ROOT)])
     done = subprocess.run(
         [sys.executable, HELPERS / script, *map(str, args)],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -53,7 +54,7 @@ def test_same_attention_as_the_map(found):
 def test_every_kernel_compiles_for_the_gpu_that_it_is_meant_for(tmp_path):
     """Without one: the interpreter takes more than the compiler does."""
     sizes = run("triton_compiled.py", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
-    source = "".join(file.read_text() for file in (HELPERS.parent / "methods" / "kernels" / "gpu").glob("*.py"))
+    source = "".join(file.read_text() for file in (ROOT / "methods" / "kernels" / "gpu").glob("*.py"))
     compiled = {name.split()[0].partition(".")[2] for name in sizes}
     launched = set(re.findall(r"^ +(_\w+)\[", source, re.MULTILINE))
     assert launched == compiled
