@@ -15,14 +15,15 @@ demo: .venv/.installed
 	$(BIN)/python -m harness
 	$(BIN)/python -m harness.doctor only=reproduces strict=true
 
-# Two test processes share the cores; torch with more threads than cores is many times slower.
+# Two test processes share the cores; torch with more threads than cores is many times slower. tests/conftest.py says
+# which files come first; pytest-xdist would begin with those that have the most tests.
 test: export OMP_NUM_THREADS = 1
 test: .venv/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
 ELSEWHERE := tests/methods/test_contract.py tests/pruning/test_decoding.py tests/models/test_adapter_calls.py tests/pruning/test_sabotage.py tests/pruning/test_steps.py

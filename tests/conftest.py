@@ -1,6 +1,14 @@
-"""The tiny model, its processor and a scorer for it, built once."""
+"""What all tests share: tiny models, a processor and a scorer, built once; and which files run first."""
 
 import pytest
+
+# These take longest. Started last, they would leave the other test process with nothing to do.
+FIRST = ("test_slurm.py", "test_bench_commands.py", "test_docs.py", "test_committed_results.py", "test_decoding.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the files that take longest first."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +23,13 @@ def model():
     from tiny_models import tiny_qwen
 
     return tiny_qwen()
+
+
+@pytest.fixture(scope="session")
+def llavaov15():
+    from tiny_llavaov15 import tiny_llavaov15
+
+    return tiny_llavaov15()
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,13 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fork_server import completed
 from reference_prune import hooks
 from synthetic_runs import write_run
 from tiny_models import tiny_folder, tiny_qwen
@@ -279,10 +278,10 @@ def sweep(tmp_path_factory):
 
 
 def command(*arguments, cwd):
-    call = [sys.executable, "-m", "harness.analyze", *arguments]
-    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+    return completed(cwd, "harness.analyze", *arguments)
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_ablation_of_a_sweep_from_the_command_line(sweep, tmp_path):
     done = command("ablation", f"runs={sweep}", "resamples=200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -353,6 +352,7 @@ def test_an_ablation_without_a_sweep_says_how_to_make_one(sweep, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_first_word_names_an_analysis(tmp_path):
     done = command("paretto", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (

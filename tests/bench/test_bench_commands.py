@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import completed
 
 import methods
 from harness.bench import kernels
@@ -17,10 +18,10 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_bench.sh"
 
 
 def command(*arguments, cwd):
-    call = [sys.executable, "-m", "harness.bench", *arguments]
-    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=1200, check=False)
+    return completed(cwd, "harness.bench", *arguments)
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_operations_from_the_command_line(tmp_path):
     done = command("flops", "model=qwen25vl7b", "keep=0.25", "sizes=[2691]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -32,6 +33,7 @@ def test_operations_from_the_command_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_every_kernel_beside_its_published_loop(tmp_path):
     done = command(
         "kernels", "sizes=[60]", "width=24", "warmup=0", "repeats=2", "load=idle", "out=made/kernels", cwd=tmp_path
@@ -54,6 +56,7 @@ def test_every_kernel_beside_its_published_loop(tmp_path):
         assert f"{row['ratio']:.1f}" in done.stdout
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_a_mistake_is_one_line(tmp_path):
     done = command("model=qwen25vl7b", "weights=tiny", "repeat=3", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from fork_server import completed
 
 import methods
 from harness import list as listing
@@ -108,10 +109,10 @@ def test_nobody_who_reads_is_no_error(command):
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(("args", "code"), [(["method=fastv"], 0), (["method=fastvv"], 2)])
 def test_the_command(args, code, tmp_path):
-    call = [sys.executable, "-m", "harness.list", *args]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = completed(tmp_path, "harness.list", *args)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1 if code else 0)
     if code:
         assert "did you mean 'fastv'?" in done.stderr

@@ -1,13 +1,11 @@
 """Local copies of data sets: found however they were downloaded, named when missing, part of a run's identity."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import miniature_datasets as miniatures
 import pytest
+from fork_server import completed
 from tiny_models import tiny_folder
 
 from harness.core.config import TasksConfig, validate
@@ -133,11 +131,11 @@ def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_pat
     assert asked == ["Is there a dog?", "Is there a cat?"]
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_command_runs_real_tasks_on_local_copies(root, model, tmp_path):
-    call = [sys.executable, "-m", "harness", f"model.pretrained={model}", "tasks=[mme,ocrbench,seedbench,videomme]"]
+    call = ["harness", f"model.pretrained={model}", "tasks=[mme,ocrbench,seedbench,videomme]"]
     call += ["method=random", "keep=0.5", "limit=2", f"data_root={root}", "model.batch_size=1"]
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = completed(tmp_path, *call)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert {task: sorted(scores) for task, scores in report["scores"].items()} == {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from composed_sweeps import jobs
+from fork_server import completed
 
 import methods
 from harness.bench.settings import settings
@@ -137,24 +138,13 @@ def test_a_private_method_may_bring_its_parameters(tmp_path):
     assert job.method == {"name": f"{file}:Mine", "alpha": 3}
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_an_experiment_runs_on_the_embedded_model(tmp_path):
-    call = [
-        sys.executable,
-        "-m",
-        "harness",
-        "-m",
-        "experiment=table7",
-        "model=pocket",
-        "tasks=pocket_existence",
-        "limit=2",
-    ]
+    call = ["harness", "-m", "experiment=table7", "model=pocket", "tasks=pocket_existence", "limit=2"]
     methods = "method=dpp,{name: hybrid, lam: 0.1},{name: idpruner, lam: 0.9}"
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def run(*more):
-        done = subprocess.run(
-            [*call, "limit=2", *more], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
-        )
+        done = completed(tmp_path, *call, *more)
         assert done.returncode == 0, done.stderr[-2000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -83,6 +85,13 @@ class Forks:
         return [self.start(*call, env={**common, **env}, before=first.get(r)) for r, env in enumerate(ranks)]
 
 
+def completed(folder: Path, *call: str, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Run `python -m call` in `folder`; the test takes the fixture `fork_server`."""
+    with tempfile.TemporaryDirectory() as said:
+        command = Forks(folder, Path(said)).start(*call, env=env)
+        return subprocess.CompletedProcess(call, command.end(), command.out, command.err)
+
+
 def _command(call, folder, env, files, before):
     os.chdir(folder)
     os.environ.update(env)
@@ -93,6 +102,8 @@ def _command(call, folder, env, files, before):
     sys.argv[0] = module
     if before is not None:
         before()
+    if not hasattr(sys.modules.get(module), "__path__"):
+        sys.modules.pop(module, None)  # runpy warns of a module that has been imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

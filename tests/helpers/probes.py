@@ -11,7 +11,10 @@ from methods.base import AttentionSpec, HiddenState, Method, Selection, Signal, 
 
 @dataclass(kw_only=True)
 class Keys(Method):
-    """Keep the tokens with the largest keys of layer `layer`: a choice that only the right state of it gives."""
+    """Keep the tokens whose keys of layer `layer` point most in some directions, which takes the right state to see.
+
+    Norms of keys would not do: some families normalise them.
+    """
 
     needs = frozenset({Signal.LLM})
 
@@ -24,8 +27,16 @@ class Keys(Method):
         return self.hidden
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        norms = tokens.llm.k[:, tokens.llm.visual_idx].square().sum((0, 2))
-        return Selection.of(norms.argsort(descending=True, stable=True)[:k])
+        along = tokens.llm.k[:, tokens.llm.visual_idx, ::3].sum((0, 2))
+        return Selection.of(along.argsort(descending=True, stable=True)[:k])
+
+
+@dataclass(kw_only=True)
+class MergeBefore(Method):
+    """Keep the first K; the rest goes into the last of them."""
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
 
 
 @dataclass(kw_only=True)

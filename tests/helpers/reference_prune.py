@@ -36,11 +36,12 @@ def inputs_of(processor, samples, side="left"):
     )
 
 
-def equally_long():
-    """Two prompts with as many tokens and different numbers of visual ones."""
-    (large, *visuals), (small, *_) = SAMPLES["one image"], SAMPLES["small image"]
-    missing = (len(small) + 6) - (len(large) + 20)  # letters, and visual tokens
-    return [("x" * missing + large, *visuals), "small image"]
+def equally_long(processor, samples):
+    """Return the samples as prompts of as many tokens each: letters, which are a token each, come first."""
+    samples = [SAMPLES[sample] if isinstance(sample, str) else sample for sample in samples]
+    lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
+    fill = ["x" * (max(lengths) - length) for length in lengths]
+    return [(letters + text, *rest) for letters, (text, *rest) in zip(fill, samples, strict=True)]
 
 
 @dataclass
@@ -92,73 +93,6 @@ def _positions(inner, inputs):
         return torch.arange(ids.shape[1]).unsqueeze(0)
     keys = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
     return inner.get_rope_index(ids, **{key: inputs[key] for key in keys if key in inputs})[0]
-
-
-@dataclass
-class GatheredFlat(Gathered):
-    """The same for LLaVA-1.5, with positions [1, L]: the original ones, or 0..L-1 if `compact`."""
-
-    @classmethod
-    def of(cls, model, inputs, kept, compact=False):
-        ids = inputs["input_ids"]
-        visual = ids[0] == model.config.image_token_id
-        embeddings = model.get_input_embeddings()(ids).clone()
-        if bool(visual.any()):
-            states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
-            features = model.model.multi_modal_projector(states[model.config.vision_feature_layer][:, 1:])
-            embeddings[0, visual] = features.flatten(0, 1)
-        where = visual.nonzero().squeeze(1)
-        rows = sorted(set(range(ids.shape[1])) - set(where.tolist()) | set(where[kept].tolist()))
-        positions = torch.tensor([list(range(len(rows))) if compact else rows])
-        return cls(embeddings[:, rows], positions, torch.tensor([[len(rows) if compact else ids.shape[1]]]))
-
-    def logits(self, model):
-        length = self.embeddings.shape[1]
-        causal = torch.full((1, 1, length, length), torch.finfo(self.embeddings.dtype).min).triu(1)
-        mask = causal.to(self.embeddings.dtype)  # without one, jumps of positions would mean packed sequences
-        decoder = model.model.language_model
-        states = decoder(inputs_embeds=self.embeddings, position_ids=self.positions, attention_mask=mask)[0]
-        return model.lm_head(states)
-
-    def append(self, model, token):
-        self.embeddings = torch.cat([self.embeddings, model.get_input_embeddings()(token.view(1, 1))], dim=1)
-        self.positions = torch.cat([self.positions, self.following], dim=1)
-        self.following = self.following + 1
-
-
-@dataclass
-class GatheredInside(Gathered):
-    """The same for a cut behind decoder layer `layer`: earlier layers run on all rows, layer by layer, by hand."""
-
-    layer: int = 0
-    kept: torch.Tensor | None = None  # rows of the prompt that stay
-
-    @classmethod
-    def behind(cls, model, inputs, kept, layer):
-        config, ids = model.config, inputs["input_ids"]
-        visual = (ids[0] == config.image_token_id) | (ids[0] == getattr(config, "video_token_id", -1))
-        where = visual.nonzero().squeeze(1)
-        whole = cls.of(model, inputs, list(range(len(where))))
-        whole.layer, stay = layer, ~visual
-        stay[where[kept]] = True
-        whole.kept = stay.nonzero().squeeze(1)
-        return whole
-
-    def logits(self, model):
-        decoder, states, positions = model.model.language_model, self.embeddings, self.positions
-        prompt = int(self.kept.max()) + 1  # the last token is text
-        for number, layer in enumerate(decoder.layers):
-            if number == self.layer + 1:
-                rows = torch.cat([self.kept, torch.arange(prompt, states.shape[1])])
-                states, positions = states[:, rows], positions[..., rows]
-            length = states.shape[1]
-            mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min, dtype=states.dtype).triu(1)
-            states = layer(states, attention_mask=mask, position_embeddings=decoder.rotary_emb(states, positions))
-        return model.lm_head(decoder.norm(states))
-
-
-class GatheredFlatInside(GatheredInside, GatheredFlat):
-    """The same for LLaVA-1.5."""
 
 
 def generate(model, inputs, **kwargs):

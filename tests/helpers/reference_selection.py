@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import torch
@@ -82,12 +83,20 @@ def shuffled(tokens):
     return replace(tokens, features=features, importance=importance, vit_attention=attention or None), origin
 
 
-def signed_square(a, b):
-    """cos(a, b) |cos(a, b)| as a rational number, which orders pairs as the cosine does; 0 where a row is zero."""
-    a, b = [[Fraction(float(v)) for v in row] for row in (a, b)]
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    norms = sum(x * x for x in a) * sum(y * y for y in b)
-    return dot * abs(dot) / norms if norms else Fraction(0)
+def signed_squares(rows):
+    """Return the function (i, j) -> cos |cos| of two rows as a rational number, which orders pairs as the cosine does.
+
+    It is 0 where a row is zero.
+    """
+    rows = [[Fraction(float(v)) for v in row] for row in rows]
+    norms = [sum(v * v for v in row) for row in rows]
+
+    @cache
+    def ordered(i, j):
+        dot, length = sum(a * b for a, b in zip(rows[i], rows[j], strict=True)), norms[i] * norms[j]
+        return dot * abs(dot) / length if length else Fraction(0)
+
+    return lambda i, j: ordered(min(i, j), max(i, j))
 
 
 def is_greedy(order, rows, scores, tolerance=ROUNDING):
@@ -113,7 +122,8 @@ def directions(rows):
 def is_farthest(order, rows, first=()):
     """Whether `order` begins with `first`, and the nearest pick of every next is farther than that of any other."""
     n = len(rows)
-    squares = [[float(signed_square(a, b)) for b in rows] for a in rows]
+    exact = signed_squares(rows)
+    squares = [[float(exact(i, j)) for j in range(n)] for i in range(n)]
     s = [[math.copysign(math.sqrt(abs(square)), square) for square in row] for row in squares]
 
     def scores(picked):

@@ -1,5 +1,6 @@
 """One tiny model a family, and every method with its variants, for contracts over all of them."""
 
+from functools import cache
 from typing import get_args, get_type_hints
 
 import pytest
@@ -19,6 +20,14 @@ BUILDERS = {
     "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }
+COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions are the numbers of the tokens
+
+
+@cache
+def tiny(family, dtype=torch.float64):
+    """Return the family's tiny model and its processor, the same for all tests of a process: change neither."""
+    build, process = BUILDERS[family]
+    return build().to(dtype), process()
 
 
 def variants():

@@ -48,10 +48,13 @@ class Prompt:
         visual = torch.isin(ids[0], torch.tensor(list(marks))).nonzero().squeeze(1)
         return cls(states, positions, features, visual)
 
-    def logits(self, model, cut, answer):
-        """Return the logits [V] of what follows this prompt and the tokens `answer`, with visual tokens cut."""
+    def logits(self, model, cut, answer=()):
+        """Return the logits [L, V] of every row that is left of this prompt and the tokens `answer`.
+
+        The last row of the prompt is `-len(answer) - 1`: its logits are those before the first token of the answer.
+        """
         decoder = model.model.language_model
-        words = model.get_input_embeddings()(torch.tensor([answer], dtype=torch.long))
+        words = model.get_input_embeddings()(torch.tensor([list(answer)], dtype=torch.long))
         rows = [torch.cat([self.states, words], dim=1)]
         rows += [torch.cat([part, torch.zeros_like(words)], dim=1) for part in self.features]
         following = self.positions[..., -1:] + 1 + torch.arange(len(answer))
@@ -67,7 +70,7 @@ class Prompt:
             turns = decoder.rotary_emb(states, positions)
             states = states_of(layer(states, attention_mask=mask, position_embeddings=turns))
             rows = [states + features[number] if number < len(features) else states, *features]
-        return model.lm_head(decoder.norm(rows[0][0, -1]))
+        return model.lm_head(decoder.norm(rows[0][0]))
 
     def _remaining(self, cut, length):
         """Return which of `length` rows, prompt and answer, stay."""

@@ -1,11 +1,23 @@
-"""Every method on every family under every kernel, from pixels to an answer: exactly K tokens of each sample."""
+"""What every family promises: pruned, it computes what the plain model does of the kept rows, and nothing else changes.
+
+The reference (`uncached_reference`) takes what the plain model hands to its decoder and runs the decoder's layers by
+hand. How answers are decoded, for every way to cut, is in tests/pruning/test_decoding.py.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
-from attention_kernels import with_kernel
+from attention_kernels import KERNELS, with_kernel
 from PIL import Image
-from reference_prune import generate, inputs_of
-from tiny_families import BUILDERS, variants
+from probes import Keys, MergeBefore, MergeInside, Watch
+from reference_prune import SAMPLES, equally_long, generate, hooks, inputs_of
+from tiny_families import COUNTING, tiny, variants
+from tiny_models import IMAGE
+from transformers_names import CACHE, cache_of
+from uncached_reference import Cut, Prompt
 
 import harness
 import methods
@@ -14,36 +26,96 @@ from harness.models import FAMILIES, adapter_class
 from harness.models.preprocessing import PixelLimits
 from methods.budget import Budget
 
+TEXT_ALONE = ("just a question, no picture", [], [])
+TURN = torch.tensor([[65, 66, 67]])
+CUTS = {
+    "before": "uniform",
+    "merged before": MergeBefore(),
+    "after layer 0": Keys(layer=0),
+    "in layer 1": Keys(layer=1, variant="paper"),
+    "after layer 2": Keys(layer=2),
+    "merged after layer 1": MergeInside(layer=1),
+}
+every_cut = pytest.mark.parametrize("cut", CUTS)
+one_cut_of_a_kind = pytest.mark.parametrize("cut", ["before", "after layer 2"])
+
+
+@dataclass
+class Family:
+    """The tiny model of a family in float32, its processor, and what the plain model makes of its samples."""
+
+    name: str
+    _prompts: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.model, self.processor = tiny(self.name, torch.float32)
+        shown = adapter_class(self.name).media
+        self.samples = [name for name, (_, _, clips) in SAMPLES.items() if "video" in shown or not clips]
+        self.batch = ["one image", "mixed", "adjacent", "video"]
+        if "video" not in shown:
+            self.batch[1::2] = ["text between", "small image"]
+
+    def inputs(self, *samples, side="left"):
+        return inputs_of(self.processor, samples, side)
+
+    def prompt(self, sample):
+        """Return what the plain model hands to its decoder of one sample."""
+        if str(sample) not in self._prompts:
+            self._prompts[str(sample)] = Prompt.of(self.model, self.inputs(sample))
+        return self._prompts[str(sample)]
+
+    def logits(self, sample, record, method, answer=(), positions="keep"):
+        """Return the logits [L, V] of what `method` kept of a sample, and of an answer to it, made by hand."""
+        kept, layer = torch.tensor(record.kept, dtype=torch.long), getattr(method, "layer", -1)
+        merges = isinstance(method, MergeBefore | MergeInside) and record.n > 0
+        owner = torch.arange(record.n).clamp(max=record.k - 1) if merges else None
+        return self.prompt(sample).logits(self.model, Cut(layer, kept, owner, positions == "compact"), answer)
+
+    def uncut(self, sample):
+        """Return the logits [S, V] of the plain prompt."""
+        prompt = self.prompt(sample)
+        return prompt.logits(self.model, Cut(-1, torch.arange(len(prompt.visual))))
+
+    def unlike(self, attn="sdpa", dtype=torch.float32):
+        """Return a copy of the model with another kernel, or in another precision."""
+        return with_kernel(copy.deepcopy(self.model).to(dtype), attn)
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
-    """A model, its processor, a batch of two prompts, of which one is padded, and the other one alone."""
-    build, process = BUILDERS[request.param]
-    processor = process()
-    return build(), processor, inputs_of(processor, ["adjacent", "one image"]), inputs_of(processor, ["adjacent"])
+    return Family(request.param)
+
+
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "params"), variants())
 @torch.no_grad()
 def test_every_method_keeps_exactly_k_whatever_the_kernel(family, scorer, name, params):
-    model, _, both, first = family
+    """In float64, where rounding chooses no token; two prompts, of which one is padded, and the other one alone."""
+    model = tiny(family.name)[0]
     params = params | ({"prior": "none"} if name == "d2pruner" else {})  # it warns without any
 
-    def under(attn, inputs, length=1):
+    def under(attn, samples, length=1):
         with harness.prune(with_kernel(model, attn), name, tokens=6, scorer=scorer, **params) as pruning:
-            answers = generate(model, inputs, max_new_tokens=length)
+            answers = generate(model, family.inputs(*samples), max_new_tokens=length)
         assert [(record.k, len(set(record.kept))) for record in pruning.records] == [(6, 6)] * len(answers)
         assert all(0 <= min(record.kept) <= max(record.kept) < record.n for record in pruning.records)
         return [(record, answer[0]) for record, answer in zip(pruning.records, answers, strict=True)]
 
-    expected = under("sdpa", both, length=2)
-    assert under("flash_like", both) == expected
-    assert under("eager", first) == expected[:1]  # alone: its float32 softmax makes NaN of padding in float64
+    both = ["adjacent", "one image"]
+    try:
+        expected = under("sdpa", both, length=2)
+        assert under("flash_like", both) == expected
+        assert under("eager", both[:1]) == expected[:1]  # alone: its float32 softmax makes NaN of padding in float64
+    finally:
+        with_kernel(model, "sdpa")
 
 
 @torch.no_grad()
 def test_smaller_images_where_the_resolution_is_dynamic(family):
-    model, processor, *_ = family
+    model, processor = family.model, family.processor
     resize, adapter = methods.load("resize"), adapter_class(model.config.model_type)
     if adapter.fixed_size:
         with pytest.raises(ValueError, match=f"saves no tokens in family {adapter.family}: "):
@@ -59,3 +131,211 @@ def test_smaller_images_where_the_resolution_is_dynamic(family):
     steps = 4 // processor.video_processor.temporal_patch_size
     assert (record.grids, record.shown) == ([(1, 2, 4), (steps, 2, 2)], [(1, 1, 2), (steps, 1, 1)])
     assert (record.n, record.budget, record.k) == (8 + 4 * steps, 2 + steps, 2 + steps)
+
+
+class TestOnePrompt:
+    @every_cut
+    @torch.no_grad()
+    def test_logits_of_every_sample(self, family, cut):
+        method = CUTS[cut]
+        for sample in family.samples:
+            with harness.prune(family.model, method, keep=0.4) as pruning:
+                (logits,) = family.model(**family.inputs(sample)).logits
+            (record,) = pruning.records
+            assert record.k == len(record.kept) == max(1, round(record.n * 0.4)) < record.n
+            assert record.n == len(family.prompt(sample).visual) == sum(t * h * w for t, h, w in record.grids)
+            close(logits, family.logits(sample, record, method))
+            plain = family.uncut(sample)
+            assert len(logits) == len(plain) - record.n + record.k
+            assert (logits[-1] - plain[-1]).abs().max() > 1e-2
+
+    @torch.no_grad()
+    def test_compact_positions_where_positions_count_tokens(self, family):
+        prune = partial(harness.prune, family.model, positions="compact")
+        if family.name not in COUNTING:
+            with pytest.raises(ValueError, match="time, row and column"), prune("uniform", keep=0.4):
+                pass
+            return
+        with pytest.raises(ValueError, match="fastv cuts behind a decoder layer"), prune("fastv", keep=0.4):
+            pass
+        for sample in family.samples:
+            with prune("uniform", keep=0.4) as pruning:
+                (logits,) = family.model(**family.inputs(sample)).logits
+            (record,) = pruning.records
+            close(logits, family.logits(sample, record, "uniform", positions="compact"))
+            assert (logits - family.logits(sample, record, "uniform")).abs().max() > 1e-3
+
+    @torch.no_grad()
+    def test_half_precision(self, family):
+        model, sample = family.unlike(dtype=torch.bfloat16), family.batch[1]
+        with harness.prune(model, "uniform", keep=0.5) as pruning:
+            logits = model(**family.inputs(sample)).logits[0].float()
+        expected = family.logits(sample, pruning.records[0], "uniform")
+        assert (logits - expected).norm() / expected.norm() < 0.1
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    @pytest.mark.parametrize("hidden", ["normed_input", "output", "normed_output"])
+    @torch.no_grad()
+    def test_state_of_a_layer(self, family, monkeypatch, hidden, side):
+        """What a method is shown of a decoder layer is what the plain model has there."""
+        model, states, entered, choose, layer = family.unlike("eager"), [], {}, Keys._select, 1
+        monkeypatch.setattr(Keys, "_select", lambda *args: states.append(args[1]) or choose(*args))
+        samples = family.batch[:2]
+        with harness.prune(model, Keys(layer=layer, hidden=hidden), keep=0.3):
+            model(**family.inputs(*samples, side=side))
+        decoder = model.model.language_model
+        for number, module in enumerate(decoder.layers):
+            module.register_forward_pre_hook(lambda _, args, number=number: entered.update({number: args[0][0]}))
+        for sample, tokens in zip(samples, states, strict=True):
+            maps = model(**family.inputs(sample), output_attentions=True).attentions[layer][0]
+            prompt, state = family.prompt(sample), tokens.llm
+            assert torch.equal(state.visual_idx, prompt.visual)
+            torch.testing.assert_close(tokens.features, prompt.states[0, prompt.visual], atol=1e-5, rtol=1e-4)
+            scores = state.q @ state.k.repeat_interleave(2, dim=0).mT / state.q.shape[-1] ** 0.5
+            scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
+            torch.testing.assert_close(scores.softmax(-1), maps, atol=1e-5, rtol=1e-4)
+            expected = {
+                "normed_input": decoder.layers[layer].input_layernorm(entered[layer]),
+                "output": entered[layer + 1],
+                "normed_output": decoder.norm(entered[layer + 1]),
+            }
+            close(state.hidden, expected[hidden])
+
+
+class TestBatches:
+    @pytest.mark.parametrize("attn", KERNELS)
+    @pytest.mark.parametrize("method", ["random", "idpruner", Keys(layer=0), Keys(layer=1, variant="paper")], ids=str)
+    @torch.no_grad()
+    def test_a_batch_of_four_equals_one_by_one_and_the_reference(self, family, scorer, method, attn):
+        model, samples, seeds = family.unlike(attn), family.batch, [5, 6, 7, 8]
+        with harness.prune(model, method, keep=0.3, scorer=scorer) as pruning:
+            pruning.seed(seeds)
+            together = generate(model, family.inputs(*samples))
+            records, alone = pruning.take(), []
+            for seed, sample in zip(seeds, samples, strict=True):
+                pruning.seed(seed)
+                alone += generate(model, family.inputs(sample))
+        assert pruning.records == records
+        padding = model.generation_config.pad_token_id
+        assert together == [answer + [padding] * (len(together[0]) - len(answer)) for answer in alone]
+        for sample, record, answer in zip(samples, records, alone, strict=True):
+            logits = family.logits(sample, record, method, answer)
+            assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
+
+    @every_cut
+    @torch.no_grad()
+    def test_right_padding_and_a_text_among_others(self, family, cut):
+        samples = ["one image", TEXT_ALONE, family.batch[1]]
+        with harness.prune(family.model, CUTS[cut], keep=0.3) as pruning:
+            logits = family.model(**family.inputs(*samples, side="right")).logits
+        assert (pruning.records[1].n, pruning.records[1].k) == (0, 0)
+        for row, sample, record in zip(logits, samples, pruning.records, strict=True):
+            expected = family.logits(sample, record, CUTS[cut])
+            close(row[: len(expected)], expected)
+
+    @every_cut
+    @torch.no_grad()
+    def test_prompts_of_one_length_show_no_side_and_come_out_padded_on_the_left(self, family, cut):
+        samples = equally_long(family.processor, ["adjacent", "one image"])
+        inputs = family.inputs(*samples, side="right")
+        assert bool(inputs["attention_mask"].all())
+        with harness.prune(family.model, CUTS[cut], keep=0.3) as pruning:
+            logits = family.model(**inputs).logits
+        lengths = [inputs["input_ids"].shape[1] - record.n + record.k for record in pruning.records]
+        assert lengths[0] != lengths[1]
+        for row, sample, record, length in zip(logits, samples, pruning.records, lengths, strict=True):
+            expected = family.logits(sample, record, CUTS[cut])
+            assert len(expected) == length
+            close(row[-length:], expected)
+
+    @torch.no_grad()
+    def test_several_answers_to_one_prompt_share_one_draw(self, family):
+        samples = family.batch[:2]
+        with harness.prune(family.model, "random", keep=0.3) as pruning:
+            generate(family.model, family.inputs(*samples), do_sample=True, num_return_sequences=3)
+        assert [record.n for record in pruning.records] == [len(family.prompt(sample).visual) for sample in samples]
+
+
+class TestDecoding:
+    @every_cut
+    @torch.no_grad()
+    def test_each_layers_cache_is_as_long_as_what_it_saw_and_goes_on(self, family, cut):
+        model, method, inputs = family.model, CUTS[cut], family.inputs("text between")
+        with harness.prune(model, method, keep=0.25) as pruning:
+            cache = cache_of(model(**inputs, use_cache=True))
+            lengths, copied = [len(layer.keys[0, 0]) for layer in cache.layers], copy.deepcopy(cache)
+            turns = [model(input_ids=TURN, use_cache=True, **{CACHE: it}).logits[0] for it in (cache, copied)]
+        (record,), whole, layers = pruning.records, inputs["input_ids"].shape[1], len(model.model.language_model.layers)
+        before = getattr(method, "layer", -1) + 1
+        assert lengths == [whole] * before + [whole - record.n + record.k] * (layers - before)
+        expected = family.logits("text between", record, method, TURN[0].tolist())[-3:]
+        close(turns[0], expected)
+        close(turns[1], expected)
+
+    @one_cut_of_a_kind
+    @torch.no_grad()
+    def test_assisted_decoding_and_chunks(self, family, cut):
+        letters = "".join(map(chr, range(32, 127)))
+        inputs = family.inputs((IMAGE + letters + "?", [(112, 112)], []))
+        with harness.prune(family.model, CUTS[cut], keep=0.25):
+            plain = generate(family.model, inputs, max_new_tokens=20)
+            assert generate(family.model, inputs, max_new_tokens=20, prompt_lookup_num_tokens=3) == plain
+            assert generate(family.model, inputs, max_new_tokens=20, prefill_chunk_size=40) == plain
+
+    @one_cut_of_a_kind
+    @torch.no_grad()
+    def test_the_whole_conversation_with_its_cache(self, family, cut):
+        """generate() counts by layer 0: right if it holds everything, refused if not."""
+        model, method, inputs = family.model, CUTS[cut], family.inputs("one image")
+        length = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+        with harness.prune(model, method, keep=0.25) as pruning:
+            output = model.generate(**inputs, **length, return_dict_in_generate=True)
+            ids = torch.cat([output.sequences, TURN], dim=1)
+            again = partial(model.generate, ids, **length, past_key_values=output.past_key_values)
+            if cut == "before":
+                with pytest.raises(ValueError, match="do not follow what the pruned cache holds"):
+                    again()
+                return
+            more = again()[0, inputs["input_ids"].shape[1] :].tolist()
+        logits = family.logits("one image", pruning.records[0], method, more)[-5:-1]
+        logits[:, model.generation_config.eos_token_id] = -torch.inf
+        assert logits.argmax(-1).tolist() == more[-4:]
+
+
+class TestNothingElseChanges:
+    @pytest.mark.parametrize("method", ["random", *CUTS.values()], ids=str)
+    @torch.no_grad()
+    def test_keeping_all_is_bit_identical(self, family, method):
+        model, inputs = family.model, family.inputs(*family.batch[:3])
+        plain, answers = model(**inputs, output_hidden_states=True), generate(model, inputs)
+        before = hooks(model)
+        with harness.prune(model, method, keep=1.0) as pruning:
+            pruned, again = model(**inputs, output_hidden_states=True), generate(model, inputs)
+        assert torch.equal(plain.logits, pruned.logits)
+        assert all(map(torch.equal, plain.hidden_states, pruned.hidden_states))
+        assert answers == again
+        assert [record.kept for record in pruning.records] == [list(range(record.n)) for record in pruning.records]
+        assert hooks(model) == before
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [({"use_cache": False}, "leave the cache on"), ({"cache_implementation": "static"}, "cache_implementation")],
+    )
+    @torch.no_grad()
+    def test_generation_that_cannot_be_pruned_is_refused(self, family, options, message):
+        with pytest.raises(ValueError, match=message), harness.prune(family.model, "uniform", keep=0.3):
+            generate(family.model, family.inputs("one image"), **options)
+
+    def test_labels_are_refused(self, family):
+        inputs = family.inputs("one image")
+        with pytest.raises(ValueError, match="labels do not fit"), harness.prune(family.model, "uniform", keep=0.3):
+            family.model(**inputs, labels=inputs["input_ids"])
+
+    @torch.no_grad()
+    def test_a_tower_that_is_read_gives_the_same_features(self, family):
+        model, prompt = family.model, family.prompt("one image")
+        watch, before = Watch(), hooks(model)
+        with harness.prune(model, watch, keep=0.5):
+            model(**family.inputs("one image"))
+        assert torch.equal(watch.seen[0].features, prompt.states[0, prompt.visual])
+        assert hooks(model) == before

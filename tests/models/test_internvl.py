@@ -1,15 +1,13 @@
-"""InternVL under `prune`: tiles of 2 x 2 patches a token, gathered by hand."""
+"""What is peculiar to InternVL under `prune`: tiles, tokens of 2 x 2 patches, and its vision tower."""
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from attention_kernels import with_kernel
 from PIL import Image
-from probes import Keys, Watch
-from reference_prune import Gathered, GatheredFlat, GatheredInside, generate, inputs_of
+from probes import Watch
+from reference_prune import generate, inputs_of
 from tiny_internvl import DEPTH, tiny_internvl, tiny_internvl_processor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.internvl.modeling_internvl import eager_attention_forward
@@ -41,8 +39,8 @@ def model():
     return tiny_internvl()
 
 
-def of(processor, *names, side="left"):
-    return inputs_of(processor, [SAMPLES[name] if isinstance(name, str) else name for name in names], side)
+def of(processor, *names):
+    return inputs_of(processor, [SAMPLES[name] if isinstance(name, str) else name for name in names])
 
 
 def squares(patches):
@@ -56,86 +54,16 @@ def squares(patches):
     return torch.stack(tokens)
 
 
-@dataclass
-class GatheredTiles(GatheredFlat):
-    @classmethod
-    def of(cls, model, inputs, kept, compact=False):
-        ids = inputs["input_ids"]
-        visual = (ids[0] == model.config.image_token_id).nonzero().squeeze(1)
-        states = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state[:, 1:]
-        embeddings = model.get_input_embeddings()(ids).clone()
-        embeddings[0, visual] = model.model.multi_modal_projector(squares(states).flatten(1))
-        rows = sorted(set(range(ids.shape[1])) - set(visual.tolist()) | set(visual[list(kept)].tolist()))
-        positions = torch.tensor([list(range(len(rows))) if compact else rows])
-        return cls(embeddings[:, rows], positions, torch.tensor([[len(rows) if compact else ids.shape[1]]]))
-
-
-class GatheredTilesInside(GatheredInside, GatheredTiles):
-    """Cut behind a decoder layer."""
-
-
-def reference(model, inputs, method, kept) -> Gathered:
-    if isinstance(method, str):
-        return GatheredTiles.of(model, inputs, kept)
-    return GatheredTilesInside.behind(model, inputs, kept, method.layer)
-
-
-METHODS = ["uniform", Keys(layer=0), Keys(layer=1, variant="paper")]
-
-
-class TestLikeGatheringByHand:
-    @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("name", SAMPLES)
-    @torch.no_grad()
-    def test_logits(self, processor, model, name, method):
-        inputs = of(processor, name)
-        with harness.prune(model, method, keep=0.4) as pruning:
-            logits = model(**inputs).logits
-        (record,) = pruning.records
-        assert record.grids == [(1, 4, 4)] * TILES[name]
-        assert record.k == round(record.n * 0.4)
-        expected = reference(model, inputs, method, record.kept).logits(model)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
-    @torch.no_grad()
-    def test_compact_positions(self, processor, model):
-        inputs = of(processor, "two tiles")
-        with harness.prune(model, "uniform", keep=0.4, positions="compact") as pruning:
-            logits = model(**inputs).logits
-        expected = GatheredTiles.of(model, inputs, pruning.records[0].kept, compact=True).logits(model)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
-    @pytest.mark.parametrize("attn", ["sdpa", "flash_like"])
-    @pytest.mark.parametrize("method", METHODS)
-    @torch.no_grad()
-    def test_a_batch_equals_one_by_one_and_the_reference(self, processor, model, method, attn):
-        names, pruned = ["two images", "one tile"], with_kernel(tiny_internvl(), attn)
-        with harness.prune(pruned, method, keep=0.3) as pruning:
-            answers = generate(pruned, of(processor, *names))
-            records = pruning.take()
-            single = [generate(pruned, of(processor, name))[0] for name in names]
-        assert records == pruning.records
-        for name, record, answer, alone in zip(names, records, answers, single, strict=True):
-            assert answer[: len(alone)] == alone
-            assert alone == reference(model, of(processor, name), method, record.kept).answer(model)
-
-    @torch.no_grad()
-    def test_right_padding_and_a_text_among_others(self, processor, model):
-        names = ["one tile", ("just a question", [], []), "two images"]
-        with harness.prune(model, "uniform", keep=0.3) as pruning:
-            logits = model(**of(processor, *names, side="right")).logits
-        for row in (0, 2):
-            expected = GatheredTiles.of(model, of(processor, names[row]), pruning.records[row].kept).logits(model)[0]
-            torch.testing.assert_close(logits[row, : len(expected)], expected, atol=1e-4, rtol=1e-4)
-
-    @pytest.mark.parametrize("method", METHODS)
-    @torch.no_grad()
-    def test_keeping_all_is_bit_identical(self, processor, model, method):
-        inputs = of(processor, "two images", "one tile")
-        plain, answers = model(**inputs).logits, generate(model, inputs)
-        with harness.prune(model, method, keep=1.0):
-            assert torch.equal(model(**inputs).logits, plain)
-            assert generate(model, inputs) == answers
+@pytest.mark.parametrize("name", SAMPLES)
+@torch.no_grad()
+def test_a_token_is_a_square_of_patches_and_a_tile_a_grid(processor, model, name):
+    inputs, watch = of(processor, name), Watch()
+    with harness.prune(model, watch, keep=0.4) as pruning:
+        model(**inputs)
+    assert pruning.records[0].grids == [(1, 4, 4)] * TILES[name]
+    patches = model.model.vision_tower(inputs["pixel_values"]).last_hidden_state[:, 1:]
+    features = model.model.multi_modal_projector(squares(patches).flatten(1))
+    torch.testing.assert_close(watch.seen[0].features, features, atol=1e-5, rtol=1e-4)
 
 
 class TestSignals:
@@ -158,7 +86,7 @@ class TestSignals:
             with harness.prune(model, watch, keep=0.5):
                 generate(model, inputs, max_new_tokens=1)
             tower, layers = adapter_for(model).tower, model.model.vision_tower.encoder.layer
-            received = watch.received
+            received = watch.attention_spec
             for role in ("last", "middle"):
                 keys, maps = notes[id(layers[tower.layer(role, variant)].attention)]
                 rows = maps[:, :, :1] if received.queries == "cls" else maps

@@ -15,11 +15,6 @@ from harness.models.llavaov15.configuration import LlavaOnevision15Config
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration, LlavaOnevision15Model
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_llavaov15()
-
-
 class TestSizes:
     def test_parameters_of_the_8b_model(self):
         with torch.device("meta"):
@@ -54,14 +49,14 @@ class TestCheckpoint:
         assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
         assert model.config.text_config.rope_parameters == {"rope_theta": 1e6, "rope_type": "default"}
 
-    def test_saved_and_loaded_again(self, tiny, tmp_path):
+    def test_saved_and_loaded_again(self, llavaov15, tmp_path):
         register()
-        tiny.save_pretrained(tmp_path)
-        assert load_file(tmp_path / "model.safetensors").keys() == tiny.state_dict().keys()
+        llavaov15.save_pretrained(tmp_path)
+        assert load_file(tmp_path / "model.safetensors").keys() == llavaov15.state_dict().keys()
         model, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(info.values())
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny.parameters(), strict=True))
-        assert plain_config(AutoConfig.from_pretrained(tmp_path)) == plain_config(tiny.config)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), llavaov15.parameters(), strict=True))
+        assert plain_config(AutoConfig.from_pretrained(tmp_path)) == plain_config(llavaov15.config)
         inner, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
         assert type(inner) is LlavaOnevision15Model
         assert not info["missing_keys"]

@@ -16,11 +16,6 @@ from transformers import (
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return tiny_llavaov15()
-
-
-@pytest.fixture(scope="module")
 def processor():
     patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
     pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
@@ -46,11 +41,12 @@ class TestDecoder:
         torch.testing.assert_close(model(**inputs).logits[0].double(), expected, atol=2e-3, rtol=1e-3)
 
     @torch.no_grad()
-    def test_like_qwen3(self, tiny):
+    def test_like_qwen3(self, llavaov15):
         stock = Qwen3Model(Qwen3Config(**TEXT, rope_parameters={"rope_type": "default", "rope_theta": 1e6})).eval()
-        stock.load_state_dict(tiny.model.language_model.state_dict())
+        decoder = llavaov15.model.language_model
+        stock.load_state_dict(decoder.state_dict())
         ids = torch.randint(0, 200, (2, 9), generator=torch.Generator().manual_seed(0))
-        ours, theirs = (model(input_ids=ids, output_hidden_states=True) for model in (tiny.model.language_model, stock))
+        ours, theirs = (model(input_ids=ids, output_hidden_states=True) for model in (decoder, stock))
         assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
         assert len(ours.hidden_states) == len(theirs.hidden_states) == 3
 

@@ -24,11 +24,6 @@ from harness.models.llavaov15 import MODEL_TYPE, register
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return tiny_llavaov15()
-
-
-@pytest.fixture(scope="module")
 def processor():
     return llavaov15_processor()
 
@@ -50,36 +45,36 @@ class TestGeneration:
             assert [batch[row]] == answers(model, single)
 
     @torch.no_grad()
-    def test_with_and_without_cache(self, tiny, processor):
+    def test_with_and_without_cache(self, llavaov15, processor):
         inputs = inputs_of(processor, self.NAMES)
-        expected = answers(tiny, inputs)
+        expected = answers(llavaov15, inputs)
         for other in ({"use_cache": False}, {"cache_implementation": "static"}):
-            assert answers(tiny, inputs, **other) == expected
+            assert answers(llavaov15, inputs, **other) == expected
 
     @torch.no_grad()
-    def test_decoding_by_hand(self, tiny, processor):
+    def test_decoding_by_hand(self, llavaov15, processor):
         """Positions come from the mask, which holds the cached tokens too."""
         inputs = inputs_of(processor, self.NAMES)
         full = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.full((4, 2), 65)], 1)}
         full["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones(4, 2, dtype=torch.long)], 1)
-        cache = tiny(**inputs, use_cache=True).past_key_values
+        cache = llavaov15(**inputs, use_cache=True).past_key_values
         mask = full["attention_mask"]
-        step = tiny(input_ids=full["input_ids"][:, -2:], attention_mask=mask, past_key_values=cache).logits
-        torch.testing.assert_close(step, tiny(**full).logits[:, -2:], atol=1e-4, rtol=1e-4)
-        assert torch.equal(tiny(**full, logits_to_keep=1).logits, tiny(**full).logits[:, -1:])
+        step = llavaov15(input_ids=full["input_ids"][:, -2:], attention_mask=mask, past_key_values=cache).logits
+        torch.testing.assert_close(step, llavaov15(**full).logits[:, -2:], atol=1e-4, rtol=1e-4)
+        assert torch.equal(llavaov15(**full, logits_to_keep=1).logits, llavaov15(**full).logits[:, -1:])
 
     @torch.no_grad()
-    def test_beams_and_several_answers(self, tiny, processor):
+    def test_beams_and_several_answers(self, llavaov15, processor):
         inputs = inputs_of(processor, ["one image"])
-        beams = tiny.generate(**inputs, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+        beams = llavaov15.generate(**inputs, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
         assert beams.shape[0] == 2
-        assert answers(tiny, inputs) == answers(tiny, inputs, num_beams=1)
+        assert answers(llavaov15, inputs) == answers(llavaov15, inputs, num_beams=1)
 
     @torch.no_grad()
-    def test_text_alone(self, tiny, processor):
+    def test_text_alone(self, llavaov15, processor):
         inputs = inputs_of(processor, [("only words", [], []), ("fewer", [], [])])
         single = inputs_of(processor, [("fewer", [], [])])
-        assert answers(tiny, inputs)[1:] == answers(tiny, single)
+        assert answers(llavaov15, inputs)[1:] == answers(llavaov15, single)
 
     def test_loss_trains_every_part(self, processor):
         model, inputs = tiny_llavaov15(), inputs_of(processor, ["one image"])
@@ -89,26 +84,26 @@ class TestGeneration:
 
 
 class TestMismatch:
-    def test_counts(self, tiny, processor):
+    def test_counts(self, llavaov15, processor):
         inputs = inputs_of(processor, ["one image"])
         short = {key: inputs[key][:, 10:] for key in ("input_ids", "attention_mask")}
         with pytest.raises(ValueError, match="16 image placeholders for 20 image tokens"):
-            tiny(**{**inputs, **short})
+            llavaov15(**{**inputs, **short})
         with pytest.raises(ValueError, match="20 image placeholders for 0 image tokens"):
-            tiny(input_ids=inputs["input_ids"])
+            llavaov15(input_ids=inputs["input_ids"])
         with pytest.raises(ValueError, match="0 video placeholders for 20 video tokens"):
-            tiny(**inputs, pixel_values_videos=inputs["pixel_values"], video_grid_thw=inputs["image_grid_thw"])
+            llavaov15(**inputs, pixel_values_videos=inputs["pixel_values"], video_grid_thw=inputs["image_grid_thw"])
 
-    def test_what_is_missing(self, tiny, processor):
+    def test_what_is_missing(self, llavaov15, processor):
         inputs = inputs_of(processor, ["one image"])
-        embeds = tiny.get_input_embeddings()(inputs["input_ids"])
+        embeds = llavaov15.get_input_embeddings()(inputs["input_ids"])
         with pytest.raises(ValueError, match="image_grid_thw"):
-            tiny(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+            llavaov15(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
         pixels = {key: inputs[key] for key in ("pixel_values", "image_grid_thw")}
         with pytest.raises(ValueError, match="need input_ids"):
-            tiny(inputs_embeds=embeds, **pixels)
+            llavaov15(inputs_embeds=embeds, **pixels)
         with pytest.raises(ValueError, match="pass input_ids or inputs_embeds"):
-            tiny()
+            llavaov15()
 
 
 class TestProcessor:

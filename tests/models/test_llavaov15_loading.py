@@ -1,12 +1,10 @@
 """LLaVA-OneVision-1.5 from a folder as released: loading, scorers, inputs, configuration and the command itself."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from fork_server import completed
 from questions import LIMITS, ask, clip, picture
 from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
@@ -152,6 +150,7 @@ class TestConfiguration:
         assert about("released") != about("fixed")
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_command(folder, tmp_path):
     tasks = write_tiny_tasks(tmp_path / "tasks", 4)
     chosen = [
@@ -161,9 +160,7 @@ def test_the_command(folder, tmp_path):
         f"model.pretrained={folder}",
     ]
     options = ["model.dtype=float32", "model.device=cpu", "model.max_pixels=50176", "model.min_pixels=3136"]
-    env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "harness", "method=visionzip", "keep=0.5", "runs=out", *chosen, *options]
-    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = completed(tmp_path, "harness", "method=visionzip", "keep=0.5", "runs=out", *chosen, *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["model"], report["method"], report["budget"]) == ("llavaov15_8b", "visionzip", "0.5")

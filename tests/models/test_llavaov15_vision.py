@@ -3,42 +3,37 @@
 import pytest
 import torch
 from attention_kernels import KERNELS, with_kernel
-from tiny_llavaov15 import GRIDS, UNPACK, pixels_of, plain_vision, tiny_llavaov15, vision_of
+from tiny_llavaov15 import GRIDS, UNPACK, pixels_of, plain_vision, vision_of
 
 from harness.models.llavaov15.vision import patch_angles
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_llavaov15()
 
 
 class TestVision:
     @pytest.mark.parametrize("unpack", ["released", "fixed"])
     @pytest.mark.parametrize("name", GRIDS)
     @torch.no_grad()
-    def test_like_the_plain_transcription(self, tiny, name, unpack):
+    def test_like_the_plain_transcription(self, llavaov15, name, unpack):
         pixels, grid = pixels_of(GRIDS[name])
-        output = vision_of(tiny, unpack)(pixels, grid_thw=grid)
-        rows, tokens = plain_vision(tiny, pixels, GRIDS[name], unpack == "fixed")
+        output = vision_of(llavaov15, unpack)(pixels, grid_thw=grid)
+        rows, tokens = plain_vision(llavaov15, pixels, GRIDS[name], unpack == "fixed")
         torch.testing.assert_close(output.last_hidden_state.double(), rows, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(output.pooler_output.double(), tokens, atol=1e-4, rtol=1e-4)
 
     @torch.no_grad()
-    def test_unpacking_differs_from_the_second_unit_on(self, tiny):
+    def test_unpacking_differs_from_the_second_unit_on(self, llavaov15):
         pixels, grid = pixels_of(GRIDS["frames"])
-        released, fixed = (vision_of(tiny, kind)(pixels, grid_thw=grid).last_hidden_state for kind in UNPACK)
+        released, fixed = (vision_of(llavaov15, kind)(pixels, grid_thw=grid).last_hidden_state for kind in UNPACK)
         assert torch.equal(released[:8], fixed[:8])
         assert (released[8:] - fixed[8:]).abs().amin(0).max() > 1e-3
         assert torch.equal(released[9:16], fixed[8:15])  # one row per earlier unit
         assert torch.equal(released[18:24], fixed[16:22])
-        single = [vision_of(tiny, kind)(pixels[:8], grid_thw=torch.tensor([[1, 4, 2]])) for kind in UNPACK]
+        single = [vision_of(llavaov15, kind)(pixels[:8], grid_thw=torch.tensor([[1, 4, 2]])) for kind in UNPACK]
         assert torch.equal(single[0].pooler_output, single[1].pooler_output)
 
     @pytest.mark.parametrize("prompts", [None, [0, 0, 0, 0], [0, 0, 1, 2], [0, 3, 3, 3], [1, 2, 3, 4]])
     @torch.no_grad()
-    def test_released_unpacking_begins_anew_with_every_prompt(self, tiny, prompts):
-        tower, sizes = vision_of(tiny), [[1, 4, 4], [2, 2, 6], [1, 2, 2], [1, 4, 2]]
+    def test_released_unpacking_begins_anew_with_every_prompt(self, llavaov15, prompts):
+        tower, sizes = vision_of(llavaov15), [[1, 4, 4], [2, 2, 6], [1, 2, 2], [1, 4, 2]]
         pixels, grid = pixels_of(sizes)
         index = None if prompts is None else torch.tensor(prompts)
         together = tower(pixels, grid_thw=grid, prompts=index).pooler_output
@@ -49,8 +44,8 @@ class TestVision:
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
-    def test_units_do_not_see_each_other(self, tiny):
-        tower = vision_of(tiny, "fixed")
+    def test_units_do_not_see_each_other(self, llavaov15):
+        tower = vision_of(llavaov15, "fixed")
         pixels, grid = pixels_of(GRIDS["two images"])
         together = tower(pixels, grid_thw=grid).pooler_output
         alone = [
@@ -60,18 +55,18 @@ class TestVision:
         torch.testing.assert_close(together, torch.cat(alone))
 
     @torch.no_grad()
-    def test_kernels_agree(self, tiny):
+    def test_kernels_agree(self, llavaov15):
         pixels, grid = pixels_of(GRIDS["image and frames"])
         outputs = []
         for attn in KERNELS:
-            tower = with_kernel(vision_of(tiny), attn)
+            tower = with_kernel(vision_of(llavaov15), attn)
             outputs.append(tower(pixels, grid_thw=grid).pooler_output)
         for output in outputs[1:]:
             torch.testing.assert_close(output, outputs[0], atol=1e-5, rtol=1e-5)
 
-    def test_rotation_is_float32_in_half_precision(self, tiny):
+    def test_rotation_is_float32_in_half_precision(self, llavaov15):
         seen = []
-        tower = vision_of(tiny).bfloat16()
+        tower = vision_of(llavaov15).bfloat16()
         hook = tower.blocks[0].attn.register_forward_pre_hook(
             lambda module, args, kwargs: seen.extend(kwargs["position_embeddings"]), with_kwargs=True
         )
@@ -89,8 +84,8 @@ class TestVision:
         assert angles[:8, 16].tolist() == [0, 1, 0, 1, 0, 1, 0, 1]
         torch.testing.assert_close(angles[2, :16], 10_000 ** -(torch.arange(16) / 16))
 
-    def test_what_does_not_fit_is_named(self, tiny):
-        tower = vision_of(tiny)
+    def test_what_does_not_fit_is_named(self, llavaov15):
+        tower = vision_of(llavaov15)
         pixels, grid = pixels_of(GRIDS["one image"])
         with pytest.raises(ValueError, match=r"1176 values a patch.*takes 588.*temporal_patch_size 1"):
             tower(pixels.repeat(1, 2), grid_thw=grid)

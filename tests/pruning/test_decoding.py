@@ -10,8 +10,8 @@ from functools import cache, partial
 import pytest
 import torch
 from probes import MergeInside
-from reference_prune import SAMPLES, inputs_of
-from tiny_families import BUILDERS
+from reference_prune import equally_long, inputs_of
+from tiny_families import COUNTING, tiny
 from transformers_names import CACHE, COUNTS_PADDING, ENCODES_FIRST, cache_of
 from uncached_reference import Cut, Prompt
 
@@ -35,7 +35,6 @@ INSIDE = {
     "d2pruner": partial(methods.load, "d2pruner", prior="none"),
     "merge_inside": partial(MergeInside, layer=1),
 }
-COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions are the numbers of the tokens
 TEXT_ALONE = ("just a question, no picture", [], [])
 SCENES = {
     "one prompt": ["adjacent"],
@@ -67,19 +66,14 @@ def over(before, inside):
 
 
 @cache
-def tiny(family):
-    """Return the family's tiny model and its processor, the same in all tests."""
-    build, process = BUILDERS[family]
-    return build(), process()
-
-
 def show(processor, scene, side="left"):
-    """Return the inputs of the scene's prompts in a batch, padded on one side, and of each of them alone."""
-    samples = [SAMPLES[sample] if isinstance(sample, str) else sample for sample in SCENES[scene]]
+    """Return the inputs of the scene's prompts in a batch, padded on one side, and of each of them alone.
+
+    All tests share them: change none.
+    """
+    samples = SCENES[scene]
     if scene == "equal lengths":
-        lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
-        fill = ["x" * (max(lengths) - length) for length in lengths]  # a letter is a token
-        samples = [(letters + text, *rest) for letters, (text, *rest) in zip(fill, samples, strict=True)]
+        samples = equally_long(processor, samples)
     return inputs_of(processor, samples, side), [inputs_of(processor, [sample]) for sample in samples]
 
 
@@ -119,12 +113,12 @@ class Block:
             assert len(selection.kept) == round(KEEP * visual)
             assert len(answer) >= TOKENS
             cut = Cut(layer, selection.kept, selection.owner, compact)
-            for i, (token, ours) in enumerate(zip(answer, steps, strict=True)):
-                expected = prompt.logits(self.model, cut, answer[:i])
+            before_each = prompt.logits(self.model, cut, answer)[-len(answer) - 1 : -1]
+            for i, (token, ours, expected) in enumerate(zip(answer, steps, before_each, strict=True)):
                 torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)
                 assert i not in greedy or token == int(likeliest(self.model, expected))
             if visual:  # the cut made a difference, up to the last step
-                uncut = prompt.logits(self.model, Cut(-1, torch.arange(visual)), answer[:-1])
+                uncut = prompt.logits(self.model, Cut(-1, torch.arange(visual)), answer[:-1])[-1]
                 assert (uncut - steps[-1]).abs().max() > 1e-2
 
 

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from fork_server import completed
 from PIL import Image
 from synthetic_runs import write_run
 
@@ -64,17 +63,18 @@ def test_a_page_that_would_be_too_large_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_command_writes_page_and_plots_and_ends_with_json(tmp_path):
     some(tmp_path)
-    call = [sys.executable, "-m", "harness.report", "runs=runs", "out=page.html", "plots=plots", "pictures=false"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    call = ["harness.report", "runs=runs", "out=page.html", "plots=plots", "pictures=false"]
+    done = completed(tmp_path, *call)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["report"], report["runs"]) == ("page.html", 3)
     kinds = [file.suffix for file in sorted((tmp_path / "plots").iterdir())]
     assert report["plots"] == len(kinds)
     assert set(kinds) == {".svg", ".pdf", ".png"}
-    again = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = completed(tmp_path, *call)
     assert again.stdout == done.stdout
     text = (tmp_path / "page.html").read_text()
     assert re.findall(r"""(?:src|href)=["']?(?!#|data:)[^"' >]+""", text.partition("<script")[0]) == []

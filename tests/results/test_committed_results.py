@@ -1,12 +1,11 @@
 """What the embedded models must be able to do: committed results reach their goals, and the weights still read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from fork_server import completed
 
 import methods
 from harness.models import adapter_class
@@ -71,9 +70,9 @@ def test_every_method_that_can_run_is_in_the_table(table, model):
         assert set(averages(table, budget)) == can - {"none"} - CHOSEN_HERE
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_shipped_weights_read(tmp_path, model):
-    command = [sys.executable, "-m", "harness", f"model={model}", "method=none", "tasks=[pocket_text]", "limit=40"]
-    command.append(f"runs={tmp_path}")
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = completed(tmp_path, "harness", f"model={model}", "method=none", "tasks=[pocket_text]", "limit=40")
+    assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])["scores"]["pocket_text"]
     assert scores["accuracy,none"] >= 0.9

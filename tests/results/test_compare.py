@@ -1,11 +1,10 @@
 """harness.compare: two runs on the same questions, against counts by hand."""
 
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
+from fork_server import completed
 from run_folders import make_run
 
 from harness import compare
@@ -76,10 +75,10 @@ def test_folders_are_given_by_place_or_by_name(tmp_path):
         compare.prepare(["one", "two", "three"])
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_command(pair, tmp_path):
     a, b = pair
-    call = [sys.executable, "-m", "harness.compare", str(a.folder), str(b.folder), "csv=found.csv"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    done = completed(tmp_path, "harness.compare", str(a.folder), str(b.folder), "csv=found.csv")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "settings: the same" in lines

@@ -2,11 +2,10 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
+from fork_server import completed
 from run_folders import make_run
 
 from harness import tables
@@ -199,15 +198,16 @@ def test_a_mistake_is_a_user_error(args, message, tmp_path, monkeypatch, request
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["file"]
 
 
+@pytest.mark.usefixtures("fork_server")
 def test_the_command(tmp_path):
     finished(tmp_path)
-    call = [sys.executable, "-m", "harness.tables", "runs=.", "csv=table.csv", "stats=stats.csv"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = completed(tmp_path, "harness.tables", "runs=.", "csv=table.csv", "stats=stats.csv")
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert (report["runs"], report["csv"], report["files"]) == (1, "table.csv", ["table.csv"])
     assert (tmp_path / "table.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
     assert set(pd.read_csv(tmp_path / "stats.csv")["benchmark"]) == {"t", "avg"}
-    failed = subprocess.run([*call[:3], "runs=nowhere"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    failed = completed(tmp_path, "harness.tables", "runs=nowhere")
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
     assert failed.stderr.startswith("error: no finished run below")
 
