@@ -9,9 +9,10 @@ from typing import Any
 
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest
+from harness.results import archive
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import FORMAT, SCORES, RunFolder
+from harness.results.run_folder import DONE, FORMAT, SCORES, RunFolder
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,36 @@ class Result:
     folder: Path
     about: dict[str, Any]
     metrics: dict[str, Any]
-    parts: tuple["Result", ...] = ()  # of a run that `joined` made; its folder is that of the first
+    finished: dict[str, Any]  # what `DONE` holds
+    parts: tuple["Result", ...] = ()  # of a run that `merge_task_runs` made; its folder is that of the first
+    archived_scores: archive.PerQuestion | None = None  # None: in the run's folder
+
+    def __post_init__(self) -> None:
+        if (version := self.about.get("format", 1)) not in range(1, FORMAT + 1):
+            expected = f"expected 1 to {FORMAT}: install a newer harness"
+            raise UserError(f"{self.folder} has a run.json of format {version}, {expected}")
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":
-        """Read a finished run folder."""
+        """Read a finished run from its folder, or from the archive that its path leads into."""
         path = folder.path if isinstance(folder, RunFolder) else folder
-        if not (path / "DONE").is_file():
-            raise UserError(f"{path} is no finished run: it has no DONE")
+        if not (path / DONE).is_file():
+            archived = next((run for place, run in archive.runs_below(path) if place == path), None)
+            if archived is None:
+                raise UserError(f"{path} is no finished run: it has no {DONE}, and no archive holds it")
+            return cls.archived(path, archived)
         try:
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            run = cls(path, about, RunFolder(path, about["identity"]).metrics())
+            metrics = RunFolder(path, about["identity"]).metrics()
+            finished = json.loads((path / DONE).read_text(encoding="utf-8") or "{}")
         except (OSError, ValueError, KeyError, UserError) as error:
-            raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
-        if (found := about.get("format", 1)) not in range(1, FORMAT + 1):
-            raise UserError(f"{path} has a run.json of format {found}, expected 1 to {FORMAT}: install a newer harness")
-        return run
+            raise UserError(f"{path} holds {DONE} but is no whole run ({one_line(error)}): move it away") from error
+        return cls(path, about, metrics, finished)
+
+    @classmethod
+    def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
+        """Return a run of an archive; `path` is the archive's path and the run's name."""
+        return cls(path, run.about, run.metrics, run.finished, archived_scores=run.per_question)
 
     @property
     def packages(self) -> dict[str, str | None]:
@@ -58,6 +73,14 @@ class Result:
     def hash(self) -> str:
         """What tells this run from every other (parameters, limit, seed, versions); also in its folder's name."""
         return digest(self.about["identity"])[:8]
+
+    @property
+    def cell(self) -> str:
+        """What a run shares with a repetition by newer code: the options that are set, and the files it depends on."""
+        config = self.about["config"]
+        options = [{key: it for key, it in config[part].items() if it is not None} for part in ("model", "method")]
+        rest = [config.get(key) for key in ("seed", "positions", "limit")]
+        return digest([options, config["tasks"]["name"], self.label, self.budget, rest])
 
     @property
     def method(self) -> str:
@@ -109,6 +132,8 @@ class Result:
         """Task -> `doc_id` and what lmms-eval aggregates of each metric, question by question."""
         if self.parts:
             return {task: each for part in self.parts for task, each in part.per_question.items()}
+        if self.archived_scores is not None:
+            return self.archived_scores
         file = self.folder / SCORES
         try:
             found: dict[str, dict[str, list[Any]]] = json.loads(file.read_text(encoding="utf-8"))
@@ -122,7 +147,8 @@ class Result:
     @property
     def has_questions(self) -> bool:
         """False for a run of before the score of every question was kept."""
-        return all((part.folder / SCORES).is_file() for part in self.parts or (self,))
+        parts = self.parts or (self,)
+        return all(part.archived_scores is not None or (part.folder / SCORES).is_file() for part in parts)
 
     @property
     def key_without_tasks(self) -> str:
@@ -173,10 +199,14 @@ def unproven(results: Sequence[Result]) -> list[str]:
 
 
 def collect(runs: Path | Iterable[Path]) -> list[Result]:
-    """Every finished run below a folder, or several, once: baselines first, then from large budgets to small."""
+    """Return every finished run below a folder, or several, once: baselines first, then from large budgets to small.
+
+    A run lies in its own folder or in an archive; a folder may lead into an archive.
+    """
     folders = [runs] if isinstance(runs, Path) else list(runs)
-    found = [Result.of(marker.parent) for folder in folders for marker in sorted(folder.rglob("DONE"))]
-    results = {result.hash: result for result in found}.values()
+    in_archives = [Result.archived(*found) for folder in folders for found in archive.runs_below(folder)]
+    in_folders = [Result.of(marker.parent) for folder in folders for marker in sorted(folder.rglob(DONE))]
+    results = {result.hash: result for result in [*in_archives, *in_folders]}.values()
 
     def order(result: Result) -> tuple[Any, ...]:
         config = result.about["config"]
@@ -187,13 +217,18 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
     return sorted(results, key=order)
 
 
-def load_results(runs: Any) -> list[Result]:
-    """Every finished run below what a command was given as `runs=`: a folder, or a list; UserError if there is none."""
+def folders_of(runs: Any) -> list[Path]:
+    """Return what a command got as `runs=`, a folder or a list of folders, as paths."""
     if not runs:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    folders = [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+    return [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+
+
+def load_results(runs: Any) -> list[Result]:
+    """Return every finished run below what a command got as `runs=`; UserError if there is none."""
+    folders = folders_of(runs)
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.is_dir() and archive.enclosing(folder) is None:
             raise UserError(f"no finished run below runs={folder}: there is no such folder")
     if not (results := collect(folders)):
         raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
@@ -224,4 +259,6 @@ def _join(runs: Sequence[Result]) -> Result:
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
     keys = dict.fromkeys(key for run in runs for key in run.metrics)
     metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
-    return Result(first.folder, first.about | {"identity": identity, "config": config}, metrics, tuple(runs))
+    return Result(
+        first.folder, first.about | {"identity": identity, "config": config}, metrics, first.finished, tuple(runs)
+    )
