@@ -83,8 +83,8 @@ def read(folder: Path) -> list[ArchivedRun]:
 def write(folder: Path, runs: Sequence[ArchivedRun]) -> None:
     """Write an archive in the order of the runs' names; an interrupted write leaves one that `read` refuses."""
     runs = sorted(runs, key=lambda run: run.name)
-    if twice := {one.name for one, other in pairwise(runs) if one.name == other.name}:
-        raise UserError(f"two different runs are called {min(twice)}, expected one of each name: rename a folder")
+    if repeated := {one.name for one, other in pairwise(runs) if one.name == other.name}:
+        raise UserError(f"two different runs are called {min(repeated)}, expected one of each name: rename a folder")
     records = [
         {"run": run.name, "run.json": run.about, "metrics.json": run.metrics, "DONE": run.finished} for run in runs
     ]
