@@ -283,6 +283,6 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file"):
         check_place(tmp_path / "file" / "runs")
-    monkeypatch.setattr("harness.results.run_folder.os.access", lambda place, mode: False)
+    monkeypatch.setattr("harness.core.files.os.access", lambda place, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_place(tmp_path / "runs")
