@@ -1,6 +1,7 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds; the old runs lie in results/pocket/runs.old until the new are whole.
+# make results: run again what results/pocket holds, in results/pocket/new; results/pocket/runs is an archive of scores and
+# provenance, written once all runs are whole. The runs with their answers are then in results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
 # make test-lowest, make test-newest: the same code on other versions, in .venv-lowest (Python 3.11 or 3.12) and .venv-newest.
@@ -40,29 +41,32 @@ bench: .venv/.installed
 	$(BIN)/python -m harness.bench methods=[idpruner,visionselector,scope,resize] warmup=1 repeats=5
 
 RUNS := results/pocket/runs
+NEW := results/pocket/new
 TABLES := $(BIN)/python -m harness.tables
 METHODS := random,uniform,avg_pool,greedy,visionselector,fastv,hiprune,fps,divprune,dart,idpruner,hybrid,dpp
 METHODS := $(METHODS),visionzip,vispruner,scope,cdpruner,d2pruner,id_selection,holov
 LLAVA := model=pocket_llava tasks=pocket_image
 results: .venv/.installed
-	[ -e $(RUNS).old ] || [ ! -e $(RUNS) ] || mv $(RUNS) $(RUNS).old
-	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(RUNS)
-	$(BIN)/python -m harness -m method=$(METHODS),resize keep=0.25,0.1 runs=$(RUNS)
-	$(BIN)/python -m harness method=none model=pocket_llava tasks=pocket_image_blank runs=$(RUNS)
-	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(RUNS)
-	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(RUNS)
+	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(NEW)
+	$(BIN)/python -m harness -m method=$(METHODS),resize keep=0.25,0.1 runs=$(NEW)
+	$(BIN)/python -m harness method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)
+	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)
+	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)
+	$(BIN)/python -m harness.export runs=$(NEW) archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
-	$(REPORT)
-	rm -rf $(RUNS).old
+	$(REPORT) runs=$(NEW)
+	$(REPORT) runs=$(RUNS)
+	rm -rf results/pocket/last
+	mv $(NEW) results/pocket/last
 
 # Of committed runs the answers are gone: the sample holds those that the page shows, with what they kept.
-REPORT := $(BIN)/python -m harness.report runs=$(RUNS) sample=results/pocket/sample.json
+REPORT := $(BIN)/python -m harness.report sample=results/pocket/sample.json
 REPORT += $(patsubst %,prefill=%,$(wildcard results/pocket/times))
 report: .venv/.installed
-	$(REPORT)
+	$(REPORT) runs=$(RUNS)
 
 .venv/bin/python .venv-lowest/bin/python .venv-newest/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12')"

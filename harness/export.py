@@ -1,7 +1,10 @@
-"""Runs for other programs: python -m harness.export runs=results/runs out=export, and wandb=PROJECT."""
+"""Runs for other programs and for committing: python -m harness.export runs=results/runs out=export.
+
+`wandb=PROJECT` logs the runs to Weights & Biases. `archive=FOLDER` writes their scores and provenance into two files,
+which the commands that read runs read like a folder of runs.
+"""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.errors import UserError, as_user_error, one_line
-from harness.core.files import check_place, read_jsonl, write_atomic
+from harness.core.files import check_place, read_jsonl, slug, write_atomic
+from harness.results import archive
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
-from harness.results.result import Result, load_results
-from harness.results.run_folder import AGAIN, KEPT, RESPONSES
+from harness.results.result import Result, folders_of, load_results
+from harness.results.run_folder import AGAIN, DONE, KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
@@ -121,21 +125,68 @@ def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> li
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
     with as_user_error(OSError, f"cannot write below out={out}"):
         files[0].parent.mkdir(parents=True, exist_ok=True)
-        temporary = files[0].with_name(f".{files[0].name}.{os.getpid()}.tmp")
-        each.to_parquet(temporary, index=False)
-        temporary.replace(files[0])
+        write_atomic(files[0], each.to_parquet(None, index=False))
         write_atomic(files[1], board.to_csv(index=False))
         about = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
         write_atomic(files[2], CARD_TEXT.format(**about))
     return files
 
 
+def refuse_unfinished(folders: Sequence[Path]) -> None:
+    """UserError if a run below one of the folders has not finished."""
+    for folder in folders:
+        for file in sorted(folder.rglob("run.json")):
+            if not (file.parent / DONE).is_file():
+                raise UserError(f"{file.parent} is no finished run: finish it or move it away, then archive again")
+
+
+def update_archive(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write runs into an archive, new or there already; returns its files.
+
+    A run replaces the archived runs of its cell. A replaced unpruned run stays while a pruned one is relative to it.
+    UserError if two of the runs are of one cell, or if one is damaged.
+    """
+    new: dict[str, Result] = {}
+    for result in results:
+        _check_complete(result)
+        if (other := new.setdefault(result.cell, result)) is not result:
+            raise UserError(f"{other.folder} and {result.folder} have the same settings: move one of them away")
+    archived = archive.read(folder) if archive.is_archive(folder) else []
+    old = [Result.archived(folder / run.name, run) for run in archived]
+    needed = {result.setting for result in old if result.cell not in new}
+    again = {result.hash for result in results}
+    kept = [
+        result
+        for result in old
+        if result.cell not in new or (result.is_baseline and result.setting in needed and result.hash not in again)
+    ]
+    archive.write(folder, [_archived(result) for result in [*kept, *results]])
+    print(f"{folder}: {len(results)} runs written, {len(kept)} kept, {len(old) - len(kept)} replaced")
+    return [folder / archive.PROVENANCE, folder / archive.SCORES]
+
+
+def _check_complete(result: Result) -> None:
+    """UserError unless every question of every task has a score in every column."""
+    counts = {task: {*map(len, each.values())} for task, each in result.per_question.items()}
+    if counts != {task: {count} for task, count in result.metrics["questions"].items()}:
+        again = "run it again with force=true"
+        raise UserError(f"{result.folder} is damaged (scores.json has other questions than metrics.json): {again}")
+
+
+def _archived(result: Result) -> archive.ArchivedRun:
+    config = result.about["config"]
+    name = Path(slug(config["model"]["name"]), slug(config["tasks"]["name"]), result.folder.name)
+    return archive.ArchivedRun(str(name), result.about, result.metrics, result.finished, result.per_question)
+
+
 def check(cfg: DictConfig) -> None:
     """Something is asked for, and possible."""
-    if cfg.out is None and cfg.wandb is None:
-        raise UserError("out is null: pass a folder, as in out=export, or a Weights & Biases project as wandb=PROJECT")
-    if cfg.out is not None:
-        check_place(Path(str(cfg.out)), "out")
+    if cfg.out is None and cfg.wandb is None and cfg.archive is None:
+        others = "archive=FOLDER, or a Weights & Biases project as wandb=PROJECT"
+        raise UserError(f"out is null: pass a folder, as in out=export, or {others}")
+    for key in ("out", "archive"):
+        if cfg[key] is not None:
+            check_place(Path(str(cfg[key])), key)
 
 
 def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
@@ -199,7 +250,11 @@ def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str,
 def main(cfg: DictConfig) -> None:
     """Write and log what is asked for, then one JSON line."""
     results = load_results(cfg.runs)
+    if cfg.archive is not None:
+        refuse_unfinished(folders_of(cfg.runs))
     files = write(results, Path(str(cfg.out)), int(cfg.resamples), int(cfg.seed)) if cfg.out is not None else []
+    if cfg.archive is not None:
+        files += update_archive(results, Path(str(cfg.archive)))
     logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []
     for name in [*map(str, files), *logged]:
         print(name)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.console import table_lines
 from harness.core.errors import UserError
+from harness.results.archive import enclosing
 from harness.results.run_folder import FORMAT
 from harness.results.submissions import REMAIN, Run, list_runs
 
@@ -46,6 +47,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"no folder at runs={cfg.runs}: pass the folder of the runs, as in runs=results/runs")
     root = Path(str(cfg.runs))
     runs = list_runs(root)
+    if not runs and enclosing(root):
+        raise UserError(f"runs={cfg.runs} is an archive, whose runs are never reused: pass a folder of runs")
     if not runs:
         raise UserError(f"no run below runs={cfg.runs}: start with python -m harness")
     changed = [_changes(root / run.run / "run.json") for run in runs]

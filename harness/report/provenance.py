@@ -50,7 +50,6 @@ def _facts(result: Result) -> dict[str, str]:
 
 
 def _run(result: Result, runs: Path) -> dict[str, Any]:
-    finished = json.loads((result.folder / "DONE").read_text(encoding="utf-8") or "{}")
     params = {key: it for key, it in result.about["config"]["method"].items() if key != "name"}
     files = {key: f"digest {about['digest'][:8]}" for key, about in result.about["made_from"].items()}
     return {
@@ -60,7 +59,7 @@ def _run(result: Result, runs: Path) -> dict[str, Any]:
         "failed": sum(result.failed.values()),
         "tokens": result.tokens("all"),
         "started": str(result.about.get("started", ""))[:16].replace("T", " "),
-        "seconds": finished.get("seconds"),
+        "seconds": result.finished.get("seconds"),
         "commit": str(result.about["git"] or "")[:7],
         "folder": str(result.folder.relative_to(runs)),
     }

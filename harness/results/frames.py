@@ -1,4 +1,4 @@
-"""Scores as data: finished runs and published tables as one long frame, and the score of every question, paired."""
+"""Scores as data frames: runs and published tables in long form, and the scores per question, paired over runs."""
 
 import math
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ COLUMNS = [
 
 
 def raw(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per run and task: the primary metric as lmms-eval has it, and where it is from (see COLUMNS).
+    """Return one row per run and task with the primary metric, as lmms-eval reports it (see COLUMNS).
 
-    `baseline` is what the unpruned model scores by the same metric under the same settings, NaN if it was not run.
+    `baseline` is the unpruned model's score by the same metric under the same settings, NaN if it was not run.
     """
     baselines = {result.setting: result for result in results if result.is_baseline}
     names = labels(results)
@@ -54,55 +54,56 @@ def raw(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def read_scores(file: Path) -> pd.DataFrame:
-    """Raw scores of a CSV in the form of results/paper/published_scores.csv, as `raw` gives them.
+    """Read raw scores from a CSV in the form of results/paper/published_scores.csv, with the columns of `raw`.
 
-    Needed columns: method, benchmark, score ("-" or nothing: not known); the unpruned model's method is "baseline".
-    A column `table` becomes `tasks`. UserError for what is missing, no number, or said twice.
+    Required columns are method, benchmark and score ("-" or empty if unknown); the unpruned model's method is
+    "baseline". A column `table` becomes `tasks`. UserError for a missing column, a score that is no number, or a
+    repeated row.
     """
     with as_user_error((OSError, ValueError), f"cannot read scores={file}"):
-        found = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if lacking := sorted({"method", "benchmark", "score"} - set(found)):
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if lacking := sorted({"method", "benchmark", "score"} - set(rows)):
         raise UserError(f"{file} lacks the columns {', '.join(lacking)}: method, benchmark and score are needed")
     for column in ("score", "lambda"):
-        found[column] = _numeric(found, column, file)
-    if "table" in found and "tasks" not in found:
-        found["tasks"] = "table " + found["table"]
-    unpruned = found["method"] == BASELINE
+        rows[column] = _numeric(rows, column, file)
+    if "table" in rows and "tasks" not in rows:
+        rows["tasks"] = "table " + rows["table"]
+    unpruned = rows["method"] == BASELINE
     for column in ("model", "tasks", "budget", "metric"):
-        found[column] = found.get(column, "")
-    found["budget"] = found["budget"].mask(unpruned, "")
-    found["group"] = found["group"] if "group" in found else found["method"].map(group_of)
-    found["source"], found["label"], found["setting"], found["hash"] = str(file), found["method"], "", ""
-    if len(twice := found[found.duplicated([*KEYS, "benchmark"])]):
-        first = twice.iloc[0]
+        rows[column] = rows.get(column, "")
+    rows["budget"] = rows["budget"].mask(unpruned, "")
+    rows["group"] = rows["group"] if "group" in rows else rows["method"].map(group_of)
+    rows["source"], rows["label"], rows["setting"], rows["hash"] = str(file), rows["method"], "", ""
+    if len(repeated := rows[rows.duplicated([*KEYS, "benchmark"])]):
+        first = repeated.iloc[0]
         raise UserError(f"{file} has {first['method']} {first['budget']} {first['benchmark']} twice: leave one out")
-    base = found[unpruned].set_index(["model", "tasks", "benchmark"])["score"].to_dict()
-    places = zip(found["model"], found["tasks"], found["benchmark"], strict=True)
-    found["baseline"] = [base.get(place, math.nan) for place in places]
-    return _with_relative(found.reindex(columns=COLUMNS))
+    base = rows[unpruned].set_index(["model", "tasks", "benchmark"])["score"].to_dict()
+    places = zip(rows["model"], rows["tasks"], rows["benchmark"], strict=True)
+    rows["baseline"] = [base.get(place, math.nan) for place in places]
+    return _with_relative(rows.reindex(columns=COLUMNS))
 
 
-def _numeric(found: pd.DataFrame, column: str, file: Path) -> pd.Series:
-    """A column as numbers; NaN where there is nothing, or a dash."""
-    if column not in found:
-        return pd.Series(math.nan, index=found.index)
-    text = found[column].str.strip()
+def _numeric(rows: pd.DataFrame, column: str, file: Path) -> pd.Series:
+    """Return a column as numbers, with NaN for an empty cell or a dash."""
+    if column not in rows:
+        return pd.Series(math.nan, index=rows.index)
+    text = rows[column].str.strip()
     numbers = pd.to_numeric(text, errors="coerce")
-    if len(bad := found[numbers.isna() & ~text.isin(["", "-"])]):
+    if len(bad := rows[numbers.isna() & ~text.isin(["", "-"])]):
         place = bad.index[0]
-        raise UserError(f"{file}, line {int(place) + 2}: {column} is {found.loc[place, column]!r}, no number")
+        raise UserError(f"{file}, line {int(place) + 2}: {column} is {rows.loc[place, column]!r}, no number")
     return numbers.astype(float)
 
 
 def _with_relative(frame: pd.DataFrame) -> pd.DataFrame:
-    """`relative`: percent of the baseline's score; NaN where that is nothing or unknown."""
+    """Add `relative`, the percentage of the baseline's score; NaN where that is zero or unknown."""
     base = frame["baseline"].astype(float)
     frame["relative"] = 100 * frame["score"].astype(float) / base.mask(base == 0)
     return frame.astype({"lambda": float, "score": float, "baseline": float})
 
 
 def budget_key(budget: str) -> tuple[str, float]:
-    """What a budget means: "keep=0.10" and "keep=0.1" are one; the baseline's is ("", inf)."""
+    """Parse a budget, so that "keep=0.10" and "keep=0.1" are equal; the baseline's is ("", inf)."""
     kind, _, number = budget.partition("=")
     try:
         return (kind, float(number)) if budget else ("", math.inf)
@@ -111,9 +112,9 @@ def budget_key(budget: str) -> tuple[str, float]:
 
 
 def questions(results: Sequence[Result]) -> pd.DataFrame:
-    """The primary metric question by question: rows (task, doc_id), a column per run, named by `Result.hash`.
+    """Return the primary metric per question: rows (task, doc_id), one column per run, named by `Result.hash`.
 
-    A cell is what the question adds (1 or 0 where answers are right or wrong), NaN where the task keeps no number.
+    A cell is the question's contribution (1 or 0 for a right or wrong answer), NaN where the task keeps no number.
     UserError unless all runs answer the same questions of the same data.
     """
     same_questions(results)
@@ -124,28 +125,28 @@ def questions(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def select_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
-    """One task's rows of what `questions` or `answers` gave, by doc_id."""
-    found = frame.loc[task]
-    assert isinstance(found, pd.DataFrame)
-    return found
+    """Return one task's rows of the frame of `questions` or `answers`, by doc_id."""
+    rows = frame.loc[task]
+    assert isinstance(rows, pd.DataFrame)
+    return rows
 
 
 def same_questions(results: Sequence[Result]) -> None:
-    """UserError unless the runs can be paired question by question."""
+    """Raise UserError unless the runs can be paired question by question."""
     first = results[0]
     for other in results[1:]:
         pair = f"{first.folder} and {other.folder}"
-        mine, theirs = first.metrics["primary"], other.metrics["primary"]
-        if mine != theirs:
-            names = sorted({*mine.items()} ^ {*theirs.items()}, key=str)
-            raise UserError(f"{pair} differ in tasks or metrics ({', '.join(sorted({n for n, _ in names}))})")
+        primary, other_primary = first.metrics["primary"], other.metrics["primary"]
+        if primary != other_primary:
+            names = sorted({task for task, _ in primary.items() ^ other_primary.items()})
+            raise UserError(f"{pair} differ in tasks or metrics ({', '.join(names)})")
         one, two = first.about["identity"]["tasks"], other.about["identity"]["tasks"]
         if one["files"] != two["files"]:
             raise UserError(f"{pair} answer other data: the files of their tasks differ; run one of them again")
-        copies = one.get("data", {}), two.get("data", {})  # what the Hub had has no digest
-        if unlike := [task for task in mine if copies[0].get(task) != copies[1].get(task)]:
-            raise UserError(f"{pair} answer other data: data_root= gave them other copies for {', '.join(unlike)}")
-        for task in mine:
+        copies = one.get("data", {}), two.get("data", {})  # data sets from the Hub have no digest
+        if differing := [task for task in primary if copies[0].get(task) != copies[1].get(task)]:
+            raise UserError(f"{pair} answer other data: data_root= gave them other copies for {', '.join(differing)}")
+        for task in primary:
             a, b = first.per_question[task]["doc_id"], other.per_question[task]["doc_id"]
             if a != b:
                 raise UserError(
@@ -154,9 +155,9 @@ def same_questions(results: Sequence[Result]) -> None:
 
 
 def answers(results: Sequence[Result]) -> pd.DataFrame:
-    """What the model said, question by question: rows (task, doc_id), a column per run, named by `Result.hash`.
+    """Return the model's answers: rows (task, doc_id), one column per run, named by `Result.hash`.
 
-    UserError where a run's responses are gone; committed results are kept without them.
+    UserError for a run without responses, such as an archived one.
     """
     columns = {}
     for result in results:
@@ -175,13 +176,14 @@ def _responses(result: Result) -> list[dict[str, Any]]:
 
 
 def _numbers(result: Result) -> pd.Series:
-    found = {}
+    """Return the primary metric by (task, doc_id): the sum of those terms of its expression that the task keeps."""
+    sums = {}
     for task, metric in result.metrics["primary"].items():
         each = result.per_question[task]
         names = terms(metric)
         for place, doc_id in enumerate(each["doc_id"]):
             parts = [number(each[name][place]) for name in names if name in each and each[name][place] is not None]
-            found[task, doc_id] = (
+            sums[task, doc_id] = (
                 math.nan if not parts or None in parts else math.fsum(p for p in parts if p is not None)
             )
-    return pd.Series(found, dtype=float)
+    return pd.Series(sums, dtype=float)

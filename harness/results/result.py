@@ -9,9 +9,10 @@ from typing import Any
 
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest
+from harness.results import archive
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import FORMAT, SCORES, RunFolder
+from harness.results.run_folder import DONE, FORMAT, SCORES, RunFolder
 
 
 @dataclass(frozen=True)
@@ -21,28 +22,42 @@ class Result:
     folder: Path
     about: dict[str, Any]
     metrics: dict[str, Any]
-    parts: tuple["Result", ...] = ()  # of a run that `joined` made; its folder is that of the first
+    finished: dict[str, Any]  # what `DONE` holds
+    parts: tuple["Result", ...] = ()  # of a run that `merge_task_runs` made; its folder is that of the first
+    archived_scores: archive.PerQuestion | None = None  # None: in the run's folder
+
+    def __post_init__(self) -> None:
+        if (version := self.about.get("format", 1)) not in range(1, FORMAT + 1):
+            expected = f"expected 1 to {FORMAT}: install a newer harness"
+            raise UserError(f"{self.folder} has a run.json of format {version}, {expected}")
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":
-        """Read a finished run folder."""
+        """Read a finished run from its folder, or from the archive that its path leads into."""
         path = folder.path if isinstance(folder, RunFolder) else folder
-        if not (path / "DONE").is_file():
-            raise UserError(f"{path} is no finished run: it has no DONE")
+        if not (path / DONE).is_file():
+            archived = next((run for place, run in archive.runs_below(path) if place == path), None)
+            if archived is None:
+                raise UserError(f"{path} is no finished run: it has no {DONE}, and no archive holds it")
+            return cls.archived(path, archived)
         try:
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            run = cls(path, about, RunFolder(path, about["identity"]).metrics())
+            metrics = RunFolder(path, about["identity"]).metrics()
+            finished = json.loads((path / DONE).read_text(encoding="utf-8") or "{}")
         except (OSError, ValueError, KeyError, UserError) as error:
-            raise UserError(f"{path} holds DONE but is no whole run ({one_line(error)}): move it away") from error
-        if (found := about.get("format", 1)) not in range(1, FORMAT + 1):
-            raise UserError(f"{path} has a run.json of format {found}, expected 1 to {FORMAT}: install a newer harness")
-        return run
+            raise UserError(f"{path} holds {DONE} but is no whole run ({one_line(error)}): move it away") from error
+        return cls(path, about, metrics, finished)
+
+    @classmethod
+    def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
+        """Return a run of an archive; `path` is the archive's path and the run's name."""
+        return cls(path, run.about, run.metrics, run.finished, archived_scores=run.per_question)
 
     @property
     def packages(self) -> dict[str, str | None]:
         """The full versions of the packages that can change an answer."""
-        found: dict[str, str | None] = self.about.get("packages") or self.about["identity"]["model"].get("packages", {})
-        return found
+        of_identity: dict[str, str | None] = self.about["identity"]["model"].get("packages", {})  # up to format 1
+        return self.about.get("packages") or of_identity
 
     @property
     def is_baseline(self) -> bool:
@@ -51,13 +66,21 @@ class Result:
 
     @property
     def setting(self) -> str:
-        """What a run shares with its baseline: the model as loaded, and the tasks."""
+        """A digest that a run shares with its baseline: the model as loaded, and the tasks."""
         return digest([self.about["identity"]["model"], self.about["identity"]["tasks"]])
 
     @property
     def hash(self) -> str:
-        """What tells this run from every other (parameters, limit, seed, versions); also in its folder's name."""
+        """Identifies the run by its parameters, limit, seed and versions; also part of its folder's name."""
         return digest(self.about["identity"])[:8]
+
+    @property
+    def cell(self) -> str:
+        """A digest that a run shares with its repetition by newer code: the options that are set and the files used."""
+        config = self.about["config"]
+        options = [{key: it for key, it in config[part].items() if it is not None} for part in ("model", "method")]
+        rest = [config.get(key) for key in ("seed", "positions", "limit")]
+        return digest([options, config["tasks"]["name"], self.label, self.budget, rest])
 
     @property
     def method(self) -> str:
@@ -71,69 +94,77 @@ class Result:
 
     @property
     def budget(self) -> str:
-        """As it is typed: "keep=0.25" or "tokens=64"; empty for the unpruned model."""
+        """The budget as a command takes it, "keep=0.25" or "tokens=64"; empty for the unpruned model."""
         config = self.about["config"]
         if self.is_baseline:
             return ""
         return f"keep={config['keep']:g}" if config["keep"] is not None else f"tokens={config['tokens']}"
 
-    def tokens(self, which: str) -> float | None:
-        """Mean number of visual tokens a question.
+    @property
+    def title(self) -> str:
+        """The label and the budget, as "idpruner keep=0.25"."""
+        return f"{self.label} {self.budget}".strip()
 
-        "all", "kept", "budget", which `resize` alone does not meet, or "per_layer": what a decoder layer sees, more
-        than is kept if the cut is inside the language model.
+    def tokens(self, which: str) -> float | None:
+        """Return the mean number of visual tokens per question; None if no task has counts.
+
+        `which` is "all", "kept", "budget" (which only `resize` does not meet) or "per_layer". The last is what a
+        decoder layer sees on average: more than is kept if the cut is inside the language model.
         """
         questions, counts = self.metrics["questions"], self.metrics.get("visual_tokens", {})
         means = {task: count.get(which, count["kept"]) for task, count in counts.items()}
-        asked = sum(questions[task] for task in means)
-        return round(sum(questions[task] * mean for task, mean in means.items()) / asked, 1) if asked else None
+        total = sum(questions[task] for task in means)
+        return round(sum(questions[task] * mean for task, mean in means.items()) / total, 1) if total else None
 
     @property
     def failed(self) -> dict[str, int]:
-        """Task -> questions that could not be asked and are scored as empty answers, where there are any."""
+        """Task -> number of questions that could not be asked and are scored as empty answers; only tasks with any."""
         return {task: count for task, count in self.metrics.get("failed", {}).items() if count}
 
     @property
     def unverified(self) -> list[str]:
-        """Why decoding through the cache was not compared with prefills, for each part where it was not."""
+        """The reasons why decoding through the cache was not compared with prefills, one per unverified part."""
         older = {"verified": False, "reason": "the run is older than this check"}
         records = [part.about.get("decoding", older) for part in self.parts or (self,)]
         return [record["reason"] for record in records if not record["verified"]]
 
     def score(self, task: str, metric: str | None = None) -> float:
-        """The task's primary metric, or another."""
+        """Return the task's primary metric, or another."""
         return value(self.metrics["scores"][task], metric or self.metrics["primary"][task])
 
     @cached_property
-    def per_question(self) -> dict[str, dict[str, list[Any]]]:
-        """Task -> `doc_id` and what lmms-eval aggregates of each metric, question by question."""
+    def per_question(self) -> archive.PerQuestion:
+        """Task -> `doc_id` and, for each metric, the value per question that lmms-eval aggregates."""
         if self.parts:
             return {task: each for part in self.parts for task, each in part.per_question.items()}
+        if self.archived_scores is not None:
+            return self.archived_scores
         file = self.folder / SCORES
         try:
-            found: dict[str, dict[str, list[Any]]] = json.loads(file.read_text(encoding="utf-8"))
+            scores: archive.PerQuestion = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             cause = "the run is older than the file with the score of every question: run it again with force=true"
             raise UserError(f"{self.folder} has no {SCORES}: {cause}") from error
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {file}: {one_line(error)}") from error
-        return found
+        return scores
 
     @property
     def has_questions(self) -> bool:
-        """False for a run of before the score of every question was kept."""
-        return all((part.folder / SCORES).is_file() for part in self.parts or (self,))
+        """False for a run that is older than the file with the score of every question."""
+        parts = self.parts or (self,)
+        return all(part.archived_scores is not None or (part.folder / SCORES).is_file() for part in parts)
 
     @property
     def key_without_tasks(self) -> str:
-        """What a run shares with those that differ in nothing but their tasks."""
+        """A digest that runs share if they differ only in their tasks."""
         identity = self.about["identity"]
         rest = {key: value for key, value in identity.items() if key != "tasks"}
         return digest([self.about["model"], rest, identity["tasks"]["limit"]])
 
 
 def relative(result: Result, baseline: Result) -> dict[str, float | None]:
-    """Percent of the baseline's score per task; None where the baseline scored nothing."""
+    """Return each task's score in percent of the baseline's; None where the baseline scored nothing."""
     return {
         task: 100 * result.score(task) / base if (base := baseline.score(task, metric)) else None
         for task, metric in result.metrics["primary"].items()
@@ -141,7 +172,7 @@ def relative(result: Result, baseline: Result) -> dict[str, float | None]:
 
 
 def average(relatives: dict[str, float | None]) -> float | None:
-    """Plain mean of the tasks' percentages; None if one of them is undefined."""
+    """Return the unweighted mean of the tasks' percentages; None if one of them is undefined."""
     values = list(relatives.values())
     if not values or any(v is None for v in values):
         return None
@@ -149,51 +180,61 @@ def average(relatives: dict[str, float | None]) -> float | None:
 
 
 def failures(results: Sequence[Result]) -> list[str]:
-    """A note on each task of which questions failed: how many, and in which runs."""
-    found: dict[str, list[str]] = {}
+    """Return one note per task and number of failed questions, with the runs in which they failed."""
+    runs_by_note: dict[str, list[str]] = {}
     for result in results:
         for task, count in result.failed.items():
-            what = f"{task}: {count} of {result.metrics['questions'][task]} questions failed, scored as empty answers"
-            found.setdefault(what, []).append(f"{result.label} {result.budget}".strip())
+            note = f"{task}: {count} of {result.metrics['questions'][task]} questions failed, scored as empty answers"
+            runs_by_note.setdefault(note, []).append(result.title)
     return [
-        f"{what}, in {'every run' if len(runs) == len(results) else ', '.join(runs)}" for what, runs in found.items()
+        f"{note}, in {'every run' if len(runs) == len(results) else ', '.join(runs)}"
+        for note, runs in runs_by_note.items()
     ]
 
 
 def unproven(results: Sequence[Result]) -> list[str]:
-    """A note on runs whose decoding through the cache was not compared with prefills, by the reason."""
-    found: dict[str, dict[str, None]] = {}
+    """Return one note per reason why decoding through the cache was not compared with prefills, with the runs."""
+    runs_by_reason: dict[str, dict[str, None]] = {}
     for result in results:
         for reason in result.unverified:
-            found.setdefault(reason, {})[f"{result.label} {result.budget}".strip()] = None
+            runs_by_reason.setdefault(reason, {})[result.title] = None
     return [
         f"decoding was not verified ({reason}) in {'any run' if len(runs) == len(results) else ', '.join(runs)}"
-        for reason, runs in found.items()
+        for reason, runs in runs_by_reason.items()
     ]
 
 
 def collect(runs: Path | Iterable[Path]) -> list[Result]:
-    """Every finished run below a folder, or several, once: baselines first, then from large budgets to small."""
+    """Return every finished run below a folder, or several, once: baselines first, then from large budgets to small.
+
+    A run lies in its own folder or in an archive; a folder may lead into an archive.
+    """
     folders = [runs] if isinstance(runs, Path) else list(runs)
-    found = [Result.of(marker.parent) for folder in folders for marker in sorted(folder.rglob("DONE"))]
-    results = {result.hash: result for result in found}.values()
+    in_archives = [Result.archived(path, run) for folder in folders for path, run in archive.runs_below(folder)]
+    in_folders = [Result.of(marker.parent) for folder in folders for marker in sorted(folder.rglob(DONE))]
+    results = {result.hash: result for result in [*in_archives, *in_folders]}.values()
 
     def order(result: Result) -> tuple[Any, ...]:
         config = result.about["config"]
         keep, tokens = config["keep"] or 0.0, config["tokens"] or 0
-        place = (config["model"]["name"], config["tasks"]["name"], not result.is_baseline)
-        return (*place, -keep, -tokens, group_rank(group_of(result.method)), result.label, str(result.folder))
+        table = (config["model"]["name"], config["tasks"]["name"], not result.is_baseline)
+        return (*table, -keep, -tokens, group_rank(group_of(result.method)), result.label, str(result.folder))
 
     return sorted(results, key=order)
 
 
-def load_results(runs: Any) -> list[Result]:
-    """Every finished run below what a command was given as `runs=`: a folder, or a list; UserError if there is none."""
+def folders_of(runs: Any) -> list[Path]:
+    """Return what a command got as `runs=`, a folder or a list of folders, as paths."""
     if not runs:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    folders = [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+    return [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+
+
+def load_results(runs: Any) -> list[Result]:
+    """Return every finished run below what a command got as `runs=`; UserError if there is none."""
+    folders = folders_of(runs)
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.is_dir() and archive.enclosing(folder) is None:
             raise UserError(f"no finished run below runs={folder}: there is no such folder")
     if not (results := collect(folders)):
         raise UserError(f"no finished run below runs={','.join(map(str, folders))}: start with python -m harness")
@@ -201,20 +242,19 @@ def load_results(runs: Any) -> list[Result]:
 
 
 def merge_task_runs(results: Sequence[Result]) -> list[Result]:
-    """Runs that differ in nothing but their tasks as one, so that each task can be a run of its own."""
-    found: dict[str, list[Result]] = {}
+    """Merge runs that differ only in their tasks, so that each task can be run on its own."""
+    runs_by_key: dict[str, list[Result]] = {}
     for result in results:
-        found.setdefault(result.key_without_tasks, []).append(result)
-    return [runs[0] if len(runs) == 1 else _join(runs) for runs in found.values()]
+        runs_by_key.setdefault(result.key_without_tasks, []).append(result)
+    return [runs[0] if len(runs) == 1 else _join(runs) for runs in runs_by_key.values()]
 
 
 def _join(runs: Sequence[Result]) -> Result:
     first = runs[0]
     tasks = [result.about["identity"]["tasks"] for result in runs]
     names = [name for each in tasks for name in each["names"]]
-    if len(twice := {name for name in names if names.count(name) > 1}):
-        name = f"{first.label} {first.budget}".strip()
-        raise UserError(f"{name} was run more than once on {', '.join(sorted(twice))}: leave join=true out")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{first.title} was run more than once on {', '.join(sorted(repeated))}: leave join=true out")
     data = {name: digest for each in tasks for name, digest in each.get("data", {}).items()}
     files = [each["files"] for each in tasks]
     identity = first.about["identity"] | {
@@ -224,4 +264,6 @@ def _join(runs: Sequence[Result]) -> Result:
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
     keys = dict.fromkeys(key for run in runs for key in run.metrics)
     metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
-    return Result(first.folder, first.about | {"identity": identity, "config": config}, metrics, tuple(runs))
+    return Result(
+        first.folder, first.about | {"identity": identity, "config": config}, metrics, first.finished, tuple(runs)
+    )

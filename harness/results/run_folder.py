@@ -1,4 +1,4 @@
-"""Run folders: append-only responses, files that are whole or absent, and a marker written last."""
+"""Run folders: responses that only grow, other files that are whole or absent, and a marker that is written last."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages b
 
 
 class RunFolder:
-    """One run on disk: `run.json`, `responses.jsonl`, `kept.jsonl`, `scores.json`, `metrics.json`; last, `DONE`."""
+    """One run on disk: `run.json`, `responses.jsonl`, `kept.jsonl`, `scores.json`, `metrics.json`, then `DONE`."""
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """True once the marker is there."""
+        """True if the run has finished."""
         return (self.path / DONE).is_file()
 
     def open(self, about: dict[str, Any], force: bool = False) -> ResponseLog:
@@ -38,57 +38,57 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._check_owner()
-        for left in self.path.glob(".*.tmp"):
-            left.unlink()
+        for temporary in self.path.glob(".*.tmp"):
+            temporary.unlink()
         if force:
             for name in (DONE, METRICS, SCORES):  # the marker first
                 (self.path / name).unlink(missing_ok=True)
         if force or not (self.path / "run.json").is_file():
             write_atomic(self.path / "run.json", to_json({"format": FORMAT, "identity": self.identity, **about}))
-        with ExitStack() as held:
-            for process in others(self.path):  # of a run whose first process was killed; they end a little later
-                held.enter_context(self.lock(process))
+        with ExitStack() as locks:
+            for process in others(self.path):  # if the first process was killed, the others end a little later
+                locks.enter_context(self.lock(process))
             if force:
                 remove(self.path, [0, *others(self.path)])
             return ResponseLog(self.path)
 
     def about(self) -> dict[str, Any]:
-        """What `run.json` holds."""
+        """Read `run.json`."""
         file = self.path / "run.json"
         return load(file, ("identity",), f"move {self.path} away and start again")
 
     def amend(self, more: dict[str, Any]) -> None:
-        """Write more into `run.json`."""
+        """Add keys to `run.json`."""
         write_atomic(self.path / "run.json", to_json({**self.about(), **more}))
 
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
-        """Write the score of every question by task, the metrics, and then the marker."""
+        """Write the score of every question by task, then the metrics, then the marker."""
         lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
         write_atomic(self.path / METRICS, to_json(metrics))
         write_atomic(self.path / DONE, to_json(about))
 
     def check(self) -> None:
-        """UserError unless what `finish` wrote is whole, and of this configuration."""
+        """Raise UserError unless the files that `finish` wrote are whole and belong to this configuration."""
         self._check_owner()
         self.metrics()
         self._finished(SCORES)
 
     def metrics(self) -> dict[str, Any]:
-        """What `finish` wrote."""
+        """Read `metrics.json`."""
         return self._finished(METRICS, "scores", "primary", "questions")
 
     def show(self, primary: dict[str, str | None]) -> None:
-        """Have the tables show these metrics of a finished run; its scores stay as they are."""
+        """Set the metric of each task that tables show for a finished run; the scores stay."""
         metrics = self.metrics()
         if metrics["primary"] != primary:
             write_atomic(self.path / METRICS, to_json({**metrics, "primary": primary}))
 
     @contextmanager
     def lock(self, process: int = 0) -> Iterator[None]:
-        """Hold the run: two launches of a sweep that want the same baseline compute it once, on any node.
+        """Lock the run, so that two launches that need the same baseline compute it once, even on different nodes.
 
-        Of a launch's processes the first holds the run, each other one the journal that it writes.
+        The first process of a launch locks the run. Each other process locks the response log that it writes.
         """
         file = self.path.with_name(f".{self.path.name}{part_name(process)}.lock")
         with writing(file):
@@ -103,14 +103,13 @@ class RunFolder:
             yield
 
     def _finished(self, name: str, *keys: str) -> dict[str, Any]:
-        again = f"remove {self.path / DONE} and start again, its answers are kept"
-        return load(self.path / name, keys, again)
+        return load(self.path / name, keys, f"remove {self.path / DONE} and start again, its answers are kept")
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
-        move = "move it away or choose another runs="
+        hint = "move it away or choose another runs="
         if file.is_file():
             if digest(self.about()["identity"]) != digest(self.identity):
-                raise UserError(f"{self.path} holds a run of another configuration: {move}")
+                raise UserError(f"{self.path} holds a run of another configuration: {hint}")
         elif any(self.path.glob("*.jsonl")) or self.done:
-            raise UserError(f"{self.path} holds responses but no run.json: {move}")
+            raise UserError(f"{self.path} holds responses but no run.json: {hint}")

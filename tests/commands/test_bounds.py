@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from harness.results.result import collect
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
@@ -62,8 +64,8 @@ def test_newest_lifts_upper_bounds_and_keeps_the_rest(one):
 
 def test_the_lock_has_what_the_committed_results_ran_with():
     versions = locked("constraints.txt")
-    runs = sorted((ROOT / "results" / "pocket" / "runs").glob("**/run.json"))
-    packages = {json.dumps(found) for run in runs for found in _packages(json.loads(run.read_text(encoding="utf-8")))}
+    runs = collect(ROOT / "results" / "pocket" / "runs")
+    packages = {json.dumps(found) for run in runs for found in _packages(run.about)}
     assert packages
     for found in packages:
         ran = {name: version for name, version in json.loads(found).items() if version is not None}
