@@ -125,12 +125,14 @@ class Method:
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         """Choose `k` < N tokens; everything in `tokens` is finite and what `needs` lists is there."""
-        raise NotImplementedError(f"{type(self).__name__} must override _select")
+        if type(self)._select_batch is Method._select_batch:
+            raise NotImplementedError(f"{type(self).__name__} must override _select")
+        return self._select_batch([tokens], [k], [generator])[0]
 
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
-        """As `_select`, for several samples: for methods whose kernels take them side by side on a GPU."""
+        """As `_select`, for several samples: a subclass overrides one of the two."""
         return [self._select(*one) for one in zip(samples, ks, generators, strict=True)]
 
 

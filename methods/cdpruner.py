@@ -13,9 +13,8 @@ from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
-from methods.kernels.cosine import Cosine, directions
-from methods.kernels.dpp import greedy_map_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import Cosine, CosineRows, directions
+from methods.kernels.dpp import greedy_map
 
 EPSILON = 1e-6  # above 0, so that the least relevant token can be picked at all
 
@@ -43,12 +42,13 @@ class CDPruner(Method):
 
     Deviation: CLIP's text tower gives way to the LLM's embeddings of the question, the paper's own rule for models
     without one. Where the code would divide by zero or take the root of a rounding error: constant relevance and an
-    empty question have r = 1; where no gain exceeds 1e-6 of the largest r squared, the most relevant are kept. Gains
-    are float64 to 12 decimals, ties go to the lowest index. Code: Theia-4869/CDPruner @ 9541616.
+    empty question have r = 1; where no gain exceeds 1e-5 of the largest r squared, the most relevant are kept.
+    Similarities are float32, as in the code, but rounded to 2^-20; ties go to the lowest index.
+    Code: Theia-4869/CDPruner @ 9541616.
     """
 
     name = "cdpruner"
-    version = 1
+    version = 2
     fidelity = "adapted: the LLM's embeddings of the question instead of CLIP's text tower"
     needs = frozenset({Signal.TEXT})
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"relevance_sign", "text_pool"})
@@ -64,28 +64,26 @@ class CDPruner(Method):
         number = isinstance(self.theta, int | float) and not isinstance(self.theta, bool)
         self.require("theta", self.theta is None or (number and 0 < self.theta < 1), "in (0, 1) or null")
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
         parts = [self._parts(tokens, k) for tokens, k in zip(samples, ks, strict=True)]
-        orders = iter(greedy_map_batch(*zip(*(part for one in parts for _, *part in one), strict=True)))
-        return [Selection.of(torch.cat([start + next(orders) for start, *_ in one])) for one in parts]
+        features, quality, shares = zip(*(part for sample in parts for _, *part in sample), strict=True)
+        orders = iter(greedy_map(map(CosineRows, features), quality, shares))
+        return [Selection.of(torch.cat([start + next(orders) for start, *_ in sample])) for sample in parts]
 
-    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Rows, Tensor, int]]:
-        """Return what is selected from by itself: where it starts, its rows, their quality, and its share of K."""
+    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Tensor, Tensor, int]]:
+        """Return what is selected from by itself: where it starts, its features, their quality, and its share of K."""
         tiles = [h * w for t, h, w in tokens.grids for _ in range(t) if h * w]
         raw = self._relevance(tokens)
         r = torch.cat([_scaled(part) for part in raw.split(tiles if self.norm_scope == "per_tile" else len(raw))])
         if self.theta is not None:
             r = ((r - r.max()) * self.theta / (2 * (1 - self.theta))).exp()  # a common factor changes no pick
         if self.scope == "sample":
-            return [(0, Rows(tokens.features), r, k)]
+            return [(0, tokens.features, r, k)]
         starts, quotas = accumulate(tiles, initial=0), largest_remainder(k, tiles)
         parts = zip(starts, tokens.features.split(tiles), r.split(tiles), quotas, strict=False)
-        return [(start, Rows(x), q, share) for start, x, q, share in parts]
+        return list(parts)
 
     def _relevance(self, tokens: Tokens) -> Tensor:
         """Return the signed cosine [N] of each token and the question."""

@@ -15,13 +15,12 @@ from methods import d2pruner_prior
 from methods.base import HiddenState, Selection, Tokens
 from methods.grids import nearness
 from methods.kernels.attention import attention_row
-from methods.kernels.cosine import Cosine, directions
-from methods.kernels.independent import independent
-from methods.kernels.ties import DECIMALS
+from methods.kernels.cosine import DECIMALS, Cosine, directions
 from methods.layer_method import LayerMethod
 from methods.scores import top
 
 TILE = 2**22  # similarities held at once
+PIVOTS = 256  # pivots compared with all tokens at once
 REMEDY = (
     "make one with python -m harness.d2prior model=<model> and pass method.prior=<file>, "
     "or say method.prior=none for plain attention, which is not the paper's method"
@@ -121,3 +120,34 @@ class D2Pruner(LayerMethod):
             return fused.round(decimals=DECIMALS) > self.theta
 
         return alike
+
+
+def independent(
+    order: Tensor, free: int, k: int, alike: Callable[[Tensor], Tensor], free_suppress: bool = False
+) -> Tensor:
+    """Return `k` of N tokens [k]: the first `free` of `order` [N], then by `order` those that no earlier one rules out.
+
+    Where these run out, tokens that were ruled out fill up, by `order`. The device is not waited for.
+
+    Args:
+        order: all N tokens, best first.
+        free: how many are taken without comparison, at most `k`.
+        k: how many are taken, at most N.
+        alike: says of tokens [P] which of all they rule out [P, N].
+        free_suppress: whether the first `free` rule out others, too.
+    """
+    n = len(order)
+    # The token of lowest key is taken next: its place in `order`, n more once ruled out, 3 n more once taken.
+    key = torch.empty_like(order)
+    key[order] = torch.arange(n, device=order.device)
+    taken = order[:k].clone()
+    if free_suppress:
+        for part in taken[:free].split(PIVOTS):
+            key = torch.where(alike(part).any(dim=0) & (key < n), key + n, key)
+    key.index_fill_(0, taken[:free], 3 * n)
+    for i in range(free, k):
+        pick = taken[i : i + 1]
+        pick.copy_(key.argmin())
+        key = torch.where(alike(pick)[0] & (key < n), key + n, key)
+        key.index_fill_(0, pick, 3 * n)
+    return taken

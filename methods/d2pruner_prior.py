@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from methods.kernels.ties import snap
+from methods.kernels.cosine import snap
 
 CANONICAL = (24, 24)  # LLaVA-1.5's grid, so that its own maps are averaged as they are
 FLOOR = 1e-3  # of the mean: a cell that is never attended to would otherwise outrank all others

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.base import HiddenState, LayerState, Selection, Tokens
-from methods.kernels.cosine import Cosine, directions
-from methods.kernels.ties import snap
+from methods.kernels.cosine import Cosine, directions, snap
 from methods.layer_method import LayerMethod
 from methods.scores import top
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from methods.base import Method, Selection, Tokens
-from methods.kernels.maxmin import maxmin_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import CosineRows
+from methods.kernels.maxmin import maxmin
 
 # The released code divides by the bare norm, the comparison's through `normalize`; 1e-50 is below any float32.
 NORM_FLOOR = {"official": 1e-50, "paper": 1e-12}
@@ -32,21 +32,18 @@ class DivPrune(Method):
 
     Deviation: the original does not exclude what it has picked and keeps fewer than K where tokens repeat; here, as in
     the comparison, picks are distinct. A zero row divides by zero there and is at distance 1 from every other here.
-    Distances are float64 to 12 decimals, where both have the model's dtype (bfloat16 in the comparison, with many
+    Distances are float32, rounded to 2^-20, where both have the model's dtype (bfloat16 in the comparison, with many
     ties), and ties go to the lowest index. Code: vbdi/divprune.
     """
 
     name = "divprune"
-    version = 1
+    version = 2
     fidelity = "exact"
 
     variant: Literal["official", "paper"] = "official"
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
-        rows = [Rows(tokens.features, NORM_FLOOR[self.variant]) for tokens in samples]
-        return [Selection.of(order) for order in maxmin_batch(rows, ks)]
+        rows = (CosineRows(tokens.features, NORM_FLOOR[self.variant]) for tokens in samples)
+        return [Selection.of(order) for order in maxmin(rows, ks)]

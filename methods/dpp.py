@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.dpp import greedy_map_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import CosineRows
+from methods.kernels.dpp import greedy_map
 from methods.scores import min_max, soft_top_k
 
 EPSILON = 1e-6  # added to the span in min-max scaling, and to the result: no token has quality 0
@@ -32,12 +32,13 @@ class DPP(Method):
         importance: "raw" (default) takes the scorer's logits, "soft_topk" their DiffTopK weights; not public.
         soft_topk_ratio: soft count of DiffTopK as a share of N, in (0, 1); default 0.2.
 
-    Deviation: no released code. Where no gain exceeds 1e-6 of the largest quality squared, the rest are the tokens of
-    highest quality. Gains are float64 to 12 decimals, ties go to the lowest index. Source: the paper's section 3.2.
+    Deviation: no released code. Where no gain exceeds 1e-5 of the largest quality squared, the rest are the tokens of
+    highest quality. Similarities are float32, rounded to 2^-20; ties go to the lowest index. Source: the paper's
+    section 3.2.
     """
 
     name = "dpp"
-    version = 1
+    version = 2
     fidelity = "adapted: no released code, and the kernel is not published"
     needs = frozenset({Signal.IMPORTANCE})
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"quality", "importance"})
@@ -50,14 +51,11 @@ class DPP(Method):
         super().__post_init__()
         self.require("soft_topk_ratio", 0 < self.soft_topk_ratio < 1, "in (0, 1)")
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
-        rows = [Rows(tokens.features) for tokens in samples]
-        return [Selection.of(order) for order in greedy_map_batch(rows, [self._quality(one) for one in samples], ks)]
+        rows = (CosineRows(tokens.features) for tokens in samples)
+        return [Selection.of(order) for order in greedy_map(rows, map(self._quality, samples), ks)]
 
     def _quality(self, tokens: Tokens) -> Tensor:
         scores = tokens.importance

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.maxmin import maxmin_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import CosineRows
+from methods.kernels.maxmin import maxmin
 from methods.scores import top
 
 
@@ -28,12 +28,12 @@ class FPS(Method):
             farthest, as the authors' own harness does for DivPrune; "max_importance" the most important one, which
             needs a scorer; "random" one drawn from the generator.
 
-    Deviation: no released code. Distances are float64 to 12 decimals, ties go to the lowest index. Source: the paper's
-    section 3.2.
+    Deviation: no released code. Distances are float32, rounded to 2^-20; ties go to the lowest index. Source: the
+    paper's section 3.2.
     """
 
     name = "fps"
-    version = 1
+    version = 2
     fidelity = "adapted: no released code, and the first pick is not published"
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"start"})
 
@@ -44,16 +44,13 @@ class FPS(Method):
         if self.start == "max_importance":  # of this instance: the other starts run without a scorer
             vars(self)["needs"] = frozenset({Signal.IMPORTANCE})
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
         first = None
         if self.start != "maximin":
             first = [self._first(tokens, chance) for tokens, chance in zip(samples, generators, strict=True)]
-        return [Selection.of(order) for order in maxmin_batch([Rows(one.features) for one in samples], ks, first)]
+        return [Selection.of(order) for order in maxmin((CosineRows(tokens.features) for tokens in samples), ks, first)]
 
     def _first(self, tokens: Tokens, generator: torch.Generator) -> Tensor:
         if self.start == "random":

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from methods.base import OFFICIAL, AttentionSpec, Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
-from methods.kernels.cosine import directions
-from methods.kernels.ties import snap
+from methods.kernels.cosine import directions, snap
 
 TILE = 2**22  # similarities held at once
 

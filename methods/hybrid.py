@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 
 from methods.base import Method, Selection, Signal, Tokens
+from methods.kernels.cosine import CosineRows
 from methods.kernels.maxmin import maxmin
-from methods.kernels.rows import Rows
 from methods.scores import top
 
 
@@ -30,11 +30,11 @@ class Hybrid(Method):
             the even number in these two.
 
     Deviation: no released code. The start inside the pool is not public either. `lam` counts as the decimal it is
-    written as; distances are float64 to 12 decimals, ties go to the lowest index. Source: the paper's section 3.2.
+    written as; distances are float32, rounded to 2^-20; ties go to the lowest index. Source: the paper's section 3.2.
     """
 
     name = "hybrid"
-    version = 1
+    version = 2
     fidelity = "adapted: no released code, and the meaning of lambda is not published"
     needs = frozenset({Signal.IMPORTANCE})
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"mapping"})
@@ -51,9 +51,10 @@ class Hybrid(Method):
         features = tokens.features
         if self.mapping == "quota":
             sure = round(Fraction(str(self.lam)) * k)
-            return Selection.of(maxmin(Rows(features), k, top(tokens.importance, sure) if sure else None))
+            first = [top(tokens.importance, sure)] if sure else None
+            return Selection.of(maxmin([CosineRows(features)], [k], first)[0])
         pool = top(tokens.importance, self.pool_size(len(features), k)).sort().values
-        return Selection.of(pool[maxmin(Rows(features[pool]), k)])
+        return Selection.of(pool[maxmin([CosineRows(features[pool])], [k])[0]])
 
     def pool_size(self, n: int, k: int) -> int:
         """Return M for `k` of `n` tokens, from k to n."""

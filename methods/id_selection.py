@@ -10,8 +10,7 @@ from torch import Tensor
 
 from methods.base import HiddenState, Method, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
-from methods.kernels.cosine import Cosine, directions
-from methods.kernels.ties import snap
+from methods.kernels.cosine import Cosine, directions, snap
 from methods.scores import min_max
 
 READS = {

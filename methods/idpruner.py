@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.kernels.mmr import mmr_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import CosineRows
+from methods.kernels.mmr import mmr
 from methods.scores import min_max, soft_top_k
 
 
@@ -30,12 +30,12 @@ class IDPruner(Method):
         soft_topk_ratio: soft count of DiffTopK as a share of N, in (0, 1); default 0.2.
         epsilon: added to the span in min-max scaling, which makes constant importance harmless; default 1e-6.
 
-    Deviation: scores are float64, their similarities to 12 decimals, where the released code has float32, and ties go
-    to the lowest index, where it has no rule: the same picks up to its rounding. Code: YF-T/IDPruner.
+    Deviation: similarities are float32, as in the released code, but rounded to 2^-20, and ties go to the lowest index,
+    where it has no rule: the same picks up to its rounding. Code: YF-T/IDPruner.
     """
 
     name = "idpruner"
-    version = 1
+    version = 2
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE})
 
@@ -52,15 +52,12 @@ class IDPruner(Method):
         self.require("soft_topk_ratio", 0 < self.soft_topk_ratio < 1, "in (0, 1)")
         self.require("epsilon", self.epsilon > 0, "above 0")
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
-        rows = [Rows(tokens.features, floor=0.0, plus=1e-8) for tokens in samples]
+        rows = (CosineRows(tokens.features, floor=0.0, plus=1e-8) for tokens in samples)
         importance = [self._importance(tokens) for tokens in samples]
-        return [Selection.of(order) for order in mmr_batch(rows, importance, ks, self.lam, self.parallel_k)]
+        return [Selection.of(order) for order in mmr(rows, importance, ks, self.lam, self.parallel_k)]
 
     def _importance(self, tokens: Tokens) -> Tensor:
         scores = tokens.importance

@@ -38,7 +38,7 @@ class QMMR(IDPruner):
     """
 
     name = "qmmr"
-    version = 1
+    version = 2
     fidelity = "exact"
     needs = frozenset({Signal.IMPORTANCE, Signal.TEXT})
 

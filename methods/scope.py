@@ -12,9 +12,8 @@ from torch import Tensor
 from methods.base import Method, Selection, Signal, Tokens
 from methods.budget import rounded
 from methods.grids import images
-from methods.kernels.cosine import BARE_NORM
-from methods.kernels.coverage import coverage_batch
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import BARE_NORM, CosineRows
+from methods.kernels.coverage import coverage
 
 
 @dataclass(kw_only=True)
@@ -35,14 +34,14 @@ class SCOPE(Method):
             the comparison in arXiv 2602.13315, selects from all at once.
 
     Deviation: features are those at the entry of the LLM, as in the comparison; the original selects before the
-    projector. It drops the remainder of K / images, which here goes to the first ones. Similarities are float64, where
-    both have the model's dtype; zero rows, which divide by zero there, cover nothing; saliency below 0, which
-    attention never is, counts as 0. Gains are brought up to date instead of summed anew, with the same picks; ties go
-    to the lowest index. Code: kinredon/SCOPE.
+    projector. It drops the remainder of K / images, which here goes to the first ones. Similarities are float32,
+    rounded to 2^-20, where both have the model's dtype; zero rows, which divide by zero there, cover nothing; saliency
+    below 0, which attention never is, counts as 0. Gains are brought up to date instead of summed again, with the same
+    picks; ties go to the lowest index. Code: kinredon/SCOPE.
     """
 
     name = "scope"
-    version = 1
+    version = 2
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
 
@@ -54,22 +53,20 @@ class SCOPE(Method):
         super().__post_init__()
         self.require("alpha", 0 <= self.alpha <= 4, "in [0, 4]")  # no float32 to a higher power than float64 holds
 
-    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        return self._select_batch([tokens], [k], [generator])[0]
-
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
         parts = [self._parts(tokens, k) for tokens, k in zip(samples, ks, strict=True)]
-        rows, weights, shares = zip(*(part for one in parts for _, *part in one), strict=True)
-        orders = iter(coverage_batch(rows, weights, shares, additive=self.combined == "add"))
-        return [Selection.of(torch.cat([start + next(orders) for start, *_ in one])) for one in parts]
+        features, weights, shares = zip(*(part for sample in parts for _, *part in sample), strict=True)
+        rows = (CosineRows(x, floor=BARE_NORM) for x in features)
+        orders = iter(coverage(rows, weights, shares, additive=self.combined == "add"))
+        return [Selection.of(torch.cat([start + next(orders) for start, *_ in sample])) for sample in parts]
 
-    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Rows, Tensor, int]]:
-        """Return what is selected from by itself: where it starts, its rows, their weights, and its share of K."""
+    def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Tensor, Tensor, int]]:
+        """Return what is selected from by itself: where it starts, its features, their weights, and its share of K."""
         assert tokens.vit_attention is not None
         weight = tokens.vit_attention["last"].double().clamp(min=0) ** self.alpha
         spans = images(tokens.grids) if self.variant == "official" else [(0, len(weight))]
         shares = zip(spans, rounded(k, [size for _, size in spans], equal=True), strict=True)
         parts = [(slice(start, start + size), share) for (start, size), share in shares]
-        return [(at.start, Rows(tokens.features[at], floor=BARE_NORM), weight[at], share) for at, share in parts]
+        return [(at.start, tokens.features[at], weight[at], share) for at, share in parts]

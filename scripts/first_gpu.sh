@@ -5,8 +5,8 @@
 # Nothing is downloaded. A failed proof ends it: how fast wrong decoding is says nothing. Exit code 0: everything passed;
 # 3: something could not be run, such as FlashAttention where it is not installed; anything else: something failed.
 #
-# DEVICE=cpu scripts/first_gpu.sh FOLDER tries the script itself on any machine, with small inputs; FlashAttention and
-# Triton are then not run. STEPS="kernels table4" measures some of what scripts/gpu_bench.sh does.
+# DEVICE=cpu scripts/first_gpu.sh FOLDER tries the script itself on any machine, with small inputs; FlashAttention is then
+# not run. STEPS="kernels table4" measures some of what scripts/gpu_bench.sh does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

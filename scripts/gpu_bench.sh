@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # All that is to be measured on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
-#   kernels  how much faster than the published loops selection is
+#   kernels  how much faster than public implementations selection is
 #   table4   table 4 of arXiv 2602.13315 (conf/experiment/table4.yaml), with every method
 #   sweep    from how many visual tokens on the best-known methods pay, batch 1 and 8
-#   triton   the Triton kernels: do they pick what the plain loops pick, and how fast are they?
 # STEPS="kernels table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
 # downloaded. FlashAttention is used where it is installed (pip install flash-attn), else sdpa.
 #
@@ -19,15 +18,14 @@ rounds=${ROUNDS:-warmup=2 repeats=7}
 model=(model=qwen25vl7b weights=random model.device=cuda)
 clip=()
 sizes="576,1024,2691,5000,10000" batches=1,8
-steps=${STEPS:-kernels table4 sweep triton}
+steps=${STEPS:-kernels table4 sweep}
 loops=() # arguments of the selection loops
 
 if [ -n "$smoke" ]; then
     model=(model=qwen25vl7b weights=tiny model.device=cpu model.dtype=float32 new_tokens=2 text_tokens=16)
     clip=("sizes=[2x4x6]") sizes=4x6,6x8 batches=1
     rounds=${ROUNDS:-warmup=0 repeats=1}
-    steps=${STEPS:-kernels table4 sweep}
-    loops=("sizes=[64]" width=32 warmup=0 repeats=1)
+    loops=("sizes=[64]" width=32 load=idle warmup=0 repeats=1)
 else
     "$python" -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'error: torch sees no GPU; try --smoke FOLDER')"
     if "$python" -c "import flash_attn" 2>/dev/null; then model+=(model.attn=flash_attention_2); fi
@@ -45,11 +43,7 @@ for step in $steps; do
             bench "${model[@]}" "methods=[idpruner,visionselector,visionzip,vispruner,scope,divprune,fastv,resize]" keep=0.25 \
                 "sizes=[$sizes]" "batch=[$batches]" out="$out/sweep" plots="$out/sweep"
             ;;
-        triton)
-            "$python" -m pytest tests/methods/kernels/test_kernels_triton.py
-            HARNESS_TRITON=1 bench kernels "${loops[@]}" out="$out/kernels_triton"
-            ;;
-        *) echo "error: no step $step: choose from kernels table4 sweep triton" >&2 && exit 2 ;;
+        *) echo "error: no step $step: choose from kernels table4 sweep" >&2 && exit 2 ;;
     esac
 done
 echo "wrote $out"

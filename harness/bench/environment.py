@@ -11,17 +11,14 @@ from typing import Any
 import torch
 import transformers
 
-from methods.kernels.dispatch import implementation
-
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return device, driver, versions, what selection runs on; the driver is None on CPUs and without nvidia-smi."""
+    """Return device, driver and versions; the driver is None on CPUs and without nvidia-smi."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else "cpu",
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
-        "selection": implementation(device.type),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

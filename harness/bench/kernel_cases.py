@@ -1,10 +1,9 @@
-"""What is timed against what: a kernel, the published loop for the same choice, and the plain loop that judges both."""
+"""What is timed against what: a kernel and the public implementations of the same choice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,41 +12,41 @@ from harness.bench import published, tokens
 from harness.models.attention import received
 from harness.models.scorer import VisionSelectorScorer
 from methods.base import OFFICIAL
+from methods.kernels.cosine import CosineRows
 from methods.kernels.coverage import coverage
-from methods.kernels.dispatch import using
 from methods.kernels.dpp import greedy_map
 from methods.kernels.maxmin import maxmin
 from methods.kernels.mmr import mmr
-from methods.kernels.rows import Rows
 
 LAM = 0.5  # IDPruner's default
 HEADS, HEAD_SIZE = 16, 80  # of Qwen2.5-VL's vision tower
 HIDDEN = 2  # the width of a token is as many times that of VisionSelector's scorer
+SHARED = 0.9  # of the picks; rounding may decide one, and all that follow it
 CLOSE = 1e-4  # of the largest, for what is no choice but numbers: a sum may cancel to nearly nothing
+Result = Tensor | list[int]
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One comparison; what both sides return are the indices of picks or, if not `picks`, numbers [N]."""
+    """One comparison; what all sides return are the indices of picks or, if not `picks`, numbers [N]."""
 
-    kernel: Callable[[], Tensor]
-    published: Callable[[], Tensor | list[int]]
+    kernel: Callable[[], Result]
+    published: Mapping[str, Callable[[], Result]]
     picks: bool = True
 
-    def same(self, given: Tensor) -> bool:
-        """Whether this is what the plain loop picks, or close to the numbers of the published one."""
-        if self.picks:
-            with using("plain"):
-                return torch.equal(given, self.kernel())
-        published = torch.as_tensor(self.published())
-        return float((given - published).abs().amax()) <= CLOSE * float(published.abs().amax())
-
-    def shared(self, given: dict[str, Any]) -> float | None:
-        """Return which share of its picks the kernel has in common with the published loop."""
+    def shared(self, ours: Result, theirs: Result) -> float | None:
+        """Return which share of its picks the kernel has in common with a public implementation."""
         if not self.picks:
             return None
-        ours, theirs = (set(torch.as_tensor(given[side]).tolist()) for side in ("kernel", "published"))
-        return len(ours & theirs) / len(ours)
+        a, b = (set(torch.as_tensor(picks).tolist()) for picks in (ours, theirs))
+        return len(a & b) / len(a)
+
+    def same(self, ours: Result, theirs: Result) -> bool:
+        """Whether two results are the same, but for what rounding decides."""
+        if (shared := self.shared(ours, theirs)) is not None:
+            return shared >= SHARED
+        a, b = torch.as_tensor(ours), torch.as_tensor(theirs)
+        return float((a - b).abs().amax()) <= CLOSE * float(b.abs().amax())
 
 
 @dataclass(frozen=True)
@@ -66,30 +65,36 @@ class Sample:
 
 
 def _mmr(of: Sample) -> Loop:
-    rows, wide = Rows(of.x, floor=0.0, plus=1e-8), of.wide
-    return Loop(
-        lambda: mmr(rows, of.importance.double(), of.k, LAM), lambda: published.mmr(wide, of.importance, of.k, LAM)
-    )
+    def kernel() -> Tensor:
+        return mmr([CosineRows(of.x, floor=0.0, plus=1e-8)], [of.importance.double()], [of.k], LAM)[0]
 
-
-def _maxmin(of: Sample) -> Loop:
     wide = of.wide
-    return Loop(lambda: maxmin(Rows(of.x), of.k), lambda: published.maxmin(wide, of.k))
+    return Loop(kernel, {"AngelSlim": lambda: published.angelslim_mmr(wide, of.importance, of.k, LAM)})
 
 
 def _divprune(of: Sample) -> Loop:
     wide = of.wide
-    return Loop(lambda: maxmin(Rows(of.x), of.k), lambda: published.divprune(wide, of.k))
+    sides: dict[str, Callable[[], Result]] = {
+        "AngelSlim": lambda: published.angelslim_divprune(wide, of.k),
+        "authors": lambda: published.divprune(wide, of.k),
+    }
+    return Loop(lambda: maxmin([CosineRows(of.x)], [of.k])[0], sides)
 
 
 def _coverage(of: Sample) -> Loop:
     saliency, wide = of.importance.exp() / of.importance.exp().sum(), of.wide  # as attention is
-    return Loop(lambda: coverage(Rows(of.x), saliency.double(), of.k), lambda: published.coverage(wide, saliency, of.k))
+    return Loop(
+        lambda: coverage([CosineRows(of.x)], [saliency.double()], [of.k])[0],
+        {"AngelSlim": lambda: published.angelslim_scope(wide, saliency, of.k)},
+    )
 
 
 def _dpp(of: Sample) -> Loop:
     quality, wide = of.importance + 1e-6, of.wide
-    return Loop(lambda: greedy_map(Rows(of.x), quality.double(), of.k), lambda: published.dpp(wide, quality, of.k))
+    return Loop(
+        lambda: greedy_map([CosineRows(of.x)], [quality.double()], [of.k])[0],
+        {"authors": lambda: published.dpp(wide, quality, of.k)},
+    )
 
 
 def _attention(of: Sample) -> Loop:
@@ -97,7 +102,7 @@ def _attention(of: Sample) -> Loop:
     q, key = (torch.randn(size, generator=of.generator).to(of.x) for _ in range(2))
     return Loop(
         lambda: received(q, key, HEAD_SIZE**-0.5, OFFICIAL, has_cls=False),
-        lambda: published.received(q.float(), key.float()),
+        {"map of all heads": lambda: published.received(q.float(), key.float())},
         picks=False,
     )
 
@@ -107,12 +112,12 @@ def _scorer(of: Sample) -> Loop:
     torch.manual_seed(of.generator.initial_seed())
     scorer = VisionSelectorScorer(width, width // HIDDEN, init_scale=width**-0.5).to(of.x.device).requires_grad_(False)
     wide = of.wide
-    return Loop(lambda: scorer(of.x), lambda: published.scorer(wide, dict(scorer.named_parameters())), picks=False)
+    weights = dict(scorer.named_parameters())
+    return Loop(lambda: scorer(of.x), {"authors": lambda: published.scorer(wide, weights)}, picks=False)
 
 
 LOOPS: dict[str, Callable[[Sample], Loop]] = {
     "mmr": _mmr,
-    "maxmin": _maxmin,
     "divprune": _divprune,
     "coverage": _coverage,
     "dpp": _dpp,

@@ -1,6 +1,7 @@
-"""Selection as published codes do it, written anew in torch: what the kernels are compared with.
+"""Public implementations of selection, written again in torch with the same operations, to time the kernels against.
 
-All of them form the similarities of all pairs, make one Python iteration a pick, and read each pick back to the host.
+`angelslim_*` follow Tencent/AngelSlim at commit 17d3d92, angelslim/compressor/token_compressor/algorithm/: the port in
+which all three methods are used. The others follow the code of the authors. All form the similarities of all pairs.
 """
 
 from __future__ import annotations
@@ -17,36 +18,41 @@ def cosines(x: Tensor) -> Tensor:
     return x @ x.T
 
 
-def mmr(x: Tensor, importance: Tensor, k: int, lam: float) -> list[int]:
-    """IDPruner, arXiv 2602.13315: importance against the similarity to the nearest pick."""
+def angelslim_mmr(x: Tensor, importance: Tensor, k: int, lam: float) -> list[int]:
+    """IDPruner, arXiv 2602.13315, as in idpruner.py with parallel_k=1."""
     similar = cosines(x)
     nearest = similar.new_full((len(x),), -2.0)
-    taken = torch.zeros_like(nearest, dtype=torch.bool)
-    picked = [int(importance.argmax())]
-    while True:
-        nearest = torch.maximum(nearest, similar[:, picked[-1]])
-        if len(picked) == k:
-            return picked
-        taken[picked[-1]] = True
-        score = (lam * importance - (1 - lam) * nearest).masked_fill(taken, -torch.inf)
-        picked += score.topk(1).indices.tolist()
-
-
-def maxmin(x: Tensor, k: int) -> list[int]:
-    """Farthest-point sampling from the token whose nearest neighbour is farthest; the nearest pick is kept track of."""
-    distance = 1 - cosines(x)
-    distance.fill_diagonal_(torch.inf)
-    picked = [int(distance.amin(dim=1).argmax())]
-    nearest = distance.new_full((len(x),), torch.inf)
+    open_ = torch.ones_like(nearest, dtype=torch.bool)
+    picked: list[int] = []
     while len(picked) < k:
-        nearest = torch.minimum(nearest, distance[picked[-1]])
-        nearest[picked[-1]] = -1  # and so it stays
-        picked.append(int(nearest.argmax()))
+        score = lam * importance - (1 - lam) * nearest if picked else importance.clone()
+        score[~open_] = -torch.inf
+        best = score.topk(1).indices
+        picked += best.tolist()
+        open_[best] = False
+        nearest = torch.maximum(nearest, similar[:, best].max(dim=1).values)
+    return picked
+
+
+def angelslim_divprune(x: Tensor, k: int) -> Tensor:
+    """DivPrune, arXiv 2503.02175, as in divprune.py: the distance to the nearest pick is kept up to date."""
+    unit = torch.nn.functional.normalize(x, dim=1)
+    distance = 1 - unit @ unit.T
+    distance.fill_diagonal_(torch.inf)
+    picked = torch.empty(k, dtype=torch.int64, device=x.device)
+    picked[0] = distance.min(dim=1).values.argmax()
+    nearest = distance[:, picked[0]].clone()
+    for made in range(1, k):
+        score = nearest.clone()
+        score[picked[:made]] = -1.0
+        pick = score.argmax()
+        picked[made] = pick
+        nearest = torch.minimum(nearest, distance[:, pick])
     return picked
 
 
 def divprune(x: Tensor, k: int) -> list[int]:
-    """DivPrune, arXiv 2503.02175: the same, but every pick goes over the rows of all picks before."""
+    """DivPrune as its authors have it: every pick goes over the rows of all picks before."""
     distance = 1 - cosines(x)
     picked = distance.topk(2, dim=0, largest=False).values[1].argmax().repeat(k)
     for made in range(1, k):
@@ -56,18 +62,19 @@ def divprune(x: Tensor, k: int) -> list[int]:
     return [int(pick) for pick in picked.tolist()]
 
 
-def coverage(x: Tensor, saliency: Tensor, k: int) -> list[int]:
-    """SCOPE, arXiv 2510.24214: the gains of all tokens from all pairs at every pick."""
-    similar = cosines(x)
-    covered = similar.new_zeros(len(x))
-    taken = torch.zeros_like(covered, dtype=torch.bool)
-    picked: list[int] = []
-    while len(picked) < k:
-        gain = (similar - covered[:, None]).clamp(min=0).sum(dim=0)
-        score = (gain * saliency).masked_fill(taken, -torch.inf)
-        picked.append(int(score.argmax()))
-        taken[picked[-1]] = True
-        covered = torch.maximum(covered, similar[picked[-1]])
+def angelslim_scope(x: Tensor, saliency: Tensor, k: int) -> Tensor:
+    """SCOPE, arXiv 2510.24214, as in scope.py: the gains of all tokens from all pairs for every pick."""
+    unit = x / x.norm(dim=-1, keepdim=True)
+    similar = unit @ unit.T
+    picked = torch.empty(k, dtype=torch.int64, device=x.device)
+    covered, taken = similar.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for made in range(k):
+        open_pairs = similar.masked_fill(taken[None, :], 0) - covered[:, None]
+        gain = torch.maximum(similar.new_zeros(1), open_pairs).sum(dim=0) * saliency
+        pick = gain.masked_fill(taken, -torch.inf).argmax()
+        taken[pick] = True
+        picked[made] = pick
+        covered = torch.maximum(covered, similar[pick])
     return picked
 
 

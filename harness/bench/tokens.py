@@ -1,4 +1,4 @@
-"""Visual tokens to choose from, made up: like those of an image, or noise."""
+"""Visual tokens to choose from, made up: in clusters, slowly varying over an image, or noise."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from torch import Tensor
 FIELDS = 64  # what slowly varies over an image
 REACH = (1.0, 4.0)  # of a half of the fields each, in tokens
 MEAN, NOISE = 0.8, 0.6  # of what all tokens share, and of what none do, against the fields
-KINDS = ("image", "noise")
+CLUSTER, SPREAD = 20, 0.3  # tokens of a cluster, and their deviation from its centre, of length 1 per dimension
+KINDS = ("clusters", "image", "noise")
 
 
 def features(kind: str, n: int, width: int, generator: torch.Generator) -> Tensor:
     """Return `n` tokens [N, D] in float32.
 
     "image": FIELDS smooth fields over a grid, in as many directions, of falling weight; a mean; noise. Neighbours have
-    a cosine of about 0.76, all others 0.34 in the mean. "noise": all are independent and nearly orthogonal.
+    a cosine of about 0.76, all others 0.34 in the mean. "noise": all are independent and nearly orthogonal. "clusters":
+    such noise for every CLUSTER tokens, plus SPREAD times noise of their own; two of a cluster have a cosine of 0.92.
     """
+    if kind == "clusters":
+        centres = torch.randn(max(1, n // CLUSTER), width, generator=generator)
+        member = torch.randint(len(centres), (n,), generator=generator)
+        return centres[member] + SPREAD * torch.randn(n, width, generator=generator)
     if kind == "noise":
         return torch.randn(n, width, generator=generator)
     h = max(side for side in range(1, math.isqrt(n) + 1) if n % side == 0)

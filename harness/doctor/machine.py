@@ -158,10 +158,8 @@ def _listed_gpus() -> int:
 
 
 def kernels() -> Iterator[Finding]:
-    """The values of model.attn, and what selection runs on."""
+    """The values of model.attn."""
     import torch
-
-    from methods.kernels.dispatch import implementation
 
     gpu = torch.cuda.is_available()
     backends = ("flash", "mem_efficient", "cudnn", "math")
@@ -169,10 +167,6 @@ def kernels() -> Iterator[Finding]:
     yield Finding("kernels", "attention sdpa", OK, ", ".join(on) if gpu else "torch's, on the CPU")
     yield Finding("kernels", "attention eager", OK, "matrix products, the slowest")
     yield _importable("flash_attn", "attention flash_attention_2", "pip install -e '.[flash]'", gpu)
-    try:
-        yield Finding("kernels", "selection", OK, implementation("cuda" if gpu else "cpu"))
-    except ValueError as error:
-        yield Finding("kernels", "selection", BROKEN, one_line(error))
 
 
 def _importable(module: str, name: str, without: str, gpu: bool) -> Finding:

@@ -31,7 +31,6 @@ from harness.models.adapter import Adapter
 from harness.models.loading import device_of
 from harness.results.labels import flat
 from methods.base import Method
-from methods.kernels.dispatch import TRITON
 
 PREPROCESSING = 1  # raise it when messages become other model inputs, or answers are decoded in another way
 CUT = 1  # raise it when the same kept tokens give other logits or answers
@@ -39,7 +38,7 @@ CUT = 1  # raise it when the same kept tokens give other logits or answers
 # Their minor version counts; the full one is recorded.
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lmms-eval", "qwen-vl-utils", "pillow")
 VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
-ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER", TRITON)  # qwen-vl-utils and selection listen to these
+ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # qwen-vl-utils listens to these
 HARNESS = Path(__file__).parents[1]
 METHODS = Path(methods.__file__).parent
 ANSWERING = ("prune.py", "models/**/*.py", "pruning/*.py", "evaluation/*.py")

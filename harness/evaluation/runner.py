@@ -33,14 +33,13 @@ from harness.pruning.vision_cache import VisionCache
 from harness.results.metrics import primary
 from harness.results.response_log import ResponseLog
 from harness.results.run_folder import RunFolder
-from methods.kernels.dispatch import implementation
 
 
 def planned(config: RunConfig) -> tuple[Identity, list[tuple[Pruner, RunFolder]]]:
     """The baseline and the configured run, in this order and with their folders; nothing is loaded yet."""
     processes = launched()
     processes.gather()  # from here on one of them says for all what is wrong
-    _selection(device_of(config.model))  # refuses a GPU or kernels that are not there, before anything is fetched
+    device_of(config.model)  # refuses a GPU that is not there, before anything is fetched
     weights = processes.in_turn(lambda: checkpoint.download(config.model))
     identity = Identity(config, weights)
     alike = digest([identity.model, packages(config.model.attn)])
@@ -246,7 +245,6 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "made_from": pruner.method.file_metadata,
         "config": json.loads(json.dumps(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "selection": _selection(device),
         "python": platform.python_version(),
         "packages": packages(config.model.attn),
         "harness": harness.__version__,
@@ -254,14 +252,6 @@ def _about(config: RunConfig, pruner: Pruner) -> dict[str, Any]:
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _selection(device: str) -> str:
-    """Return what selection runs on; UserError if Triton kernels are asked for that cannot be had."""
-    try:
-        return implementation(device)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
 
 
 def _git_commit() -> str | None:

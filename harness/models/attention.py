@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.base import AttentionSpec
-from methods.kernels.received import received_by_keys
+from methods.kernels.attention import received_by_keys
 
 
 def received(q: Tensor, k: Tensor, scale: float, wanted: AttentionSpec, has_cls: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention of one query, recomputed from the q and k of a layer: no attention map is needed, whatever the kernel."""
+"""Attention recomputed from the q and k of a layer: no map [heads, N, N] is needed, whatever the kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+TILE = 2**24  # scores held at once: 64 MiB of float32
 
 
 def attention_row(q: Tensor, k: Tensor) -> Tensor:
@@ -31,3 +33,27 @@ def last_text(length: int, visual_idx: Tensor) -> Tensor:
     """Return the index [1] of the last token of a sequence that is not visual, or of its last token if all are."""
     position = torch.arange(length, device=visual_idx.device).index_fill(0, visual_idx, -1)
     return position.amax(dim=0, keepdim=True) % length
+
+
+def received_by_keys(q: Tensor, k: Tensor, scale: float, tile: int = TILE) -> Tensor:
+    """Return the attention [M] that keys [H, M, d] receive from queries [H, Q, d]: mean over heads, sum over queries.
+
+    Equal to `softmax(scale * q @ k.mT, -1).mean(0).sum(0)`, up to rounding, in float32 or, if that came, float64.
+    Beyond what comes in, memory is `tile` scores, or one row of one head where that is more, and a float32 copy of q
+    and k: linear in the number of tokens. A tile holds whole rows of scores, so that its softmax needs one pass.
+    """
+    q, k = _wide(q) * scale, _wide(k)
+    h, m, _ = k.shape
+    total = torch.zeros(m, dtype=torch.float64, device=k.device)
+    heads = min(h, max(1, tile // m))
+    rows = max(1, tile // (heads * m))
+    for some_q, some_k in zip(q.split(heads), k.split(heads), strict=True):
+        for part in some_q.split(rows, dim=1):
+            scores = part @ some_k.mT  # [heads, rows, M]
+            scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+            total += (scores.sum(-1).reciprocal().unsqueeze(1) @ scores).sum((0, 1))
+    return (total / h).to(k.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

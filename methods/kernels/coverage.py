@@ -2,91 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from methods.kernels import cover
-from methods.kernels.cosine import Cosine
-from methods.kernels.dispatch import gpu, run, run_several
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import TILE_32, CosineRows
 
-BITS = 38  # of a similarity, 4e-12: above the errors of a product
-DECIMALS = 9  # of a gain, above what the last bits of N similarities add up to
-ROWS = 64  # tokens whose coverage is brought up to date at once
+LEAST = 16  # tokens brought up to date in a round, if that many similarities may be held at once
+SMALL = 2**15  # similarities above which torch shares an operation among threads, which wait for a busy core
 
 
-def coverage(rows: Rows, weight: Tensor, k: int, additive: bool = False) -> Tensor:
-    """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
+def coverage(
+    rows: Iterable[CosineRows], weights: Iterable[Tensor], ks: Sequence[int], additive: bool = False
+) -> list[Tensor]:
+    """Return for each sample `k` distinct indices [K] in the order picked; ties go to the lowest index.
 
         gain_j = sum over i of max(0, cos(i, j) - covered_i)
         pick   = argmax over unpicked j of gain_j * weight_j  (additive: gain_j + weight_j)
         covered_i = max(covered_i, cos(i, pick)), from 0
 
-    Similarities are multiples of 2^-38 (of more for N > 2^15), so that every sum of N of them is exact, in whatever
-    order it is made; gains count to 9 decimals.
-
     Args:
-        rows: N tokens.
-        weight: [N] float64, at least 0.
-        k: how many to pick, at most N.
+        rows: N tokens of each sample; a generator keeps one sample's similarities in memory at a time.
+        weights: [N] float64 of each sample, at least 0.
+        ks: how many to pick of each sample, at most N.
         additive: whether weight is added to the gain or multiplies it.
     """
-    scale = _scale(len(rows))
-    ways = {
-        "plain": lambda: plain(rows, weight, k, additive, scale),
-        "cpu": lambda: cover.coverage(rows, weight, k, additive, scale, DECIMALS),
-        "gpu": lambda: gpu("cover").coverage([rows], [weight], [k], additive, scale)[0],
-    }
-    return run(rows.features, ways)
+    return [_coverage(*sample, additive) for sample in zip(rows, weights, ks, strict=True)]
 
 
-def coverage_batch(
-    rows: Sequence[Rows], weight: Sequence[Tensor], ks: Sequence[int], additive: bool = False
-) -> list[Tensor]:
-    """Return what `coverage` does for each of several samples, which may differ in N and k."""
-    scales = {_scale(len(one)) for one in rows}
-    given = list(zip(rows, weight, ks, strict=True))
-    together = (lambda: gpu("cover").coverage(rows, weight, ks, additive, *scales)) if len(scales) == 1 else None
-    return run_several([one.features for one in rows], lambda: [coverage(*one, additive) for one in given], together)
+def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Tensor:
+    """Return the picks [K] of one sample.
 
+    Similarities are multiples of 2^-20, so sums of them in float64 are exact. Gains can therefore be brought up to date
+    instead of summed again: a pick raises `covered` of some tokens, and only the share of these in the gains changes.
 
-def _scale(n: int) -> float:
-    return 2.0 ** min(BITS, 53 - n.bit_length())
-
-
-def plain(rows: Rows, weight: Tensor, k: int, additive: bool, scale: float) -> Tensor:
-    """As `coverage`, with gains brought up to date instead of summed anew for each pick.
-
-    A pick lifts `covered` of some tokens; only the share of these in the gains is replaced, ROWS tokens at a time, and
-    the next pick is made when none is left. A token is lifted about log K times, so all takes O(N^2 log K) similarities
-    instead of O(N^2 K), and memory O(ROWS x N).
-
-    The device is waited for a few times in all: the rounds that are left after K, and after the rest, and so on.
+    A round updates the tokens that are farthest behind and makes the next pick if none is left. The r-th pick raises
+    about N / r tokens, so round r takes at most 2 N / r of them: O(N^2 log K) similarities in all. The host asks only
+    after K rounds how many picks are missing.
     """
-    n = len(rows)
-    cosine = Cosine(rows.unit(), table=True, scale=scale)
-    everyone = torch.arange(n, device=rows.device).split(ROWS)
-    gain = torch.cat([cosine(part).clamp_(min=0).sum(dim=1) for part in everyone])
-    covered, goal = torch.zeros_like(gain), torch.zeros_like(gain)  # [N] what gain reflects, and what it should
-    picked = torch.zeros_like(gain, dtype=torch.bool)
-    order = torch.empty(k, dtype=torch.int64, device=rows.device)
-    made = torch.zeros(1, dtype=torch.int64, device=rows.device)
-    rounds = k
-    while rounds:
-        for _ in range(rounds):  # at most one pick each, so `made` stays below k inside
-            lifted = (goal - covered).topk(min(n, ROWS)).indices
-            similar, before, after = cosine(lifted), covered[lifted, None], goal[lifted, None]
-            gain -= ((similar - before).clamp_(min=0) - (similar - after).clamp_(min=0)).sum(dim=0)
-            covered[lifted] = goal[lifted]
+    n, device = len(cosine), cosine.device
+    gain = torch.zeros(n, dtype=torch.float64, device=device)
+    for tile in cosine.tiles():
+        gain += cosine(tile).clamp_(min=0).sum(dim=0, dtype=torch.float64)
+    covered, goal = torch.zeros(2, n, device=device)  # what `gain` reflects, and what it has to
+    barred = torch.zeros_like(gain)  # minus infinity once picked
+    order = torch.empty(k, dtype=torch.int64, device=device)
+    made = torch.zeros(1, dtype=torch.int64, device=device)
+    most = max(1, (TILE_32 if cosine.table is None else SMALL) // n)
+    rounds, missing = 0, k
+    while missing:
+        for done in range(rounds, rounds + missing):  # at most one pick each, so `made` stays below k inside
+            behind = (goal - covered).topk(min(n, most, max(LEAST, 2 * n // (done + 1))), sorted=False).indices
+            before, after = covered.index_select(0, behind), goal.index_select(0, behind)
+            similar = torch.maximum(cosine(behind), before[:, None])
+            similar = torch.minimum(similar, after[:, None], out=similar)
+            gain += before.sum(dtype=torch.float64) - similar.sum(dim=0, dtype=torch.float64)
+            covered.index_copy_(0, behind, after)
             ready = (covered == goal).all()
-            score = gain.round(decimals=DECIMALS)
-            score = score + weight if additive else score * weight
-            pick = score.masked_fill(picked, -torch.inf).argmax().view(1)  # the first of equal maxima
+            score = gain + weight + barred if additive else torch.addcmul(barred, gain, weight)
+            pick = score.argmax(dim=0, keepdim=True)  # the first of equal maxima
             order.index_copy_(0, made, pick)  # if not ready, a later round writes over it
-            picked[pick] |= ready
+            barred.index_add_(0, pick, torch.where(ready, -torch.inf, barred.new_zeros(1)))
             made += ready
             goal = torch.where(ready, torch.maximum(goal, cosine(pick)[0]), goal)
-        rounds = k - len(picked.nonzero())
+        rounds, missing = rounds + missing, k - len(barred.nonzero())
     return order

@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from methods.kernels import lazy
-from methods.kernels.cosine import Cosine
-from methods.kernels.dispatch import gpu, run, run_several
-from methods.kernels.novelty import Job, novelties, novelty
-from methods.kernels.rows import Rows
-
-TILE = 256  # rows whose similarities to all others are held at once
+from methods.kernels.cosine import CosineRows
+from methods.kernels.mmr import novelty
 
 
-def maxmin(rows: Rows, k: int, first: Tensor | None = None) -> Tensor:
-    """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
+def maxmin(rows: Iterable[CosineRows], ks: Sequence[int], first: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Return for each sample `k` distinct indices [K] in the order picked; ties go to the lowest index.
 
         pick = argmin over unpicked i of max over picked p of cos(i, p)
 
     Args:
-        rows: N tokens.
-        k: how many to pick, at most N.
-        first: [F] distinct indices, F <= k, that count as picked; by default the token whose nearest neighbour is
-            farthest.
+        rows: N tokens of each sample; a generator keeps one sample's similarities in memory at a time.
+        ks: how many to pick of each sample, at most N.
+        first: [F] distinct indices of each sample, F from 1 to K, that count as picked; by default the token whose
+            nearest neighbour is farthest.
     """
-    return novelty(*_job(rows, k, loneliest(rows) if first is None else first))
+    orders = []
+    for cosine, k, start in zip(rows, ks, repeat(None, len(ks)) if first is None else first, strict=True):
+        start = farthest(cosine) if start is None else start.to(cosine.device)
+        orders.append(novelty(cosine, torch.zeros(len(cosine), device=cosine.device), 1.0, start, k))
+    return orders
 
 
-def maxmin_batch(rows: Sequence[Rows], ks: Sequence[int], first: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """Return what `maxmin` does for each of several samples, which may differ in N and k."""
-    if first is None:
-        first = loneliest_batch(rows)
-    return novelties([_job(x, k, start) for x, k, start in zip(rows, ks, first, strict=True)])
-
-
-def _job(rows: Rows, k: int, first: Tensor) -> Job:
-    relevance = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    return Job(rows, relevance, 1.0, first.to(rows.device), k)
-
-
-def loneliest(rows: Rows) -> Tensor:
+def farthest(cosine: CosineRows) -> Tensor:
     """Return the token [1] whose nearest other one is farthest; of equals the first."""
-    ways = {
-        "plain": lambda: plain_loneliest(rows),
-        "cpu": lambda: lazy.loneliest(rows),
-        "gpu": lambda: gpu("novelty").loneliest([rows])[0],
-    }
-    return run(rows.features, ways)
-
-
-def loneliest_batch(samples: Sequence[Rows]) -> list[Tensor]:
-    """Return what `loneliest` does for each of several samples."""
-    features = [rows.features for rows in samples]
-    return run_several(
-        features, lambda: [loneliest(rows) for rows in samples], lambda: gpu("novelty").loneliest(samples)
-    )
-
-
-def plain_loneliest(rows: Rows) -> Tensor:
-    """As `loneliest`, by the similarities of all pairs in float64: O(N^2 D), memory O(TILE x N)."""
-    cosine = Cosine(rows.unit())
-    nearest = torch.empty_like(cosine.rows[:, 0])  # of each distinct row
-    for start in range(0, len(nearest), TILE):
-        tile = slice(start, start + TILE)
-        similarity = cosine.between(cosine.rows[tile], cosine.rows)
-        similarity.diagonal(start).masked_fill_(cosine.copies[tile] == 1, -torch.inf)  # a copy is its own neighbour
-        nearest[tile] = similarity.amax(dim=1)
-    return nearest[cosine.row_of].argmin().view(1)
+    nearest = []
+    for tile in cosine.tiles():
+        similar = cosine(tile)
+        similar.scatter_(1, tile[:, None], -torch.inf)  # a token is not its own neighbour
+        nearest.append(similar.amax(dim=1))
+    return torch.cat(nearest).argmin(dim=0, keepdim=True)

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
-from methods.kernels.novelty import Job, novelties, novelty
-from methods.kernels.rows import Rows
+from methods.kernels.cosine import CosineRows
 
 
-def mmr(rows: Rows, importance: Tensor, k: int, lam: float, parallel_k: int = 1) -> Tensor:
-    """Return `k` distinct indices [k] in the order picked; ties go to the lowest index.
+def mmr(
+    rows: Iterable[CosineRows], importance: Iterable[Tensor], ks: Sequence[int], lam: float, parallel_k: int = 1
+) -> list[Tensor]:
+    """Return for each sample `k` distinct indices [K] in the order picked; ties go to the lowest index.
 
         first = argmax importance
         pick  = argmax over unpicked i of lam * importance_i - (1 - lam) * max over picked p of cos(i, p)
 
     Args:
-        rows: N tokens.
-        importance: [N] float64 in [0, 1].
-        k: how many to pick, at most N.
+        rows: N tokens of each sample; a generator keeps one sample's similarities in memory at a time.
+        importance: [N] float64 in [0, 1] of each sample.
+        ks: how many to pick of each sample, at most N.
         lam: weight of importance; 1 - lam is that of the similarity to the nearest pick.
-        parallel_k: picks per round after the first; the similarities are brought up to date once a round.
+        parallel_k: picks per round after the first; similarities are brought up to date once a round.
     """
-    return novelty(*_job(rows, importance, k, lam), parallel_k)
+    return [
+        novelty(cosine, lam * scores, 1 - lam, scores.argmax().view(1), k, parallel_k)
+        for cosine, scores, k in zip(rows, importance, ks, strict=True)
+    ]
 
 
-def mmr_batch(
-    rows: Sequence[Rows], importance: Sequence[Tensor], ks: Sequence[int], lam: float, parallel_k: int = 1
-) -> list[Tensor]:
-    """Return what `mmr` does for each of several samples, which may differ in N and k."""
-    jobs = [_job(x, scores, k, lam) for x, scores, k in zip(rows, importance, ks, strict=True)]
-    return novelties(jobs, parallel_k)
+def novelty(cosine: CosineRows, relevance: Tensor, weight: float, first: Tensor, k: int, parallel: int = 1) -> Tensor:
+    """Return `k` distinct indices [K] of one sample in the order picked, beginning with `first`.
 
+        pick = argmax over unpicked i of relevance_i - weight * max over picked p of cos(i, p)
 
-def _job(rows: Rows, importance: Tensor, k: int, lam: float) -> Job:
-    first = importance.argmax().view(1)  # of equal maxima
-    return Job(rows, lam * importance, 1 - lam, first, k)
+    Args:
+        cosine: N tokens.
+        relevance: [N].
+        weight: at least 0.
+        first: [F] distinct indices, F at least 1, on the device of the tokens.
+        k: from F to N.
+        parallel: picks per round.
+    """
+    order = torch.cat([first, first.new_empty(k - len(first))])
+    relevance = relevance.clone()  # minus infinity once picked
+    nearest = torch.full_like(relevance, -torch.inf, dtype=torch.float32)  # [N] similarity to the nearest pick
+    latest = first
+    for made in range(len(first), k, parallel):
+        relevance.index_fill_(0, latest, -torch.inf)
+        for pick in latest.split(1):
+            torch.maximum(nearest, cosine(pick)[0], out=nearest)
+        score = torch.sub(relevance, nearest, alpha=weight)
+        latest = order[made : made + parallel]
+        for pick in latest.split(1):
+            torch.argmax(score, dim=0, keepdim=True, out=pick)  # the first of equal maxima
+            score.index_fill_(0, pick, -torch.inf)
+    return order

@@ -212,7 +212,7 @@ def test_parameters_are_recorded_as_json_gives_them_back(folder, tmp_path):
     assert digest(json.loads(json.dumps(known))) == digest(known)  # as run.json is compared
 
 
-@pytest.mark.parametrize("name", ["MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER", "HARNESS_TRITON"])
+@pytest.mark.parametrize("name", ["MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER"])
 def test_the_environment_that_libraries_listen_to_counts(name, answers, monkeypatch):
     monkeypatch.delenv(name, raising=False)
     before = answers()

@@ -1,5 +1,6 @@
-"""Plain transcriptions that the diversity methods are compared with, and samples with ties of every kind."""
+"""What the picks of diversity methods owe, written plainly, and samples with ties of every kind."""
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -19,6 +20,7 @@ WORKED = [
     [1, 1, 1, 1],
 ]
 WORKED_SCORES = [0.9, 0.8, 0.2, 0.7, 0.1, 0.3, 0.5, 0.4]
+ROUNDING = 4e-6  # of a difference of two cosines, each rounded to multiples of 2^-20
 KINDS = ("normal", "duplicates", "zero_rows", "opposite", "integers", "parallel")
 
 
@@ -88,56 +90,62 @@ def signed_square(a, b):
     return dot * abs(dot) / norms if norms else Fraction(0)
 
 
-def farthest(rows, k, first=None):
-    """Max-min distance in exact arithmetic: the nearest pick of the next is farther than that of any other."""
+def is_greedy(order, rows, scores, tolerance=ROUNDING):
+    """Whether every pick is the best of what is left, up to rounding, and the first of those with equal rows.
+
+    `scores` returns the scores [N] of all tokens after the picks that it is given.
+    """
+    same = directions(rows)
+    for made, pick in enumerate(order):
+        now, left = scores(order[:made]), set(range(len(rows))) - set(order[:made])
+        earlier_copy = any(i < pick and same[i] == same[pick] and now[i] >= now[pick] - 1e-12 for i in left)
+        if pick not in left or earlier_copy or now[pick] < max(now[i] for i in left) - tolerance:
+            return False
+    return True
+
+
+def directions(rows):
+    """A key for each row, equal for rows that are equal after division by their largest absolute value."""
+    rows = torch.as_tensor(rows).float()
+    return [tuple(row) for row in (rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-45)).tolist()]
+
+
+def is_farthest(order, rows, first=()):
+    """Whether `order` begins with `first`, and the nearest pick of every next is farther than that of any other."""
     n = len(rows)
-    s = [[signed_square(a, b) for b in rows] for a in rows]
-    if first is None:
-        first = [min(range(n), key=lambda i: (max((s[i][j] for j in range(n) if j != i), default=-2), i))]
-    picked = list(first)
-    while len(picked) < k:
-        rest = [i for i in range(n) if i not in picked]
-        picked.append(min(rest, key=lambda i: (max(s[i][p] for p in picked), i)))
-    return picked
+    squares = [[float(signed_square(a, b)) for b in rows] for a in rows]
+    s = [[math.copysign(math.sqrt(abs(square)), square) for square in row] for row in squares]
+
+    def scores(picked):
+        if len(picked) < len(first):
+            return [float(i == first[len(picked)]) for i in range(n)]
+        return [-max((s[i][j] for j in picked or range(n) if j != i), default=-2) for i in range(n)]
+
+    return is_greedy(order, rows, scores)
 
 
-def greedy_map(rows, quality, k, tolerance=1e-6):
-    """Greedy MAP by incremental Cholesky over the whole kernel, with the fill that follows when no gain is left."""
-    x, q = np.asarray(rows, dtype=np.float64), np.asarray(quality, dtype=np.float64)
-    norm = np.sqrt((x**2).sum(1))
-    x = x / np.maximum(norm, 1e-8)[:, None]
-    s = np.array([[(a * b).sum() for b in x] for a in x])
-    np.fill_diagonal(s, 1.0)
-    kernel = q[:, None] * s * q[None, :]
-    gain, factor, picked = np.diag(kernel).copy(), [], []
-    limit = tolerance * gain.max()
-    while len(picked) < k:
-        open_gain = [-1.0 if i in picked else gain[i] for i in range(len(q))]
-        j = int(np.argmax(open_gain))
-        if open_gain[j] <= limit:
-            return picked + sorted(set(range(len(q))) - set(picked), key=lambda i: (-q[i], i))[: k - len(picked)]
-        e = (kernel[j] - sum((c[j] * c for c in factor), np.zeros(len(q)))) / np.sqrt(gain[j])
-        factor.append(e)
-        gain = gain - e**2
-        picked.append(j)
-    return picked
+def is_greedy_map(order, rows, quality, tolerance=1e-5):
+    """Whether every pick adds most weighted volume, up to rounding; once none gains, the rest are by quality.
 
-
-def greedy_volume(rows, k):
-    """Greedy MAP with quality 1 in exact arithmetic: what the picked directions leave of a row's squared length."""
-    rows = [[Fraction(float(v)) for v in row] for row in rows]
-    lengths = [sum(v * v for v in row) for row in rows]
-    left, picked = [list(row) for row in rows], []  # Gram-Schmidt residuals
-    while len(picked) < k:
-        gain = [sum(v * v for v in r) / n if n else Fraction(1) for r, n in zip(left, lengths, strict=True)]
-        rest = [i for i in range(len(rows)) if i not in picked]
-        j = min(rest, key=lambda i: (-gain[i], i))
-        if gain[j] == 0:
-            return picked + rest[: k - len(picked)]
-        base, size = list(left[j]), sum(v * v for v in left[j])
-        if size:
-            for r in left:
-                share = sum(a * b for a, b in zip(r, base, strict=True)) / size
-                r[:] = [a - share * b for a, b in zip(r, base, strict=True)]
-        picked.append(j)
-    return picked
+    Where the best gain is near to `tolerance`, both are right, and what follows is not judged.
+    """
+    x, weight = np.asarray(rows, dtype=np.float64), np.square(np.asarray(quality, dtype=np.float64))
+    x = x / np.maximum(np.sqrt((x**2).sum(1)), 1e-8)[:, None]
+    left, same, limit = x.copy(), directions(rows), tolerance * weight.max()  # Gram-Schmidt residuals
+    zero = ~x.any(1)
+    for made, pick in enumerate(order):
+        gain = weight * ((left**2).sum(1) + zero)
+        gain[order[:made]] = -1
+        best = gain.max()
+        if best < limit / 4:
+            rest = sorted(set(range(len(x))) - set(order[:made]), key=lambda i: (-quality[i], i))
+            return order[made:] == rest[: len(order) - made]
+        if best < limit * 4:
+            return True
+        earlier_copy = any(same[i] == same[pick] and gain[i] >= gain[pick] > 0 for i in range(pick))
+        if earlier_copy or gain[pick] < best - limit / 2 - best / 100:
+            return False
+        if not zero[pick]:
+            base = left[pick] / np.sqrt((left[pick] ** 2).sum())
+            left -= np.outer(left @ base, base)
+    return True

@@ -5,8 +5,7 @@ import torch
 
 from methods.holov import quotas, spread
 from methods.kernels.attention import attention_row
-from methods.kernels.cosine import Cosine, directions
-from methods.kernels.ties import snap
+from methods.kernels.cosine import Cosine, directions, snap
 
 
 @pytest.mark.parametrize("table", [False, True])

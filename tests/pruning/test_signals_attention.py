@@ -6,7 +6,7 @@ from probes import Largest
 
 from harness.models.attention import received
 from methods.base import OFFICIAL, PAPER, AttentionSpec
-from methods.kernels.received import TILE, received_by_keys
+from methods.kernels.attention import TILE, received_by_keys
 
 SCALE = 0.3
 

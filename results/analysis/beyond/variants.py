@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Tokens
+from methods.kernels.cosine import CosineRows
 from methods.kernels.dpp import greedy_map
 from methods.kernels.mmr import mmr
-from methods.kernels.rows import Rows
 from methods.qmmr import QMMR
 from methods.scores import min_max
 
@@ -38,11 +38,11 @@ class Variant(QMMR):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         score, features = self._joined(*self._scores(tokens)), self._features(tokens.features)
         if self.pick == "dpp":
-            return Selection.of(greedy_map(Rows(features), score + self.epsilon, k))
+            return Selection.of(greedy_map([CosineRows(features)], [score + self.epsilon], [k])[0])
         if self.pick == "cover":
             return Selection.of(self._cover(features, score, k))
         lam = min(max(2 * float(score.std()), 0.1), 0.9) if self.pick == "spread" else self.lam
-        return Selection.of(mmr(Rows(features, floor=0.0, plus=1e-8), score, k, lam))
+        return Selection.of(mmr([CosineRows(features, floor=0.0, plus=1e-8)], [score], [k], lam)[0])
 
     def _joined(self, importance: Tensor, relevance: Tensor) -> Tensor:
         if self.join == "sum":

@@ -1,98 +1,160 @@
-"""Every path of a kernel picks what its plain loop picks, in the same order, whatever ties."""
+"""Every kernel picks what plain loops over the whole similarity matrix pick, whatever ties, sizes and neighbours."""
 
-import logging
-from types import SimpleNamespace
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import KERNELS, KINDS, cases, tokens_of
+from kernel_cases import KERNELS, KINDS, LAMS, scores_of, tokens_of
+from torch import Tensor
 
-from methods.kernels.dispatch import implementation, path, using
-from methods.kernels.rows import Rows
+import methods
+from harness.pruning.handle import Pruning
+from methods.budget import Budget
+from methods.kernels import cosine
+from methods.kernels.cosine import STEP, CosineRows
+from methods.testing import Waits, make_tokens
 
-
-@pytest.fixture
-def handed_over(caplog):
-    """What the CPU's own paths left to the plain loop."""
-    caplog.set_level(logging.INFO, "methods.kernels.dispatch")
-    return caplog  # whose list is another one in the test itself
-
-
-def both(run):
-    with using("plain"):
-        expected = run()
-    with using("cpu"):
-        assert torch.equal(run(), expected)
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+def select(kernel, tokens, k, seed):
+    return KERNELS[kernel]([tokens], [k], seed)[0]
+
+
+def naive(kernel, tokens, k, seed):
+    """Pick `k` tokens by scores that are computed again for each pick, from the similarities that the kernel sees."""
+    s = CosineRows(tokens.features)(torch.arange(len(tokens.features))).double()
+    scores, picked = scores_of(tokens, seed), []
+    while len(picked) < k:
+        if kernel == "mmr":
+            lam = LAMS[seed % 5]
+            score = lam * scores - (1 - lam) * s[picked].amax(0) if picked else scores
+        elif kernel == "maxmin":
+            score = -(s[picked] if picked else s - torch.eye(len(s)) * 9).amax(0)
+        else:
+            gain = (
+                (s - (s[picked].amax(0).clamp(min=0) if picked else torch.zeros(len(s)))[:, None]).clamp(min=0).sum(0)
+            )
+            score = gain + scores if seed % 3 == 0 else gain * scores
+        score = score.clone()
+        score[picked] = -torch.inf
+        picked.append(int((score == score.max()).nonzero()[0]))
+    return picked
+
+
+@pytest.mark.parametrize("kernel", ["mmr", "maxmin", "coverage"])
 @settings(deadline=None, max_examples=60)
 @given(
-    n=st.integers(2, 150),
+    n=st.integers(2, 80),
     d=st.integers(1, 40),
     share=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, 9999),
     kind=st.sampled_from(KINDS),
 )
-def test_the_cpu_picks_what_the_plain_loop_picks(kernel, n, d, share, seed, kind):
-    k = max(1, int(share * n))
-    both(cases(tokens_of(n, d, seed, kind), k, seed)[kernel])
+def test_picks_are_those_of_the_naive_loop(kernel, n, d, share, seed, kind):
+    k, tokens = max(1, int(share * n)), tokens_of(n, d, seed, kind)
+    assert select(kernel, tokens, k, seed).tolist() == naive(kernel, tokens, k, seed)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("kind", ["normal", "positive", "duplicates", "mean", "zero_rows", "equal", "half"])
-def test_the_cpu_needs_no_plain_loop_at_the_size_of_an_image(kernel, kind, handed_over):
-    both(cases(tokens_of(500, 256, 3, kind), 125, 0)[kernel])
-    assert not handed_over.records
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_four_is_four_batches_of_one(kernel, kind):
+    sizes, ks = (40, 7, 129, 300), (13, 6, 64, 75)
+    samples = [tokens_of(n, 33, n, kind) for n in sizes]
+    together = KERNELS[kernel](samples, ks, 4)
+    for tokens, k, order in zip(samples, ks, together, strict=True):
+        assert torch.equal(order, select(kernel, tokens, k, 4))
 
 
-def test_what_float32_cannot_tell_is_left_to_the_plain_loop(handed_over):
-    both(cases(tokens_of(200, 64, 0, "near"), 100, 0)["maxmin"])
-    assert "the plain loop decides" in handed_over.text
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("copies", [4, 36, 129, 1000])
+def test_ties_go_to_the_lowest_index(kernel, copies):
+    """Matrix kernels treat the last rows and columns otherwise than the rest; argmax runs over them in parallel."""
+    for seed in range(5):
+        one, others = torch.randn(2, 33, generator=torch.Generator().manual_seed(seed))
+        tokens = tokens_of(copies + 1, 33, 0, "normal")
+        tokens.features[:] = torch.cat([one[None], others.repeat(copies, 1)])
+        tokens.importance[:] = torch.zeros(copies + 1).index_fill_(0, torch.tensor([0]), 1.0)
+        order = select(kernel, tokens, 4, 0).tolist()
+        assert [pick for pick in order if pick] == list(range(1, 4 if 0 in order else 5))
 
 
-def test_a_row_that_float32_cannot_hold_is_left_to_the_plain_loop(handed_over):
-    tokens = tokens_of(50, 8, 0, "normal")
-    tokens.features[3] *= 1e30
-    both(cases(tokens, 20, 0)["mmr"])
-    assert "too short or too long" in handed_over.text
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_pick_is_read_back_by_the_host(kernel, monkeypatch):
+    """What waits for the device is the same few calls for each sample, however many tokens are kept."""
+    waits = []
+    for name in READS:
+        monkeypatch.setattr(Tensor, name, lambda *args, name=name: pytest.fail(f"Tensor.{name} waits for the device"))
+    for k in (10, 30, 60):
+        with Waits() as counted:
+            KERNELS[kernel]([tokens_of(90, 16, 1, "mean")], [k], 4)
+        assert not counted.reads
+        waits.append(counted.sized)
+    assert max(waits) <= min(waits) + 2
 
 
-@pytest.mark.parametrize("d", [8, 300, 3000])
-@pytest.mark.parametrize("outweighing", [1, 200, 40000])
-@pytest.mark.parametrize("kind", ["normal", "positive", "mean", "half"])
-def test_products_are_within_their_error(d, outweighing, kind):
-    tokens = tokens_of(200, d, 1, kind)
-    tokens.features[:, 3] *= outweighing  # of what is beside it, sums lose much, and all with the same sign
-    rows = Rows(tokens.features)
-    unit, single = rows.unit(), rows.features.float()
-    off = (single @ single.T) * rows.factor * rows.factor[:, None] - unit @ unit.T
-    assert off.abs().max() < rows.error / 2
+@pytest.mark.parametrize("method", ["idpruner", "divprune", "scope", "dpp"])
+def test_at_most_eight_of_our_frames_lead_to_the_loop(method, monkeypatch):
+    stacks, distinct = [], CosineRows.distinct
+
+    def record(self, tokens):
+        stacks.append([frame.filename for frame in traceback.extract_stack()])
+        return distinct(self, tokens)
+
+    monkeypatch.setattr(CosineRows, "distinct", record)
+    Pruning(methods.load(method), Budget(keep=0.3), None, 0).select([make_tokens(40)], [40])
+    root = str(Path(methods.__file__).parents[1])
+    ours = [file for file in stacks[-1] if file.startswith((f"{root}/methods", f"{root}/harness"))]
+    loop = [file for file in ours if not file.endswith("cosine.py")]
+    assert len(loop) <= 8
+    assert loop[0].endswith("handle.py")
 
 
-@pytest.mark.parametrize(
-    ("value", "triton", "expected"),
-    [("0", True, "plain"), ("1", True, "gpu"), ("1", False, "needs triton"), ("yes", True, "must be 0 or 1, got yes")],
-)
-def test_triton_on_cuda_has_to_be_asked_for(value, triton, expected, monkeypatch):
-    monkeypatch.setenv("HARNESS_TRITON", value)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
-    features = SimpleNamespace(device=torch.device("cuda"))
-    if expected in ("plain", "gpu"):
-        assert path(features) == expected
-        assert implementation("cuda:0") == {"plain": "plain loops", "gpu": "triton"}[expected]
-    else:
-        with pytest.raises(ValueError, match=expected):
-            path(features)
-    assert implementation("cpu").startswith("plain loops; lazy search")  # whatever was asked for
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["normal", "duplicates", "mean"])
+def test_picks_without_a_table_are_those_with_it(kernel, kind, monkeypatch):
+    tokens = tokens_of(150, 24, 3, kind)
+    expected = select(kernel, tokens, 20, 0)
+    monkeypatch.setattr(cosine, "TABLE", 10)
+    assert torch.equal(select(kernel, tokens, 20, 0), expected)
 
 
-def test_paths_are_chosen_by_device_and_size():
-    assert path(torch.empty(2691, 3584)) == "cpu"
-    assert path(torch.empty(64, 64)) == "plain"
-    assert path(torch.empty(2691, 3584, device="meta")) == "plain"
-    assert path(SimpleNamespace(device=torch.device("cuda"))) == "plain"
-    with using("cpu"):
-        assert path(torch.empty(64, 64)) == "cpu"
+@pytest.mark.parametrize("d", [8, 301, 3000])
+@pytest.mark.parametrize("outweighing", [1, 200])
+@pytest.mark.parametrize("kind", ["normal", "positive", "mean", "half", "huge"])
+def test_similarities_are_those_of_float64_to_a_step(d, outweighing, kind):
+    x = tokens_of(200, d, 1, kind).features
+    x[:, 3] = (x[:, 3] * outweighing).clamp(-3e38, 3e38)
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    similar = CosineRows(x)(torch.arange(200))
+    assert torch.equal((similar / STEP).round() * STEP, similar)
+    assert (similar - unit @ unit.T).abs().max() < (1.5 if outweighing == 1 else 4) * STEP
+
+
+@pytest.mark.parametrize("n", [3, 40, 129, 1000])
+def test_equal_and_parallel_rows_have_equal_similarities(n):
+    x = torch.randn(3, 33, generator=torch.Generator().manual_seed(n)).bfloat16().float()
+    rows = x[torch.arange(n) % 3] * (1 + torch.arange(n)[:, None] // 3 % 7)  # products that float32 holds
+    similar = CosineRows(rows)(torch.arange(n))
+    for i in range(3):
+        assert similar[:, i::3].unique(dim=1).shape[1] == 1
+        assert similar[i::3].unique(dim=0).shape[0] == 1
+
+
+def test_rows_whose_checksums_are_equal_by_chance_stay_apart():
+    x = torch.tensor([[1.0, 2, 3, 4], [3, 4, 1, 2], [1, 2, 3, 4]])
+    similar = CosineRows(x)(torch.arange(3))
+    assert similar[0].tolist() == similar[2].tolist() == [1, pytest.approx(22 / 30, abs=STEP), 1]
+    assert similar[1, 1] == 1
+
+
+def test_zero_rows_are_similar_to_none_and_floors_shorten_rows():
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, -3e38], [-3.0, -4.0], [3e-30, 4e-30], [1e-45, 0.0]])
+    every = torch.arange(6)
+    assert CosineRows(x, floor=1e-50)(every)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 1, 0.6], abs=STEP)
+    assert CosineRows(x, floor=1e-8)(every)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 0, 0], abs=STEP)
+    assert CosineRows(x, floor=0.0, plus=5.0)(every)[0, :2].tolist() == pytest.approx([0.25, 0], abs=STEP)
+    assert not CosineRows(x)(every)[1].any()
