@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STEP = 2.0**-20  # similarities of `CosineRows` are multiples of it, about 1e-6: above the error of a float32 product
+STEP = 2.0**-20  # similarities of `CosineRows` are counted in it, about 1e-6: above the error of a float32 product
 TABLE = 8192  # tokens up to which `CosineRows` keeps the similarities of all pairs: 256 MiB
 TABLE_64 = 2048  # the same of `Cosine`: 32 MiB
+CHECKED = 8  # columns by which equal rows are looked for
 TILE = 2**24  # float64 similarities held at once
 TILE_32 = 2**22  # float32 similarities held at once
 BARE_NORM = 1e-50  # the floor of a norm that leaves every float32 row its own, but for zero rows
@@ -17,7 +18,7 @@ DROPPED = 12  # of the 52 bits behind the point: 2^-41 is left as relative error
 
 
 class CosineRows:
-    """Similarities between the rows of `features` [N, D] in float32, rounded to multiples of `STEP`.
+    """Similarities between the rows of `features` [N, D] in float32, as whole numbers of `STEP`: 1 is 2^20.
 
     A row is divided by max(norm, floor) + plus, and before that by its largest absolute value, so that no norm
     overflows and most parallel rows become equal. A zero row has similarity 0 to every row.
@@ -40,15 +41,14 @@ class CosineRows:
         unit = rows / torch.where(largest > 0, largest, 1.0)[:, None]
         norm = torch.linalg.vector_norm(unit, dim=1).clamp_min(1).double()  # only that of a zero row is below 1
         length = largest * norm
-        # So scaled, products are similarities over `STEP`: rounding is one pass, and whole numbers are kept.
         unit *= (length / ((length.clamp_min(floor) + plus) * norm * STEP**0.5)).float()[:, None]
         self.row_of: Tensor | None = None  # [N] the row of `unit` of each token; None: its own
-        checksums = unit.view(torch.int32 if unit.shape[1] % 2 else torch.int64).sum(dim=1)
-        if len(checksums.unique()) < len(unit):  # rows are compared only then, which takes longer
+        checksums = unit.view(torch.int32)[:, :CHECKED].sum(dim=1)
+        if len(checksums.unique()) < len(unit):  # whole rows are compared only then, which takes longer
             unit, self.row_of = torch.unique(unit, dim=0, return_inverse=True)
         self.unit = unit  # [U, D] distinct, of length sqrt(1 / STEP)
         self.size, self.device = len(features), features.device
-        self.table = (unit @ unit.T).round_() if len(unit) <= TABLE else None
+        self.table = unit @ unit.T if len(unit) <= TABLE else None
 
     def __len__(self) -> int:
         return self.size
@@ -61,8 +61,22 @@ class CosineRows:
         """Return the similarities [T, U] of `tokens` [T] to the distinct rows, as a new tensor."""
         rows = self.rows(tokens)
         if self.table is not None:
-            return self.table.index_select(0, rows).mul_(STEP)
-        return (self.unit.index_select(0, rows) @ self.unit.T).round_().mul_(STEP)
+            return self.table.index_select(0, rows).round_()
+        return (self.unit.index_select(0, rows) @ self.unit.T).round_()
+
+    def nearest(self) -> Tensor:
+        """Return the similarity [N] of each token to the most similar other one."""
+        if self.table is not None and self.row_of is None:
+            own = self.table.diagonal().clone()
+            self.table.fill_diagonal_(-torch.inf)
+            nearest = self.table.amax(dim=1).round_()
+            self.table.diagonal().copy_(own)
+            return nearest
+        parts = []
+        for tile in self.tiles():
+            similar = self(tile).scatter_(1, tile[:, None], -torch.inf)
+            parts.append(similar.amax(dim=1))
+        return torch.cat(parts)
 
     def tiles(self) -> tuple[Tensor, ...]:
         """Return all tokens [N] in parts whose similarities to all tokens may be held at once."""

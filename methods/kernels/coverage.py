@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from methods.kernels.cosine import TILE_32, CosineRows
+from methods.kernels.cosine import STEP, TILE_32, CosineRows
 
 LEAST = 16  # tokens brought up to date in a round, if that many similarities may be held at once
 SMALL = 2**15  # similarities above which torch shares an operation among threads, which wait for a busy core
@@ -34,7 +34,7 @@ def coverage(
 def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Tensor:
     """Return the picks [K] of one sample.
 
-    Similarities are multiples of 2^-20, so sums of them in float64 are exact. Gains can therefore be brought up to date
+    Similarities are whole numbers, so sums of them in float64 are exact. Gains can therefore be brought up to date
     instead of summed again: a pick raises `covered` of some tokens, and only the share of these in the gains changes.
 
     A round updates the tokens that are farthest behind and makes the next pick if none is left. The r-th pick raises
@@ -60,7 +60,7 @@ def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Ten
             gain += before.sum(dtype=torch.float64) - similar.sum(dim=0, dtype=torch.float64)
             covered.index_copy_(0, behind, after)
             ready = (covered == goal).all()
-            score = gain + weight + barred if additive else torch.addcmul(barred, gain, weight)
+            score = barred.add(weight).add_(gain, alpha=STEP) if additive else torch.addcmul(barred, gain, weight)
             pick = score.argmax(dim=0, keepdim=True)  # the first of equal maxima
             order.index_copy_(0, made, pick)  # if not ready, a later round writes over it
             barred.index_add_(0, pick, torch.where(ready, -torch.inf, barred.new_zeros(1)))

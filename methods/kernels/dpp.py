@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from methods.kernels.cosine import CosineRows
+from methods.kernels.cosine import STEP, CosineRows
 
 TOLERANCE = 1e-5  # of the largest initial gain: what float32 leaves below it is mostly rounding error
 
@@ -39,13 +39,14 @@ def _greedy_map(cosine: CosineRows, quality: Tensor, k: int) -> Tensor:
     weight = quality.square()
     limit = TOLERANCE * weight.max()
     left = quality.clone()  # minus infinity once picked
-    for made, pick in enumerate(order.split(1)):
+    for made in range(k):
+        pick = order[made : made + 1]
         gain = (weight * cosine.of_tokens(volume)).masked_fill_(left.isneginf(), -torch.inf)
         spent = gain.max() <= limit
         torch.argmax(torch.where(spent, left, gain), dim=0, keepdim=True, out=pick)  # the first of equal maxima
         left.index_fill_(0, pick, -torch.inf)
         row, earlier = cosine.rows(pick), factor[:made]
-        part = cosine.distinct(pick)[0] - earlier.index_select(1, row)[:, 0] @ earlier
+        part = STEP * cosine.distinct(pick)[0] - earlier.index_select(1, row)[:, 0] @ earlier
         part /= volume.index_select(0, row).clamp_min(TOLERANCE).sqrt()
         factor[made] = part.masked_fill_(spent, 0)
         volume.addcmul_(part, part, value=-1)

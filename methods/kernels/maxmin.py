@@ -25,16 +25,6 @@ def maxmin(rows: Iterable[CosineRows], ks: Sequence[int], first: Sequence[Tensor
     """
     orders = []
     for cosine, k, start in zip(rows, ks, repeat(None, len(ks)) if first is None else first, strict=True):
-        start = farthest(cosine) if start is None else start.to(cosine.device)
+        start = cosine.nearest().argmin(dim=0, keepdim=True) if start is None else start.to(cosine.device)
         orders.append(novelty(cosine, torch.zeros(len(cosine), device=cosine.device), 1.0, start, k))
     return orders
-
-
-def farthest(cosine: CosineRows) -> Tensor:
-    """Return the token [1] whose nearest other one is farthest; of equals the first."""
-    nearest = []
-    for tile in cosine.tiles():
-        similar = cosine(tile)
-        similar.scatter_(1, tile[:, None], -torch.inf)  # a token is not its own neighbour
-        nearest.append(similar.amax(dim=1))
-    return torch.cat(nearest).argmin(dim=0, keepdim=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from methods.kernels.cosine import CosineRows
+from methods.kernels.cosine import STEP, CosineRows
 
 
 def mmr(
@@ -45,16 +45,17 @@ def novelty(cosine: CosineRows, relevance: Tensor, weight: float, first: Tensor,
         parallel: picks per round.
     """
     order = torch.cat([first, first.new_empty(k - len(first))])
-    relevance = relevance.clone()  # minus infinity once picked
-    nearest = torch.full_like(relevance, -torch.inf, dtype=torch.float32)  # [N] similarity to the nearest pick
+    relevance = relevance[None].clone()  # [1, N] minus infinity once picked
+    nearest = torch.full_like(relevance, -torch.inf, dtype=torch.float32)  # [1, N] similarity to the nearest pick
     latest = first
     for made in range(len(first), k, parallel):
-        relevance.index_fill_(0, latest, -torch.inf)
+        relevance.index_fill_(1, latest, -torch.inf)
         for pick in latest.split(1):
-            torch.maximum(nearest, cosine(pick)[0], out=nearest)
-        score = torch.sub(relevance, nearest, alpha=weight)
+            torch.maximum(nearest, cosine(pick), out=nearest)
+        score = torch.sub(relevance, nearest, alpha=weight * STEP)
         latest = order[made : made + parallel]
         for pick in latest.split(1):
-            torch.argmax(score, dim=0, keepdim=True, out=pick)  # the first of equal maxima
-            score.index_fill_(0, pick, -torch.inf)
+            torch.argmax(score, dim=1, out=pick)  # the first of equal maxima
+            if parallel > 1:
+                score.index_fill_(1, pick, -torch.inf)
     return order

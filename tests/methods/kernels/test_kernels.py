@@ -24,16 +24,20 @@ def select(kernel, tokens, k, seed):
     return KERNELS[kernel]([tokens], [k], seed)[0]
 
 
+def similarities(features, **norm):
+    return CosineRows(features, **norm)(torch.arange(len(features))) * STEP
+
+
 def naive(kernel, tokens, k, seed):
     """Pick `k` tokens by scores that are computed again for each pick, from the similarities that the kernel sees."""
-    s = CosineRows(tokens.features)(torch.arange(len(tokens.features))).double()
+    s = similarities(tokens.features).double()
     scores, picked = scores_of(tokens, seed), []
     while len(picked) < k:
         if kernel == "mmr":
             lam = LAMS[seed % 5]
             score = lam * scores - (1 - lam) * s[picked].amax(0) if picked else scores
         elif kernel == "maxmin":
-            score = -(s[picked] if picked else s - torch.eye(len(s)) * 9).amax(0)
+            score = -s[picked].amax(0) if picked else -(s - torch.eye(len(s)) * 9).amax(1)
         else:
             gain = (
                 (s - (s[picked].amax(0).clamp(min=0) if picked else torch.zeros(len(s)))[:, None]).clamp(min=0).sum(0)
@@ -129,7 +133,7 @@ def test_similarities_are_those_of_float64_to_a_step(d, outweighing, kind):
     x = tokens_of(200, d, 1, kind).features
     x[:, 3] = (x[:, 3] * outweighing).clamp(-3e38, 3e38)
     unit = torch.nn.functional.normalize(x.double(), dim=1)
-    similar = CosineRows(x)(torch.arange(200))
+    similar = similarities(x)
     assert torch.equal((similar / STEP).round() * STEP, similar)
     assert (similar - unit @ unit.T).abs().max() < (1.5 if outweighing == 1 else 4) * STEP
 
@@ -138,23 +142,22 @@ def test_similarities_are_those_of_float64_to_a_step(d, outweighing, kind):
 def test_equal_and_parallel_rows_have_equal_similarities(n):
     x = torch.randn(3, 33, generator=torch.Generator().manual_seed(n)).bfloat16().float()
     rows = x[torch.arange(n) % 3] * (1 + torch.arange(n)[:, None] // 3 % 7)  # products that float32 holds
-    similar = CosineRows(rows)(torch.arange(n))
+    similar = similarities(rows)
     for i in range(3):
         assert similar[:, i::3].unique(dim=1).shape[1] == 1
         assert similar[i::3].unique(dim=0).shape[0] == 1
 
 
 def test_rows_whose_checksums_are_equal_by_chance_stay_apart():
-    x = torch.tensor([[1.0, 2, 3, 4], [3, 4, 1, 2], [1, 2, 3, 4]])
-    similar = CosineRows(x)(torch.arange(3))
+    x = torch.tensor([[1.0, 2, 3, 4], [3, 4, 1, 2], [1, 2, 3, 4]])  # the same numbers, in another order
+    similar = similarities(x)
     assert similar[0].tolist() == similar[2].tolist() == [1, pytest.approx(22 / 30, abs=STEP), 1]
     assert similar[1, 1] == 1
 
 
 def test_zero_rows_are_similar_to_none_and_floors_shorten_rows():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e38, -3e38], [-3.0, -4.0], [3e-30, 4e-30], [1e-45, 0.0]])
-    every = torch.arange(6)
-    assert CosineRows(x, floor=1e-50)(every)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 1, 0.6], abs=STEP)
-    assert CosineRows(x, floor=1e-8)(every)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 0, 0], abs=STEP)
-    assert CosineRows(x, floor=0.0, plus=5.0)(every)[0, :2].tolist() == pytest.approx([0.25, 0], abs=STEP)
-    assert not CosineRows(x)(every)[1].any()
+    assert similarities(x, floor=1e-50)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 1, 0.6], abs=STEP)
+    assert similarities(x, floor=1e-8)[0].tolist() == pytest.approx([1, 0, -(0.02**0.5), -1, 0, 0], abs=STEP)
+    assert similarities(x, floor=0.0, plus=5.0)[0, :2].tolist() == pytest.approx([0.25, 0], abs=STEP)
+    assert not similarities(x)[1].any()
