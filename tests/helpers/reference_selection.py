@@ -107,7 +107,7 @@ def is_greedy(order, rows, scores, tolerance=ROUNDING):
     same = directions(rows)
     for made, pick in enumerate(order):
         now, left = scores(order[:made]), set(range(len(rows))) - set(order[:made])
-        earlier_copy = any(i < pick and same[i] == same[pick] and now[i] >= now[pick] - 1e-12 for i in left)
+        earlier_copy = any(i < pick and same[i] == same[pick] and now[i] >= now[pick] for i in left)
         if pick not in left or earlier_copy or now[pick] < max(now[i] for i in left) - tolerance:
             return False
     return True
