@@ -72,11 +72,10 @@ class CosineRows:
             nearest = self.table.amax(dim=1).round_()
             self.table.diagonal().copy_(own)
             return nearest
-        parts = []
+        nearest = self.unit.new_empty(self.size)
         for tile in self.tiles():
-            similar = self(tile).scatter_(1, tile[:, None], -torch.inf)
-            parts.append(similar.amax(dim=1))
-        return torch.cat(parts)
+            nearest.index_copy_(0, tile, self(tile).scatter_(1, tile[:, None], -torch.inf).amax(dim=1))
+        return nearest
 
     def tiles(self) -> tuple[Tensor, ...]:
         """Return all tokens [N] in parts whose similarities to all tokens may be held at once."""
