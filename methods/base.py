@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -163,9 +164,22 @@ def _selections(method: Method, given: Sequence[Given]) -> list[Selection]:
         samples, chosen = [given[i][0] for i in cut], [ks[i] for i in cut]
         generators = [given[i][2] or torch.Generator().manual_seed(0) for i in cut]
         # Autocast would take the similarities down to half precision behind the method's back.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _no_tf32():
             made = method._select_batch(samples, chosen, generators)
         for i, selection in zip(cut, made, strict=True):
             checks.selection(method.name, selection, sizes[i], ks[i])
             found[i] = selection
     return found
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Multiply float32 matrices in float32 on a GPU: lmms-eval turns TF32 on, whose error of 1e-3 decides picks."""
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    setting = getattr(matmul, name)
+    setattr(matmul, name, exact)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, setting)

@@ -97,7 +97,7 @@ def check_place(folder: Path, key: str = "runs") -> None:
 
 def check_parent(file: Any, key: str) -> None:
     """Raise a UserError unless the folder of `file` exists; None is no file."""
-    if file is not None and not (folder := Path(str(file)).absolute().parent).is_dir():
+    if file is not None and not (folder := Path(str(file)).parent).is_dir():
         raise UserError(f"cannot write {key}={file}: there is no folder {folder}")
 
 

@@ -295,7 +295,7 @@ def test_other_prompts_than_the_family_s_are_refused(root):
 
 @pytest.mark.parametrize("limit", [3, 9])
 def test_a_limit_that_parts_a_pair_of_mme_is_refused_before_the_model_runs(limit, root):
-    with pytest.raises(UserError, match=f"its first {limit} questions part a pair"):
+    with pytest.raises(UserError, match=f"its first {limit} questions split a pair"):
         suite(root, "mme").check(limit=limit)
     suite(root, "mme").check(limit=limit + 1)
 

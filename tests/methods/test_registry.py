@@ -259,3 +259,18 @@ def test_attributes_under_their_old_names_count_for_one_release():
     assert Old.unpublished_params == {"start"}
     assert InsideLLM is LayerMethod
     assert Received is AttentionSpec
+
+
+def test_a_method_chooses_without_tf32_whatever_the_process_has_set(monkeypatch):
+    """lmms-eval turns it on when its LLaVA modules are imported."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    settings = []
+
+    class Watch(Method):
+        def _select(self, tokens, k, generator):
+            settings.append(torch.backends.cuda.matmul.allow_tf32)
+            return Selection.of(torch.arange(k))
+
+    Watch().select(Tokens(torch.ones(4, 2), [(1, 2, 2)]), 2)
+    assert settings == [False]
+    assert torch.backends.cuda.matmul.allow_tf32 is True

@@ -8,13 +8,13 @@ from base64 import b64decode
 import numpy as np
 import pandas as pd
 import pytest
+from in_process import run
 from PIL import Image
 
 from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
-from harness.evaluation.runner import run
 from harness.pocket import TASKS, order
 from harness.report import gallery, images
 from harness.report.answers import pack, text
