@@ -261,16 +261,21 @@ def test_attributes_under_their_old_names_count_for_one_release():
     assert Received is AttentionSpec
 
 
-def test_a_method_chooses_without_tf32_whatever_the_process_has_set(monkeypatch):
+def test_a_method_chooses_without_tf32_whatever_the_process_has_set():
     """lmms-eval turns it on when its LLaVA modules are imported."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    settings = []
+    matmul, settings = torch.backends.cuda.matmul, []
+
+    def tf32():
+        return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
     class Watch(Method):
         def _select(self, tokens, k, generator):
-            settings.append(torch.backends.cuda.matmul.allow_tf32)
+            settings.append(tf32())
             return Selection.of(torch.arange(k))
 
-    Watch().select(Tokens(torch.ones(4, 2), [(1, 2, 2)]), 2)
-    assert settings == [False]
-    assert torch.backends.cuda.matmul.allow_tf32 is True
+    matmul.allow_tf32 = True
+    try:
+        Watch().select(Tokens(torch.ones(4, 2), [(1, 2, 2)]), 2)
+        assert (settings, tf32(), matmul.allow_tf32) == ([False], True, True)
+    finally:
+        matmul.allow_tf32 = False
