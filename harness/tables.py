@@ -21,7 +21,7 @@ from harness.core.rules import at_least, one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
-from harness.results.labels import unlike
+from harness.results.labels import setting_notes
 from harness.results.latex import latex
 from harness.results.result import Result, failures, load_results, merge_task_runs, unproven
 from harness.results.summary import summary
@@ -58,7 +58,7 @@ def of_runs(
         model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
         caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
         errors = _errors(said, frame, table.benchmarks, errors_of) if errors_of else None
-        notes = [*table.notes, *unlike(runs), *failures(runs), *unproven(runs), *notes]
+        notes = [*table.notes, *setting_notes(runs), *failures(runs), *unproven(runs), *notes]
         tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
         sayings.append(said)
     return tables, pd.concat(sayings, ignore_index=True)
@@ -98,7 +98,7 @@ def main(cfg: DictConfig) -> None:
     elif source == "paper":
         tables = paper.published(shipped(str(cfg.paper)))
     elif source == "paper+runs":
-        tables = paper.beside(shipped(str(cfg.paper)), load_results(cfg.runs))
+        tables = paper.published_and_ours(shipped(str(cfg.paper)), load_results(cfg.runs))
     else:
         results = load_results(cfg.runs)
         runs = merge_task_runs(results) if cfg.join else results

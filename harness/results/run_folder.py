@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.files import digest, load, to_json, write_atomic, writing
-from harness.results.response_log import KEPT, RESPONSES, ResponseLog, others, part_name, remove
+from harness.results.response_log import KEPT, RESPONSES, ResponseLog, other_processes, part_name, remove_logs
 
 __all__ = ["AGAIN", "DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
@@ -46,10 +46,10 @@ class RunFolder:
         if force or not (self.path / "run.json").is_file():
             write_atomic(self.path / "run.json", to_json({"format": FORMAT, "identity": self.identity, **about}))
         with ExitStack() as locks:
-            for process in others(self.path):  # if the first process was killed, the others end a little later
+            for process in other_processes(self.path):  # if the first process was killed, the others end a little later
                 locks.enter_context(self.lock(process))
             if force:
-                remove(self.path, [0, *others(self.path)])
+                remove_logs(self.path, [0, *other_processes(self.path)])
             return ResponseLog(self.path)
 
     def about(self) -> dict[str, Any]:
