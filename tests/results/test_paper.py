@@ -153,7 +153,7 @@ def test_what_ours_lacks_is_named_and_has_no_average(runs):
 def test_the_first_questions_alone_are_marked(tmp_path):
     ours(tmp_path, "none", 0.8, 1700.0, limit=20)
     first = paper.published_and_ours(FOLDER, collect(tmp_path))[0]
-    assert any("of the first 20 questions" in note for note in first.notes)
+    assert any("answers only the first 20 questions" in note for note in first.notes)
 
 
 def test_whole_rows_have_averages(tmp_path):

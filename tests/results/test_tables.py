@@ -134,7 +134,7 @@ def test_without_the_unpruned_model_nothing_is_averaged(tmp_path):
     finished(tmp_path, "random")
     (table,) = made(tmp_path)
     assert table.frame["avg"].isna().all()
-    assert "no unpruned model" in " ".join(table.notes)
+    assert "no averages, since there is no unpruned run" in " ".join(table.notes)
     assert sheet([table])["avg"].tolist() == [""]
 
 
