@@ -123,7 +123,7 @@ def page(method: Mapping[str, Any]) -> str:
     ]
     facts = {
         "stage": [method["stage"]],
-        "needs": [", ".join(method["needs"]) or "the features alone"]
+        "needs": [", ".join(method["needs"]) or "only the features"]
         + [f"with {key}: {', '.join(v['needs']) or 'none'} ({v['stage']})" for key, v in method["with"].items()],
         "variants": method["variants"],
         "fidelity": [method["fidelity"]],

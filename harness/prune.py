@@ -56,7 +56,7 @@ def prune(
         scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
             scorer; by default the one that is next to the model's weights.
         seed: seed of methods that draw at random.
-        positions: "keep" (default): kept tokens have the position ids of the whole prompt. "compact": the L tokens that
+        positions: "keep" (default): kept tokens have the position ids of the full prompt. "compact": the L tokens that
             enter the language model are numbered 0..L-1, and decoding continues from L. The published codes for
             LLaVA-1.5 do so, since they cut before positions exist. This needs a family with 1-D positions and a method
             that cuts in front of the language model.

@@ -1,4 +1,4 @@
-"""Run folders: responses that only grow, other files that are whole or absent, and a marker that is written last."""
+"""Run folders: append-only responses, other files that are complete or absent, and a marker that is written last."""
 
 import fcntl
 import json
@@ -63,13 +63,13 @@ class RunFolder:
 
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the score of every question by task, then the metrics, then the marker."""
-        lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
+        lines = [f"{json.dumps(task)}: {json.dumps(part, allow_nan=False)}" for task, part in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
         write_atomic(self.path / METRICS, to_json(metrics))
         write_atomic(self.path / DONE, to_json(about))
 
     def check(self) -> None:
-        """Raise UserError unless the files that `finish` wrote are whole and belong to this configuration."""
+        """Raise UserError unless the files that `finish` wrote are complete and belong to this configuration."""
         self._check_owner()
         self.metrics()
         self._finished(SCORES)

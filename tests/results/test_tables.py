@@ -166,7 +166,7 @@ def test_a_stray_marker_is_named(tmp_path, text):
     (stray / "DONE").write_text("")
     if text is not None:
         (stray / "run.json").write_text(text)
-    with pytest.raises(UserError, match="other holds DONE but is no whole run"):
+    with pytest.raises(UserError, match="other has DONE but is an incomplete run"):
         collect(tmp_path)
 
 
