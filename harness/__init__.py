@@ -1,9 +1,9 @@
-"""Pruning visual tokens of multimodal LLMs, and measuring honestly what that keeps. Importing this imports no torch."""
+"""Pruning of visual tokens in multimodal LLMs, and its evaluation. Importing the package does not import torch."""
 
 import sys
 
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
-    # `python -m harness` looks into the working directory first; a folder methods/ or conf/ there must not hide ours.
+    # `python -m harness` searches the working directory first; a folder methods/ or conf/ there must not hide ours.
     sys.path.append(sys.path.pop(0))
 
 from harness.prune import prune

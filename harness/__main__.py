@@ -1,7 +1,7 @@
-"""The main job: python -m harness method=idpruner model=pocket keep=0.25 tasks=pocket.
+"""Evaluate a model with pruned visual tokens: python -m harness method=idpruner model=pocket keep=0.25 tasks=pocket.
 
-Prunes the model's visual tokens, scores it through lmms-eval, prints a table relative to the unpruned model and, on the
-last line, one JSON object. `--help` shows every choice; `-m` sweeps; results lie under `runs=results/runs`.
+The command scores the model with lmms-eval, prints a table relative to the unpruned model, and ends with one JSON line.
+`--help` shows every choice, `-m` sweeps, and results are written below `runs=results/runs`.
 """
 
 import json
@@ -31,14 +31,14 @@ def preview(context: RunContext, jobs: list[tuple[DictConfig, list[str]]]) -> No
 
 
 def use_slurm(context: RunContext) -> None:
-    """Let Hydra find the launcher of a cluster."""
+    """Register the Slurm launcher with Hydra."""
     from harness.evaluation import slurm
 
     slurm.register(context)
 
 
 def main(context: RunContext, cfg: DictConfig) -> None:
-    """Run one configuration and report it."""
+    """Run one configuration and print its report."""
     from harness.evaluation.runner import run
     from harness.results.result import Result, average, failures, relative, unproven
 
@@ -50,8 +50,8 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     percent = relative(result, baseline)
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
-    shown = [baseline, result][result.is_baseline :]
-    for note in [*_overlaps(result), *_first_ones(config.limit), *failures(shown), *unproven(shown)]:
+    runs = [baseline, result][result.is_baseline :]
+    for note in [*_overlaps(result), *_limit_notes(config.limit), *failures(runs), *unproven(runs)]:
         print(f"note: {note}")
     report = {
         "run": str(folder.path),
@@ -70,34 +70,34 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
     about, rows = result.about, [("task", "questions", "baseline", "score", "relative", "visual tokens")]
     for task, share in percent.items():
         tokens = result.metrics["visual_tokens"][task]
-        shown = f"{tokens['kept']:.1f} of {tokens['all']:.1f}{_missed(tokens)}"
+        counts = f"{tokens['kept']:.1f} of {tokens['all']:.1f}{_token_remarks(tokens)}"
         scores = (f"{baseline.score(task):.4f}", f"{result.score(task):.4f}")
-        rows.append((task, str(result.metrics["questions"][task]), *scores, _percent(share), shown))
+        rows.append((task, str(result.metrics["questions"][task]), *scores, _percent(share), counts))
     title = f"\n{about['method']} at {about['budget']} on {about['model']}"
     return "\n".join([title, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
 
 
 def _overlaps(result: "Result") -> list[str]:
-    """Return a note for each file that was made from images of a task that the run asks about."""
+    """Return a note for each file that was made from images of a task that the run evaluates."""
     notes = []
-    for name, about in result.about.get("made_from", {}).items():
-        if both := sorted(set(about.get("tasks", "").split(",")) & set(result.metrics["scores"])):
-            notes.append(f"{name} was made from images of {', '.join(both)}, which this run asks about")
+    for name, metadata in result.about.get("made_from", {}).items():
+        if common := sorted(set(metadata.get("tasks", "").split(",")) & set(result.metrics["scores"])):
+            notes.append(f"{name} was made from images of {', '.join(common)}, which this run evaluates")
     return notes
 
 
-def _first_ones(limit: int | None) -> list[str]:
-    """Return a note for a limited run: lmms-eval takes questions from the front."""
+def _limit_notes(limit: int | None) -> list[str]:
+    """Return a note for a limited run: lmms-eval takes the first questions of a task."""
     if limit is None:
         return []
-    return [f"limit={limit} asks the first questions of each task, and many tasks are sorted: no sample of all of them"]
+    return [f"limit={limit} asks the first questions of each task; many tasks are sorted, so this is no random sample"]
 
 
-def _missed(tokens: dict[str, float]) -> str:
-    """K where it is not what was kept (`resize`), and what it is worth where early decoder layers see everything."""
+def _token_remarks(tokens: dict[str, float]) -> str:
+    """Return K if `resize` missed it, and the tokens per layer if early decoder layers see more than is kept."""
     kept = tokens["kept"]
-    budget, worth = tokens.get("budget", kept), tokens.get("per_layer", kept)
-    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" (a layer sees {worth:.1f})" * (worth > kept)])
+    budget, per_layer = tokens.get("budget", kept), tokens.get("per_layer", kept)
+    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" (a layer sees {per_layer:.1f})" * (per_layer > kept)])
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Two runs on the same questions: python -m harness.compare results/runs/.../A results/runs/.../B."""
+"""Compare two runs on the same questions: python -m harness.compare results/runs/.../A results/runs/.../B."""
 
 import json
 import math
@@ -22,7 +22,7 @@ HEAD = ("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B on
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Two folders without a name are A and B."""
+    """Name two folders that are given without a key `a` and `b`."""
     folders = [text for text in overrides if "=" not in text or Path(text).is_dir()]
     if len(folders) > 2:
         raise UserError(f"two run folders are compared, got {len(folders)}: {', '.join(folders)}")
@@ -31,7 +31,7 @@ def prepare(overrides: list[str]) -> list[str]:
 
 
 def check(cfg: DictConfig) -> None:
-    """Both folders are given, and not one twice."""
+    """Raise UserError unless two different folders are given."""
     for key in ("a", "b"):
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
@@ -41,48 +41,48 @@ def check(cfg: DictConfig) -> None:
 
 
 def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed: int) -> pd.DataFrame:
-    """One row per task, and one for the average of the percentages of `baseline`, if there is one, with HEAD's columns.
+    """Return a row per task, and with a `baseline` one for the average of percentages, with the columns of HEAD.
 
-    `difference` is A's score less B's; `a_only` counts questions on which A scores more (is right and B wrong).
+    `difference` is A's score minus B's. `a_only` counts questions on which A scores more (A is right and B wrong).
     Holm's correction is over the tasks.
     """
-    each, draws = questions([a, b]), draw([a, b], baseline, resamples, seed)
-    said = answers([a, b]) if all((run.folder / RESPONSES).is_file() for run in (a, b)) else None
-    rows = [_task(task, a, b, each, draws, said) for task in a.metrics["primary"]]
+    scores, draws = questions([a, b]), draw([a, b], baseline, resamples, seed)
+    texts = answers([a, b]) if all((run.folder / RESPONSES).is_file() for run in (a, b)) else None
+    rows = [_task(task, a, b, scores, draws, texts) for task in a.metrics["primary"]]
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     if baseline is not None:
-        mine, theirs = (average(relative(run, baseline)) for run in (a, b))
-        if mine is not None and theirs is not None:
+        mean_a, mean_b = (average(relative(run, baseline)) for run in (a, b))
+        if mean_a is not None and mean_b is not None:
             drawn = draws.of(AVERAGE, a.hash) - draws.of(AVERAGE, b.hash)
             low, high = interval(drawn)
-            found = {"task": AVERAGE, "questions": len(each), "a": mine, "b": theirs, "difference": mine - theirs}
-            rows.append(found | {"low": low, "high": high, "p": bootstrap_p(drawn, mine - theirs)})
+            row = {"task": AVERAGE, "questions": len(scores), "a": mean_a, "b": mean_b, "difference": mean_a - mean_b}
+            rows.append(row | {"low": low, "high": high, "p": bootstrap_p(drawn, mean_a - mean_b)})
     return pd.DataFrame(rows)
 
 
 def _task(
-    task: str, a: Result, b: Result, each: pd.DataFrame, draws: Draws, said: pd.DataFrame | None
+    task: str, a: Result, b: Result, scores: pd.DataFrame, draws: Draws, texts: pd.DataFrame | None
 ) -> dict[str, Any]:
-    part = select_task(each, task)
-    mine, theirs = part[a.hash], part[b.hash]
+    task_scores = select_task(scores, task)
+    scores_a, scores_b = task_scores[a.hash], task_scores[b.hash]
     place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
     drawn = draws.scores[place, runs]
     low, high = interval(drawn[0] - drawn[1])
     difference = a.score(task) - b.score(task)
-    p, test = pairwise_p(part, drawn, [a.score(task), b.score(task)])
-    unknown = (mine.isna() | theirs.isna()).any()
-    b_only, a_only = (math.nan, math.nan) if unknown else flips(mine, theirs)
-    same = math.nan if said is None else agreement(*(select_task(said, task)[run.hash] for run in (a, b)))
-    found = {"task": task, "questions": len(mine), "a": a.score(task), "b": b.score(task), "difference": difference}
-    found |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
-    return found | {"p": float(p[0, 1]), "test": test, "agreement": same}
+    p, test = pairwise_p(task_scores, drawn, [a.score(task), b.score(task)])
+    unknown = (scores_a.isna() | scores_b.isna()).any()
+    b_only, a_only = (math.nan, math.nan) if unknown else flips(scores_a, scores_b)
+    same = math.nan if texts is None else agreement(*(select_task(texts, task)[run.hash] for run in (a, b)))
+    row = {"task": task, "questions": len(scores_a), "a": a.score(task), "b": b.score(task), "difference": difference}
+    row |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
+    return row | {"p": float(p[0, 1]), "test": test, "agreement": same}
 
 
-def text(found: pd.DataFrame) -> str:
-    """The comparison as aligned columns."""
+def text(comparison: pd.DataFrame) -> str:
+    """Format the comparison as aligned columns."""
     rows = [HEAD]
-    for row in found.to_dict("records"):
+    for row in comparison.to_dict("records"):
         digits = 2 if row["task"] == AVERAGE or abs(row["a"]) > 1 or abs(row["b"]) > 1 else 4
         span = "-" if math.isnan(row["low"]) else f"{row['low']:+.{digits}f} to {row['high']:+.{digits}f}"
         name = f"{row['task']} (%)" if row["task"] == AVERAGE else str(row["task"])
@@ -105,50 +105,50 @@ def _p(p: float) -> str:
 
 
 def baseline_of(a: Result, b: Result) -> Result | None:
-    """The unpruned run that both are relative to: one of them, or beside A; None if there is none."""
+    """Return the unpruned run of both: one of them, or one in the parent folder of A; None if there is none."""
     if a.setting != b.setting:
         return None
-    found = [a, b] if a.is_baseline or b.is_baseline else collect(a.folder.absolute().parent)
-    return next((run for run in found if run.is_baseline and run.setting == a.setting), None)
+    candidates = [a, b] if a.is_baseline or b.is_baseline else collect(a.folder.absolute().parent)
+    return next((run for run in candidates if run.is_baseline and run.setting == a.setting), None)
 
 
 def main(cfg: DictConfig) -> None:
-    """Print what differs and how much, then one JSON line."""
+    """Print the comparison, then one JSON line."""
     check(cfg)
     a, b = (Result.of(Path(str(cfg[key]))) for key in ("a", "b"))
     baseline = baseline_of(a, b)
-    found = compare(a, b, baseline, int(cfg.resamples), int(cfg.seed))
+    comparison = compare(a, b, baseline, int(cfg.resamples), int(cfg.seed))
     if cfg.csv is not None:
-        write_atomic(Path(str(cfg.csv)), found.to_csv(index=False, float_format="%.6g"))
+        write_atomic(Path(str(cfg.csv)), comparison.to_csv(index=False, float_format="%.6g"))
     settings = _settings(a, b)
     for name, run in (("A", a), ("B", b)):
         print(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")
-    said = "; ".join(f"{key}: {mine} / {theirs}" for key, (mine, theirs) in settings.items())
-    print(f"settings that differ: {said}" if said else "settings: the same")
-    print(f"\n{text(found)}\n")
-    for note in _notes(found, baseline, a, b):
+    differences = "; ".join(f"{key}: {value_a} / {value_b}" for key, (value_a, value_b) in settings.items())
+    print(f"settings that differ: {differences}" if differences else "settings: the same")
+    print(f"\n{text(comparison)}\n")
+    for note in _notes(comparison, baseline, a, b):
         print(note)
     report = {"a": str(a.folder), "b": str(b.folder), "settings": settings}
-    rows = json.loads(found.to_json(orient="records"))
+    rows = json.loads(comparison.to_json(orient="records"))
     print(json.dumps(report | {"tasks": {row.pop("task"): row for row in rows}}), flush=True)
 
 
 def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
-    """What differs besides what a comparison is about: the budget, and one method against another."""
-    about = ("budget",) if a.method == b.method else ("budget", "method")
-    return {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in about}
+    """Return the settings that differ, without the budget, and without the method if the methods differ."""
+    expected = ("budget",) if a.method == b.method else ("budget", "method")
+    return {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in expected}
 
 
-def _notes(found: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
+def _notes(comparison: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
     notes = [*failures([a, b]), "p: McNemar's exact test"]
-    if len(other := found.loc[found["test"] == "bootstrap", "task"]):
-        notes[-1] = f"p: McNemar's exact test; the paired bootstrap in {', '.join(other)} and the average"
+    if len(tasks := comparison.loc[comparison["test"] == "bootstrap", "task"]):
+        notes[-1] = f"p: McNemar's exact test; the paired bootstrap in {', '.join(tasks)} and the average"
     if baseline is None:
-        beside = f"no unpruned run of their settings is beside {a.folder}"
-        why = "their settings differ" if a.setting != b.setting else beside
-        notes.append(f"no average of percentages: {why}")
-    if found.loc[found["task"] != AVERAGE, "agreement"].isna().all():
-        notes.append("same answers: unknown, a run is kept without responses.jsonl")
+        missing = f"no unpruned run of their settings is in {a.folder.parent}"
+        reason = "their settings differ" if a.setting != b.setting else missing
+        notes.append(f"no average of percentages: {reason}")
+    if comparison.loc[comparison["task"] != AVERAGE, "agreement"].isna().all():
+        notes.append("same answers: unknown, since a run has no responses.jsonl")
     return [*notes, *unproven([a, b])]
 
 

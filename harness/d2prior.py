@@ -1,8 +1,8 @@
-"""D2Pruner's debiasing prior of a model: python -m harness.d2prior model=pocket tasks=pocket.
+"""Compute D2Pruner's debiasing prior of a model: python -m harness.d2prior model=pocket tasks=pocket.
 
-Where in an image the last token of a neutral prompt looks, whatever the image shows: the mean over many images of the
-attention that visual tokens receive at one decoder layer, on a grid. It should come from other images than those that
-are evaluated. The file says what it was made from; a run takes it as method=d2pruner method.prior=FILE.
+The prior is the attention that the last token of a neutral prompt pays to each position of an image, whatever the image
+shows: the mean over many images at one decoder layer, on a grid. Its images should not be those of the evaluation. The
+file records its origin. Pass it to a run as method=d2pruner method.prior=FILE.
 """
 
 import json
@@ -40,91 +40,91 @@ PLACE = Path("results/priors")
 
 @dataclass(kw_only=True)
 class Probe(LayerMethod):
-    """Note what the prompt's last token attends to; which tokens stay does not matter.
+    """Record the attention of the prompt's last token; the selected tokens do not matter.
 
     Deviation: none. Source: ours.
     """
 
-    seen: list[tuple[Tensor, Grid]] = field(default_factory=list, init=False)  # attention [h * w] and grid of each tile
+    tiles: list[tuple[Tensor, Grid]] = field(default_factory=list, init=False)  # attention [h * w] and grid
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm
         assert state is not None
-        paid = attention_row(state.q[:, -1], state.k)[state.visual_idx]
-        self.seen += zip(paid.split([t * h * w for t, h, w in tokens.grids]), tokens.grids, strict=True)
+        attention = attention_row(state.q[:, -1], state.k)[state.visual_idx]
+        self.tiles += zip(attention.split([t * h * w for t, h, w in tokens.grids]), tokens.grids, strict=True)
         return Selection.of(torch.arange(k, device=tokens.features.device))
 
 
 def prompts(tasks: TasksConfig, prompt: str, data_root: DataRoot = None) -> Iterator[list[Message]]:
-    """The prompt about every image of the tasks, once, taking turns among them; videos are left out."""
+    """Yield the prompt with every distinct image, in turns from each task; videos are skipped."""
     suite = TaskSuite(tasks, data=local(tasks, data_root))
     suite.check()
-    known = set()
+    digests = set()
     for turn in zip_longest(*map(suite.images, tasks.metrics)):
         for image in (image for image in turn if image is not None):
             messages = [
                 {"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": prompt}]}
             ]
-            if (name := messages_digest(messages)) not in known:
-                known.add(name)
+            if (digest := messages_digest(messages)) not in digests:
+                digests.add(digest)
                 yield messages
 
 
-def attention(loaded: Loaded, asked: Iterable[list[Message]], layer: int) -> Iterator[tuple[Tensor, Grid]]:
-    """Per image or tile, what its tokens receive [h * w] from the last token of the prompt at decoder layer `layer`."""
+def attention(loaded: Loaded, prompts: Iterable[list[Message]], layer: int) -> Iterator[tuple[Tensor, Grid]]:
+    """Yield attention [h * w] and grid of each image or tile: what the prompt's last token attends to at a layer."""
     probe, limits = Probe(layer=layer), limits_of(loaded.processor, loaded.config)
     with harness.prune(loaded.model, probe, tokens=1):
-        for messages in asked:
+        for messages in prompts:
             with torch.inference_mode():
                 loaded.model(**to_inputs(loaded.processor, [messages], limits).to(loaded.device))
-            yield from probe.seen  # nothing of an image that is one token
-            probe.seen.clear()
+            yield from probe.tiles  # none for an image of one token, which is not pruned
+            probe.tiles.clear()
 
 
 def main(cfg: DictConfig) -> None:
-    """Make the prior, store it, and say where."""
+    """Compute the prior, write it, and print where."""
     config = validate(_run(cfg))
     layer = int(methods.load("d2pruner", **config.params).stage.partition(":")[2])
     loaded = load(config.model)
-    asked = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
+    batch = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
     try:
-        prior = d2pruner_prior.average(attention(loaded, tqdm(asked, desc="images"), layer))
+        prior = d2pruner_prior.average(attention(loaded, tqdm(batch, desc="images"), layer))
     except ValueError as error:
         raise UserError(f"tasks={config.tasks.name}: {one_line(error)} of two tokens or more") from error
-    images = d2pruner_prior.digest(map(messages_digest, asked))
-    about = {
+    images = d2pruner_prior.digest(map(messages_digest, batch))
+    metadata = {
         "prompt": cfg.prompt,
         "name": config.model.name,
         "model": checkpoint.weights_fingerprint(loaded.folder),
         "layer": layer,
         "tasks": ",".join(config.tasks.metrics),
         "images": images,
-        "count": len(asked),
+        "count": len(batch),
         "grid": "x".join(map(str, prior.shape)),
     }
     name = f"{slug(config.model.name)}-layer{layer}-{images[:8]}.safetensors"
     file = PLACE / name if cfg.out is None else Path(str(cfg.out))
     file.parent.mkdir(parents=True, exist_ok=True)
-    d2pruner_prior.save(file, prior, about)
+    d2pruner_prior.save(file, prior, metadata)
     digest = d2pruner_prior.load(file)[1]["digest"]
-    print(f"{about['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(asked)} images: {file}")
+    print(f"{metadata['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(batch)} images: {file}")
     print(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
-    print(json.dumps({"prior": str(file), "digest": digest, **about}))
+    print(json.dumps({"prior": str(file), "digest": digest, **metadata}))
 
 
 def _run(cfg: DictConfig) -> DictConfig:
-    """The run that would use the prior, which is checked like any other."""
+    """Return the configuration of a run that would use the prior, so that the same checks apply."""
     method = {"name": "d2pruner", "layer": cfg.layer, "prior": "none"}
     shared = {"model": cfg.model, "tasks": cfg.tasks, "data_root": cfg.data_root}
     return OmegaConf.create({"method": method, "keep": 0.5, **shared})
 
 
 def check(cfg: DictConfig) -> None:
-    """Everything that can be found wrong before the model is loaded."""
+    """Raise UserError for whatever can be checked before the model is loaded."""
     located = run.check(_run(cfg))
     require(cfg, {"limit": at_least(1)})
     if not str(cfg.prompt or "").strip():
-        raise UserError("prompt is empty: pass what the model is asked about every image")
+        raise UserError("prompt is empty: pass the question that the model gets with every image")
     check_place((PLACE / "prior" if cfg.out is None else Path(str(cfg.out))).parent)
     run.check_parameters(located.config)
     run.check_family(located)

@@ -1,7 +1,7 @@
-"""Runs for other programs and for committing: python -m harness.export runs=results/runs out=export.
+"""Export runs for other programs: python -m harness.export runs=results/runs out=export.
 
 `wandb=PROJECT` logs the runs to Weights & Biases. `archive=FOLDER` writes their scores and provenance into two files,
-which the commands that read runs read like a folder of runs.
+to commit them; commands that read runs accept such an archive in place of a folder of runs.
 """
 
 import json
@@ -24,22 +24,22 @@ from harness.results.run_folder import AGAIN, DONE, KEPT, RESPONSES
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
-OF_ANSWER = ("response", "failed", "input_tokens", "output_tokens")
-OF_TOKENS = {"n": "visual_tokens", "k": "kept_tokens", "per_layer": "tokens_per_layer"}
+RESPONSE_COLUMNS = ("response", "failed", "input_tokens", "output_tokens")
+TOKEN_COLUMNS = {"n": "visual_tokens", "k": "kept_tokens", "per_layer": "tokens_per_layer"}  # key in kept.jsonl
 
 
 def per_question(results: Sequence[Result]) -> pd.DataFrame:
-    """One row per run and question: what was run, the score, the answer, the tokens before and after.
+    """Return one row per run and question: the settings, the score, the answer, the tokens before and after.
 
-    `score` is what the question adds to the task's metric (NaN where the task keeps no number), `record` what lmms-eval
-    keeps of it otherwise, as JSON; `failed` is why a question could not be asked.
-    Answers and tokens are missing of runs that are kept without them.
+    `score` is the question's contribution to the task's metric, NaN where the task keeps no number. `record` is what
+    lmms-eval keeps instead, as JSON. `failed` is the reason why a question could not be asked. Answers and tokens are
+    empty for runs without these files.
     """
     names = labels(results)
-    return pd.concat([_of(result, names[result.hash]) for result in results], ignore_index=True)
+    return pd.concat([_questions_of(result, names[result.hash]) for result in results], ignore_index=True)
 
 
-def _of(result: Result, label: str) -> pd.DataFrame:
+def _questions_of(result: Result, label: str) -> pd.DataFrame:
     identity, config = result.about["identity"], result.about["config"]
     run = {
         "model": config["model"]["name"],
@@ -54,44 +54,44 @@ def _of(result: Result, label: str) -> pd.DataFrame:
         "setting": result.setting[:8],
     }
     scores = questions([result])[result.hash]
-    answers, tokens = _lines(result, RESPONSES), _lines(result, KEPT)
+    responses, kept = _lines(result, RESPONSES), _lines(result, KEPT)
     rows = []
     for (task, doc_id), score in zip(scores.index, scores, strict=True):
         metric = result.metrics["primary"][task]
         row = {**run, "task": task, "doc_id": int(doc_id), "metric": metric, "score": score}
         row["record"] = _record(result.per_question[task], metric, doc_id)
-        answer, counted = answers.get((task, doc_id), {}), tokens.get((task, doc_id), {})
-        row |= {name: answer.get(name) for name in OF_ANSWER}
-        rows.append(row | {name: counted.get(key) for key, name in OF_TOKENS.items()})
-    counts = dict.fromkeys([*OF_ANSWER[2:], "visual_tokens", "kept_tokens"], "Int64")
+        response, tokens = responses.get((task, doc_id), {}), kept.get((task, doc_id), {})
+        row |= {name: response.get(name) for name in RESPONSE_COLUMNS}
+        rows.append(row | {name: tokens.get(key) for key, name in TOKEN_COLUMNS.items()})
+    counts = dict.fromkeys([*RESPONSE_COLUMNS[2:], "visual_tokens", "kept_tokens"], "Int64")
     floats = {"lambda": "Float64", "tokens_per_layer": "Float64"}
     return pd.DataFrame(rows).astype({"response": "string", "failed": "string", "record": "string", **counts, **floats})
 
 
 def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The lines of a run's file by question; none if the run is kept without it."""
+    """Return the lines of a run's file by question; none if the run has no such file."""
     file = result.folder / name
     lines = read_jsonl(file, AGAIN) if file.is_file() else ()
     return {(line["task"], line["doc_id"]): line for line in lines}
 
 
-def _record(each: dict[str, list[Any]], metric: str | None, doc_id: int) -> str | None:
-    found = each.get(metric or "", [])
-    value = found[each["doc_id"].index(doc_id)] if found else None
+def _record(columns: dict[str, list[Any]], metric: str | None, doc_id: int) -> str | None:
+    values = columns.get(metric or "", [])
+    value = values[columns["doc_id"].index(doc_id)] if values else None
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else None
 
 
 def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
-    """One row per run: rank by average within model, tasks and budget, the table's columns, what it was run with."""
+    """Return one row per run: the rank within model, tasks and budget, the columns of the table, and versions."""
     from harness.results.formats import sheet
     from harness.tables import of_runs
 
     frame = sheet(of_runs(results, resamples, seed)[0])
-    known = {result.hash: result for result in results}
-    runs = [known[name] for name in frame["hash"]]
+    by_hash = {result.hash: result for result in results}
+    runs = [by_hash[name] for name in frame["hash"]]
     average = pd.to_numeric(frame["avg"])
-    place = [frame[name] for name in ("model", "tasks", "setting", "budget")]
-    frame.insert(0, "rank", average.groupby(place).rank(ascending=False, method="min").astype("Int64"))
+    block = [frame[name] for name in ("model", "tasks", "setting", "budget")]
+    frame.insert(0, "rank", average.groupby(block).rank(ascending=False, method="min").astype("Int64"))
     for package in PACKAGES:
         frame[package] = [run.packages.get(package) for run in runs]
     frame["dtype"] = [run.about["identity"]["model"]["dtype"] for run in runs]
@@ -100,7 +100,7 @@ def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.Data
     frame["verified"] = [not run.unverified for run in runs]
     frame["commit"] = [run.about["git"] for run in runs]
     order = frame.assign(average=average, place=range(len(frame)))
-    first = order.groupby(place, sort=False)["place"].transform("min")
+    first = order.groupby(block, sort=False)["place"].transform("min")
     order = order.assign(first=first).sort_values(["first", "average"], ascending=[True, False], kind="stable")
     return frame.loc[order.index]
 
@@ -119,16 +119,16 @@ configs:
 
 
 def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> list[Path]:
-    """Write data/questions.parquet, leaderboard.csv and a card below `out`; each is whole or absent."""
-    each, board = per_question(results), leaderboard(results, resamples, seed)
-    models = ", ".join(dict.fromkeys(each["model"]))
+    """Write data/questions.parquet, leaderboard.csv and README.md below `out`; each file is complete or absent."""
+    rows, board = per_question(results), leaderboard(results, resamples, seed)
+    models = ", ".join(dict.fromkeys(rows["model"]))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
     with as_user_error(OSError, f"cannot write below out={out}"):
         files[0].parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(files[0], each.to_parquet(None, index=False))
+        write_atomic(files[0], rows.to_parquet(None, index=False))
         write_atomic(files[1], board.to_csv(index=False))
-        about = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
-        write_atomic(files[2], CARD_TEXT.format(**about))
+        fields = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
+        write_atomic(files[2], CARD_TEXT.format(**fields))
     return files
 
 
@@ -167,7 +167,7 @@ def update_archive(results: Sequence[Result], folder: Path) -> list[Path]:
 
 def _check_complete(result: Result) -> None:
     """UserError unless every question of every task has a score in every column."""
-    counts = {task: {*map(len, each.values())} for task, each in result.per_question.items()}
+    counts = {task: {*map(len, columns.values())} for task, columns in result.per_question.items()}
     if counts != {task: {count} for task, count in result.metrics["questions"].items()}:
         again = "run it again with force=true"
         raise UserError(f"{result.folder} is damaged (scores.json has other questions than metrics.json): {again}")
@@ -180,7 +180,7 @@ def _archived(result: Result) -> archive.ArchivedRun:
 
 
 def check(cfg: DictConfig) -> None:
-    """Something is asked for, and possible."""
+    """Raise UserError unless the options name something to write, and it can be written."""
     if cfg.out is None and cfg.wandb is None and cfg.archive is None:
         others = "archive=FOLDER, or a Weights & Biases project as wandb=PROJECT"
         raise UserError(f"out is null: pass a folder, as in out=export, or {others}")
@@ -190,9 +190,9 @@ def check(cfg: DictConfig) -> None:
 
 
 def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
-    """Log every run with its configuration, scores and answers; returns the names of the W&B runs.
+    """Log every run with its configuration, scores and answers, and return the names of the W&B runs.
 
-    Where they go is W&B's own business: WANDB_MODE=offline keeps them here, WANDB_ENTITY names the team.
+    W&B's environment variables apply: WANDB_MODE=offline keeps the runs here, WANDB_ENTITY names the team.
     """
     try:
         import wandb
@@ -202,22 +202,22 @@ def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:
     names = labels(results)
     logged = []
     for result in results:
-        place = [str(result.about["model"]), str(result.about["config"]["tasks"]["name"])]
+        tags = [str(result.about["model"]), str(result.about["config"]["tasks"]["name"])]
         name = " ".join(filter(None, [names[result.hash], result.budget]))
         with as_user_error(wandb.Error, f"wandb={project}", "WANDB_MODE=offline logs without a server"):
-            about = {"name": name, "group": "/".join(place), "tags": place, "config": result.about}
-            logger = WandbLogger(project=project, reinit="finish_previous", **about)
-            found = as_lmms_eval(result)
-            logger.post_init(found)
+            options = {"name": name, "group": "/".join(tags), "tags": tags, "config": result.about}
+            logger = WandbLogger(project=project, reinit="finish_previous", **options)
+            content = as_lmms_eval(result)
+            logger.post_init(content)
             logger.log_eval_result()
-            logger.log_eval_samples(samples(result, found["configs"]))
+            logger.log_eval_samples(samples(result, content["configs"]))
             wandb.finish()
         logged.append(name)
     return logged
 
 
 def as_lmms_eval(result: Result) -> dict[str, Any]:
-    """What lmms-eval's `simple_evaluate` returned of a run, as far as it is kept."""
+    """Return a run in the form of lmms-eval's `simple_evaluate`, as far as it is on disk."""
     tasks = list(result.metrics["scores"])
     configs = {
         task: {
@@ -228,27 +228,27 @@ def as_lmms_eval(result: Result) -> dict[str, Any]:
         }
         for task in tasks
     }
-    found = {"results": result.metrics["scores"], "configs": configs, "config": result.about["config"]}
-    return found | {"versions": dict.fromkeys(tasks, "N/A"), "n-shot": dict.fromkeys(tasks, 0)}
+    content = {"results": result.metrics["scores"], "configs": configs, "config": result.about["config"]}
+    return content | {"versions": dict.fromkeys(tasks, "N/A"), "n-shot": dict.fromkeys(tasks, 0)}
 
 
 def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Task -> one record per question with its answer and scores; prompts and targets are not kept: they are empty."""
-    said = {question: line["response"] for question, line in _lines(result, RESPONSES).items()}
-    found = {}
-    for task, each in result.per_question.items():
+    """Return task -> one record per question, with answer and scores; prompts and targets are empty."""
+    answers = {question: line["response"] for question, line in _lines(result, RESPONSES).items()}
+    rows_by_task = {}
+    for task, columns in result.per_question.items():
         names = [metric["metric"] for metric in configs[task]["metric_list"]]
         rows = []
-        for place, doc_id in enumerate(each["doc_id"]):
-            answer = said.get((task, doc_id), "")
+        for place, doc_id in enumerate(columns["doc_id"]):
+            answer = answers.get((task, doc_id), "")
             row = {"doc_id": doc_id, "target": "", "arguments": [[""]], "resps": [[answer]], "filtered_resps": [answer]}
-            rows.append(row | {name: each[name][place] for name in names})
-        found[task] = rows
-    return found
+            rows.append(row | {name: columns[name][place] for name in names})
+        rows_by_task[task] = rows
+    return rows_by_task
 
 
 def main(cfg: DictConfig) -> None:
-    """Write and log what is asked for, then one JSON line."""
+    """Write the files, log the runs, and end with one JSON line."""
     results = load_results(cfg.runs)
     if cfg.archive is not None:
         refuse_unfinished(folders_of(cfg.runs))

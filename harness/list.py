@@ -1,4 +1,4 @@
-"""What can be chosen: python -m harness.list prints every method, python -m harness.list method=idpruner its page."""
+"""List the methods: python -m harness.list prints all of them, with method=idpruner a page about one."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ HEAD = ("method", "stage", "needs", "fidelity", "flash", "serve", "variants", "f
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a method is with its defaults; ValueError or TypeError if there is none, or if it does not load."""
+    """Describe a method with its default parameters; ValueError or TypeError if it is unknown or does not load."""
     method = methods.load(name)
     params = {field.name: getattr(method, field.name) for field in fields(method) if field.init}
     options = {key: list(values) for key in params if (values := _choices(type(method), key))}
@@ -30,7 +30,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "stage": method.stage,
         "needs": _needs(method),
-        "with": dict(_otherwise(name, method, options)),
+        "with": dict(_variations(name, method, options)),
         "variants": options.get("variant", []),
         "fidelity": method.fidelity,
         "servable": method.servable,
@@ -44,15 +44,15 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def described(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Every method that loads; of a package's that does not, what is wrong."""
-    found = []
+def describe_all(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe every method; one that does not load, as a package's may, has the key "error"."""
+    descriptions = []
     for name in names:
         try:
-            found.append(describe(name))
+            descriptions.append(describe(name))
         except (ValueError, TypeError) as error:
-            found.append({"name": name, "error": one_line(error)})
-    return found
+            descriptions.append({"name": name, "error": one_line(error)})
+    return descriptions
 
 
 def _needs(method: Method) -> list[str]:
@@ -64,8 +64,8 @@ def _choices(method: type[Method], field: str) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def _otherwise(name: str, method: Method, options: Mapping[str, list[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield "parameter=value" and its stage and needs, where one choice changes them."""
+def _variations(name: str, method: Method, options: Mapping[str, list[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield "parameter=value" with stage and needs, for each value that changes them."""
     for key, values in options.items():
         for value in values:
             other = methods.load(name, **{key: value})
@@ -73,12 +73,12 @@ def _otherwise(name: str, method: Method, options: Mapping[str, list[Any]]) -> I
                 yield f"{key}={value}", {"stage": other.stage, "needs": _needs(other)}
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
-    """One row a method, its parameters and deviation below, and a legend."""
-    rows = {method["name"]: _row(method) for method in found if "error" not in method}
+def table(descriptions: Sequence[Mapping[str, Any]]) -> str:
+    """Format one row per method, with its parameters and its deviation below, and a legend."""
+    rows = {method["name"]: _row(method) for method in descriptions if "error" not in method}
     head, *below = table_lines([HEAD, *rows.values()], left=None)
     lines, line_of = [head], dict(zip(rows, below, strict=True))
-    for method in found:
+    for method in descriptions:
         if "error" in method:
             lines += _indented(f"{method['name']} does not load: {method['error']}", "")
             continue
@@ -90,10 +90,11 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     numbered = ", ".join(f"{number} {family}" for number, family in enumerate(FAMILIES, 1))
     legend = [
         f"families (- cannot run it): {numbered}",
-        "fidelity: exact, the indices of the authors' code wherever it keeps K, or adapted. flash: runs under it.",
-        "serve: a serving engine could run it: it reads what leaves the vision tower, and nothing inside.",
-        "* not public: our choice where the authors give no value.",
-        "python -m harness.list method=NAME says more of one: idea, paper, formula, parameters.",
+        "fidelity: exact (the indices of the authors' code wherever it keeps K) or adapted.",
+        "flash: runs under FlashAttention.",
+        "serve: a serving engine could run it, since it reads only the output of the vision tower.",
+        "* our choice, since the authors publish no value.",
+        "python -m harness.list method=NAME shows one method: idea, paper, formula, parameters.",
     ]
     return "\n".join([*lines, "", *(line for text in legend for line in _indented(text, ""))])
 
@@ -108,13 +109,13 @@ def _row(method: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(method: Mapping[str, Any]) -> list[str]:
-    """Each with its default as the command line takes it, and a mark where that is our choice."""
-    given = {key: json.dumps(v) if v is None or isinstance(v, bool) else v for key, v in method["params"].items()}
-    return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in given.items()]
+    """Return each parameter with its default in command-line form; a star marks a default that is our choice."""
+    defaults = {key: json.dumps(v) if v is None or isinstance(v, bool) else v for key, v in method["params"].items()}
+    return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in defaults.items()]
 
 
 def page(method: Mapping[str, Any]) -> str:
-    """All that is known of one method, its docstring first."""
+    """Format the description of one method, its docstring first."""
     refused = {family: why for family, why in method["families"].items() if why}
     params = [
         text + (f"   one of {', '.join(map(str, method['options'][key]))}" if key in method["options"] else "")
@@ -122,20 +123,19 @@ def page(method: Mapping[str, Any]) -> str:
     ]
     facts = {
         "stage": [method["stage"]],
-        "needs": [", ".join(method["needs"]) or "the features alone"]
-        + [f"with {key}: {', '.join(it['needs']) or 'none'} ({it['stage']})" for key, it in method["with"].items()],
+        "needs": [", ".join(method["needs"]) or "only the features"]
+        + [f"with {key}: {', '.join(v['needs']) or 'none'} ({v['stage']})" for key, v in method["with"].items()],
         "variants": method["variants"],
         "fidelity": [method["fidelity"]],
         "flash": ["runs under FlashAttention" if method["flash"] else "does not run under FlashAttention"]
-        + ["its authors' code reads attention maps and does not"] * bool(method["attention_maps"]),
+        + ["its authors' code does not, since it reads attention maps"] * bool(method["attention_maps"]),
         "servable": ["a serving engine could run it" if method["servable"] else "reads what a serving engine hides"],
         "families": [family for family in method["families"] if family not in refused]
         + [f"not {family}: {why}" for family, why in refused.items()],
-        "parameters": params
-        + ["* not public: our choice where the authors give no value"] * bool(method["not_public"]),
+        "parameters": params + ["* our choice, since the authors publish no value"] * bool(method["not_public"]),
     }
     lines = [method["name"], ""]
-    for line in _joined(method["doc"]):
+    for line in _unwrapped(method["doc"]):
         lines += _indented(line.strip(), " " * _indent(line))
     lines.append("")
     for label, texts in facts.items():
@@ -145,8 +145,8 @@ def page(method: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _joined(doc: str) -> list[str]:
-    """The lines of a docstring with those of one paragraph, or of one argument, made one; formulas stay as they are."""
+def _unwrapped(doc: str) -> list[str]:
+    """Join the lines of each paragraph and argument of a docstring; formulas keep their lines."""
     lines: list[str] = []
     arguments = False
     for line in doc.splitlines():
@@ -164,27 +164,27 @@ def _indent(line: str) -> int:
 
 
 def _indented(text: str, indent: str = "    ") -> list[str]:
-    """The text in lines no wider than the terminal; an empty one stays one line."""
+    """Wrap text to the width of the terminal; an empty text gives one empty line."""
     wrap = textwrap.TextWrapper(WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     wrap.break_long_words = False
     return wrap.wrap(text) or [""]
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """`method` is a group of conf/ to Hydra; here its value is a plain name, of which no file is needed."""
+    """Rename `method=` to `show=`, since Hydra takes `method` for a group of conf/ and demands a file."""
     return ["show" + text.removeprefix("method") if text.startswith("method=") else text for text in overrides]
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the table or one method's page for people, and the same as one JSON line."""
+    """Print the table or one method's page, and the same as one JSON line."""
     if cfg.show is None:
-        found = described(methods.names())
-        print(table(found))
+        descriptions = describe_all(methods.names())
+        print(table(descriptions))
     else:
         with as_user_error((ValueError, TypeError)):
-            found = [describe(str(cfg.show))]
-        print(page(found[0]))
-    print(json.dumps({"families": list(FAMILIES), "methods": found}, default=str))
+            descriptions = [describe(str(cfg.show))]
+        print(page(descriptions[0]))
+    print(json.dumps({"families": list(FAMILIES), "methods": descriptions}, default=str))
 
 
 if __name__ == "__main__":

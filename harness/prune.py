@@ -1,4 +1,4 @@
-"""`prune`: any supported transformers model, with a share of its visual tokens, for the length of a `with` block.
+"""Prune the visual tokens of a transformers model within a `with` block.
 
 model = Qwen2_5_VLForConditionalGeneration.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
 processor = AutoProcessor.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
@@ -42,11 +42,11 @@ def prune(
 ) -> Iterator[Pruning]:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
 
-    Tokens are cut in front of the language model, or behind decoder layer j by a method whose stage is "layer:j". A
-    key-value cache that was filled in the block stays pruned: use it in this or another block only (of the same j),
-    since the model takes its layers for complete. Prompts of a batch that keep different numbers of tokens come out
-    of a plain forward padded: on the right if they were padded on the right, else on the left, also if they came
-    without padding. Of its S tokens, padding not counted, sample i then has S - `records[i].n` + `records[i].k` rows.
+    Tokens are cut in front of the language model, or after decoder layer j by a method whose stage is "layer:j". A KV
+    cache that was filled in the block stays pruned. Use it only in this or another block (of the same j), since the
+    model itself assumes that all its layers are complete. Prompts of a batch may keep different numbers of tokens; then
+    a plain forward returns padded rows. The padding is on the right if it was there in the input, else on the left,
+    also if the input had none. Of its S tokens without padding, sample i has S - `records[i].n` + `records[i].k` rows.
 
     Args:
         model: a model of a supported family, as transformers loads it.
@@ -54,12 +54,13 @@ def prune(
         keep: share of each sample's visual tokens to keep, in (0, 1].
         tokens: number of visual tokens to keep of each sample; give this or `keep`.
         scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
-            scorer; by default the one that came with the model's weights.
-        seed: of methods that draw at random.
-        positions: "keep" (default): kept tokens have the position ids of the whole prompt. "compact": what enters the
-            language model is numbered 0..L-1 and decoding goes on from L, as in the published codes for LLaVA-1.5,
-            which cut before there are positions; for families with 1-D positions and methods that cut there.
-        shared: passes through the vision tower of this model, which earlier blocks left and later ones find.
+            scorer; by default the one that is next to the model's weights.
+        seed: seed of methods that draw at random.
+        positions: "keep" (default): kept tokens have the position ids of the full prompt. "compact": the L tokens that
+            enter the language model are numbered 0..L-1, and decoding continues from L. The published codes for
+            LLaVA-1.5 do so, since they cut before positions exist. This needs a family with 1-D positions and a method
+            that cuts in front of the language model.
+        shared: cache of this model's passes through the vision tower, to share them between blocks.
         params: parameters of the method, if it is given by name.
     """
     from harness.models import adapter_for
@@ -71,9 +72,8 @@ def prune(
     adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)
     if chosen.stage == "pixels":
-        instead = f"run python -m harness method={chosen.name}, or resize the images yourself"
-        raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {instead}")
-    # Where everything stays there is nothing to score.
+        remedy = f"run python -m harness method={chosen.name}, or resize the images yourself"
+        raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {remedy}")
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed, positions)
     session = Session(adapter, pruning, shared)

@@ -1,7 +1,4 @@
-"""What ran, failed and why, is running, remains, and whether today's code would reuse it.
-
-python -m harness.status runs=results/runs
-"""
+"""Show the state of every run, and whether today's code would reuse it: python -m harness.status runs=results/runs."""
 
 import json
 from collections import Counter
@@ -23,13 +20,13 @@ HEAD = ("state", "answers", "reusable", "job", "run")
 
 
 def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
-    """Print one row a run, and below it what else is known.
+    """Format one row per run, with notes below it.
 
-    That is the point of the sweep, the end and the log of an unfinished run, and why a run would not be reused.
-    `changed` holds the reasons for each run; None for one that has not begun.
+    Notes are the overrides, the error and the log of an unfinished run, and the reasons why a run would not be reused.
+    `changed` holds these reasons for each run; None for a run that has not started.
     """
-    words = ["-" if reasons is None else "no" if reasons else "yes" for reasons in changed]
-    rows = [(run.state, str(run.answers), word, run.job or "-", run.run) for run, word in zip(runs, words, strict=True)]
+    reusable = ["-" if reasons is None else "no" if reasons else "yes" for reasons in changed]
+    rows = [(r.state, str(r.answers), reuse, r.job or "-", r.run) for r, reuse in zip(runs, reusable, strict=True)]
     head, *below = table_lines([HEAD, *rows], left=None)
     lines, indent = [head], " " * head.rindex(HEAD[-1])
     for run, row, reasons in zip(runs, below, changed, strict=True):
@@ -42,7 +39,7 @@ def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the table, a line that adds it up, and the same as one JSON line."""
+    """Print the table, a line with the totals, and the same as one JSON line."""
     if cfg.runs is None or not Path(str(cfg.runs)).is_dir():
         raise UserError(f"no folder at runs={cfg.runs}: pass the folder of the runs, as in runs=results/runs")
     root = Path(str(cfg.runs))
@@ -55,19 +52,19 @@ def main(cfg: DictConfig) -> None:
     print(table(runs, changed))
     counts = Counter(run.state for run in runs)
     remain = sum(counts[state] for state in REMAIN)
-    again = ": the same submission again runs what remains" if remain else ""
-    print(", ".join(f"{number} {state}" for state, number in counts.items()) + again)
+    hint = ": the same submission again runs what remains" if remain else ""
+    print(", ".join(f"{number} {state}" for state, number in counts.items()) + hint)
     jobs = [_row(run, reasons) for run, reasons in zip(runs, changed, strict=True)]
     print(json.dumps({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs}))
 
 
 def _changes(file: Path) -> list[str] | None:
-    """Return why today's code would not reuse a run; None if it has not begun."""
+    """Return why today's code would not reuse a run; None if it has not started."""
     if not file.is_file():
         return None
     about = json.loads(file.read_text(encoding="utf-8"))
-    if (found := about.get("format", 1)) != FORMAT:
-        return [f"its run.json has format {found}, today's is {FORMAT}"]
+    if (version := about.get("format", 1)) != FORMAT:
+        return [f"its run.json has format {version}, today's is {FORMAT}"]
     from harness.evaluation.identity import changes  # imports torch, which takes seconds
 
     return changes(about)

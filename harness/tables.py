@@ -1,7 +1,7 @@
-"""Tables relative to the unpruned model: python -m harness.tables runs=results/runs csv=table.csv tex=table.tex.
+"""Make tables relative to the unpruned model: python -m harness.tables runs=results/runs csv=table.csv tex=table.tex.
 
-From run folders (`runs=`), from raw scores in a CSV (`scores=`), of the paper (`source=paper`), and ours beside the
-paper's (`source=paper+runs`); as Markdown on the screen, and as CSV, LaTeX, Markdown and HTML in files.
+Scores come from run folders (`runs=`), from a CSV (`scores=`), from the paper (`source=paper`), or from the paper and
+our runs (`source=paper+runs`). The tables are printed as Markdown and written as CSV, LaTeX, Markdown and HTML.
 """
 
 import json
@@ -21,14 +21,14 @@ from harness.core.rules import at_least, one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
-from harness.results.labels import unlike
+from harness.results.labels import setting_notes
 from harness.results.latex import latex
 from harness.results.result import Result, failures, load_results, merge_task_runs, unproven
 from harness.results.summary import summary
 from harness.results.table import AVERAGE, Table, tables_of
 
 SOURCES = ("runs", "scores", "paper", "paper+runs")
-OF_DIFFERENCE = ("low", "high", "lost", "gained", "agreement")  # from the unpruned model, over all questions
+OF_DIFFERENCE = ("low", "high", "lost", "gained", "agreement")  # relative to the unpruned model, over all questions
 CELLS = ("score", "relative")
 TOKENS = {"K": "budget", "kept": "kept", "per_layer": "per_layer"}  # column -> what `Result.tokens` calls it
 FORMATS = ("csv", "tex", "md", "html")
@@ -37,74 +37,75 @@ FORMATS = ("csv", "tex", "md", "html")
 def of_runs(
     results: Sequence[Result], resamples: int, seed: int, errors_of: str | None = None
 ) -> tuple[list[Table], pd.DataFrame]:
-    """Tables of runs, and what `harness.results.summary` says of every run and benchmark.
+    """Build the tables of runs, and the frame of `harness.results.summary` with every run and benchmark.
 
-    With standard errors of scores or relative scores, where `errors_of` is "score" or "relative".
+    If `errors_of` is "score" or "relative", the tables have the standard errors of scores or relative scores.
     """
-    known = {result.hash: result for result in results}
-    tables, sayings = [], []
+    by_hash = {result.hash: result for result in results}
+    tables, summaries = [], []
     for table in tables_of(raw(results)):
-        runs = [known[name] for name in table.frame["hash"]]
-        said, notes = summary(runs, resamples, seed)
-        averages = said[said["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])
+        runs = [by_hash[name] for name in table.frame["hash"]]
+        statistics, notes = summary(runs, resamples, seed)
+        averages = statistics[statistics["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])
+        as_best = statistics[statistics["as_best"]]
         frame = table.frame.assign(
             questions=[sum(run.metrics["questions"].values()) for run in runs],
             **{name: _floats(run.tokens(which) for run in runs) for name, which in TOKENS.items()},
             **{name: averages[name].to_numpy() for name in OF_DIFFERENCE},
-            as_best=[" ".join(said.loc[(said["hash"] == run.hash) & said["as_best"], "benchmark"]) for run in runs],
+            as_best=[" ".join(as_best.loc[as_best["hash"] == run.hash, "benchmark"]) for run in runs],
         )
         if any(run.failed for run in runs):
             frame["failed"] = [sum(run.failed.values()) for run in runs]
         model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
         caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
-        errors = _errors(said, frame, table.benchmarks, errors_of) if errors_of else None
-        notes = [*table.notes, *unlike(runs), *failures(runs), *unproven(runs), *notes]
+        errors = _errors(statistics, frame, table.benchmarks, errors_of) if errors_of else None
+        notes = [*table.notes, *setting_notes(runs), *failures(runs), *unproven(runs), *notes]
         tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
-        sayings.append(said)
-    return tables, pd.concat(sayings, ignore_index=True)
+        summaries.append(statistics)
+    return tables, pd.concat(summaries, ignore_index=True)
 
 
-def _floats(found: Iterable[float | None]) -> list[float]:
-    return [math.nan if each is None else each for each in found]
+def _floats(values: Iterable[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def _range(counts: pd.Series) -> str:
     return " to ".join(f"{count:,}" for count in sorted({counts.min(), counts.max()}))
 
 
-def _errors(own: pd.DataFrame, frame: pd.DataFrame, benchmarks: list[str], cells: str) -> pd.DataFrame:
-    """Standard errors with the rows of `frame`, of what its cells will show."""
-    wide, share = (own.pivot(index="hash", columns="benchmark", values=name) for name in ("se", "relative_se"))
-    found = share if cells == "relative" else wide.assign(**{AVERAGE: share[AVERAGE]})
-    return found.reindex(index=frame["hash"], columns=[*benchmarks, AVERAGE]).set_axis(frame.index, axis=0)
+def _errors(statistics: pd.DataFrame, frame: pd.DataFrame, benchmarks: list[str], cells: str) -> pd.DataFrame:
+    """Return the standard errors of the scores that the cells show, with the rows of `frame`."""
+    score, share = (statistics.pivot(index="hash", columns="benchmark", values=name) for name in ("se", "relative_se"))
+    errors = share if cells == "relative" else score.assign(**{AVERAGE: share[AVERAGE]})
+    return errors.reindex(index=frame["hash"], columns=[*benchmarks, AVERAGE]).set_axis(frame.index, axis=0)
 
 
 def shown_relative(table: Table) -> Table:
-    """The table with percentages of the unpruned model's scores in its cells."""
+    """Return the table with percentages of the unpruned model's scores in its cells."""
     frame = table.frame.copy()
     for benchmark in table.benchmarks:
         base = frame["setting"].map(frame[frame["method"] == "baseline"].set_index("setting")[benchmark])
-        base = base.astype(float).mask(lambda found: found == 0)
+        base = base.astype(float).mask(lambda scores: scores == 0)
         frame[benchmark] = 100 * frame[benchmark].astype(float) / base
     titles = {benchmark: (name, "%") for benchmark, (name, _) in table.titles.items()}
     return replace(table, frame=frame, titles=titles, digits=dict.fromkeys(table.columns, 2))
 
 
 def main(cfg: DictConfig) -> None:
-    """Print the tables, write them where asked, and end with one JSON line."""
+    """Print the tables, write the files, and end with one JSON line."""
     source = check(cfg)
     if source == "scores":
         tables = tables_of(read_scores(Path(str(cfg.scores))))
     elif source == "paper":
         tables = paper.published(shipped(str(cfg.paper)))
     elif source == "paper+runs":
-        tables = paper.beside(shipped(str(cfg.paper)), load_results(cfg.runs))
+        tables = paper.published_and_ours(shipped(str(cfg.paper)), load_results(cfg.runs))
     else:
         results = load_results(cfg.runs)
         runs = merge_task_runs(results) if cfg.join else results
-        tables, said = of_runs(runs, int(cfg.resamples), int(cfg.seed), str(cfg.cells) if cfg.errors else None)
+        tables, statistics = of_runs(runs, int(cfg.resamples), int(cfg.seed), str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
-            _write(Path(str(cfg.stats)), said.to_csv(index=False), "stats")
+            _write(Path(str(cfg.stats)), statistics.to_csv(index=False), "stats")
     if cfg.cells == "relative":
         tables = [shown_relative(table) for table in tables]
     print("\n".join(formats.markdown(table) for table in tables))
@@ -117,7 +118,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def check(cfg: DictConfig) -> str:
-    """What is asked for is possible; returns the source."""
+    """Raise UserError unless the options fit together, and return the source."""
     source = cfg.source or ("runs" if cfg.scores is None else "scores")
     require({"source": source, "cells": cfg.cells}, {"source": one_of(SOURCES), "cells": one_of(CELLS)})
     if source == "scores" and cfg.scores is None:
@@ -135,26 +136,24 @@ def check(cfg: DictConfig) -> str:
 
 
 def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, tuple[str, str]]:
-    """What is to be written: file -> the key that asked for it, and its text."""
-    found: dict[Path, tuple[str, str]] = {}
+    """Return the files to write: path -> the key that names it, and the text."""
+    files: dict[Path, tuple[str, str]] = {}
     for key in FORMATS:
         if cfg[key] is not None:
-            found[Path(str(cfg[key]))] = (key, text_of(key, tables))
+            files[Path(str(cfg[key]))] = (key, text_of(key, tables))
     for table in tables if cfg.out is not None else []:
         for key in FORMATS:
-            found[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = (
-                "out",
-                text_of(key, [table], source.startswith("paper")),
-            )
-    return found
+            text = text_of(key, [table], source.startswith("paper"))
+            files[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = ("out", text)
+    return files
 
 
 def text_of(kind: str, tables: Sequence[Table], published: bool = False) -> str:
-    """Tables as the text of a file; a published one's name says its model."""
+    """Format tables as a file; for published tables, the CSV has no columns model and tasks."""
     if kind == "csv":
         return sheet(tables).drop(columns=["model", "tasks"] if published else []).to_csv(index=False)
-    each: dict[str, Callable[[Table], str]] = {"tex": latex, "md": formats.markdown, "html": formats.html}
-    text = "\n".join(each[kind](table) for table in tables)
+    writers: dict[str, Callable[[Table], str]] = {"tex": latex, "md": formats.markdown, "html": formats.html}
+    text = "\n".join(writers[kind](table) for table in tables)
     return formats.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
 
 

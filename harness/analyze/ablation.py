@@ -22,7 +22,7 @@ from harness.core.rules import at_least, require
 from harness.results import plots
 from harness.results.result import Result, average, load_results, relative
 from harness.results.stats import AVERAGE, draw, interval
-from harness.results.summary import standing
+from harness.results.summary import full_summary
 
 SWEEP = "start them with python -m harness -m experiment=ablation"
 OURS = "idpruner"
@@ -42,7 +42,7 @@ def check(cfg: DictConfig) -> None:
 def ablation(cfg: DictConfig) -> None:
     """Compare the runs of a sweep over lambda and draw the result."""
     results = swept(cfg)
-    frame, notes = standing(results, cfg.resamples)
+    frame, notes = full_summary(results, cfg.resamples)
     differences = compared(results, cfg.resamples, cfg.seed)
     model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
     for note in notes:

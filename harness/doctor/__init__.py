@@ -1,4 +1,4 @@
-"""What a machine has and lacks for a run, finding by finding."""
+"""Checks whether a machine has what a run needs."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ OK, ABSENT, BROKEN = "ok", "absent", "broken"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `absent` is what a run may do without or fetch; what is `broken` has to be put right."""
+    """The result of one check. What is `absent` is optional or can be downloaded; what is `broken` needs a repair."""
 
     part: str  # versions, disk, hub, models, datasets, baselines, device, kernels, scorers or reproduces
     name: str

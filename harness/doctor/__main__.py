@@ -1,4 +1,4 @@
-"""What is here and what is not, before a run finds out: python -m harness.doctor [data_root=FOLDER] [runs=FOLDER]."""
+"""Check what this machine has and lacks for a run: python -m harness.doctor [data_root=FOLDER] [runs=FOLDER]."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reprodu
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
 
 
-# The quick ones first: torch takes seconds to import.
+# Quick checks first: torch takes seconds to import.
 PARTS: dict[str, Callable[[DictConfig], Iterable[Finding]]] = {
     "versions": lambda cfg: machine.versions(),
     "disk": lambda cfg: machine.disk(Path(str(cfg.runs))),
@@ -34,13 +34,13 @@ PARTS: dict[str, Callable[[DictConfig], Iterable[Finding]]] = {
 
 
 def findings(cfg: DictConfig) -> Iterator[Finding]:
-    """All parts in turn, or the one that is asked for."""
+    """Yield the findings of all parts, or of the part that `only` names."""
     for part in [str(cfg.only)] if cfg.only else PARTS:
         yield from PARTS[part](cfg)
 
 
 def check(cfg: DictConfig) -> None:
-    """Values are of their kind."""
+    """Raise UserError unless the options have values of the right kind."""
     rules = {"hub": ("be a number of seconds, 0 for not at all", _is_seconds), "data_root": RULES["data_root"]}
     values = {"hub": cfg.hub, "data_root": plain(cfg.data_root), "only": cfg.only}
     require(values, {**rules, "only": optional(one_of(PARTS))})
@@ -51,9 +51,9 @@ def _is_seconds(value: Any) -> bool:
 
 
 def main(cfg: DictConfig) -> None:
-    """Print a line a finding as it comes, then one JSON line; UserError for what is broken where it is `strict`.
+    """Print one line per finding, then one JSON line; with `strict`, UserError if something is broken.
 
-    With `only`, print a line a finding and nothing else.
+    With `only`, print the lines of one part and no JSON line.
     """
     results: list[Finding] = []
     for finding in findings(cfg):
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     broken = [f"{finding.part}: {finding.name}" for finding in results if finding.state == BROKEN]
     if not cfg.only:
         print(f"\n{counts[OK]} ok, {counts['absent']} absent (-), {len(broken)} broken (!)")
-        print(json.dumps({"counts": counts, "broken": broken, "findings": [asdict(it) for it in results]}), flush=True)
+        print(json.dumps({"counts": counts, "broken": broken, "findings": [*map(asdict, results)]}), flush=True)
     if broken and cfg.strict:
         raise UserError(f"broken: {', '.join(broken)}")
 

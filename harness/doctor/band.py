@@ -1,4 +1,4 @@
-"""Does the unpruned model score what the paper says it does? Before that, nothing pruned is worth comparing."""
+"""Comparison of unpruned runs with the published scores of the unpruned models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from harness.results.method_groups import BASELINE
 
 
 def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
-    """Unpruned runs below `runs` against the published scores in `folder`: a finding per model and benchmark.
+    """Compare unpruned runs below `runs` with the published scores in `folder`: a finding per model and benchmark.
 
     The band is the published score plus or minus `band` of conf/tables/paper.yaml, in percent of the full scale.
     """
@@ -20,45 +20,45 @@ def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
     from harness.results.result import collect
 
     if not (folder / paper.SCORES).is_file():
-        yield Finding("baselines", "published scores", ABSENT, f"not in paper={folder}: nothing to hold runs against")
+        yield Finding("baselines", "published scores", ABSENT, f"not in paper={folder}: runs cannot be compared")
         return
     try:
         published = read_scores(folder / paper.SCORES)
-        found = [result for result in collect(runs) if result.is_baseline] if runs.is_dir() else []
+        unpruned = [result for result in collect(runs) if result.is_baseline] if runs.is_dir() else []
     except UserError as error:
         yield Finding("baselines", "all", BROKEN, one_line(error))
         return
-    ours = paper.ours(found)
-    for model, theirs in published[published["method"] == BASELINE].groupby("model", sort=False):
-        mine = ours[ours["model"] == model]
-        if not len(mine):
-            count = theirs["benchmark"].nunique()
+    ours = paper.ours(unpruned)
+    for model, rows in published[published["method"] == BASELINE].groupby("model", sort=False):
+        own = ours[ours["model"] == model]
+        if not len(own):
+            count = rows["benchmark"].nunique()
             yield Finding("baselines", str(model), ABSENT, f"no unpruned run of its {count} published benchmarks")
         else:
-            for benchmark, scores in theirs.groupby("benchmark", sort=False)["score"]:
-                yield from _judged(f"{model} {benchmark}", str(benchmark), scores, mine[mine["benchmark"] == benchmark])
-    for result in found:
+            for benchmark, scores in rows.groupby("benchmark", sort=False)["score"]:
+                yield from _compare(f"{model} {benchmark}", str(benchmark), scores, own[own["benchmark"] == benchmark])
+    for result in unpruned:
         config = result.about["config"]
         if config["model"]["name"] not in set(published["model"]):
             name = f"{config['model']['name']} {config['tasks']['name']}"
             yield Finding("baselines", name, ABSENT, "no published number")
 
 
-def _judged(name: str, benchmark: str, published: pd.Series, mine: pd.DataFrame) -> Iterator[Finding]:
-    """One benchmark of a model; two tables may give it two published scores, and runs can be several."""
+def _compare(name: str, benchmark: str, published: pd.Series, ours: pd.DataFrame) -> Iterator[Finding]:
+    """Compare one benchmark of a model, which may have several published scores and several runs."""
     from harness.results.paper import facts
 
     full = facts()["benchmarks"][benchmark].get("of", 100)
     margin = facts()["band"] * full / 100
     low, high = max(published.min() - margin, 0), min(published.max() + margin, full)
     band = f"published {published.iloc[0]:g}, band {low:g} to {high:g}"
-    if not len(mine):
+    if not len(ours):
         yield Finding("baselines", name, ABSENT, f"no run ({band})")
-    for score, limit, made in zip(mine["score"], mine["limit"], mine["versions"], strict=True):
+    for score, limit, versions in zip(ours["score"], ours["limit"], ours["versions"], strict=True):
         if not pd.isna(limit):
-            yield Finding("baselines", name, ABSENT, f"{score:.2f} of the first {limit:g} questions alone ({band})")
+            yield Finding("baselines", name, ABSENT, f"{score:.2f} of only the first {limit:g} questions ({band})")
         elif low <= score <= high:
             yield Finding("baselines", name, OK, f"{score:.2f} ({band})")
         else:
-            versions = f"ours by {made}; the paper's by {facts()['made_with']}"
-            yield Finding("baselines", name, BROKEN, f"{score:.2f} is outside ({band}; {versions})")
+            used = f"our run used {versions}; the paper's used {facts()['made_with']}"
+            yield Finding("baselines", name, BROKEN, f"{score:.2f} is outside ({band}; {used})")

@@ -1,4 +1,4 @@
-"""Which models, scorers and data sets of conf/ are on this machine."""
+"""Checks which models, scorers and data sets of conf/ are on this machine."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from harness.models import checkpoint
 
 
 def models() -> Iterator[tuple[Finding, Path | None]]:
-    """Every model of conf/model, and the folder that it is in."""
+    """Look for every model of conf/model; yield a finding and the model's folder."""
     for name in _choices("model"):
         config = ModelConfig(**model(name))
         try:
@@ -34,16 +34,16 @@ def models() -> Iterator[tuple[Finding, Path | None]]:
 
 
 def model(name: str) -> dict[str, Any]:
-    """A file of conf/model with those that it is based on; a command cannot compose a second configuration."""
+    """Read a file of conf/model and those that it is based on, since Hydra composes one configuration per command."""
     own = yaml.safe_load(conf("model", f"{name}.yaml").read_text(encoding="utf-8"))
-    based: dict[str, Any] = {}
+    base: dict[str, Any] = {}
     for other in own.pop("defaults", []):
-        based |= model(other)
-    return based | own
+        base |= model(other)
+    return base | own
 
 
 def scorers(folders: dict[str, Path | None]) -> Iterator[Finding]:
-    """The learned scorer, and D2Pruner's prior, beside each model that is here."""
+    """Look for the learned scorer and D2Pruner's prior next to each model that is here."""
     from harness.models.scorer import load_scorer, shipped_scorer
 
     for name, folder in folders.items():
@@ -53,38 +53,37 @@ def scorers(folders: dict[str, Path | None]) -> Iterator[Finding]:
         try:
             scorer = shipped_scorer(str(folder))
             if scorer is None:
-                said = f"no learned scorer beside the weights{prior}: methods that need one take model.scorer=/path"
-                yield Finding("scorers", name, ABSENT, said)
+                text = f"no learned scorer next to the weights{prior}: methods that need one take model.scorer=/path"
+                yield Finding("scorers", name, ABSENT, text)
                 continue
-            about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            found = load_scorer(scorer, about.get("text_config", about)["hidden_size"])
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            module = load_scorer(scorer, config.get("text_config", config)["hidden_size"])
         except (ValueError, KeyError, OSError) as error:
             yield Finding("scorers", name, BROKEN, one_line(error))
         else:
-            said = f"a learned scorer for tokens of width {found.in_features}{prior}"
-            yield Finding("scorers", name, OK, said)
+            yield Finding("scorers", name, OK, f"a learned scorer for tokens of width {module.in_features}{prior}")
 
 
 def datasets(data_root: data.DataRoot) -> Iterator[Finding]:
-    """The data of every task of conf/tasks: in `data_root`, in the caches of the Hub's client, or beside the task."""
+    """Look for the data of every task of conf/tasks: in `data_root`, in the Hub's caches, or next to the task file."""
     seen = set()
     for suite in _choices("tasks"):
-        about = yaml.safe_load(conf("tasks", f"{suite}.yaml").read_text(encoding="utf-8"))
-        if about["include"] is not None:
-            yield _shipped(suite, [task_file(task, about["include"]) for task in about["metrics"]])
+        config = yaml.safe_load(conf("tasks", f"{suite}.yaml").read_text(encoding="utf-8"))
+        if config["include"] is not None:
+            yield _shipped(suite, [task_file(task, config["include"]) for task in config["metrics"]])
             continue
-        for task in about["metrics"]:
+        for task in config["metrics"]:
             if task not in seen:
                 seen.add(task)
                 yield _dataset(task, data_root)
 
 
 def _shipped(suite: str, files: list[Path]) -> Finding:
-    """A suite of tasks that name files beside them."""
-    named = {
+    """Check a suite whose tasks name data files next to them."""
+    paths = {
         file.parent / name for file in files for name in data.described(file)["dataset_kwargs"]["data_files"].values()
     }
-    if lacking := sorted(str(path) for path in named if not path.is_file()):
+    if lacking := sorted(str(path) for path in paths if not path.is_file()):
         return Finding("datasets", suite, BROKEN, f"lacks {', '.join(lacking)}")
     return Finding("datasets", suite, OK, f"{len(files)} tasks with their data ship with the harness")
 
@@ -101,7 +100,7 @@ def _dataset(task: str, data_root: data.DataRoot) -> Finding:
             return Finding("datasets", task, BROKEN, one_line(error))
     if cached := _cached(repository):
         return Finding("datasets", task, OK, f"in {cached}")
-    return Finding("datasets", task, ABSENT, f"{repository} is not here: lmms-eval fetches it, or data_root=/folder")
+    return Finding("datasets", task, ABSENT, f"{repository} is not here: lmms-eval downloads it, or data_root=/folder")
 
 
 def _part(data_root: Any, task: str) -> dict[str, str] | None:
@@ -109,13 +108,13 @@ def _part(data_root: Any, task: str) -> dict[str, str] | None:
 
 
 def _cached(repository: str) -> Path | None:
-    """Where the Hub's client or `datasets` keep a data set; whether it is whole is only seen when it is loaded."""
+    """Return where the Hub's client or `datasets` keeps a data set; only loading it shows whether it is complete."""
     from huggingface_hub import constants
 
-    prepared = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
+    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
     places = [
         Path(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "snapshots"),
-        Path(prepared).expanduser() / repository.replace("/", "___"),
+        Path(datasets_cache).expanduser() / repository.replace("/", "___"),
     ]
     return next((place for place in places if place.is_dir() and any(place.iterdir())), None)
 

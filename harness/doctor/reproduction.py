@@ -3,9 +3,9 @@
 A run answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of unequal lengths, greedy generation.
 `python -m harness.doctor.reproduction` writes the file; do so on the locked versions, on a CPU.
 
-Every answer must be equal. Kept tokens may differ where two scores are equal but for rounding: none of 9,308 did over
-thread counts, instruction sets and versions, 11 (0.12 %) with every product rounded to TF32, and no answer with them.
-A setting that keeps the tokens of another method changes 2.8 % or more. docs/pocket.md has the table and its commands.
+Every answer must be equal. Kept tokens may differ where two scores differ only by rounding. Of 9,308 kept tokens, none
+differed over thread counts, instruction sets and versions; 11 (0.12 %) did with every product rounded to TF32, and no
+answer changed. The tokens of another method differ in 2.8 % or more. docs/pocket.md has the table and its commands.
 """
 
 import io
@@ -36,7 +36,7 @@ MAX_KEPT_DIFFERENCE = 0.005  # share of the kept tokens; see above
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is started with."""
+    """Model, method and positions of a run."""
 
     model: str
     method: str
@@ -44,11 +44,11 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """`pocket_llava idpruner compact`."""
+        """The name of the setting, such as `pocket_llava idpruner compact`."""
         return " ".join([self.model, self.method, *([self.positions] if self.positions != "keep" else [])])
 
     def config(self) -> RunConfig:
-        """The configuration of the run, at a quarter of the visual tokens."""
+        """Return the configuration of the run, at a quarter of the visual tokens."""
         return validate(
             OmegaConf.create(
                 {
@@ -63,8 +63,8 @@ class Setting:
 
 
 SUITES = {"pocket": "pocket", "pocket_llava": "pocket_image"}  # model -> its tasks
-# Unpruned; cut in front of the LLM by learned importance, by the question and by attention of the vision tower, which
-# merges; cut inside the LLM by attention and by keys.
+# Unpruned; cuts in front of the LLM by learned importance, by the question, and by attention of the vision tower with
+# merging; cuts inside the LLM by attention and by keys.
 SETTINGS = (
     Setting("pocket", "none"),
     Setting("pocket", "idpruner"),
@@ -80,8 +80,8 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to a question, and the visual tokens that were kept; empty if nothing was pruned."""
+class Reply:
+    """The answer to a question, and the visual tokens that were kept; none are listed if nothing was pruned."""
 
     task: str
     doc_id: int
@@ -90,7 +90,7 @@ class Answer:
 
     @property
     def question(self) -> tuple[str, int]:
-        """Which question it answers."""
+        """The task and the number of the question."""
         return self.task, self.doc_id
 
 
@@ -108,10 +108,10 @@ class PocketModel:
         self.suite = TaskSuite(config.tasks, self.folder.adapter.prompts)
         self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
 
-    def answers(self, setting: Setting, count: int | None = None, verify: bool = True) -> list[Answer]:
+    def answers(self, setting: Setting, count: int | None = None, verify: bool = True) -> list[Reply]:
         """Answer the questions of all tasks together, so that a batch mixes long and short prompts.
 
-        With `count`, only so many, of as many tasks as possible.
+        `count` limits the number of questions; they come from as many tasks as possible.
         """
         from harness.evaluation.lmms_model import PrunedModel
         from harness.evaluation.pruner import pruner_of
@@ -119,23 +119,23 @@ class PocketModel:
 
         pruner = pruner_of(setting.config(), self.folder)
         with tempfile.TemporaryDirectory() as folder:
-            journal = ResponseLog(Path(folder))
+            log = ResponseLog(Path(folder))
             looked_at = self.suite.looked_at
-            model = PrunedModel(self.loaded, pruner, {}, journal, strict=True, looked_at=looked_at, verify=verify)
+            model = PrunedModel(self.loaded, pruner, {}, log, strict=True, looked_at=looked_at, verify=verify)
             of_tasks = [self.suite.requests(task, range(QUESTIONS), model) for task in self.tasks]
             if count is not None:
                 of_tasks = [[request for turn in zip(*of_tasks, strict=True) for request in turn][:count]]
             model.generate_until([request for requests in of_tasks for request in requests])
-        lines = zip(journal.responses.values(), journal.kept.values(), strict=True)
+        lines = zip(log.responses.values(), log.kept.values(), strict=True)
         return [
-            Answer(line["task"], line["doc_id"], line["response"], tuple(kept["kept"]) if kept["k"] < kept["n"] else ())
+            Reply(line["task"], line["doc_id"], line["response"], tuple(kept["kept"]) if kept["k"] < kept["n"] else ())
             for line, kept in lines
         ]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs from the expected answers."""
+    """The differences from the expected answers and kept tokens."""
 
     answers: int  # expected
     equal: int  # answers as expected
@@ -170,7 +170,7 @@ class Comparison:
 
 
 def reproduces() -> Iterator[Finding]:
-    """One finding: do the embedded models answer and keep here what they did where the expected file was written?"""
+    """Check that the embedded models give the expected answers and keep the expected tokens on this machine."""
     try:
         about = files.load(EXPECTED, ("versions", "answers"), REMEDY)
         outside = machine.outside_tested_range(about["versions"])
@@ -182,9 +182,9 @@ def reproduces() -> Iterator[Finding]:
     yield Finding(PART, NAME, OK if comparison.reproduces else BROKEN, text)
 
 
-def answers() -> dict[str, list[Answer] | str]:
-    """The answers of each setting by its label, or the error that stopped it, in one line."""
-    results: dict[str, list[Answer] | str] = {}
+def answers() -> dict[str, list[Reply] | str]:
+    """Return the answers of each setting by its label, or the error that stopped it, in one line."""
+    results: dict[str, list[Reply] | str] = {}
     models: dict[str, PocketModel] = {}
     with redirect_stderr(io.StringIO()):  # progress bars of every setting
         for setting in SETTINGS:
@@ -197,7 +197,7 @@ def answers() -> dict[str, list[Answer] | str]:
     return results
 
 
-def compare(expected: Mapping[str, Sequence[Answer]], actual: Mapping[str, Sequence[Answer] | str]) -> Comparison:
+def compare(expected: Mapping[str, Sequence[Reply]], actual: Mapping[str, Sequence[Reply] | str]) -> Comparison:
     """Compare answers setting by setting; UserError if the expected ones are to other settings or questions."""
     if list(expected) != list(actual):
         raise UserError(f"{EXPECTED} holds the settings {', '.join(expected)}, not {', '.join(actual)}: {REMEDY}")
@@ -230,18 +230,18 @@ def _difference(expected: Sequence[int], actual: Sequence[int]) -> int:
 
 
 def _group(group: str, name: str) -> dict[str, Any]:
-    """A file of conf/; a command cannot compose a second configuration."""
+    """Read a file of conf/, since Hydra composes only one configuration per command."""
     content: dict[str, Any] = yaml.safe_load(conf(group, f"{name}.yaml").read_text(encoding="utf-8"))
     return content
 
 
-def _parsed(tree: dict[str, list[dict[str, Any]]]) -> dict[str, list[Answer]]:
+def _parsed(tree: dict[str, list[dict[str, Any]]]) -> dict[str, list[Reply]]:
     with as_user_error((TypeError, KeyError, AttributeError), f"{EXPECTED} is damaged", REMEDY):
-        return {label: [Answer(**{**row, "kept": tuple(row["kept"])}) for row in rows] for label, rows in tree.items()}
+        return {label: [Reply(**{**row, "kept": tuple(row["kept"])}) for row in rows] for label, rows in tree.items()}
 
 
 def write(file: Path) -> None:
-    """Write the answers of this machine as the expected ones, a line a question; UserError if a setting stops."""
+    """Write this machine's answers as the expected ones, one line per question; UserError if a setting stops."""
     results = answers()
     blocks = []
     for label, rows in results.items():

@@ -18,7 +18,7 @@ from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
 from harness.results.result import Result, collect
-from harness.results.summary import of_scores, standing
+from harness.results.summary import full_summary, of_scores
 
 MOST = 10_000_000  # bytes of the page
 BESIDE = 300_000  # bytes of a picture in the folder next to the page
@@ -36,7 +36,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"no finished run below runs={runs}: start with python -m harness")
     measured = files_of(cfg.prefill)
     times = read_times(measured) if measured else None
-    frame, notes = standing(results)
+    frame, notes = full_summary(results)
     sets = drawn.draw(frame, times)
     written = len(_draw(cfg, sets))
     report = {"report": cfg.out, "runs": len(results), "plots": written, "bytes": None, "questions": 0}

@@ -32,7 +32,7 @@ class Set:
 
 
 def draw(frame: pd.DataFrame, times: Times | None) -> list[Set]:
-    """Draw the plots of every setting with a pruned run; `frame` is that of `standing`."""
+    """Draw the plots of every setting with a pruned run; `frame` is that of `full_summary`."""
     sets: list[Set] = []
     for setting in dict.fromkeys(frame["setting"]):
         rows = frame[frame["setting"] == setting]

@@ -171,7 +171,7 @@ def _of(setting: dict[str, Any], hashes: set[str]) -> dict[str, Any]:
 
 
 def keep(sample: Sample, frame: pd.DataFrame) -> None:
-    """Add "agreement" to every setting: benchmark -> percent for each run, as `standing` gives it."""
+    """Add "agreement" to every setting: benchmark -> percent for each run, as `full_summary` gives it."""
     rows = frame.dropna(subset="agreement").round({"agreement": 2})
     by_run = {run: dict(zip(of["benchmark"], of["agreement"], strict=True)) for run, of in rows.groupby("hash")}
     for setting in sample["settings"]:

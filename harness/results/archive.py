@@ -56,7 +56,7 @@ def runs_below(path: Path) -> Iterator[tuple[Path, ArchivedRun]]:
 
 
 def read(folder: Path) -> list[ArchivedRun]:
-    """Read an archive; UserError unless it is whole and of a known format."""
+    """Read an archive; UserError unless it is complete and of a known format."""
     try:
         provenance, scores = ((folder / name).read_bytes() for name in (PROVENANCE, SCORES))
         head, _, lines = provenance.partition(b"\n")
@@ -83,7 +83,7 @@ def read(folder: Path) -> list[ArchivedRun]:
 def write(folder: Path, runs: Sequence[ArchivedRun]) -> None:
     """Write an archive in the order of the runs' names; an interrupted write leaves one that `read` refuses."""
     runs = sorted(runs, key=lambda run: run.name)
-    if repeated := {one.name for one, other in pairwise(runs) if one.name == other.name}:
+    if repeated := {run.name for run, other in pairwise(runs) if run.name == other.name}:
         raise UserError(f"two different runs are called {min(repeated)}, expected one of each name: rename a folder")
     records = [
         {"run": run.name, "run.json": run.about, "metrics.json": run.metrics, "DONE": run.finished} for run in runs
@@ -106,14 +106,14 @@ def _to_parquet(runs: Sequence[ArchivedRun]) -> bytes:
 
     columns: dict[str, list[Any]] = {name: [] for name in ("run", "task", "metric", "doc_id", "score", "record")}
     for run in runs:
-        for task, each in run.per_question.items():
-            metrics: list[str | None] = [name for name in each if name != "doc_id"]
+        for task, scores in run.per_question.items():
+            metrics: list[str | None] = [name for name in scores if name != "doc_id"]
             for metric in metrics or [None]:
-                values = each[metric] if metric else [None] * len(each["doc_id"])
+                values = scores[metric] if metric else [None] * len(scores["doc_id"])
                 columns["run"] += [run.name] * len(values)
                 columns["task"] += [task] * len(values)
                 columns["metric"] += [metric] * len(values)
-                columns["doc_id"] += each["doc_id"]
+                columns["doc_id"] += scores["doc_id"]
                 columns["score"] += [float(value) if isinstance(value, int | float) else None for value in values]
                 columns["record"] += [
                     None if value is None or type(value) is float else _json(value) for value in values
@@ -143,9 +143,9 @@ def _from_parquet(content: bytes) -> dict[str, PerQuestion]:
     per_question: dict[str, PerQuestion] = {}
     ends = [*starts[1:], len(frame)]
     for start, end, (run, task, metric) in zip(starts, ends, names.iloc[starts].itertuples(index=False), strict=True):
-        each = per_question.setdefault(run, {}).setdefault(task, {"doc_id": doc_ids[start:end]})
+        scores = per_question.setdefault(run, {}).setdefault(task, {"doc_id": doc_ids[start:end]})
         if not pd.isna(metric):
-            each[metric] = values[start:end]
+            scores[metric] = values[start:end]
     return per_question
 
 

@@ -1,4 +1,4 @@
-"""A table as a frame of text (CSV), in Markdown and in HTML, and the cells and marks that every format has."""
+"""Tables as CSV, Markdown and HTML, and the cells and marks that all formats share."""
 
 import html as escaping
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,18 +11,18 @@ from harness.results.labels import is_inside
 from harness.results.method_groups import BASELINE, title_of
 from harness.results.table import AVERAGE, Table, known_groups, marks, records
 
-FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
+LEADING = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
 OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]
-BEHIND = ["low", "high", "lost", "gained", "agreement", "as_best"]
+TRAILING = ["low", "high", "lost", "gained", "agreement", "as_best"]
 DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0}
 DASH = "–"
 LEGEND = {
     "best": "bold: best of its block",
     "second": "underlined: second best",
     "inside": "*: cuts inside the language model, so early layers see every token",
-    "same": "≈: cannot be told from the best of its block (paired tests, Holm, 5 %)",
+    "same": "≈: not significantly different from the best of its block (paired tests, Holm, 5 %)",
 }
-OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # from the unpruned model, which has none from itself
+OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # relative to the unpruned model, so empty in its own row
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
 body { margin: 1.5rem } div { overflow-x: auto } table { border-collapse: collapse; margin: 1rem 0 }
@@ -37,7 +37,7 @@ table { border-bottom: 2px solid }
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, "best" or "second" or nothing, and whether it is as good as the best."""
+    """A cell: its text, the mark "best", "second" or "", and whether it is marked as equal to the best."""
 
     text: str
     mark: str = ""
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table, or the heading of a block (`heading`); `rule`: a group begins here."""
+    """A row of a table, or the heading of a block; `rule` is true where a group begins."""
 
     cells: list[Cell]
     heading: str = ""
@@ -54,37 +54,37 @@ class Line:
 
 
 def head(table: Table) -> list[tuple[str, str]]:
-    """Name and unit of every column."""
+    """Return name and unit of every column."""
     keys = [(name, "") for name in keys_of(table).values()]
     scores = [table.titles[benchmark] for benchmark in table.benchmarks]
     return [*keys, *scores, ("Avg", "% of unpruned"), *_extra(table).values()]
 
 
 def lines(table: Table) -> Iterator[Line]:
-    """The table row by row, the unpruned model first and a heading before every block."""
-    found = marks(table)
+    """Yield the table row by row, the unpruned model first and a heading before every block."""
+    marks_of = marks(table)
     keys, extra = keys_of(table), _extra(table)
-    before: dict[str, Any] = {}
+    previous: dict[str, Any] = {}
     for place, row in zip(table.frame.index, records(table.frame), strict=True):
         block = {key: row[key] for key in ("setting", "budget")}
-        new = bool(before) and block != {key: before[key] for key in block}
-        if row["method"] != BASELINE and (new or not before):
+        new = bool(previous) and block != {key: previous[key] for key in block}
+        if row["method"] != BASELINE and (new or not previous):
             yield Line([], heading=heading(str(row["budget"])))
-        rule = bool(before) and not new and row["group"] != before["group"]
-        repeated = not new and before.get("group") == row["group"]
+        rule = bool(previous) and not new and row["group"] != previous["group"]
+        repeated = not new and previous.get("group") == row["group"]
         cells = [Cell(_key(key, row, repeated and key == "group")) for key in keys]
         same = set(str(row.get("as_best") or "").split())
         for column in table.columns:
             text = _number(row[column], table.digits[column], signed=row.get("source") == "difference")
             if table.errors is not None and not pd.isna(error := table.errors.loc[place, column]):
                 text += f" ± {error:.{table.digits[column]}f}"
-            cells.append(Cell(text, str(found.loc[place, column]), column in same and text != DASH))
+            cells.append(Cell(text, str(marks_of.loc[place, column]), column in same and text != DASH))
         yield Line([*cells, *(Cell(_extra_text(key, row)) for key in extra)], rule=rule)
-        before = {**row, **block}
+        previous = {**row, **block}
 
 
 def heading(budget: str) -> str:
-    """What a block has in common, in words."""
+    """Return the budget of a block in words."""
     kind, _, number = budget.partition("=")
     try:
         if kind == "keep":
@@ -95,14 +95,14 @@ def heading(budget: str) -> str:
 
 
 def keys_of(table: Table) -> dict[str, str]:
-    """Columns before the scores, and their titles."""
+    """Return the columns before the scores, and their titles."""
     frame = table.frame
-    shown = {"setting": "Setting"} if frame["setting"].nunique() > 1 else {}
-    shown |= {"group": "Group"} if known_groups(frame) else {}
-    shown |= {"label": "Method"}
-    shown |= {"lambda": "λ"} if frame["lambda"].notna().any() else {}
-    shown |= {"source": ""} if "source" in frame else {}
-    return shown
+    titles = {"setting": "Setting"} if frame["setting"].nunique() > 1 else {}
+    titles |= {"group": "Group"} if known_groups(frame) else {}
+    titles |= {"label": "Method"}
+    titles |= {"lambda": "λ"} if frame["lambda"].notna().any() else {}
+    titles |= {"source": ""} if "source" in frame else {}
+    return titles
 
 
 def _is_inside(row: Mapping[str, Any]) -> bool:
@@ -113,13 +113,13 @@ def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
     if key == "lambda":
         return "" if pd.isna(row[key]) else f"{row[key]:g}"
     if key == "label":
-        name, blank, remark = str(row["label"]).partition(" (")
-        return title_of(name) + "*" * _is_inside(row) + blank + remark
+        name, separator, suffix = str(row["label"]).partition(" (")
+        return title_of(name) + "*" * _is_inside(row) + separator + suffix
     return "" if repeated else str(row[key]).capitalize() if key == "group" else str(row[key])
 
 
 def _extra(table: Table) -> dict[str, tuple[str, str]]:
-    """Columns behind the average that hold anything."""
+    """Return the columns after the average that are not empty, with titles and units."""
     titles = {
         "low": ("Interval", "95 % of avg"),
         "lost": ("Lost", "questions"),
@@ -148,15 +148,15 @@ def _number(item: Any, digits: int, signed: bool = False) -> str:
 
 
 def legend(table: Table) -> list[str]:
-    """What the marks mean that occur."""
+    """Explain the marks that occur in the table."""
     cells = [cell for line in lines(table) for cell in line.cells]
-    kinds = {cell.mark for cell in cells} | {"same" for cell in cells if cell.same}
-    kinds |= {"inside" for row in records(table.frame) if _is_inside(row)}
-    return [text for kind, text in LEGEND.items() if kind in kinds]
+    used = {cell.mark for cell in cells} | {"same" for cell in cells if cell.same}
+    used |= {"inside" for row in records(table.frame) if _is_inside(row)}
+    return [text for mark, text in LEGEND.items() if mark in used]
 
 
 def markdown(table: Table) -> str:
-    """The table for terminals and GitHub."""
+    """Format the table for terminals and GitHub."""
     titles = [" ".join(filter(None, title)) for title in head(table)]
     keys = len(keys_of(table))
     rows = [titles, ["---"] * keys + ["---:"] * (len(titles) - keys)]
@@ -172,21 +172,21 @@ def markdown(table: Table) -> str:
 
 
 def html(table: Table) -> str:
-    """A `<table>` with its caption, legend and notes, without styles."""
+    """Format the table as a `<table>` with its caption, legend and notes, without styles."""
     text: Callable[[str], str] = escaping.escape
     keys = list(keys_of(table))
     label = keys.index("label")
     marked = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
     key = ' class="key"'
-    same = '<sup title="cannot be told from the best of its block">≈</sup>'
+    same = '<sup title="not significantly different from the best of its block">≈</sup>'
     rows = [f"<caption>{text(table.caption)}</caption>", "<thead><tr>"]
     for place, (name, unit) in enumerate(head(table)):
         rows.append(f'<th scope="col"{key * (place < len(keys))}>{text(name)}<small>{text(unit)}</small></th>')
     rows += ["</tr></thead>", "<tbody>"]
     for line in lines(table):
         if line.heading:
-            wide = len(head(table))
-            rows += ["</tbody>", f'<tbody><tr><th scope="rowgroup" colspan="{wide}">{text(line.heading)}</th></tr>']
+            width = len(head(table))
+            rows += ["</tbody>", f'<tbody><tr><th scope="rowgroup" colspan="{width}">{text(line.heading)}</th></tr>']
             continue
         cells = [
             f'<th scope="row">{text(cell.text)}</th>'
@@ -196,24 +196,27 @@ def html(table: Table) -> str:
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{text(note)}</li>" for note in [*legend(table), *table.notes])
-    region = f'<div tabindex="0" role="region" aria-label="{text(table.caption)}">'  # which scrolls, by keys as well
+    region = f'<div tabindex="0" role="region" aria-label="{text(table.caption)}">'  # scrolls by keyboard, too
     return f"{region}<table>\n" + "\n".join(rows) + f"\n</tbody></table></div>\n<ul>{notes}</ul>\n"
 
 
 def page(fragments: str, title: str) -> str:
-    """A whole HTML page."""
+    """Return a complete HTML page around HTML fragments."""
     top = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaping.escape(title)}</title>'
     size = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     return f"{top}{size}<style>{STYLE}</style></head><body>\n{fragments}</body></html>\n"
 
 
 def sheet(tables: Sequence[Table]) -> pd.DataFrame:
-    """All tables below each other, numbers with the digits that are shown; empty cells where nothing is known."""
-    whole = pd.concat([_text_of(table) for table in tables], ignore_index=True).fillna("")
+    """Return all tables as one frame of text, for CSV.
+
+    Numbers have the digits that are shown; cells without a value are empty.
+    """
+    frame = pd.concat([_text_of(table) for table in tables], ignore_index=True).fillna("")
     scores = list(dict.fromkeys(benchmark for table in tables for benchmark in table.benchmarks))
-    order = [*FRONT, *OF_RUNS, *scores, AVERAGE, *BEHIND]
-    empty = [name for name in ("model", "tasks", "setting", "hash") if name in whole and (whole[name] == "").all()]
-    return whole[[column for column in order if column in whole and column not in empty]]
+    order = [*LEADING, *OF_RUNS, *scores, AVERAGE, *TRAILING]
+    empty = [name for name in ("model", "tasks", "setting", "hash") if name in frame and (frame[name] == "").all()]
+    return frame[[column for column in order if column in frame and column not in empty]]
 
 
 def _text_of(table: Table) -> pd.DataFrame:
@@ -223,7 +226,7 @@ def _text_of(table: Table) -> pd.DataFrame:
         if column in frame:
             frame[column] = [_text(item, f".{digits}f") for item in frame[column]]
     frame["lambda"] = [_text(item, "g") for item in frame["lambda"]]
-    return frame[[name for name in [*FRONT, *OF_RUNS, *table.columns, *BEHIND] if name in frame]].astype(object)
+    return frame[[name for name in [*LEADING, *OF_RUNS, *table.columns, *TRAILING] if name in frame]].astype(object)
 
 
 def _text(item: Any, form: str) -> str:

@@ -140,10 +140,10 @@ def same_questions(results: Sequence[Result]) -> None:
         if primary != other_primary:
             names = sorted({task for task, _ in primary.items() ^ other_primary.items()})
             raise UserError(f"{pair} differ in tasks or metrics ({', '.join(names)})")
-        one, two = first.about["identity"]["tasks"], other.about["identity"]["tasks"]
-        if one["files"] != two["files"]:
+        tasks, other_tasks = first.about["identity"]["tasks"], other.about["identity"]["tasks"]
+        if tasks["files"] != other_tasks["files"]:
             raise UserError(f"{pair} answer other data: the files of their tasks differ; run one of them again")
-        copies = one.get("data", {}), two.get("data", {})  # data sets from the Hub have no digest
+        copies = tasks.get("data", {}), other_tasks.get("data", {})  # data sets from the Hub have no digest
         if differing := [task for task in primary if copies[0].get(task) != copies[1].get(task)]:
             raise UserError(f"{pair} answer other data: data_root= gave them other copies for {', '.join(differing)}")
         for task in primary:
@@ -179,10 +179,10 @@ def _numbers(result: Result) -> pd.Series:
     """Return the primary metric by (task, doc_id): the sum of those terms of its expression that the task keeps."""
     sums = {}
     for task, metric in result.metrics["primary"].items():
-        each = result.per_question[task]
-        names = terms(metric)
-        for place, doc_id in enumerate(each["doc_id"]):
-            parts = [number(each[name][place]) for name in names if name in each and each[name][place] is not None]
+        columns = result.per_question[task]
+        values = [columns[name] for name in terms(metric) if name in columns]
+        for place, doc_id in enumerate(columns["doc_id"]):
+            parts = [number(column[place]) for column in values if column[place] is not None]
             sums[task, doc_id] = (
                 math.nan if not parts or None in parts else math.fsum(p for p in parts if p is not None)
             )

@@ -1,4 +1,4 @@
-"""A table in LaTeX, with booktabs, as papers print it."""
+"""Tables in LaTeX, with booktabs."""
 
 import re
 
@@ -6,11 +6,11 @@ from harness.results.formats import head, keys_of, legend, lines
 from harness.results.table import Table
 
 NEEDS = r"needs \usepackage{booktabs}; \tiny and \setlength{\tabcolsep}{3pt} fit many columns on a page"
-SAME = r"\rlap{\smash{\textsuperscript{$\approx$}}}"  # takes no room: numbers stay below each other
+SAME = r"\rlap{\smash{\textsuperscript{$\approx$}}}"  # has no width, so numbers stay aligned
 
 
 def latex(table: Table) -> str:
-    r"""A `tabular` to be read by \input; NEEDS says with what. Notes stand in it as comments."""
+    r"""Format a table as a `tabular` for \input, with its notes as comments; NEEDS names the packages."""
     titles = head(table)
     keys = len(keys_of(table))
     marked = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
@@ -47,5 +47,5 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Text as LaTeX's default encodings print it."""
-    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+    """Escape text for LaTeX."""
+    return re.sub("|".join(map(re.escape, _TEX)), lambda match: _TEX[match[0]], text)

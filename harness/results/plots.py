@@ -1,7 +1,7 @@
-"""The pictures of a comparison, by matplotlib, from the long frame of one setting (`harness.results.summary`).
+"""Figures of a comparison, drawn with matplotlib from the frame of `harness.results.summary`.
 
-Each function takes the rows of one model on one set of tasks and returns a figure, or None where there is nothing to
-draw. Colours are legible on white and on black; `inline` lets a page recolour text and rules by its own theme.
+Each function takes the rows of one model on one set of tasks and returns a figure, or None if there are too few rows.
+Colours are legible on white and on black. `inline` lets a page recolour text and rules by its own theme.
 """
 
 import io
@@ -29,7 +29,7 @@ GROUPS = {
     "hybrid": "#4667cf",
     "other": "#9350a8",
 }
-# Within a group: apart in hue, and about as far from white as from black.
+# Colours within a group: distinct hues, with similar contrast to white and to black.
 SERIES = ("#4667cf", "#c8602a", "#1f8f73", "#b3479b", "#8a7f1e", "#2b93b8", "#c23b55", "#7a5bd0", "#8d6a4b", "#5f7a3a")
 MARKS = "os^DvPX<>h"
 STYLE = {
@@ -64,7 +64,7 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings of this module, for the length of a block."""
+    """Apply this module's matplotlib settings within a block."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         yield
 
@@ -84,13 +84,13 @@ def _pruned(frame: pd.DataFrame, budget: str | None = None) -> pd.DataFrame:
 
 
 def _by_average(rows: pd.DataFrame) -> list[str]:
-    """Hashes from the best average to the worst; runs without one last."""
-    whole = rows[rows["benchmark"] == AVERAGE].sort_values("relative", ascending=False, kind="stable")
-    return list(whole["hash"])
+    """Return hashes from the best average to the worst, then those of runs without an average."""
+    averages = rows[rows["benchmark"] == AVERAGE].sort_values("relative", ascending=False, kind="stable")
+    return list(averages["hash"])
 
 
 def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
-    """Percent of the unpruned score in every benchmark at one budget; a panel for each group of methods."""
+    """Draw the percentages of the unpruned score per benchmark at one budget, a panel for each group of methods."""
     rows = _pruned(frame, budget)
     rows = rows[rows["benchmark"] != AVERAGE].dropna(subset="relative")
     benchmarks = list(dict.fromkeys(rows["benchmark"]))
@@ -106,9 +106,8 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
             axis.set_theta_direction(-1)  # type: ignore[attr-defined]
             axis.plot(closed, np.full(len(closed), 100.0), color=MUTED, lw=1, ls=(0, (4, 3)))
-            those = rows[rows["group"] == group]
-            for name, color, mark, each in _series(those, frame):
-                values = each.set_index("benchmark")["relative"].reindex(benchmarks).to_numpy(dtype=float)
+            for name, color, mark, run in _series(rows[rows["group"] == group], frame):
+                values = run.set_index("benchmark")["relative"].reindex(benchmarks).to_numpy(dtype=float)
                 values = np.append(values, values[0])
                 axis.plot(closed, values, color=color, lw=1.4, marker=mark, ms=2.6, label=name)
             axis.set_xticks(angles, [name.replace(" ", "\n") for name in short(benchmarks).values()], fontsize=7.5)
@@ -126,15 +125,21 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
 
 
 def _series(rows: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
-    """Each name in `rows` with its colour and marker, which it has in every picture of the setting."""
+    """Yield each name in `rows` with its colour, its marker and its rows.
+
+    Colour and marker are the same in every figure of the setting.
+    """
     group = frame[frame["group"].isin(set(rows["group"]))]
-    looks = dict(zip(sorted(set(group["name"])), zip(cycle(SERIES), cycle(MARKS), strict=False), strict=False))
+    styles = dict(zip(sorted(set(group["name"])), zip(cycle(SERIES), cycle(MARKS), strict=False), strict=False))
     for name in sorted(set(rows["name"])):
-        yield name, *looks[name], rows[rows["name"] == name]
+        yield name, *styles[name], rows[rows["name"] == name]
 
 
 def budgets(frame: pd.DataFrame) -> Figure | None:
-    """Average against the tokens that are kept, a panel for each group; hollow: early layers see all tokens."""
+    """Draw the average against the number of kept tokens, a panel for each group.
+
+    A hollow marker means that early layers see all tokens.
+    """
     rows = _pruned(frame)
     rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "K"])
     if rows["budget"].nunique() < 2:
@@ -143,14 +148,14 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
     with style():
         figure, axes = _panels(len(groups), 4, (2.9, 3.7), sharex=True, sharey=True)
         for axis, group in zip(axes, groups, strict=True):
-            for _, each in rows[rows["group"] != group].groupby("name"):
-                axis.plot(each.sort_values("K")["K"], each.sort_values("K")["relative"], color=RULE, lw=0.9)
-            for name, color, mark, found in _series(rows[rows["group"] == group], rows):
-                each = found.sort_values("K")
-                fill = "none" if (each["per_layer"] > each["K"]).any() else color
-                axis.plot(each["K"], each["relative"], color=color, marker=mark, ms=4.5, mfc=fill, lw=1.4, label=name)
-                if each["low"].notna().all():
-                    axis.vlines(each["K"], each["low"], each["high"], color=color, lw=1)
+            for _, other in rows[rows["group"] != group].groupby("name"):
+                axis.plot(other.sort_values("K")["K"], other.sort_values("K")["relative"], color=RULE, lw=0.9)
+            for name, color, mark, series in _series(rows[rows["group"] == group], rows):
+                runs = series.sort_values("K")
+                fill = "none" if (runs["per_layer"] > runs["K"]).any() else color
+                axis.plot(runs["K"], runs["relative"], color=color, marker=mark, ms=4.5, mfc=fill, lw=1.4, label=name)
+                if runs["low"].notna().all():
+                    axis.vlines(runs["K"], runs["low"], runs["high"], color=color, lw=1)
             axis.set_xscale("log", base=2)
             ticks = sorted(set(rows["K"]))
             axis.set_xticks(_spread(ticks), [f"{tick:g}" for tick in _spread(ticks)])
@@ -163,7 +168,7 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
 
 
 def _spread(ticks: Sequence[float], ratio: float = 1.25) -> list[float]:
-    """Ticks that do not run into each other on a logarithmic axis."""
+    """Return the ticks that do not overlap on a logarithmic axis."""
     kept: list[float] = []
     for tick in sorted(ticks, reverse=True):
         if not kept or ratio * tick <= kept[-1]:
@@ -172,7 +177,10 @@ def _spread(ticks: Sequence[float], ratio: float = 1.25) -> list[float]:
 
 
 def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
-    """Average against measured prefill time (`times`: hash, prefill_ms), with the front that nothing beats in both."""
+    """Draw the average against the measured prefill time, with the Pareto front.
+
+    `times` has the columns hash and prefill_ms.
+    """
     rows = frame[frame["benchmark"] == AVERAGE].dropna(subset="relative")
     rows = rows.merge(times[["hash", "prefill_ms"]].dropna(), on="hash").sort_values(["prefill_ms", "relative"])
     if len(rows) < 2:
@@ -183,16 +191,16 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
         figure, (axis,) = _panels(1, 1, (7.4, 4.2))
         axis.step(front["prefill_ms"], front["relative"], where="post", color=MUTED, lw=1, ls=(0, (4, 3)))
         for place, budget in enumerate(dict.fromkeys(frame["budget"])):
-            for group, each in rows[rows["budget"] == budget].groupby("group"):
+            for group, runs in rows[rows["budget"] == budget].groupby("group"):
                 color = GROUPS.get(str(group), INK)
-                axis.plot(each["prefill_ms"], each["relative"], MARKS[place % len(MARKS)], color=color, ms=5.5)
+                axis.plot(runs["prefill_ms"], runs["relative"], MARKS[place % len(MARKS)], color=color, ms=5.5)
             axis.plot([], [], MARKS[place % len(MARKS)], color=MUTED, label=budget or "unpruned")
         for name, color in GROUPS.items():
             if name in set(rows["group"]):
                 axis.plot([], [], "s", color=color, label=name)
-        for name, spot in _labels(front, np.ptp(rows["prefill_ms"]), np.ptp(rows["relative"])):
-            axis.annotate(name, spot, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
-        axis.margins(x=0.16)  # for the names
+        for name, point in _labels(front, np.ptp(rows["prefill_ms"]), np.ptp(rows["relative"])):
+            axis.annotate(name, point, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
+        axis.margins(x=0.16)  # leaves space for the names
         axis.set_xlabel("measured prefill time, ms")
         axis.set_ylabel("average, % of unpruned")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -200,32 +208,32 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
 
 
 def _labels(front: pd.DataFrame, width: float, height: float) -> list[tuple[str, tuple[float, float]]]:
-    """Names with their places; those of points that lie close together in one."""
-    found: list[tuple[str, tuple[float, float]]] = []
+    """Return names with their positions; points that are close together share a label."""
+    labels: list[tuple[str, tuple[float, float]]] = []
     for name, x, y in zip(front["name"], front["prefill_ms"], front["relative"], strict=True):
-        if found and x - found[-1][1][0] < 0.12 * width and y - found[-1][1][1] < 0.04 * height:
-            found[-1] = (f"{found[-1][0]}, {name}", found[-1][1])
+        if labels and x - labels[-1][1][0] < 0.12 * width and y - labels[-1][1][1] < 0.04 * height:
+            labels[-1] = (f"{labels[-1][0]}, {name}", labels[-1][1])
         else:
-            found.append((name, (x, y)))
-    return found
+            labels.append((name, (x, y)))
+    return labels
 
 
 def ablation(frame: pd.DataFrame) -> Figure | None:
-    """Average over lambda, a line for each method, budget and set of its other parameters; bands are intervals."""
+    """Draw the average over lambda, a line for each method, budget and set of other parameters; bands are intervals."""
     rows = _pruned(frame)
     rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "lambda"])
-    lines = [(key, each) for key, each in rows.groupby(["method", "budget", "params"]) if each["lambda"].nunique() > 1]
+    lines = [(key, runs) for key, runs in rows.groupby(["method", "budget", "params"]) if runs["lambda"].nunique() > 1]
     if not lines:
         return None
     labels = [f"{method}, {budget}" for (method, budget, _), _ in lines]
     with style():
         figure, (axis,) = _panels(1, 1, (7.4, 3.6))
-        looks = zip(lines, labels, cycle(SERIES), cycle(MARKS), strict=False)
-        for ((_, _, params), found), label, color, mark in looks:
-            each = found.sort_values("lambda")
+        styles = zip(lines, labels, cycle(SERIES), cycle(MARKS), strict=False)
+        for ((_, _, params), line), label, color, mark in styles:
+            runs = line.sort_values("lambda")
             label += f" {params}" * (labels.count(label) > 1)
-            axis.plot(each["lambda"], each["relative"], color=color, marker=mark, ms=4.5, lw=1.5, label=label)
-            axis.fill_between(each["lambda"], each["low"], each["high"], color=color, alpha=0.14, lw=0)
+            axis.plot(runs["lambda"], runs["relative"], color=color, marker=mark, ms=4.5, lw=1.5, label=label)
+            axis.fill_between(runs["lambda"], runs["low"], runs["high"], color=color, alpha=0.14, lw=0)
         axis.set_xlabel("lambda (1: importance alone, 0: diversity alone)")
         axis.set_ylabel("average, % of unpruned")
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -233,7 +241,10 @@ def ablation(frame: pd.DataFrame) -> Figure | None:
 
 
 def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
-    """Percent of the unpruned score with 95 % intervals, a panel for each benchmark, methods by group and average."""
+    """Draw the percentages of the unpruned score with 95 % intervals, a panel for each benchmark.
+
+    Methods are ordered by group, then by average.
+    """
     rows = _pruned(frame, budget)
     benchmarks = list(dict.fromkeys(rows["benchmark"]))
     if rows["relative"].notna().sum() == 0:
@@ -243,21 +254,21 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
     order = sorted(rank, key=lambda name: (groups.index(_group(rows, name)), rank[name]))
     names = [rows.loc[rows["hash"] == name, "name"].iloc[0] for name in order]
     places = np.array([place + 0.6 * groups.index(_group(rows, name)) for place, name in enumerate(order)])
-    called = {**short([name for name in benchmarks if name != AVERAGE]), AVERAGE: "average"}
+    titles = {**short([name for name in benchmarks if name != AVERAGE]), AVERAGE: "average"}
     panels = [AVERAGE, *(name for name in benchmarks if name != AVERAGE)]
     with style():
         columns = min(5, len(panels))
         figure, axes = _panels(len(panels), columns, (2.25, 0.17 * (places[-1] + 1) + 0.7), sharex=True, sharey=True)
         for axis, benchmark in zip(axes, panels, strict=True):
-            each = rows[rows["benchmark"] == benchmark].set_index("hash").reindex(order)
-            values = each["relative"].to_numpy(dtype=float)
+            runs = rows[rows["benchmark"] == benchmark].set_index("hash").reindex(order)
+            values = runs["relative"].to_numpy(dtype=float)
             colors = [GROUPS.get(_group(rows, name), INK) for name in order]
             axis.barh(places, np.nan_to_num(values), color=colors, height=0.72, alpha=0.55, lw=0)
-            low, high = each["low"].to_numpy(dtype=float), each["high"].to_numpy(dtype=float)
-            known = np.isfinite(low)
-            axis.hlines(places[known], low[known], high[known], color=INK, lw=0.9)
+            low, high = runs["low"].to_numpy(dtype=float), runs["high"].to_numpy(dtype=float)
+            finite = np.isfinite(low)
+            axis.hlines(places[finite], low[finite], high[finite], color=INK, lw=0.9)
             axis.axvline(100, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-            axis.set_title(called[benchmark], fontweight="bold" if benchmark == AVERAGE else "normal")
+            axis.set_title(titles[benchmark], fontweight="bold" if benchmark == AVERAGE else "normal")
             axis.set_yticks(places, names, fontsize=7.5)
             axis.set_ylim(places[-1] + 0.6, -0.6)
             axis.grid(False, axis="y")
@@ -273,7 +284,7 @@ def _group(rows: pd.DataFrame, run: str) -> str:
 
 
 def save(figures: dict[str, Figure], folder: Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
-    """Write each figure in each format, on white; returns the files."""
+    """Write each figure in each format on a white background and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with style():
@@ -286,12 +297,12 @@ def save(figures: dict[str, Figure], folder: Path, formats: Sequence[str] = ("sv
 
 
 def _undated(kind: str) -> dict[str, Any]:
-    """Metadata without the time of day, so that the same runs give the same files."""
+    """Return metadata without a date, so that the same runs give the same files."""
     return {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
 
 
 def inline(figure: Figure, name: str, title: str) -> str:
-    """A figure as SVG inside a page: it scales, names itself, and takes the colours of the page's theme."""
+    """Return a figure as SVG for a page: it scales, has a label, and takes the colours of the page's theme."""
     stream = io.StringIO()
     with style():
         figure.savefig(stream, format="svg", metadata=_undated("svg"))

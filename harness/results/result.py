@@ -45,7 +45,7 @@ class Result:
             metrics = RunFolder(path, about["identity"]).metrics()
             finished = json.loads((path / DONE).read_text(encoding="utf-8") or "{}")
         except (OSError, ValueError, KeyError, UserError) as error:
-            raise UserError(f"{path} holds {DONE} but is no whole run ({one_line(error)}): move it away") from error
+            raise UserError(f"{path} has {DONE} but is an incomplete run ({one_line(error)}): move it away") from error
         return cls(path, about, metrics, finished)
 
     @classmethod
@@ -78,13 +78,13 @@ class Result:
     def cell(self) -> str:
         """A digest that a run shares with its repetition by newer code: the options that are set and the files used."""
         config = self.about["config"]
-        options = [{key: it for key, it in config[part].items() if it is not None} for part in ("model", "method")]
+        options = [{k: v for k, v in config[part].items() if v is not None} for part in ("model", "method")]
         rest = [config.get(key) for key in ("seed", "positions", "limit")]
         return digest([options, config["tasks"]["name"], self.label, self.budget, rest])
 
     @property
     def method(self) -> str:
-        """The method's name alone; "baseline" for the unpruned model."""
+        """The method's name without files; "baseline" for the unpruned model."""
         return BASELINE if self.is_baseline else str(self.about["method"]).partition(" (")[0]
 
     @property
@@ -136,7 +136,7 @@ class Result:
     def per_question(self) -> archive.PerQuestion:
         """Task -> `doc_id` and, for each metric, the value per question that lmms-eval aggregates."""
         if self.parts:
-            return {task: each for part in self.parts for task, each in part.per_question.items()}
+            return {task: columns for part in self.parts for task, columns in part.per_question.items()}
         if self.archived_scores is not None:
             return self.archived_scores
         file = self.folder / SCORES
@@ -207,7 +207,7 @@ def unproven(results: Sequence[Result]) -> list[str]:
 def collect(runs: Path | Iterable[Path]) -> list[Result]:
     """Return every finished run below a folder, or several, once: baselines first, then from large budgets to small.
 
-    A run lies in its own folder or in an archive; a folder may lead into an archive.
+    A run is in its own folder or in an archive; a folder may be a path into an archive.
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
     in_archives = [Result.archived(path, run) for folder in folders for path, run in archive.runs_below(folder)]
@@ -252,11 +252,11 @@ def merge_task_runs(results: Sequence[Result]) -> list[Result]:
 def _join(runs: Sequence[Result]) -> Result:
     first = runs[0]
     tasks = [result.about["identity"]["tasks"] for result in runs]
-    names = [name for each in tasks for name in each["names"]]
+    names = [name for part in tasks for name in part["names"]]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{first.title} was run more than once on {', '.join(sorted(repeated))}: leave join=true out")
-    data = {name: digest for each in tasks for name, digest in each.get("data", {}).items()}
-    files = [each["files"] for each in tasks]
+    data = {name: digest for part in tasks for name, digest in part.get("data", {}).items()}
+    files = [part["files"] for part in tasks]
     identity = first.about["identity"] | {
         "tasks": {"names": names, "limit": tasks[0]["limit"], "files": files, "data": data}
     }

@@ -1,4 +1,4 @@
-"""Run folders: responses that only grow, other files that are whole or absent, and a marker that is written last."""
+"""Run folders: append-only responses, other files that are complete or absent, and a marker that is written last."""
 
 import fcntl
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.files import digest, load, to_json, write_atomic, writing
-from harness.results.response_log import KEPT, RESPONSES, ResponseLog, others, part_name, remove
+from harness.results.response_log import KEPT, RESPONSES, ResponseLog, other_processes, part_name, remove_logs
 
 __all__ = ["AGAIN", "DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
@@ -46,10 +46,10 @@ class RunFolder:
         if force or not (self.path / "run.json").is_file():
             write_atomic(self.path / "run.json", to_json({"format": FORMAT, "identity": self.identity, **about}))
         with ExitStack() as locks:
-            for process in others(self.path):  # if the first process was killed, the others end a little later
+            for process in other_processes(self.path):  # if the first process was killed, the others end a little later
                 locks.enter_context(self.lock(process))
             if force:
-                remove(self.path, [0, *others(self.path)])
+                remove_logs(self.path, [0, *other_processes(self.path)])
             return ResponseLog(self.path)
 
     def about(self) -> dict[str, Any]:
@@ -63,13 +63,13 @@ class RunFolder:
 
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the score of every question by task, then the metrics, then the marker."""
-        lines = [f"{json.dumps(task)}: {json.dumps(each, allow_nan=False)}" for task, each in scores.items()]
+        lines = [f"{json.dumps(task)}: {json.dumps(part, allow_nan=False)}" for task, part in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
         write_atomic(self.path / METRICS, to_json(metrics))
         write_atomic(self.path / DONE, to_json(about))
 
     def check(self) -> None:
-        """Raise UserError unless the files that `finish` wrote are whole and belong to this configuration."""
+        """Raise UserError unless the files that `finish` wrote are complete and belong to this configuration."""
         self._check_owner()
         self.metrics()
         self._finished(SCORES)

@@ -1,7 +1,7 @@
-"""What was submitted to a cluster and what became of it, from the plans, the run folders, the logs and `squeue`.
+"""The state of runs that were submitted to a cluster, from plans, run folders, logs and `squeue`.
 
-A submission leaves `<runs>/.sweeps/<time>/`: `plan.json`, written before anything is submitted, and what submitit and
-Slurm write under the number of the job, which is how the plan finds its job again.
+A submission has the folder `<runs>/.sweeps/<time>/`. It holds `plan.json`, which is written before the submission, and
+the files of submitit and Slurm. Their names begin with the number of the job, which connects the plan with its job.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ _BY_SRUN = re.compile(r"srun: error: (.+)")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a submission: its key, its place without the hash, the overrides that not all of its sweep share."""
+    """One run of a submission: its key, its path without the hash, and the overrides that vary in its sweep."""
 
     key: str
     run: str
@@ -39,10 +39,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run, planned or there.
+    """The state of a planned or started run.
 
-    `state` is "done", "running", "queued", "submitted" (nobody here can ask the queue), "failed" (an exception),
-    "stopped" (cancelled, out of time or memory, its node gone), or "missing" (planned, never started).
+    `state` is "done", "running", "queued", "submitted" (the queue cannot be asked from here), "failed" (an exception),
+    "stopped" (cancelled, out of time or memory, or its node failed), or "missing" (planned, never started).
     """
 
     key: str
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A planned run as one submission has it: the job's number, as `12_3`, and the logs of its processes so far."""
+    """A planned run in one submission: the job's number, as `12_3`, and the logs of its processes."""
 
     planned: PlannedRun
     job: str | None
@@ -65,12 +65,12 @@ class Attempt:
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """What a run is, whatever it runs on: where a sweep is submitted there is no GPU to name."""
+    """Return a digest of a run's identity without the device, which is unknown on the node that submits a sweep."""
     return digest({**identity, "model": {**identity["model"], "device": None}})
 
 
 def write_plan(runs: Path, jobs: Sequence[PlannedRun], common: Sequence[str]) -> Path:
-    """Record what is about to be submitted, and the overrides of every job; returns the folder of the submission."""
+    """Write the plan of a submission, with the overrides of every job, and return the submission's folder."""
     now = datetime.now(UTC)
     folder = runs / SWEEPS / now.strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True)
@@ -84,36 +84,36 @@ def write_plan(runs: Path, jobs: Sequence[PlannedRun], common: Sequence[str]) ->
 
 
 def list_runs(runs: Path) -> list[Run]:
-    """Every run that was planned or begun below `runs`: those of plans first, in their order."""
-    attempts, found = _attempts(runs), _found(runs)
-    wanted = [a.job for key, a in attempts.items() if a.job and not _done(found.get(key))]
-    queue = _queue(wanted) if wanted else {}
-    planned = [_state(attempt, found.get(key), queue) for key, attempt in attempts.items()]
-    others = [_unplanned(key, folder) for key, folder in found.items() if key not in attempts]
+    """Return every run that was planned or started below `runs`: planned runs first, in the order of their plans."""
+    attempts, folders = _attempts(runs), _folders(runs)
+    unfinished = [a.job for key, a in attempts.items() if a.job and not _done(folders.get(key))]
+    queue = _queue(unfinished) if unfinished else {}
+    planned = [_state(attempt, folders.get(key), queue) for key, attempt in attempts.items()]
+    others = [_unplanned(key, folder) for key, folder in folders.items() if key not in attempts]
     return [
-        Run(**{**asdict(run), "run": _name(runs, found[run.key]) if run.key in found else run.run})
+        Run(**{**asdict(run), "run": str(folders[run.key].relative_to(runs)) if run.key in folders else run.run})
         for run in [*planned, *others]
     ]
 
 
 def last_error(log: str) -> tuple[str, str] | None:
-    """("failed", the exception) or ("stopped", what Slurm said), whichever a job's log has last; None if neither."""
-    found, by_srun, after = None, None, False
+    """Return the last error in a job's log: ("failed", exception) or ("stopped", Slurm's message); None if none."""
+    error, srun_error, in_traceback = None, None, False
     for line in log.splitlines():
-        if "Traceback (most recent call last):" in line:  # a progress bar may stand before it
-            after = True
-        elif after and line and not line[0].isspace():
-            found, after = ("failed", line.removeprefix("harness.core.errors.UserError: ")), False
+        if "Traceback (most recent call last):" in line:  # may follow a progress bar
+            in_traceback = True
+        elif in_traceback and line and not line[0].isspace():
+            error, in_traceback = ("failed", line.removeprefix("harness.core.errors.UserError: ")), False
         elif match := _BY_SLURM.search(line):
-            found = ("stopped", match[1].strip("* "))
+            error = ("stopped", match[1].strip("* "))
         elif match := _BY_SRUN.search(line):
-            by_srun = ("stopped", match[1])
-    return found or by_srun
+            srun_error = ("stopped", match[1])
+    return error or srun_error
 
 
 def _attempts(runs: Path) -> dict[str, Attempt]:
-    """The last attempt at every planned run."""
-    found = {}
+    """Return the last attempt at every planned run, by key."""
+    attempts = {}
     for plan in sorted((runs / SWEEPS).glob("*/plan.json")):
         try:
             jobs = [PlannedRun(**job) for job in json.loads(plan.read_text(encoding="utf-8"))["jobs"]]
@@ -122,38 +122,34 @@ def _attempts(runs: Path) -> dict[str, Attempt]:
         numbers = sorted(path.name.partition("_")[0] for path in plan.parent.glob("[0-9]*_*"))
         for index, job in enumerate(jobs):
             name = numbers[0] + (f"_{index}" if len(jobs) > 1 else "") if numbers else None
-            found[job.key] = Attempt(job, name, sorted(plan.parent.glob(f"{name}_*_log.err")))
-    return found
+            attempts[job.key] = Attempt(job, name, sorted(plan.parent.glob(f"{name}_*_log.err")))
+    return attempts
 
 
-def _found(runs: Path) -> dict[str, Path]:
-    """Every run folder by its key; of two that differ in their device alone, the finished one."""
-    found: dict[str, Path] = {}
+def _folders(runs: Path) -> dict[str, Path]:
+    """Return every run folder by key; of two that differ only in their device, the finished one."""
+    folders: dict[str, Path] = {}
     for file in sorted(runs.glob("*/*/*/run.json")):
         try:
             key = key_of(json.loads(file.read_text(encoding="utf-8"))["identity"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} cannot be read: move its folder away") from error
-        if not _done(found.get(key)):
-            found[key] = file.parent
-    return found
+        if not _done(folders.get(key)):
+            folders[key] = file.parent
+    return folders
 
 
 def _done(folder: Path | None) -> bool:
     return folder is not None and (folder / "DONE").is_file()
 
 
-def _name(runs: Path, folder: Path) -> str:
-    return str(folder.relative_to(runs))
-
-
 def _answers(folder: Path | None) -> int:
-    """How many questions are answered; the processes of a run each have a file while it runs."""
+    """Count the answered questions; while a run is going on, each of its processes has a file."""
     return sum(file.read_bytes().count(b"\n") for file in folder.glob("responses*.jsonl")) if folder else 0
 
 
-def _held(folder: Path | None) -> bool:
-    """True while a process holds the run's lock, on any node whose file locks reach this one."""
+def _locked(folder: Path | None) -> bool:
+    """Return whether a process holds the run's lock, on any node whose file locks are visible here."""
     file = folder.with_name(f".{folder.name}.lock") if folder else None
     if not file or not file.is_file():
         return False
@@ -166,14 +162,14 @@ def _held(folder: Path | None) -> bool:
 
 
 def _unplanned(key: str, folder: Path) -> Run:
-    state = "done" if _done(folder) else "running" if _held(folder) else "stopped"
+    state = "done" if _done(folder) else "running" if _locked(folder) else "stopped"
     return Run(key, "", state, _answers(folder))
 
 
 def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str, str]] | None) -> Run:
     planned, job = attempt.planned, attempt.job
-    said, detail = (queue or {}).get(job or "", ("", ""))
-    log, error = _last(attempt.logs)
+    slurm_state, detail = (queue or {}).get(job or "", ("", ""))
+    log, error = _decisive_log(attempt.logs)
 
     def run(state: str, why: str | None = None) -> Run:
         path = str(log) if log else None
@@ -181,9 +177,9 @@ def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str,
 
     if _done(folder):
         return run("done")
-    if said and said not in _ENDED:
-        return run("queued" if said == "PENDING" else "running", detail)
-    if _held(folder):
+    if slurm_state and slurm_state not in _ENDED:
+        return run("queued" if slurm_state == "PENDING" else "running", detail)
+    if _locked(folder):
         return run("running")
     if job is None:
         return run("missing", "its submission was cut short")
@@ -192,16 +188,19 @@ def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str,
     if error:
         return run(*error)
     if log is None:
-        return run("missing", f"left the queue before it started{f' ({said})' if said else ''}")
-    return run("stopped", said or f"ended without a word: sacct -j {job} may know")
+        return run("missing", f"left the queue before it started{f' ({slurm_state})' if slurm_state else ''}")
+    return run("stopped", slurm_state or f"ended without a message: try sacct -j {job}")
 
 
-def _last(logs: Sequence[Path]) -> tuple[Path | None, tuple[str, str] | None]:
-    """The log that says how a job ended, and what it says: that of the process which the others only saw end."""
-    found = [(log, last_error(_tail(log))) for log in logs]
-    told = [(log, error) for log, error in found if error]
-    first = [(log, error) for log, error in told if not error[1].startswith(OTHER_ENDED)]
-    return next(iter([*first, *told, *found]), (None, None))
+def _decisive_log(logs: Sequence[Path]) -> tuple[Path | None, tuple[str, str] | None]:
+    """Return the log that tells how a job ended, and its last error.
+
+    When one process fails, the others end because of it. The log of the failed process is preferred.
+    """
+    errors = [(log, last_error(_tail(log))) for log in logs]
+    with_error = [(log, error) for log, error in errors if error]
+    original = [(log, error) for log, error in with_error if not error[1].startswith(OTHER_ENDED)]
+    return next(iter([*original, *with_error, *errors]), (None, None))
 
 
 def _tail(file: Path) -> str:
@@ -211,16 +210,19 @@ def _tail(file: Path) -> str:
 
 
 def _queue(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
-    """Job -> its state and where or why; Slurm forgets jobs minutes after their end. None if it cannot be asked."""
+    """Return job -> its state, with its node and time or the reason why it waits; None if `squeue` does not answer.
+
+    Slurm forgets a job some minutes after its end.
+    """
     if shutil.which("squeue") is None:
         return None
     numbers = sorted({job.partition("_")[0] for job in jobs})
     call = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%R|%M", f"--jobs={','.join(numbers)}"]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+    squeue = subprocess.run(call, capture_output=True, text=True, check=False)
+    if squeue.returncode != 0 and "Invalid job id" not in squeue.stderr:
         return None
-    found = {}
-    for line in done.stdout.splitlines():
+    queue = {}
+    for line in squeue.stdout.splitlines():
         job, state, place, time = line.split("|")
-        found[job] = (state, place.strip("()") if state == "PENDING" else f"on {place} for {time}")
-    return found
+        queue[job] = (state, place.strip("()") if state == "PENDING" else f"on {place} for {time}")
+    return queue

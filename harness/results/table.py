@@ -1,4 +1,4 @@
-"""From scores in a long frame to a table: a row per method and budget, a column per benchmark, holes named."""
+"""Tables built from a long frame of scores: a row per method and budget, a column per benchmark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,17 @@ from harness.results.method_groups import BASELINE, OTHER, group_rank
 
 AVERAGE = "avg"
 ROW = ["setting", "budget", "group", "method", "lambda", "label", "hash"]
-MISSING_SHOWN = 12  # names in a note; a table with more holes is another table
+MISSING_SHOWN = 12  # rows that a note about missing scores names
 
 
 @dataclass(frozen=True)
 class Table:
-    """One data frame and what its readers need to know of it.
+    """A data frame with the caption, titles and notes that describe it.
 
-    `frame` holds a row per method and budget, the unpruned model first: keys, a column per benchmark, `avg`, and what
-    statistics add (`low`, `high`, `lost`, `gained`, `agreement`; `as_best` lists the benchmarks on which a row cannot
-    be told from the best of its block). A block is what is compared: rows of one setting and budget, and of one
-    `source` where ours stand beside published ones.
+    `frame` holds a row per method and budget, the unpruned model first: keys, a column per benchmark, `avg`, and
+    statistics (`low`, `high`, `lost`, `gained`, `agreement`). `as_best` lists the benchmarks on which a row is not
+    significantly different from the best of its block. A block is a set of rows that are ranked together: those of one
+    setting and budget, and of one `source` if our rows are compared with published ones.
     """
 
     name: str
@@ -32,21 +32,21 @@ class Table:
     titles: dict[str, tuple[str, str]]  # benchmark -> name and unit
     notes: list[str] = field(default_factory=list)
     digits: Mapping[str, int] = field(default_factory=dict)
-    errors: pd.DataFrame | None = None  # standard error of each cell, rows as in `frame`
+    errors: pd.DataFrame | None = None  # standard error of each cell, with the rows of `frame`
 
     @property
     def columns(self) -> list[str]:
-        """What is ranked: the benchmarks and their average."""
+        """Return the columns that are ranked: the benchmarks and their average."""
         return [*self.benchmarks, AVERAGE]
 
 
 def tables_of(long: pd.DataFrame) -> list[Table]:
-    """A table for each model and set of tasks, of a frame that `raw` or `read_scores` gave."""
-    found = []
+    """Return a table for each model and set of tasks in a frame from `raw` or `read_scores`."""
+    tables = []
     for (model, tasks), part in long.groupby(["model", "tasks"], sort=False):
         name = " ".join(filter(None, [str(model), str(tasks)])) or "scores"
-        found.append(_table(part, name))
-    return found
+        tables.append(_table(part, name))
+    return tables
 
 
 def _table(long: pd.DataFrame, name: str) -> Table:
@@ -56,16 +56,16 @@ def _table(long: pd.DataFrame, name: str) -> Table:
         scores = dict(zip(part["benchmark"], part["score"], strict=True))
         shares = dict(zip(part["benchmark"], part["relative"], strict=True))
         cells = {benchmark: scores.get(benchmark, math.nan) for benchmark in benchmarks}
-        whole = [shares.get(benchmark, math.nan) for benchmark in benchmarks]
+        average = sum(shares.get(benchmark, math.nan) for benchmark in benchmarks) / len(benchmarks)
         keys = dict(zip(ROW, key, strict=True)) | {"model": part["model"].iloc[0], "tasks": part["tasks"].iloc[0]}
-        rows.append(keys | cells | {AVERAGE: sum(whole) / len(whole)})
+        rows.append(keys | cells | {AVERAGE: average})
     frame = _ordered(pd.DataFrame(rows))
-    notes = [*_missing(frame, benchmarks), *_unbased(frame), *_metrics(long)]
+    notes = [*_missing(frame, benchmarks), *_without_baseline(frame), *_metrics(long)]
     return Table(name, name, frame, benchmarks, _titles(long, benchmarks), notes, _digits(frame, benchmarks))
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Settings and budgets as they come, the unpruned model first, then by group."""
+    """Order rows: settings and budgets as they occur, the unpruned model first, then by group."""
     settings, budgets = list(dict.fromkeys(frame["setting"])), list(dict.fromkeys(frame["budget"]))
     columns = [frame[name] for name in ("setting", "method", "budget", "group")]
     keys = [
@@ -76,35 +76,35 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows, by name of column."""
+    """Return the rows as dictionaries, with the column names as text."""
     return [{str(key): item for key, item in row.items()} for row in frame.to_dict("records")]
 
 
 def row_name(row: Mapping[str, Any]) -> str:
-    """A row in words: "idpruner keep=0.25 lambda=0.5"."""
+    """Name a row, as "idpruner keep=0.25 lambda=0.5"."""
     lam = "" if pd.isna(row["lambda"]) else f"lambda={row['lambda']:g}"
     return " ".join(filter(None, [str(row["label"]), str(row["budget"]), lam]))
 
 
 def _missing(frame: pd.DataFrame, benchmarks: Sequence[str]) -> list[str]:
-    """The holes of a table by name; their rows have no average."""
-    holes = [
+    """Return a note that names the missing scores; rows that lack one have no average."""
+    gaps = [
         f"{row_name(row)}: {', '.join(lacking)}"
         for row in records(frame)
         if (lacking := [benchmark for benchmark in benchmarks if pd.isna(row[benchmark])])
     ]
-    more = [f"and {len(holes) - MISSING_SHOWN} rows more"] * (len(holes) > MISSING_SHOWN)
-    return ["missing, so without an average: " + "; ".join([*holes[:MISSING_SHOWN], *more])] if holes else []
+    more = [f"and {len(gaps) - MISSING_SHOWN} more rows"] * (len(gaps) > MISSING_SHOWN)
+    return ["no average, since scores are missing: " + "; ".join([*gaps[:MISSING_SHOWN], *more])] if gaps else []
 
 
-def _unbased(frame: pd.DataFrame) -> list[str]:
+def _without_baseline(frame: pd.DataFrame) -> list[str]:
     lacking = [s for s, rows in frame.groupby("setting", sort=False) if BASELINE not in set(rows["method"])]
-    where = [f" under setting {setting!s}" * bool(setting) for setting in lacking]
-    return [f"no unpruned model{place}: nothing to relate to, so no averages" for place in where]
+    where = [f" of setting {setting!s}" * bool(setting) for setting in lacking]
+    return [f"no averages, since there is no unpruned run{setting}" for setting in where]
 
 
 def _metrics(long: pd.DataFrame) -> list[str]:
-    """Runs can show other metrics of a task than their neighbours do."""
+    """Return a note for each benchmark whose rows show different metrics."""
     notes = []
     for benchmark, metrics in long.groupby("benchmark", sort=False)["metric"]:
         if len(different := list(dict.fromkeys(str(metric) for metric in metrics))) > 1:
@@ -113,28 +113,31 @@ def _metrics(long: pd.DataFrame) -> list[str]:
 
 
 def _titles(long: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return short names, and metrics without lmms-eval's filter."""
+    """Return the benchmarks' short names, and their metrics without lmms-eval's filter."""
     metrics = dict(zip(long["benchmark"], long["metric"].fillna("").astype(str), strict=True))
     units = [" + ".join(t.strip().removesuffix(",none") for t in metrics[b].split("+")) for b in benchmarks]
     return dict(zip(benchmarks, zip(short(benchmarks, "_").values(), units, strict=True), strict=True))
 
 
 def _digits(frame: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, int]:
-    """Digits behind the point: four for shares of one, two for percentages and points, fewer if all say no more."""
-    found = {AVERAGE: 2}
+    """Return the number of decimals per column: four for fractions, else two or as many as the scores have."""
+    digits = {AVERAGE: 2}
     for benchmark in benchmarks:
-        known = frame[benchmark].dropna().astype(float)
-        if known.abs().max() <= 1:
-            found[benchmark] = 4
+        scores = frame[benchmark].dropna().astype(float)
+        if scores.abs().max() <= 1:
+            digits[benchmark] = 4
         else:
-            found[benchmark] = next((d for d in range(2) if (known.round(d) - known).abs().max() < 1e-9), 2)
-    return found
+            digits[benchmark] = next((d for d in range(2) if (scores.round(d) - scores).abs().max() < 1e-9), 2)
+    return digits
 
 
 def marks(table: Table) -> pd.DataFrame:
-    """What is "best" and "second" in each column of a block, as shown: ties share a mark; elsewhere ""."""
+    """Mark the "best" and the "second" in each column of a block; other cells are "".
+
+    Scores are compared as they are shown, so ties share a mark.
+    """
     frame = table.frame
-    found = pd.DataFrame("", index=frame.index, columns=table.columns)
+    marked = pd.DataFrame("", index=frame.index, columns=table.columns)
     keys = [column for column in ("setting", "budget", "source") if column in frame]
     for _, block in frame[frame["method"] != BASELINE].groupby(keys, sort=False):
         if "source" in block and block["source"].iloc[0] == "difference":
@@ -145,10 +148,10 @@ def marks(table: Table) -> pd.DataFrame:
             if shown.notna().sum() < 2:
                 continue
             for mark, value in zip(("best", "second"), ranked, strict=False):
-                found.loc[shown.index[shown == value], column] = mark
-    return found
+                marked.loc[shown.index[shown == value], column] = mark
+    return marked
 
 
 def known_groups(frame: pd.DataFrame) -> bool:
-    """True if a column of groups tells anything."""
+    """Return whether the frame has a method of a known group."""
     return bool(set(frame["group"]) - {"", OTHER})

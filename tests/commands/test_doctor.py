@@ -99,7 +99,7 @@ def test_gpus_that_torch_does_not_see_are_broken(listed, monkeypatch):
     assert found["cpu"][0] == "ok"
     if listed:
         assert found["cuda"][0] == "broken"
-        assert found["cuda"][1].startswith("nvidia-smi lists 2 GPU(s), torch, built for ")
+        assert found["cuda"][1].startswith("nvidia-smi lists 2 GPU(s), but torch, built for ")
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -150,7 +150,7 @@ def test_scorers_beside_the_models(tmp_path):
     (folders["with"] / "d2prior.safetensors").write_bytes(b"")
     (folders["damaged"] / "scorer" / "model.safetensors").write_bytes(b"nothing")
     found = states(presence.scorers({**folders, "not here": None}))
-    assert found["without"][1].startswith("no learned scorer beside the weights: ")
+    assert found["without"][1].startswith("no learned scorer next to the weights: ")
     assert found["with"] == ("ok", "a learned scorer for tokens of width 32 and a prior for d2pruner")
     assert {name: state for name, (state, _) in found.items()} == {
         "with": "ok",
@@ -195,7 +195,7 @@ def test_unpruned_scores_lie_in_the_published_band_or_outside(tmp_path):
     assert found["qwen25vl7b ai2d"] == ("ok", "81.00 (published 82.48, band 80.48 to 84.48)")
     state, said = found["qwen25vl7b mme"]
     assert state == "broken"
-    assert said.startswith("1600.00 is outside (published 1702, band 1661 to 1742; ours by lmms-eval 0.7.3")
+    assert said.startswith("1600.00 is outside (published 1702, band 1661 to 1742; our run used lmms-eval 0.7.3")
     assert found["qwen25vl7b pope"] == ("absent", "no run (published 87.8, band 85.8 to 89.8)")
     assert found["llava15_7b"] == ("absent", "no unpruned run of its 11 published benchmarks")
     assert found["pocket ai2d+mme"] == ("absent", "no published number")
@@ -204,7 +204,7 @@ def test_unpruned_scores_lie_in_the_published_band_or_outside(tmp_path):
 def test_the_first_questions_alone_are_not_judged(tmp_path):
     unpruned(tmp_path, limit=20)
     state, said = states(band.baselines(tmp_path, PAPER))["qwen25vl7b mme"]
-    assert (state, said.partition(" (")[0]) == ("absent", "1600.00 of the first 20 questions alone")
+    assert (state, said.partition(" (")[0]) == ("absent", "1600.00 of only the first 20 questions")
 
 
 def test_no_runs_and_no_published_scores(tmp_path):

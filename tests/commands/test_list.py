@@ -39,7 +39,7 @@ class Mine(Method):
 
 @pytest.fixture(scope="module")
 def found():
-    return listing.described(methods.names())
+    return listing.describe_all(methods.names())
 
 
 def test_every_method_is_there_with_all_that_the_command_promises(found):
@@ -93,7 +93,7 @@ def test_a_private_methods_page(tmp_path):
 
 def test_a_packages_method_that_does_not_load_hides_no_other(monkeypatch):
     monkeypatch.setitem(methods.BUILT_IN, "broken", "no_such_module:Method")
-    found = listing.described(["broken", "uniform"])
+    found = listing.describe_all(["broken", "uniform"])
     assert "no_such_module" in found[0]["error"]
     assert "broken does not load: method module 'no_such_module' cannot be imported" in listing.table(found)
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.__main__ import _missed
+from harness.__main__ import _token_remarks
 from harness.core.config import ModelConfig, RunConfig, TasksConfig
 from harness.core.files import write_atomic
 from harness.evaluation.lmms_model import PrunedModel, Request
@@ -61,8 +61,8 @@ def test_what_a_cut_inside_the_language_model_is_worth_stands_beside_k():
     lines = [{"task": "t", "n": 8, "k": 2, "per_layer": worth} for worth in (4.0, 5.0)]
     tokens = _visual_tokens(["t"], lines)["t"]
     assert tokens == {"all": 8, "kept": 2, "per_layer": 4.5, "budget": 2}
-    assert _missed(tokens) == " (a layer sees 4.5)"
-    assert _missed({"all": 8, "kept": 2, "per_layer": 2, "budget": 3}) == " (K: 3.0)"
+    assert _token_remarks(tokens) == " (a layer sees 4.5)"
+    assert _token_remarks({"all": 8, "kept": 2, "per_layer": 2, "budget": 3}) == " (K: 3.0)"
 
 
 class Talkative(PrunedModel):

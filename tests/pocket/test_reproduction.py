@@ -162,7 +162,7 @@ def test_what_is_written_reproduces(monkeypatch, tmp_path):
 
 
 def a_setting(*kept, text="4"):
-    return {"pocket random": [reproduction.Answer("pocket_counting", 0, text, kept)]}
+    return {"pocket random": [reproduction.Reply("pocket_counting", 0, text, kept)]}
 
 
 @pytest.mark.parametrize("extra", [0, 1])
@@ -192,7 +192,7 @@ def test_fewer_or_more_tokens_count_as_different():
 )
 def test_an_expected_file_that_does_not_fit_is_broken(content, says, monkeypatch, tmp_path):
     expect(monkeypatch, tmp_path / "expected.json", "pocket_llava none")
-    monkeypatch.setattr(reproduction, "answers", lambda: {"pocket_llava none": [reproduction.Answer("a", 0, "b", ())]})
+    monkeypatch.setattr(reproduction, "answers", lambda: {"pocket_llava none": [reproduction.Reply("a", 0, "b", ())]})
     (tmp_path / "expected.json").unlink() if content is None else (tmp_path / "expected.json").write_text(content)
     state, said = verdict()
     assert (state, says in said) == ("broken", True), said

@@ -124,7 +124,7 @@ def row(table, source, method="idpruner", budget="keep=0.25", lam=None):
 
 
 def test_ours_stand_beside_theirs_on_their_scale(runs):
-    first, seventh = paper.beside(FOLDER, collect(runs))
+    first, seventh = paper.published_and_ours(FOLDER, collect(runs))
     mine, difference = row(first, "ours"), row(first, "difference")
     assert (mine["ai2d"], mine["mme"]) == pytest.approx((80.0, 1690.0))  # MME: perception alone, as published
     theirs = row(first, "paper")
@@ -135,14 +135,14 @@ def test_ours_stand_beside_theirs_on_their_scale(runs):
 
 
 def test_lambda_matches_and_its_default_is_the_row_without(runs):
-    first, seventh = paper.beside(FOLDER, collect(runs))
+    first, seventh = paper.published_and_ours(FOLDER, collect(runs))
     assert len(first.frame[first.frame["source"] == "ours"]) == 2  # unpruned, and idpruner at its default
     assert row(seventh, "ours", lam=0.9)["ai2d"] == pytest.approx(79.0)
     assert row(seventh, "ours", lam=0.5)["ai2d"] == pytest.approx(80.0)
 
 
 def test_what_ours_lacks_is_named_and_has_no_average(runs):
-    first = paper.beside(FOLDER, collect(runs))[0]
+    first = paper.published_and_ours(FOLDER, collect(runs))[0]
     assert pd.isna(row(first, "ours")["avg"])
     assert pd.isna(row(first, "difference")["docvqa"])
     notes = " ".join(first.notes)
@@ -152,8 +152,8 @@ def test_what_ours_lacks_is_named_and_has_no_average(runs):
 
 def test_the_first_questions_alone_are_marked(tmp_path):
     ours(tmp_path, "none", 0.8, 1700.0, limit=20)
-    first = paper.beside(FOLDER, collect(tmp_path))[0]
-    assert any("of the first 20 questions" in note for note in first.notes)
+    first = paper.published_and_ours(FOLDER, collect(tmp_path))[0]
+    assert any("answers only the first 20 questions" in note for note in first.notes)
 
 
 def test_whole_rows_have_averages(tmp_path):
@@ -169,7 +169,7 @@ def test_whole_rows_have_averages(tmp_path):
         scores = {t: {n: share * base[t] / scale[t]} for t, n in names.items()}
         each = {t: {n: [1.0]} for t, n in names.items()}
         make_run(tmp_path, method, each, scores=scores, model="qwen25vl7b")
-    (table,) = paper.beside(FOLDER, collect(tmp_path))
+    (table,) = paper.published_and_ours(FOLDER, collect(tmp_path))
     assert table.name == "table3"
     assert row(table, "ours", "dart")["avg"] == pytest.approx(50)
     assert row(table, "ours", "baseline", "")["avg"] == pytest.approx(100)
@@ -183,6 +183,6 @@ def test_whole_rows_have_averages(tmp_path):
 def test_budgets_match_as_numbers(tmp_path):
     ours(tmp_path, "none", 0.8, 1700.0)
     ours(tmp_path, "dart", 0.5, 1000.0, keep=0.1)
-    first = paper.beside(FOLDER, collect(tmp_path))[0]
+    first = paper.published_and_ours(FOLDER, collect(tmp_path))[0]
     assert row(first, "ours", "dart", "keep=0.10")["ai2d"] == pytest.approx(50.0)
     assert Result.of(next(tmp_path.glob("dart*"))).budget == "keep=0.1"

@@ -258,7 +258,7 @@ def test_what_does_not_follow_from_its_questions_has_no_interval(tmp_path):
     scores = {"t_one": {"acc,none": 0.3}}
     runs = [make_run(tmp_path, m, {"t_one": [1.0, 0.0], "t_two": [1.0, 1.0]}, scores=scores) for m in ("none", "x")]
     frame, notes = summary(results(*runs))
-    assert notes == ["no interval for t_one: its score is no weighted mean of what its questions gave"]
+    assert notes == ["no interval for t_one: its score is no weighted mean of the values of its questions"]
     assert frame.set_index(["hash", "benchmark"])["low"].isna().loc[:, AVERAGE].all()
     assert frame[frame["benchmark"] == "t_two"]["low"].notna().all()
 

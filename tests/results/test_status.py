@@ -118,7 +118,7 @@ def test_a_job_that_left_the_queue_without_an_end(runs):
     log.touch()
     run = only(runs)
     assert (run.state, run.answers, run.log) == ("stopped", 3, str(log))
-    assert run.why == "ended without a word: sacct -j 12 may know"
+    assert run.why == "ended without a message: try sacct -j 12"
     (runs.parent / "queue.txt").write_text("12|OUT_OF_MEMORY||0:00\n")
     assert only(runs).why == "OUT_OF_MEMORY"
     log.write_text(TRACEBACK)

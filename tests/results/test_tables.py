@@ -134,7 +134,7 @@ def test_without_the_unpruned_model_nothing_is_averaged(tmp_path):
     finished(tmp_path, "random")
     (table,) = made(tmp_path)
     assert table.frame["avg"].isna().all()
-    assert "no unpruned model" in " ".join(table.notes)
+    assert "no averages, since there is no unpruned run" in " ".join(table.notes)
     assert sheet([table])["avg"].tolist() == [""]
 
 
@@ -166,7 +166,7 @@ def test_a_stray_marker_is_named(tmp_path, text):
     (stray / "DONE").write_text("")
     if text is not None:
         (stray / "run.json").write_text(text)
-    with pytest.raises(UserError, match="other holds DONE but is no whole run"):
+    with pytest.raises(UserError, match="other has DONE but is an incomplete run"):
         collect(tmp_path)
 
 
@@ -239,20 +239,20 @@ def test_raw_scores_become_a_table(tmp_path):
 
 def test_a_missing_cell_is_named_and_not_averaged_over(tmp_path):
     (table,) = of_scores(tmp_path, SCORES)
-    assert table.notes == ["missing, so without an average: random keep=0.5: b"]
+    assert table.notes == ["no average, since scores are missing: random keep=0.5: b"]
     row = next(line for line in markdown(table).splitlines() if "Random" in line)
     assert row.split(" | ")[2:] == ["<ins>20</ins>", "–", "– |"]
 
 
 def test_a_dash_is_a_missing_score(tmp_path):
     (table,) = of_scores(tmp_path, SCORES + "random,b,-,keep=0.5\n")
-    assert table.notes == ["missing, so without an average: random keep=0.5: b"]
+    assert table.notes == ["no average, since scores are missing: random keep=0.5: b"]
 
 
 def test_a_missing_baseline_cell_leaves_no_average(tmp_path):
     (table,) = of_scores(tmp_path, SCORES.replace("baseline,b,50,\n", ""))
     assert table.frame["avg"].isna().all()
-    assert table.notes[0].startswith("missing, so without an average: baseline: b")
+    assert table.notes[0].startswith("no average, since scores are missing: baseline: b")
 
 
 @pytest.mark.parametrize(

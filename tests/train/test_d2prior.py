@@ -102,7 +102,7 @@ def test_a_run_names_its_prior_and_is_known_by_it(place, made, capsys, monkeypat
     report = json.loads(out.splitlines()[-1])
     assert report["method"] == f"d2pruner (prior {made['digest'][:8]})"
     assert f"/d2pruner-prior-{made['digest'][:8]}-0.5-" in report["run"]
-    assert "note: prior was made from images of tiny_stills, which this run asks about" in out
+    assert "note: prior was made from images of tiny_stills, which this run evaluates" in out
     about = json.loads((place / report["run"] / "run.json").read_text())
     assert about["made_from"]["prior"]["digest"] == made["digest"]
     assert about["made_from"]["prior"]["model"] == about["identity"]["model"]["weights"]
