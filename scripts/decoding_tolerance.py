@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
 from reference_prune import inputs_of
 from tiny_families import BUILDERS
