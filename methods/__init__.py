@@ -1,4 +1,4 @@
-"""Pruning methods, one file each, and how they are found.
+"""Pruning methods, one file each, and the registry that loads them by name.
 
     methods.load("idpruner", lam=0.7)        # one of names()
     methods.load("path/to/mine.py:Mine")     # a private file
@@ -64,7 +64,7 @@ def get(name: str) -> type[Method]:
     if not file.endswith(".py"):
         file, _, attribute = _address(name).partition(":")
 
-    from methods.base import Method  # imports torch: a mistyped name is answered before that
+    from methods.base import Method  # imports torch, so a mistyped name is refused first
 
     module = _module_at(Path(file)) if file.endswith(".py") else _module(file)
     target = getattr(module, attribute, None)
@@ -79,45 +79,45 @@ def load(name: str, **params: Any) -> Method:
     valid = [field.name for field in fields(method) if field.init]
     for key in params:
         if key not in valid:
-            known = f"its parameters are {', '.join(valid)}" if valid else "it has none"
-            raise ValueError(f"{method.name} has no parameter '{key}'{_nearest(key, valid)}; {known}")
+            listed = f"its parameters are {', '.join(valid)}" if valid else "it has none"
+            raise ValueError(f"{method.name} has no parameter '{key}'{_did_you_mean(key, valid)}; {listed}")
     return method(**params)
 
 
 def _address(name: str) -> str:
     """Return "module:Class" of the method called `name`."""
-    found = {f"{point.module}:{point.attr}" for point in metadata.entry_points(group=ENTRY_POINTS, name=str(name))}
-    found |= {BUILT_IN[name]} if name in BUILT_IN else set()
-    if len(found) > 1:
-        raise ValueError(f"method '{name}' is provided more than once: {', '.join(sorted(found))}")
-    if not found:
+    addresses = {f"{point.module}:{point.attr}" for point in metadata.entry_points(group=ENTRY_POINTS, name=str(name))}
+    addresses |= {BUILT_IN[name]} if name in BUILT_IN else set()
+    if len(addresses) > 1:
+        raise ValueError(f"method '{name}' is provided more than once: {', '.join(sorted(addresses))}")
+    if not addresses:
         hint = "; a private file is given as path/to/file.py:Class" if ".py" in str(name) else ""
-        raise ValueError(f"unknown method '{name}'{_nearest(name, names())}; there are {', '.join(names())}{hint}")
-    return found.pop()
+        raise ValueError(f"unknown method '{name}'{_did_you_mean(name, names())}; there are {', '.join(names())}{hint}")
+    return addresses.pop()
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = get_close_matches(str(name).lower().replace("-", ""), known, n=1, cutoff=0.5)
-    return f", did you mean '{near[0]}'?" if near else ""
+def _did_you_mean(name: str, choices: list[str]) -> str:
+    matches = get_close_matches(str(name).lower().replace("-", ""), choices, n=1, cutoff=0.5)
+    return f", did you mean '{matches[0]}'?" if matches else ""
 
 
 def _module(name: str) -> ModuleType:
-    with _in_one_line(f"method module '{name}' cannot be imported"):
+    with _as_value_error(f"method module '{name}' cannot be imported"):
         return import_module(name)
 
 
 def _module_at(path: Path) -> ModuleType:
-    """Execute a private method file; every call reads it afresh, so that an edited file is an edited method."""
+    """Execute a private method file. Every call reads the file again, so that edits take effect."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise ValueError(f"method file '{path}' does not exist")
-    # Dataclasses look their module up by name, so two files that share a stem may not share it.
+    # Dataclasses look up their module by name, so two files with the same stem need different names.
     module = ModuleType(f"private_method_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        with _in_one_line(f"method file '{path}' does not run"):
-            # Not by an import loader: it takes cached bytecode for an edit of equal length within a second.
+        with _as_value_error(f"method file '{path}' does not run"):
+            # An import loader would run stale bytecode after an edit of equal length within the same second.
             exec(compile(path.read_bytes(), path, "exec"), vars(module))
     except ValueError:
         del sys.modules[module.__name__]
@@ -126,8 +126,8 @@ def _module_at(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """Turn whatever another author's code does wrong, which is theirs to read, into one ValueError."""
+def _as_value_error(what: str) -> Iterator[None]:
+    """Turn any exception of another author's code into a ValueError of one line."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Average pooling to the budget: what merging is worth when nothing is known about the content."""
+"""Average pooling to the budget: the merging baseline that ignores the content."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from methods.grids import cells
 
 @dataclass(kw_only=True)
 class AvgPool(Method):
-    """Average every image over a lattice of cells, exactly K in all.
+    """Average the tokens of every image over a lattice of cells, exactly K cells in all.
 
-    K is shared among images and time steps in proportion to their tokens. One of h x w tokens and budget k is divided
-    into round(sqrt(k h / w)) bands of rows, and these into k cells side by side: where k = h' w', a lattice of h' x w',
-    and where both also divide h and w, adaptive average pooling. A video with fewer cells than time steps is averaged
-    over runs of steps. Every merged token stands where the middle of its cell stood.
+    K is shared among images and time steps in proportion to their tokens. A step of h x w tokens and budget k has
+    round(sqrt(k h / w)) bands of rows, which have k cells side by side in all. Where k = h' w', this is a lattice of
+    h' x w'; where h' and w' also divide h and w, it is adaptive average pooling. A video with fewer cells than time
+    steps is averaged over runs of steps. A merged token takes the position of the token in the middle of its cell.
 
     Deviation: adaptive pooling lets cells overlap where the sides do not divide; here every token is in one cell.
     Source: ours.

@@ -1,4 +1,4 @@
-"""The contract of a pruning method: `Method`, around the `Tokens` it sees and the `Selection` it returns."""
+"""The base class of pruning methods: a `Method` maps `Tokens` to a `Selection`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from methods.tokens import OFFICIAL, PAPER, AttentionSpec, HiddenState, LayerSta
 
 __all__ = ["OFFICIAL", "PAPER", "AttentionSpec", "HiddenState", "LayerState", "Method", "Selection", "Signal", "Tokens"]
 
-Received = AttentionSpec  # its name until 0.1; goes with the next release
-RENAMED = {  # attributes of a method as they were called until 0.1; goes with the next release
+Received = AttentionSpec  # old name, removed in the next release
+RENAMED = {  # old names of attributes, removed in the next release
     "beside": "companion_files",
     "made_from": "file_metadata",
     "not_public": "unpublished_params",
@@ -28,12 +28,12 @@ RENAMED = {  # attributes of a method as they were called until 0.1; goes with t
 class Method:
     """Base of all methods. A subclass is a dataclass whose fields are its parameters and which overrides `_select`.
 
-    Its docstring says the idea, the deviation from the authors' code or "none", and the paper. `int`, `float`, `bool`,
+    Its docstring has the idea, the deviation from the authors' code or "none", and the paper. `int`, `float`, `bool`,
     `str` and `Literal` fields are checked on construction; further limits go to `__post_init__` through `require`.
     """
 
     name: ClassVar[str] = ""
-    version: ClassVar[int] = 0  # raise it when other tokens are kept or merged; 0: results are known by the source text
+    version: ClassVar[int] = 0  # raise it when other tokens are kept or merged; 0: its source text identifies it
     fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
     needs: ClassVar[frozenset[Signal]] = frozenset()
     unpublished_params: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
@@ -52,18 +52,19 @@ class Method:
         checks.parameters(self.name, self)
 
     def require(self, parameter: str, holds: bool, expected: str) -> None:
-        """Refuse the value of `parameter` in one line unless `holds`."""
+        """Raise a ValueError that names `parameter`, its value and what is `expected`, unless `holds`."""
         if not holds:
             raise ValueError(f"{self.name}: {parameter} must be {expected}, not {getattr(self, parameter)!r}")
 
     def check(self) -> None:
-        """Raise ValueError where a default leaves open what a run has to say: commands ask before they load a model."""
+        """Raise ValueError if a parameter that a run must set is missing; commands call this before loading a model."""
 
     @property
     def stage(self) -> str:
-        """Where tokens are cut: "input" (before decoder layer 0) or "layer:j" (layers 0..j see all, later the kept).
+        """Where tokens are cut: "input" (before decoder layer 0), "layer:j" (after decoder layer j) or "pixels".
 
-        A method inside the LLM reads layer j and has a field `layer`. "pixels": none is cut, the images are smaller.
+        With "layer:j" the method reads layer j and has a field `layer`; layers 0..j see all tokens, later ones the
+        kept. With "pixels" no token is cut: the images are made smaller.
         """
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
 
@@ -74,29 +75,29 @@ class Method:
 
     @property
     def hidden_state(self) -> HiddenState:
-        """What `LayerState.hidden` is: layer j's input, normed; its output; that after the LLM's last norm; or any."""
+        """Which hidden states of layer j `LayerState.hidden` holds; `LayerMethod` describes the choices."""
         return "output"
 
     @property
     def before_mlp(self) -> bool:
-        """True if layer j's MLP, too, runs on the kept tokens alone: the same result, for less work.
+        """True if the MLP of layer j also runs on the kept tokens alone, which gives the same result for less work.
 
-        The comparison in arXiv 2602.13315 cuts there, the authors' codes between two layers.
+        The comparison in arXiv 2602.13315 cuts there; the authors' own codes cut between two layers.
         """
-        early = self.hidden_state in ("unused", "normed_input")  # what leaves the layer is not there yet
-        return early and getattr(self, "variant", "official") == "paper"
+        needs_no_output = self.hidden_state in ("unused", "normed_input")
+        return needs_no_output and getattr(self, "variant", "official") == "paper"
 
     @property
     def file_metadata(self) -> Mapping[str, Mapping[str, str]]:
-        """What the files hold that parameters name: parameter -> metadata.
+        """Metadata of the files that parameters name, by parameter.
 
-        Results are labelled and known by its `digest`, or "none"; with a `model`, they are refused for any other.
+        The `digest`, or "none", is part of a run's label and identity; a file that names a `model` fits only that one.
         """
         return {}
 
     @property
     def flash_compatible(self) -> bool:
-        """True if it runs whatever the model's attention kernel: here all do, on scores recomputed from q and k."""
+        """True if the method runs with any attention kernel; all do, since scores are recomputed from q and k."""
         return True
 
     @property
@@ -106,14 +107,14 @@ class Method:
 
     @property
     def servable(self) -> bool:
-        """True if a serving engine could run it: on what leaves the vision tower, before the LLM starts."""
+        """True if a serving engine could run the method: it reads only the output of the vision tower."""
         return not self.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.LLM}
 
     def select(self, tokens: Tokens, k: int, generator: torch.Generator | None = None) -> Selection:
-        """Choose exactly `k` of the N visual tokens; `k >= N` keeps all, whatever the method and the values.
+        """Choose exactly `k` of the N visual tokens; `k >= N` keeps all of them for every method and input.
 
         Randomness comes from `generator` alone, or from a fresh one with seed 0. Raises ValueError for NaN or infinite
-        input, for a missing signal, and for a subclass that broke the contract.
+        input, for a missing signal, and for a subclass that breaks the contract.
         """
         return self.select_batch([tokens], [k], [generator])[0]
 
@@ -121,11 +122,11 @@ class Method:
         self, samples: Iterable[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator | None] | None = None
     ) -> list[Selection]:
         """Choose `ks[i]` tokens of each sample i, as `select` does; samples may differ in N."""
-        given = zip(samples, ks, generators or [None] * len(ks), strict=True)
-        return selections(self, given, together=type(self)._select_batch is not Method._select_batch)
+        jobs = zip(samples, ks, generators or [None] * len(ks), strict=True)
+        return selections(self, jobs, together=type(self)._select_batch is not Method._select_batch)
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        """Choose `k` < N tokens; everything in `tokens` is finite and what `needs` lists is there."""
+        """Choose `k` < N tokens; all tensors of `tokens` are finite, and every signal in `needs` is present."""
         if type(self)._select_batch is Method._select_batch:
             raise NotImplementedError(f"{type(self).__name__} must override _select")
         return self._select_batch([tokens], [k], [generator])[0]
@@ -133,43 +134,41 @@ class Method:
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Selection]:
-        """As `_select`, for several samples: a subclass overrides one of the two."""
-        return [self._select(*one) for one in zip(samples, ks, generators, strict=True)]
+        """Choose tokens of several samples; a subclass overrides either this or `_select`."""
+        return [self._select(*job) for job in zip(samples, ks, generators, strict=True)]
 
 
-Given = tuple[
-    Tokens, int, torch.Generator | None
-]  # a sample, how many tokens to keep of it, and where chance comes from
+Job = tuple[Tokens, int, torch.Generator | None]  # a sample, its K, and its source of randomness
 
 
-def selections(method: Method, given: Iterable[Given], together: bool) -> list[Selection]:
-    """Return a selection for each of the samples, which the method sees `together` or as they come.
+def selections(method: Method, jobs: Iterable[Job], together: bool) -> list[Selection]:
+    """Return the selection of each job; with `together` the method receives all samples in one call.
 
-    As they come no two are there at once: the state of a decoder layer is large.
+    Otherwise `jobs` is read one at a time: the state of a decoder layer is large, and only one is then in memory.
     """
     if together:
-        return _selections(method, list(given))
-    return [_selections(method, [one])[0] for one in given]
+        return _selections(method, list(jobs))
+    return [_selections(method, [job])[0] for job in jobs]
 
 
-def _selections(method: Method, given: Sequence[Given]) -> list[Selection]:
-    sizes = [checks.tokens(method.name, tokens) for tokens, _, _ in given]
-    ks = [checks.count(method.name, k, n) for (_, k, _), n in zip(given, sizes, strict=True)]
-    device = given[0][0].features.device if given else torch.device("cpu")
-    found = [Selection(kept=torch.arange(n, device=device)) for n in sizes]
+def _selections(method: Method, jobs: Sequence[Job]) -> list[Selection]:
+    sizes = [checks.tokens(method.name, tokens) for tokens, _, _ in jobs]
+    ks = [checks.count(method.name, k, n) for (_, k, _), n in zip(jobs, sizes, strict=True)]
+    device = jobs[0][0].features.device if jobs else torch.device("cpu")
+    results = [Selection(kept=torch.arange(n, device=device)) for n in sizes]
     cut = [i for i, (k, n) in enumerate(zip(ks, sizes, strict=True)) if k < n]
     for i in cut:
-        checks.signals(method.name, method.needs, given[i][0], sizes[i])
+        checks.signals(method.name, method.needs, jobs[i][0], sizes[i])
     if cut:
-        samples, chosen = [given[i][0] for i in cut], [ks[i] for i in cut]
-        generators = [given[i][2] or torch.Generator().manual_seed(0) for i in cut]
-        # Autocast would take the similarities down to half precision behind the method's back.
+        samples, counts = [jobs[i][0] for i in cut], [ks[i] for i in cut]
+        generators = [jobs[i][2] or torch.Generator().manual_seed(0) for i in cut]
+        # Autocast would silently compute similarities in half precision.
         with torch.no_grad(), torch.autocast(device.type, enabled=False), _no_tf32():
-            made = method._select_batch(samples, chosen, generators)
-        for i, selection in zip(cut, made, strict=True):
+            chosen = method._select_batch(samples, counts, generators)
+        for i, selection in zip(cut, chosen, strict=True):
             checks.selection(method.name, selection, sizes[i], ks[i])
-            found[i] = selection
-    return found
+            results[i] = selection
+    return results
 
 
 @contextmanager

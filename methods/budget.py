@@ -1,4 +1,4 @@
-"""From a share or a number of visual tokens to K, without binary-fraction surprises."""
+"""Turn a share or a number of visual tokens into K, and divide K among images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens of a sample stay: exactly one of a share and an absolute number.
+    """How many visual tokens of a sample are kept: either a share or an absolute number.
 
     Args:
         keep: share to keep, in (0, 1]; K = N * keep, halves to the even number, at least 1.
@@ -21,7 +21,7 @@ class Budget:
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Check, and turn numbers of other types, as NumPy's, into plain ones: budgets that mean the same are equal."""
+        """Check the values, and convert numbers of other types, such as NumPy's: equal budgets compare equal."""
         if (self.keep is None) == (self.tokens is None):
             got = "neither" if self.keep is None else f"keep={self.keep!r} and tokens={self.tokens!r}"
             raise ValueError(f"a budget is either keep=<share> or tokens=<number>, got {got}")
@@ -30,7 +30,7 @@ class Budget:
         if self.tokens is not None and not (_is_number(self.tokens, Integral) and self.tokens >= 1):
             raise ValueError(f"tokens must be an integer of at least 1, not {self.tokens!r}")
         if self.keep is not None:
-            # The shortest decimal of its own type: float(np.float32(0.1)) would be 0.10000000149011612.
+            # Through the shortest decimal of its own type: float(np.float32(0.1)) would be 0.10000000149011612.
             object.__setattr__(self, "keep", float(Fraction(str(self.keep))))
         if self.tokens is not None:
             object.__setattr__(self, "tokens", int(self.tokens))
@@ -41,7 +41,7 @@ class Budget:
             raise ValueError(f"the number of visual tokens must be an integer of at least 0, not {n!r}")
         if self.tokens is not None:
             return min(int(n), self.tokens)
-        # The decimal that was written, not its binary neighbour: 0.15 * 10 is 1.5 here, and rounds to 2.
+        # With the decimal as written, not its binary neighbour: 0.15 * 10 is 1.5 here, and rounds to 2.
         return min(int(n), max(1, round(Fraction(str(self.keep)) * int(n))))
 
     @property
@@ -55,32 +55,32 @@ def _is_number(value: object, kind: type) -> bool:
 
 
 def rounded(k: int, sizes: Sequence[int], equal: bool = False) -> list[int]:
-    """Share `k` <= sum of `sizes` in proportion to their positive `sizes` or, if `equal`, evenly.
+    """Divide `k` among parts in proportion to their positive `sizes` or, if `equal`, evenly; `k` <= sum of `sizes`.
 
-    Each part's exact share is rounded, halves to the even number, as codes do that give every image the same ratio: to
-    at least 1 where `k` allows and at most its size. Where the sum is not `k`, parts that rounding took farthest get
-    one more (the first of equals) or less (the last).
+    Each exact share is rounded, halves to the even number, as in code that gives every image the same ratio. A share is
+    at most the size of its part and, where `k` allows, at least 1. Where the sum is not `k`, the parts that rounding
+    changed most get one more (the first of equals) or one less (the last of equals).
     """
     exact = [Fraction(k, len(sizes)) if equal else Fraction(k * size, sum(sizes)) for size in sizes]
     least = 1 if k >= len(sizes) else 0
-    given = [min(max(round(share), least), size) for share, size in zip(exact, sizes, strict=True)]
-    missing = k - sum(given)
+    shares = [min(max(round(share), least), size) for share, size in zip(exact, sizes, strict=True)]
+    missing = k - sum(shares)
     step = 1 if missing > 0 else -1
     for _ in range(abs(missing)):
-        free = [i for i, size in enumerate(sizes) if (given[i] < size if missing > 0 else given[i] > least)]
-        given[max(free, key=lambda i: (step * (exact[i] - given[i]), -step * i))] += step
-    return given
+        free = [i for i, size in enumerate(sizes) if (shares[i] < size if missing > 0 else shares[i] > least)]
+        shares[max(free, key=lambda i: (step * (exact[i] - shares[i]), -step * i))] += step
+    return shares
 
 
 def largest_remainder(k: int, sizes: Sequence[int]) -> list[int]:
-    """Share `k` <= sum of `sizes` in proportion to `sizes`, at least one each where `k` allows; ties to the first."""
+    """Divide `k` <= sum of `sizes` in proportion to `sizes`, at least one each where `k` allows; ties to the first."""
     total = sum(sizes)
     quotas = [k * size // total for size in sizes]
     by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
     for i in by_remainder[: k - sum(quotas)]:
         quotas[i] += 1
-    starving = [i for i, size in enumerate(sizes) if size and not quotas[i]]
-    for i in starving if k >= sum(size > 0 for size in sizes) else []:
+    empty = [i for i, size in enumerate(sizes) if size and not quotas[i]]
+    for i in empty if k >= sum(size > 0 for size in sizes) else []:
         quotas[quotas.index(max(quotas))] -= 1
         quotas[i] += 1
     return quotas

@@ -16,7 +16,7 @@ from methods.grids import frames, per_image
 from methods.kernels.cosine import Cosine, CosineRows, directions
 from methods.kernels.dpp import greedy_map
 
-EPSILON = 1e-6  # above 0, so that the least relevant token can be picked at all
+EPSILON = 1e-6  # above 0, so that the least relevant token can be picked
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class CDPruner(Method):
         return [Selection.of(torch.cat([start + next(orders) for start, *_ in sample])) for sample in parts]
 
     def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Tensor, Tensor, int]]:
-        """Return what is selected from by itself: where it starts, its features, their quality, and its share of K."""
+        """Return (start, features, quality, share of K) of each part that is selected from separately."""
         spans = frames(tokens.grids)
         tiles = [size for _, size in spans]
         raw = self._relevance(tokens)
@@ -86,7 +86,7 @@ class CDPruner(Method):
         return [(tile.start, tokens.features[tile], r[tile], share) for tile, share in parts]
 
     def _relevance(self, tokens: Tokens) -> Tensor:
-        """Return the signed cosine [N] of each token and the question."""
+        """Return the signed cosine [N] between each token and the question."""
         unit, text = directions(tokens.features), tokens.text
         assert text is not None
         if text.dim() != 2 or text.shape[1] != unit.shape[1]:

@@ -1,4 +1,4 @@
-"""What `Method` verifies before and after a selection. Every failure is one line: what was expected, what came."""
+"""Checks that `Method` makes before and after a selection; every failure is an error of one line."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import torch
 from torch import Tensor
 
-from methods.tokens import num_tokens
+from methods.tokens import Selection, Signal, Tokens, num_tokens
 
 if TYPE_CHECKING:
-    from methods.base import Method, Signal, Tokens
+    from methods.base import Method
 
-# Methods compute on float32 or wider; what float32 cannot hold would turn infinite on the way.
+# Methods compute in float32 or wider, where a larger value could become infinite.
 LARGEST = torch.finfo(torch.float32).max
 PLAIN_TYPES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 REMEDY = {
@@ -29,11 +29,11 @@ REMEDY = {
 
 
 class SelectionError(ValueError):
-    """What a method was given, or what it gave back, breaks the contract; commands show the one line it says."""
+    """The input or the output of a method breaks the contract; commands show the message as one line."""
 
 
 def parameters(name: str, method: Method) -> None:
-    """Compare every parameter of the dataclass `method` with its annotation."""
+    """Raise ValueError for a parameter of the dataclass `method` that does not fit its annotation."""
     for field in fields(method):
         if not field.init:
             continue  # set later, by the method itself
@@ -64,52 +64,52 @@ def _is_plain(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def tokens(name: str, given: Tokens) -> int:
-    """Return N after checking that features and grids belong together."""
-    features = given.features
+def tokens(name: str, sample: Tokens) -> int:
+    """Return N, after checking that the grids cover exactly the feature rows."""
+    features = sample.features
     if features.dim() != 2:
         raise SelectionError(f"{name}: features must be [N, D], not {list(features.shape)}")
     n = len(features)
-    covered = num_tokens(given.grids)
-    if any(len(grid) != 3 for grid in given.grids) or covered != n:
+    covered = num_tokens(sample.grids)
+    if any(len(grid) != 3 for grid in sample.grids) or covered != n:
         raise SelectionError(
-            f"{name}: grids {list(given.grids)} cover {covered} tokens, but there are {n} feature rows"
+            f"{name}: grids {list(sample.grids)} cover {covered} tokens, but there are {n} feature rows"
         )
     return n
 
 
-def signals(name: str, needs: Iterable[Signal], given: Tokens, n: int) -> None:
-    """Refuse to start without a signal that the method needs, or with a tensor that misses tokens or is not finite."""
+def signals(name: str, needs: Iterable[Signal], sample: Tokens, n: int) -> None:
+    """Raise SelectionError for a missing signal, and for a tensor that is not finite or has the wrong length."""
     for signal in sorted(needs):
-        if getattr(given, signal.value) is None:
+        if getattr(sample, signal.value) is None:
             remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
             raise SelectionError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
-    for label, tensor, per_token in _tensors(given):
+    for label, tensor, per_token in _tensors(sample):
         if per_token and (tensor.dim() == 0 or len(tensor) != n):
             raise SelectionError(
                 f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}"
             )
         _finite(name, label, tensor)
-    if given.importance is not None and given.importance.dim() != 1:
-        raise SelectionError(f"{name}: importance must be [N], not {list(given.importance.shape)}")
-    if given.llm is not None and given.llm.visual_idx.shape != (n,):
-        raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(given.llm.visual_idx.shape)}")
+    if sample.importance is not None and sample.importance.dim() != 1:
+        raise SelectionError(f"{name}: importance must be [N], not {list(sample.importance.shape)}")
+    if sample.llm is not None and sample.llm.visual_idx.shape != (n,):
+        raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(sample.llm.visual_idx.shape)}")
 
 
-def _tensors(given: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield (label, tensor, has one row per visual token) of everything that is there."""
-    yield "features", given.features, True
-    if given.importance is not None:
-        yield "importance", given.importance, True
-    for role, scores in (given.vit_attention or {}).items():
+def _tensors(sample: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield (label, tensor, whether it has one row per visual token) for every tensor of the sample."""
+    yield "features", sample.features, True
+    if sample.importance is not None:
+        yield "importance", sample.importance, True
+    for role, scores in (sample.vit_attention or {}).items():
         yield f"vit_attention[{role}]", scores, True
-    if given.vit_keys is not None:
-        yield "vit_keys", given.vit_keys, True
-    if given.text is not None:
-        yield "text", given.text, False
-    if given.llm is not None:
+    if sample.vit_keys is not None:
+        yield "vit_keys", sample.vit_keys, True
+    if sample.text is not None:
+        yield "text", sample.text, False
+    if sample.llm is not None:
         for part in ("q", "k", "hidden"):
-            yield f"llm.{part}", getattr(given.llm, part), False
+            yield f"llm.{part}", getattr(sample.llm, part), False
 
 
 def _finite(name: str, label: str, tensor: Tensor) -> None:
@@ -117,14 +117,14 @@ def _finite(name: str, label: str, tensor: Tensor) -> None:
         raise SelectionError(f"{name}: {label} must be floating point, not {tensor.dtype}")
     if not tensor.numel():
         return
-    # One reduction and no temporary as large as the tensor; a comparison with NaN is false.
+    # One reduction without a temporary of the tensor's size; a comparison with NaN is false.
     if not bool(torch.linalg.vector_norm(tensor.detach(), ord=math.inf) <= LARGEST):
         bad = int((~(tensor.detach().abs() <= LARGEST)).sum())
         raise SelectionError(f"{name}: {label} has {bad} of {tensor.numel()} values that are NaN or beyond float32")
 
 
 def count(name: str, k: Any, n: int) -> int:
-    """Return the number of tokens to keep as an int, at least 1 where there are any."""
+    """Return the number of tokens to keep as an int; it is at least 1 unless there are no tokens."""
     try:
         number = operator.index(k)
     except TypeError:
@@ -134,21 +134,21 @@ def count(name: str, k: Any, n: int) -> int:
     return number
 
 
-def selection(name: str, made: Any, n: int, k: int) -> None:
-    """Hold a method to K distinct ascending indices and, where it gives them, a matching order and owners."""
-    from methods.base import Selection  # which imports this module
-
-    if not isinstance(made, Selection):
-        raise SelectionError(f"{name} broke its contract: _select must return a Selection, not a {type(made).__name__}")
-    kept = _indices(name, "kept", made.kept, k, n)
+def selection(name: str, chosen: Any, n: int, k: int) -> None:
+    """Raise SelectionError unless `chosen` has `k` distinct ascending indices; check its order and owners, too."""
+    if not isinstance(chosen, Selection):
+        raise SelectionError(
+            f"{name} broke its contract: _select must return a Selection, not a {type(chosen).__name__}"
+        )
+    kept = _indices(name, "kept", chosen.kept, k, n)
     if not bool((kept.diff() > 0).all()):
         distinct = kept.unique().numel()
         fault = "not ascending" if distinct == k else f"only {distinct} distinct ones of {k}"
         raise SelectionError(f"{name} broke its contract: kept indices are {fault}")
-    if made.order is not None and not torch.equal(_indices(name, "order", made.order, k, n).sort().values, kept):
+    if chosen.order is not None and not torch.equal(_indices(name, "order", chosen.order, k, n).sort().values, kept):
         raise SelectionError(f"{name} broke its contract: order and kept hold different indices")
-    if made.owner is not None:
-        _indices(name, "owner", made.owner, n, k)
+    if chosen.owner is not None:
+        _indices(name, "owner", chosen.owner, n, k)
 
 
 def _indices(name: str, label: str, idx: Any, length: int, limit: int) -> Tensor:

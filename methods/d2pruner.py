@@ -1,4 +1,4 @@
-"""D2Pruner: attention freed of its positional bias, then what is unlike the tokens already taken."""
+"""D2Pruner: rank tokens by debiased attention, then keep those unlike the tokens already kept."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class D2Pruner(LayerMethod):
 
         r      = a / (b + eps),   a the attention of the prompt's last token, b the prior, each of sum 1 on every image
         pivots = the pivot_ratio K tokens of highest r
-        then, by falling r: keep i unless alpha cos(h_i, h_j) + (1 - alpha) near_ij > theta for one j kept so; until K
+        then, by falling r: keep i unless alpha cos(h_i, h_j) + (1 - alpha) near_ij > theta for a j kept thus; until K
 
     Args:
         prior: file of `d2pruner_prior`, made with the model it is used on; or "none", which ranks by plain attention,
-            is not the paper's method. Default: commands take d2prior.safetensors beside the weights or refuse to start,
-            `select` warns and ranks by plain attention. The authors' (1000 COCO images) is not public.
+            is not the paper's method. Default: commands take d2prior.safetensors next to the weights or refuse to
+            start, `select` warns and ranks by plain attention. The authors' (1000 COCO images) is not public.
         pivot_ratio: share of K that r alone decides, rounded down, at least one token; default 0.7.
         theta: similarity above which two tokens count as the same; default 0.8.
         alpha: weight of meaning against place; default 1 (understanding), the paper has 0.5 for localization.
@@ -47,7 +47,7 @@ class D2Pruner(LayerMethod):
             pairs. Which is the authors' is not public; with the wrong one nearly none or nearly all tokens conflict.
         spat_kernel: nearness on the grid, 0 between images and between steps of a video: "linear" (default)
             1 - distance / diagonal, "inverse" 1 / (1 + distance). Not public; it matters below alpha=1 only.
-        pivot_suppress: True lets pivots rule out their likes, too; default False. Not public.
+        pivot_suppress: True lets pivots rule out similar tokens, too; default False. Not public.
         layer: 0-based decoder layer j whose q and k give a; layers 0..j see all tokens, later ones the kept. `hidden`
             is what leaves layer j, before any norm. Default none: 1, the paper's K=2 (H entering the third layer).
 
@@ -79,18 +79,18 @@ class D2Pruner(LayerMethod):
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("eps", self.eps > 0, "above 0")
         self.require("prior", self.prior is None or isinstance(self.prior, str), "the name of a file, or none")
-        found: tuple[Tensor | None, dict[str, str]] = (None, {})
+        self._prior: Tensor | None = None
+        self.prior_metadata: dict[str, str] = {}
         if self.prior not in (None, "none"):
-            found = d2pruner_prior.load(self.prior, self.stage)
-        self._prior, self.prior_metadata = found
+            self._prior, self.prior_metadata = d2pruner_prior.load(self.prior, self.stage)
 
     @property
     def file_metadata(self) -> Mapping[str, Mapping[str, str]]:
-        """What the prior holds."""
+        """Metadata of the prior."""
         return {"prior": self.prior_metadata or {"digest": "none"}}
 
     def check(self) -> None:
-        """Refuse to start without a prior, unless that was asked for."""
+        """Raise ValueError without a prior, unless the user chose prior=none."""
         if self.prior is None:
             raise ValueError(f"d2pruner has no debiasing prior: {REMEDY}")
 
@@ -102,11 +102,11 @@ class D2Pruner(LayerMethod):
         attention = attention_row(state.q[:, -1], state.k)[state.visual_idx]
         order = top(d2pruner_prior.debiased(attention, self._prior, tokens.grids, self.eps), len(attention))
         pivots = max(1, int(Fraction(str(self.pivot_ratio)) * k))
-        alike = self._alike(state.hidden[state.visual_idx], tokens.grids)
-        return Selection.of(independent(order, pivots, k, alike, self.pivot_suppress))
+        conflicts = self._conflicts(state.hidden[state.visual_idx], tokens.grids)
+        return Selection.of(independent(order, pivots, k, conflicts, self.pivot_suppress))
 
-    def _alike(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Callable[[Tensor], Tensor]:
-        """Return the function that says of tokens [P] which of all they are too similar to [P, N]."""
+    def _conflicts(self, features: Tensor, grids: Sequence[tuple[int, int, int]]) -> Callable[[Tensor], Tensor]:
+        """Return a function from tokens [P] to whether each of all tokens is too similar to them [P, N]."""
         cosine, near = Cosine(directions(features)), nearness(grids, self.spat_kernel, features.device)
         low: Tensor | float = -1.0 if self.sem_norm == "affine" else 0.0
         span: Tensor | float = 2.0 if self.sem_norm == "affine" else 1.0
@@ -115,39 +115,39 @@ class D2Pruner(LayerMethod):
             ends = torch.stack([torch.stack(cosine(part).aminmax()) for part in parts])
             low, span = ends[:, 0].min(), (ends[:, 1].max() - ends[:, 0].min()).clamp_min(1e-8)
 
-        def alike(picks: Tensor) -> Tensor:
+        def conflicts(picks: Tensor) -> Tensor:
             fused = self.alpha * (cosine(picks) - low) / span + (1 - self.alpha) * near(picks)
             return fused.round(decimals=DECIMALS) > self.theta
 
-        return alike
+        return conflicts
 
 
 def independent(
-    order: Tensor, free: int, k: int, alike: Callable[[Tensor], Tensor], free_suppress: bool = False
+    order: Tensor, free: int, k: int, conflicts: Callable[[Tensor], Tensor], free_suppress: bool = False
 ) -> Tensor:
     """Return `k` of N tokens [k]: the first `free` of `order` [N], then by `order` those that no earlier one rules out.
 
-    Where these run out, tokens that were ruled out fill up, by `order`. The device is not waited for.
+    Where these run out, tokens that were ruled out fill up, by `order`. No pick waits for the device.
 
     Args:
         order: all N tokens, best first.
-        free: how many are taken without comparison, at most `k`.
-        k: how many are taken, at most N.
-        alike: says of tokens [P] which of all they rule out [P, N].
+        free: number of tokens taken without comparison, at most `k`.
+        k: number of tokens taken, at most N.
+        conflicts: maps tokens [P] to whether they rule out each of all tokens [P, N].
         free_suppress: whether the first `free` rule out others, too.
     """
     n = len(order)
-    # The token of lowest key is taken next: its place in `order`, n more once ruled out, 3 n more once taken.
+    # The token with the lowest key is next. A key is the place in `order`, n more once ruled out, 3 n once taken.
     key = torch.empty_like(order)
     key[order] = torch.arange(n, device=order.device)
     taken = order[:k].clone()
     if free_suppress:
         for part in taken[:free].split(PIVOTS):
-            key = torch.where(alike(part).any(dim=0) & (key < n), key + n, key)
+            key = torch.where(conflicts(part).any(dim=0) & (key < n), key + n, key)
     key.index_fill_(0, taken[:free], 3 * n)
     for i in range(free, k):
         pick = taken[i : i + 1]
         pick.copy_(key.argmin())
-        key = torch.where(alike(pick)[0] & (key < n), key + n, key)
+        key = torch.where(conflicts(pick)[0] & (key < n), key + n, key)
         key.index_fill_(0, pick, 3 * n)
     return taken

@@ -1,7 +1,7 @@
-"""The debiasing prior of D2Pruner: what a place in the image is attended to, whatever it shows.
+"""The debiasing prior of D2Pruner: the attention that a place in the image gets, whatever it shows.
 
 A prior is the mean over many images of the attention map of one query, each normalised to sum 1 and resampled to a
-canonical grid. It is stored with what it was made from, and resampled in two dimensions to the grid of an image.
+canonical grid. Its file also records what it was made from. For an image, the prior is resampled to the image's grid.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from methods.kernels.cosine import snap
 
-CANONICAL = (24, 24)  # LLaVA-1.5's grid, so that its own maps are averaged as they are
-FLOOR = 1e-3  # of the mean: a cell that is never attended to would otherwise outrank all others
-MADE_FROM = ("prompt", "model", "layer", "images")  # what the metadata must say
+CANONICAL = (24, 24)  # LLaVA-1.5's grid, so that its maps are averaged without resampling
+FLOOR = 1e-3  # smallest cell, as a share of the mean: a cell without attention would otherwise outrank all others
+MADE_FROM = ("prompt", "model", "layer", "images")  # required keys of the metadata
 
 
 def canonical(attention: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -40,13 +40,13 @@ def average(maps: Iterable[tuple[Tensor, tuple[int, int, int]]]) -> Tensor:
 
 
 def on_grid(prior: Tensor, h: int, w: int) -> Tensor:
-    """Return `prior` [H, W] on a grid as [h * w]: bilinear, sum 1, no cell below 1e-3 of the mean."""
+    """Resample `prior` [H, W] to a grid [h * w]: bilinear, of sum 1, no cell below 1e-3 of the mean."""
     fitted = _resampled(prior.double(), h, w)
     return snap(fitted.clamp_min(FLOOR * fitted.mean()).flatten())  # interpolating a constant is not constant
 
 
 def debiased(attention: Tensor, prior: Tensor | None, grids: Sequence[tuple[int, int, int]], eps: float) -> Tensor:
-    """Return `attention` [N] over (prior + `eps`), both of sum 1 on every image or whole video; alone without a prior.
+    """Return `attention` [N] over (prior + `eps`), each of sum 1 per image or whole video; as it is without a prior.
 
     The prior of a video is the same on each of its steps.
     """
@@ -75,7 +75,7 @@ def save(path: str | Path, prior: Tensor, metadata: Mapping[str, str]) -> None:
 def load(path: str | Path, stage: str | None = None) -> tuple[Tensor, dict[str, str]]:
     """Return the prior [H, W] of a file and its metadata, with the `digest` of the file added.
 
-    ValueError if it was made at another decoder layer than that of `stage`, "layer:j".
+    ValueError if it was made at another decoder layer than `stage`, "layer:j".
     """
     from safetensors import SafetensorError, safe_open
 
@@ -86,14 +86,14 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Tensor, dict[str, 
     except (OSError, SafetensorError) as error:
         raise ValueError(f"prior '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if stage is not None and stage != f"layer:{metadata.get('layer')}":
-        made, layer = metadata.get("layer"), stage.partition(":")[2]
+        prior_layer, layer = metadata.get("layer"), stage.partition(":")[2]
         remedy = f"make one with python -m harness.d2prior model=<model> layer={layer}, or say method.prior=none"
-        raise ValueError(f"prior '{path}' was made at decoder layer {made}, the method is at {stage}: {remedy}")
+        raise ValueError(f"prior '{path}' was made at decoder layer {prior_layer}, the method is at {stage}: {remedy}")
     return _checked(prior, f"prior '{path}'"), metadata
 
 
 def digest(images: Iterable[str]) -> str:
-    """Return the hash of a list of image names, in any order, that goes into the metadata as `images`."""
+    """Return the hash of image names, in any order, which the metadata hold as `images`."""
     return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
 

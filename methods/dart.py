@@ -27,7 +27,7 @@ class DART(LayerMethod):
             in arXiv 2602.13315. They differ in four points, besides the layer.
             `hidden`: official, what leaves decoder layer `layer`, after the LLM's final norm; paper, what enters it,
             after the layer's input norm.
-            Text pivots: official, from the text behind the last visual token; paper, from all text, system prompt
+            Text pivots: official, from the text after the last visual token; paper, from all text, system prompt
             included.
             Order of the pivots: official, that of a Python set of their positions in the sequence, filled with the
             visual ones, then the text ones, by descending norm; paper, as they were filled in.
@@ -75,31 +75,31 @@ class DART(LayerMethod):
         distance = -cosine(torch.arange(n, n + len(pivots), device=visual.device))[:, :n]
         order = image
         for pivot, share in self._shares(k - len(image), len(pivots)):
-            left = distance[pivot].index_fill(0, order, -torch.inf)
-            order = torch.cat([order, top(left, share)])
+            remaining = distance[pivot].index_fill(0, order, -torch.inf)
+            order = torch.cat([order, top(remaining, share)])
         return Selection.of(order)
 
     def _shares(self, count: int, pivots: int) -> list[tuple[int, int]]:
-        """Share `count` tokens among pivots: (pivot, tokens) in the order they are asked."""
+        """Divide `count` tokens among pivots; return (pivot, tokens) in the order in which pivots choose."""
         if self.variant == "official":
             return [(i, count // pivots) for i in range(pivots)] + [(i, 1) for i in range(count % pivots)]
         share = -(-count // pivots)
         return [(i, min(share, max(0, count - i * share))) for i in range(pivots)]
 
     def _pivots(self, state: LayerState, k: int) -> tuple[Tensor, list[int]]:
-        """Return the visual pivots among the N and, in the order they are asked, all pivots in the sequence.
+        """Return the visual pivots as indices of visual tokens, and all pivots as positions in the order they choose.
 
-        A Python set orders them, so these few numbers are read back, whatever K is.
+        The order is that of a Python set, so these few numbers are read back from the device, whatever K is.
         """
         norms = snap(state.k.double().abs().sum(dim=(0, 2)))  # [S]
         image = top(norms[state.visual_idx], min(self.image_pivots, k))
         text_norms = norms.index_fill(0, state.visual_idx, -1.0)  # below every norm
         if self.variant == "official":
-            behind = torch.arange(len(norms), device=norms.device) > state.visual_idx[-1]
-            text_norms = text_norms.where(behind, -1.0)
+            after_image = torch.arange(len(norms), device=norms.device) > state.visual_idx[-1]
+            text_norms = text_norms.where(after_image, -1.0)
         text = top(text_norms, self.text_pivots)
-        filled = [*state.visual_idx[image].tolist(), *text[: len(norms) - len(state.visual_idx)].tolist()]
+        positions = [*state.visual_idx[image].tolist(), *text[: len(norms) - len(state.visual_idx)].tolist()]
         if self.variant == "official":
             last = state.visual_idx[-1:].tolist()[0]
-            filled = list(set(filled[: len(image)] + [p for p in filled[len(image) :] if p > last]))
-        return image, filled
+            positions = list(set(positions[: len(image)] + [p for p in positions[len(image) :] if p > last]))
+        return image, positions

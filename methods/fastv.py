@@ -1,4 +1,4 @@
-"""FastV: cut the visual tokens that the last text token does not look at."""
+"""FastV: drop the visual tokens that the last text token attends to least."""
 
 from __future__ import annotations
 

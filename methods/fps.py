@@ -17,7 +17,7 @@ from methods.scores import top
 
 @dataclass(kw_only=True)
 class FPS(Method):
-    """Pick again and again the token farthest, by cosine distance, from all picked. Paper: arXiv 2602.13315 (Fig. 3).
+    """Repeatedly pick the token farthest, by cosine distance, from all picks. Paper: arXiv 2602.13315 (Fig. 3).
 
         pick = argmax_i min over picked p of (1 - cos(x_i, x_p))
 
@@ -41,7 +41,7 @@ class FPS(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start == "max_importance":  # of this instance: the other starts run without a scorer
+        if self.start == "max_importance":  # for this instance only: the other starts run without a scorer
             vars(self)["needs"] = frozenset({Signal.IMPORTANCE})
 
     def _select_batch(
@@ -49,7 +49,7 @@ class FPS(Method):
     ) -> list[Selection]:
         first = None
         if self.start != "maximin":
-            first = [self._first(tokens, chance) for tokens, chance in zip(samples, generators, strict=True)]
+            first = [self._first(tokens, generator) for tokens, generator in zip(samples, generators, strict=True)]
         return [Selection.of(order) for order in maxmin((CosineRows(tokens.features) for tokens in samples), ks, first)]
 
     def _first(self, tokens: Tokens, generator: torch.Generator) -> Tensor:

@@ -12,10 +12,10 @@ from methods.scores import top
 
 @dataclass(kw_only=True)
 class Greedy(Method):
-    """Keep the K tokens of highest importance, wherever it comes from. Paper: arXiv 2602.13315 (Fig. 3).
+    """Keep the K tokens of highest importance, whatever computed it. Paper: arXiv 2602.13315 (Fig. 3).
 
-    With the scores of a VisionSelector scorer this is VisionSelector; here it is the strategy that MMR, the hybrid and
-    the DPP are compared with on the same importance.
+    With the scores of a VisionSelector scorer this is VisionSelector. Here it is the strategy to which MMR, the hybrid
+    and the DPP are compared on the same importance.
 
     Deviation: none; ties go to the lowest index. Source: the paper's section 3.2, no released code.
     """

@@ -1,4 +1,4 @@
-"""What grids say of tokens: to which image and time step they belong, how near they are, how they split into cells."""
+"""Geometry of visual tokens on their grids: images and time steps, distances, cells."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def frames(grids: Grids) -> list[tuple[int, int]]:
 def per_image(
     spans: Sequence[tuple[int, int]], k: int, share: Callable[[int, Sequence[int]], list[int]] = rounded
 ) -> list[tuple[slice, int]]:
-    """Return the tokens of each of `spans`, from `images` or `frames`, and its part of `k` by the rule `share`."""
+    """Return (slice of its tokens, its part of `k`) for each of `spans`; the rule `share` divides `k`."""
     quotas = share(k, [size for _, size in spans])
     return [(slice(start, start + size), quota) for (start, size), quota in zip(spans, quotas, strict=True)]
 
@@ -42,7 +42,7 @@ def nearness(grids: Grids, kernel: str, device: torch.device | None = None) -> C
     """Return a function from tokens [P] to their nearness [P, N] to all, in [0, 1].
 
     Between tokens of one image, or of one step of a video, it falls with their distance in cells: 1 - distance /
-    diagonal for "linear", 1 / (1 + distance) for "inverse". Between others it is 0.
+    diagonal for "linear", 1 / (1 + distance) for "inverse". Between all others it is 0.
     """
     parts, step = [], 0
     for t, h, w in grids:
@@ -63,12 +63,12 @@ def nearness(grids: Grids, kernel: str, device: torch.device | None = None) -> C
 def cells(grids: Grids, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Divide all tokens into exactly `k` connected cells of nearly equal size.
 
-    The budget is shared among images and time steps. One of h x w tokens and share s has round(sqrt(s h / w)) bands of
-    rows, and each band its even share of the s cells side by side: a lattice of h' x w' where s = h' w'. With fewer
-    cells than images and time steps, runs of whole ones are the cells.
+    The budget is divided among images and time steps. A step of h x w tokens and share s has round(sqrt(s h / w)) bands
+    of rows, and each band has its even share of the s cells, side by side. Where s = h' w', this is a lattice of
+    h' x w'. With fewer cells than images and time steps, a cell is a run of whole images or steps.
 
     Returns:
-        The cell [N] of each token, and the token [k] in the middle of each cell, which is ascending.
+        The cell [N] of each token, and the token [k] in the middle of each cell, ascending.
     """
     spans = frames(grids)
     if k < len(spans):

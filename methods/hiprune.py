@@ -28,7 +28,7 @@ class HiPrune(Method):
     Args:
         alpha: share of K for anchors and buffers, in [0, 1]; default 0.1.
         variant: "official" (default) takes all images and videos of a sample as one sequence of rows as long as the
-            first image's; "paper", as in the comparison of arXiv 2602.13315, takes each by itself, with its share of K,
+            first image's; "paper", as in the comparison of arXiv 2602.13315, takes each alone, with its share of K,
             and at least one anchor if that is 5 or more; it leaves the key of CLS out of the softmax, numbers the
             middle layer otherwise, and without CLS takes the mean query alone from 6,144 patches on.
         row: length of a row, "grid" (default) the image's, or "sqrt", the root of its number of tokens, which the
@@ -56,8 +56,8 @@ class HiPrune(Method):
     @property
     def attention_spec(self) -> AttentionSpec:
         """Attention in both layers: of all queries, or, in the comparison, of CLS where there is one."""
-        kind = PAPER if self.variant == "paper" else replace(OFFICIAL, queries="all")
-        return replace(kind, roles=("last", "middle"))
+        spec = PAPER if self.variant == "paper" else replace(OFFICIAL, queries="all")
+        return replace(spec, roles=("last", "middle"))
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None

@@ -1,4 +1,4 @@
-"""HoloV: every band of the image keeps its share, so that attention cannot take all tokens from one place."""
+"""HoloV: every band of the image keeps a share, so that the kept tokens cannot all lie in one place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TILE = 2**22  # similarities held at once
 
 @dataclass(kw_only=True)
 class HoloV(Method):
-    """Share K among contiguous bands by their attention A, then keep the best of each. Paper: arXiv 2510.02912.
+    """Divide K among contiguous bands by their attention A, then keep the best of each. Paper: arXiv 2510.02912.
 
         V_i = sum_j (G_ij - mean_i)^2 / (M - 1),  G cosines inside a band of M tokens with zero diagonal
         H   = A + beta (mean A / mean V) V,   quota of a band = floor(K mean(H)^tau / sum), leftovers to the heaviest
@@ -56,7 +56,7 @@ class HoloV(Method):
 
     @property
     def attention_spec(self) -> AttentionSpec:
-        """The authors' attention in both variants, which are both theirs."""
+        """The authors' attention: both variants are theirs."""
         return OFFICIAL
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
@@ -69,31 +69,31 @@ class HoloV(Method):
         return Selection(kept=torch.cat(picks).sort().values)
 
     def _image(self, attention: Tensor, features: Tensor, steps: int, k: int) -> Tensor:
-        """Return `k` of the tokens of one image or video; tables below have one row per band and M columns."""
+        """Return `k` of the tokens of one image or video; the matrices below have a row per band and M columns."""
         n, step = len(attention), len(attention) // steps
         crops = min(self.crops or max(1, int((1024 / 576) * n / k)), step)
         size = torch.tensor(([step // crops + 1] * (step % crops) + [step // crops] * (crops - step % crops)) * steps)
         start, size = (column.to(attention.device)[:, None] for column in (size.cumsum(0) - size, size))
         place = torch.arange(-(-step // crops), device=attention.device)
-        member, there = (start + place).clamp_max(n - 1), place < size
+        member, valid = (start + place).clamp_max(n - 1), place < size
 
-        score = attention[member].masked_fill(~there, 0)  # attention is not negative
+        score = attention[member].masked_fill(~valid, 0)  # attention is not negative
         mean = score.sum(dim=1, keepdim=True) / size
         quota = quotas(mean * torch.where(size > 1, 1 + self.beta, 1.0), size, k, self.tau)
         if self.variant == "paper":
-            v = spread(directions(features), member, there)
+            v = spread(directions(features), member, valid)
             mean_v = v.sum(dim=1, keepdim=True) / size
             score = snap(score + torch.where(mean_v > 0, mean / mean_v, 0.0) * v)
-        best = score.masked_fill(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        kept = (place < quota).flatten()  # of the members of a band in the order of `best`
+        best = score.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        kept = (place < quota).flatten()  # per band, in the order of `best`
         return member.gather(1, best).flatten()[kept.argsort(descending=True, stable=True)[:k]]
 
 
 def quotas(score: Tensor, size: Tensor, k: int, tau: float) -> Tensor:
-    """Share `k` among bands of `size` [C, 1] in proportion to `score` [C, 1] to the power `tau`."""
+    """Divide `k` among bands of `size` [C, 1] in proportion to `score` [C, 1] to the power `tau`."""
     weight = torch.where(score.max() > 0, (score / score.max()) ** tau, size.double())
     weight = snap((weight / weight.sum()).flatten())
-    quota = (weight * k).round(decimals=9).floor().long()  # 3.9999999999 is a 4 that lost its last bits
+    quota = (weight * k).round(decimals=9).floor().long()  # a rounding error must not turn 4 into 3
     heaviest = weight.argsort(descending=True, stable=True)
     quota[heaviest] += torch.arange(len(quota), device=quota.device) < k - quota.sum()
     room = (size.flatten() - quota)[heaviest]
@@ -102,17 +102,17 @@ def quotas(score: Tensor, size: Tensor, k: int, tau: float) -> Tensor:
     return torch.minimum(quota, size.flatten())[:, None]
 
 
-def spread(unit: Tensor, member: Tensor, there: Tensor) -> Tensor:
-    """Return V [C, M] of rows `unit` [N, D] in bands of tokens `member` [C, M], of which not all are `there`."""
+def spread(unit: Tensor, member: Tensor, valid: Tensor) -> Tensor:
+    """Return V [C, M] of unit rows [N, D] in bands of tokens `member` [C, M]; entries that are not `valid` give 0."""
     v = torch.zeros_like(member, dtype=unit.dtype)
     place = torch.arange(member.shape[1], device=unit.device)
     bands = TILE // len(place) ** 2 + 1
     for first in range(0, len(member), bands):
-        some = slice(first, first + bands)
-        real = there[some, None]  # [B, 1, M]
-        rows, others = unit[member[some]], (real.sum(dim=2, keepdim=True) - 1).clamp_min(1)  # alone, a token has V = 0
+        tile = slice(first, first + bands)
+        real = valid[tile, None]  # [B, 1, M]
+        rows, others = unit[member[tile]], (real.sum(dim=2, keepdim=True) - 1).clamp_min(1)  # a band of one has V = 0
         for at in place.split(TILE // (len(rows) * len(place)) + 1):
             cosine = (rows[:, at] @ rows.mT).masked_fill(~real | (at[:, None] == place), 0)
             mean = cosine.sum(dim=2, keepdim=True) / others
-            v[some, at] = ((cosine - mean).square() * real).sum(dim=2) / others[:, 0]
-    return v * there
+            v[tile, at] = ((cosine - mean).square() * real).sum(dim=2) / others[:, 0]
+    return v * valid

@@ -50,8 +50,8 @@ class Hybrid(Method):
         assert tokens.importance is not None
         features = tokens.features
         if self.mapping == "quota":
-            sure = round(Fraction(str(self.lam)) * k)
-            first = [top(tokens.importance, sure)] if sure else None
+            count = round(Fraction(str(self.lam)) * k)
+            first = [top(tokens.importance, count)] if count else None
             return Selection.of(maxmin([CosineRows(features)], [k], first)[0])
         pool = top(tokens.importance, self.pool_size(len(features), k)).sort().values
         return Selection.of(pool[maxmin([CosineRows(features[pool])], [k])[0]])

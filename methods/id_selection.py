@@ -1,4 +1,4 @@
-"""ID-Selection: take the best token, then lower the scores of those like it, again and again."""
+"""ID-Selection: repeatedly take the best token and lower the scores of similar ones."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ EPSILON = 1e-6  # added to the span in min-max scaling
 
 @dataclass(kw_only=True)
 class IDSelection(Method):
-    """Pick by importance, each pick suppressing its likes for all later ones. Paper: arXiv 2604.05601, no public code.
+    """Pick by importance; each pick lowers the scores of similar tokens. Paper: arXiv 2604.05601, no public code.
 
         s    = minmax(importance)
-        pick = argmax of s over what is left;   s_j -= exp(-gamma (1 - cos(x_j, x_pick))^2) * max(s_pick, 0)
+        pick = argmax of s over the tokens left;   s_j -= exp(-gamma (1 - cos(x_j, x_pick))^2) * max(s_pick, 0)
 
     Args:
         gamma: decay of the suppression with distance; default 20, the paper's for all models.
         update: how a pick lowers the scores. "subtract_guarded" (default) as above; "subtract" without the max, so that
-            a pick below zero raises its likes; "subtract_clamp0" with no score falling below zero; "multiply" by
+            a pick below zero raises similar tokens; "subtract_clamp0" with no score falling below zero; "multiply" by
             1 - exp(..). Which is the authors' is not public, and it matters where a quarter is kept or more.
         importance: "vit_attention" (default), the role "last": of CLS where the encoder has one, else received from all
             patches; "llm_last_token": mean over heads of the softmax, over the whole sequence, of the prompt's last
             token; "visionselector": a learned scorer's logits; "unified": mean of the first two, each min-max scaled.
             What the authors use for which model is not public, nor is their unified score.
-        layer: where the LLM's attention is asked for: 0-based decoder layer j whose q and k are read, layers 0..j see
-            all tokens, later ones the kept; `hidden` is unused. Default 1; not public. Otherwise the cut is before
-            layer 0, and `layer` has no meaning.
+        layer: used if `importance` reads the LLM: 0-based decoder layer j whose q and k are read; layers 0..j see all
+            tokens, later ones the kept; `hidden` is unused. Default 1; not public. Otherwise the cut is before layer 0,
+            and `layer` has no meaning.
 
     Deviation: written from second-hand accounts of the paper (abstract, equations 7 to 9), labelled a
     re-implementation; a model without CLS has the attention its patches receive as importance unless the LLM's is asked
@@ -50,7 +50,7 @@ class IDSelection(Method):
     name = "id_selection"
     version = 1
     fidelity = "adapted: re-implemented from second-hand accounts, no public code"
-    needs = READS["vit_attention"]  # of the default; an instance has those of its own `importance`
+    needs = READS["vit_attention"]  # of the default; an instance has the signals of its `importance`
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"update", "importance", "layer"})
 
     gamma: float = 20.0
@@ -66,13 +66,13 @@ class IDSelection(Method):
 
     @property
     def hidden_state(self) -> HiddenState:
-        """Of the LLM only q and k are read."""
+        """Hidden states are not read, only q and k."""
         return "unused"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         cosine = Cosine(directions(tokens.features))
         score = min_max(self._importance(tokens), EPSILON)
-        picked = torch.zeros_like(score)  # minus infinity where it is
+        picked = torch.zeros_like(score)  # minus infinity for picked tokens
         order = torch.empty(k, dtype=torch.int64, device=score.device)
         for pick in order.split(1):
             pick.copy_((score + picked).argmax())  # the first of equal maxima
@@ -89,7 +89,7 @@ class IDSelection(Method):
         return Selection.of(order)
 
     def _importance(self, tokens: Tokens) -> Tensor:
-        """Return the importance [N] that the parameter of that name asks for."""
+        """Return the importance [N] that the parameter `importance` selects."""
         scores: list[Tensor] = []
         if tokens.importance is not None and Signal.IMPORTANCE in self.needs:
             scores.append(tokens.importance)

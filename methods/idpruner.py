@@ -17,7 +17,7 @@ from methods.scores import min_max, soft_top_k
 
 @dataclass(kw_only=True)
 class IDPruner(Method):
-    """Pick the most important token, then again and again the one that adds most. Paper: arXiv 2602.13315.
+    """Pick the most important token, then repeatedly the one that adds most. Paper: arXiv 2602.13315.
 
         imp  = minmax(scorer logits)
         pick = argmax  lam * imp - (1 - lam) * max over picked p of cos(x, x_p)

@@ -1,4 +1,4 @@
-"""The base of methods that cut inside the LLM, and what they agree on with the adapters."""
+"""The base class of methods that cut inside the LLM."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class LayerMethod(Method):
     state of decoder layer j itself: the q and k that its attention uses, rotary positions applied, and as `hidden`
     [S, D] what the property `hidden_state` names:
 
-        "unused"         nothing that matters: any finite tensor.
-        "normed_input"   what enters layer j, after the layer's input norm: what its q and k are projections of.
-        "output"         what leaves layer j, its residual and MLP added: what layer j+1 receives, before any norm.
-        "normed_output"  the same after the LLM's final norm, the one before the language-model head.
+        "unused"         not read: any finite tensor.
+        "normed_input"   the input of layer j after the layer's input norm; its q and k are projections of it.
+        "output"         the output of layer j with residual and MLP: the input of layer j+1, before any norm.
+        "normed_output"  the same after the LLM's final norm, which precedes the language-model head.
 
     The MLP acts on each token alone, so cutting between the attention and the MLP of layer j gives the same tokens.
 
     Args:
-        layer: j; default none, which takes the variant's own.
+        layer: j; default none, which takes the layer of the variant.
     """
 
     needs = frozenset({Signal.LLM})
@@ -46,5 +46,5 @@ class LayerMethod(Method):
 
     @property
     def hidden_state(self) -> HiddenState:
-        """What `LayerState.hidden` must be, as above."""
+        """The kind of `LayerState.hidden`, one of those above."""
         return self.hidden[getattr(self, "variant", "official")]

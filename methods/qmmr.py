@@ -25,9 +25,9 @@ class QMMR(IDPruner):
         score = (1 - share) * minmax(scorer logits) + share * rel
         pick  = argmax  lam * score - (1 - lam) * max over picked p of cos(x, x_p)
 
-    A word of which the picture shows nothing is equally near to all tokens, so taking the mean away leaves little of
-    it; the maximum lets each of the other words name what it is about. The similarities are to embeddings of the LLM,
-    which a model aligns with its visual tokens more or less well.
+    A word that the picture does not show is about equally similar to all tokens, so subtracting the mean removes it.
+    The maximum lets every other word select its own tokens. Similarities are to embeddings of the LLM, which models
+    align with their visual tokens more or less well.
 
     Args:
         share: weight of relevance in the score, in [0, 1]; default 0.5, 0 is IDPruner.
@@ -63,9 +63,9 @@ class QMMR(IDPruner):
         return importance, min_max(self._relevance(tokens.features, text), self.epsilon)
 
     def _relevance(self, features: Tensor, text: Tensor) -> Tensor:
-        """Return how much [N] each of the visual tokens [N, D] has to do with one of the question's [T, D]."""
+        """Return the relevance [N] of visual tokens [N, D] to the embeddings [T, D] of the question."""
         visual = Cosine(directions(features))
         if self.relevance == "mean":
             return visual.along(directions(text.double().mean(dim=0, keepdim=True))[0])
-        nearness = visual.between(visual.rows, directions(text))[visual.row_of]
-        return (nearness - nearness.mean(dim=0)).amax(dim=1)
+        cosine = visual.between(visual.rows, directions(text))[visual.row_of]
+        return (cosine - cosine.mean(dim=0)).amax(dim=1)

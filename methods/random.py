@@ -1,4 +1,4 @@
-"""Random pruning: the floor that every method must clear."""
+"""Random pruning: the baseline that every method has to beat."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from methods.grids import cells
 
 @dataclass(kw_only=True)
 class Random(Method):
-    """Keep K tokens drawn without replacement, each set equally likely.
+    """Keep K tokens drawn without replacement; every set of K is equally likely.
 
-    The draw is made where the generator lives (the CPU by default), so it is the same on every device.
+    Numbers are drawn on the generator's device (the CPU by default), so the choice does not depend on the model's.
 
     Args:
         layout: "free" (default) as above, or "stratified": one token from each of the K cells that average pooling to

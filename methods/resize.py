@@ -1,4 +1,4 @@
-"""A smaller image: what a budget is worth without any pruning."""
+"""Smaller images: the control that meets a budget without pruning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from methods.tokens import Grid, num_tokens
 
 @dataclass(kw_only=True)
 class Resize(Method):
-    """Show the model smaller images, and keep every token of them.
+    """Make images smaller, and keep all of their tokens.
 
         image or video of (t, h, w) tokens -> (t, a, b),   a = max(1, [s h]), b = max(1, [s w]),   [.] rounds halves up
-        s <= 1: one for all images of a question, the largest with at most K tokens in all
+        s <= 1: the same for all images of a question, the largest with at most K tokens in all
 
-    So the shape of an image stays, to the half of a token a side, frames shrink alike, and no frame is left out: K is
-    rarely met exactly, and missed where even one token for each image and time step is more. A run records the tokens
-    that there were beside K. The image itself is resized once, from its own pixels.
+    Images keep their aspect ratio, up to half a token per side, and no frame is left out. K is rarely met exactly, and
+    it is exceeded where one token per image and time step is already more. A run therefore records the number of tokens
+    next to K. An image is resized once, from its original pixels.
 
     Deviation: none. Source: ours; the control that every model with a dynamic resolution has for nothing.
     """
@@ -34,7 +34,7 @@ class Resize(Method):
 
     @property
     def stage(self) -> str:
-        """Where tokens become fewer: in the pixels, before the vision tower."""
+        """Where tokens become fewer: in the image, before the vision tower."""
         return "pixels"
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
@@ -42,19 +42,19 @@ class Resize(Method):
 
 
 def smaller(grids: Sequence[Grid], k: int) -> list[Grid]:
-    """Return the grids (t, a, b) that images and videos of `grids` (t, h, w) are shown in, by the rule above."""
+    """Return the smaller grids (t, a, b) of images and videos of `grids` (t, h, w), by the rule above."""
 
-    def shown(scale: Fraction) -> list[Grid]:
+    def scaled(scale: Fraction) -> list[Grid]:
         return [(t, _side(scale * h), _side(scale * w)) for t, h, w in grids]
 
     def count(scale: Fraction) -> int:
-        return num_tokens(shown(scale))
+        return num_tokens(scaled(scale))
 
     sides = {side for _, h, w in grids for side in (h, w)}
-    # One side gains a token at each of these, and nothing changes between them.
+    # The scales at which a side gains a token; between two of them no grid changes.
     steps = sorted({Fraction(2 * m + 1, 2 * side) for side in sides for m in range(1, side)})
     fitting = bisect_right(steps, k, key=count)
-    return shown(steps[fitting - 1] if fitting else Fraction(0))
+    return scaled(steps[fitting - 1] if fitting else Fraction(0))
 
 
 def _side(tokens: Fraction) -> int:

@@ -1,4 +1,4 @@
-"""SCOPE: tokens that are salient and cover what the others leave uncovered."""
+"""SCOPE: pick salient tokens that cover what earlier picks leave uncovered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from methods.kernels.coverage import coverage
 
 @dataclass(kw_only=True)
 class SCOPE(Method):
-    """Pick again and again what adds most coverage, weighted by saliency. Paper: arXiv 2510.24214.
+    """Repeatedly pick the token that adds most coverage, weighted by saliency. Paper: arXiv 2510.24214.
 
         gain_j = sum over i of max(0, cos(x_i, x_j) - covered_i)
         pick   = argmax over unpicked j of gain_j * saliency_j ** alpha
@@ -31,7 +31,7 @@ class SCOPE(Method):
         alpha: exponent of saliency, in [0, 4]; default 1.
         combined: "multi" (default) as above, "add" for gain_j + saliency_j ** alpha; the original sums saliency over
             heads, here it is their mean.
-        variant: "official" (default) selects in each image or video by itself, K divided evenly among them; "paper",
+        variant: "official" (default) selects in each image or video separately, K divided evenly among them; "paper",
             the comparison in arXiv 2602.13315, selects from all at once.
 
     Deviation: features are those at the entry of the LLM, as in the comparison; the original selects before the
@@ -52,7 +52,7 @@ class SCOPE(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require("alpha", 0 <= self.alpha <= 4, "in [0, 4]")  # no float32 to a higher power than float64 holds
+        self.require("alpha", 0 <= self.alpha <= 4, "in [0, 4]")  # float64 holds the fourth power of any float32
 
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]
@@ -64,7 +64,7 @@ class SCOPE(Method):
         return [Selection.of(torch.cat([start + next(orders) for start, *_ in sample])) for sample in parts]
 
     def _parts(self, tokens: Tokens, k: int) -> list[tuple[int, Tensor, Tensor, int]]:
-        """Return what is selected from by itself: where it starts, its features, their weights, and its share of K."""
+        """Return (start, features, weights, share of K) of each part that is selected from separately."""
         assert tokens.vit_attention is not None
         weight = tokens.vit_attention["last"].double().clamp(min=0) ** self.alpha
         spans = images(tokens.grids) if self.variant == "official" else [(0, len(weight))]

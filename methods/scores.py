@@ -1,4 +1,4 @@
-"""Small numerics that several methods share. Ties everywhere: the lowest index wins."""
+"""Functions of scores that several methods share; ties go to the lowest index."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BISECTIONS = 64  # DiffTopK, arXiv 2510.16598
-MARGIN = 10.0  # logits beyond the extremes where its search begins
+MARGIN = 10.0  # its search starts this far beyond the extreme logits
 
 
 def top(scores: Tensor, k: int) -> Tensor:

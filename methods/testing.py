@@ -1,7 +1,7 @@
-"""What every method owes, as checks for its author: `check_contract(MyPruner())` in a test says what is broken.
+"""Check the contract of a pruning method: `check_contract(MyPruner())` in a test says what is broken.
 
-Each of CHECKS takes a method and raises AssertionError, or the ValueError of `Method.select`. They hold our own methods
-too. docs/add-a-method.md shows the whole way.
+Each of CHECKS takes a method and raises AssertionError, or the ValueError of `Method.select`. The built-in methods pass
+the same checks. docs/add-a-method.md shows how to use them.
 """
 
 from __future__ import annotations
@@ -27,63 +27,63 @@ GRIDS = ([(1, 5, 7)], [(1, 3, 4), (1, 2, 2)], [(3, 2, 5)])  # an image, two of t
 def check_contract(method: Method, by_value: bool = False) -> None:
     """Run every check on `method`, in seconds, on the CPU.
 
-    With `by_value`, also that ties go to the lowest index: for methods that draw nothing and look at no token's place.
+    With `by_value`, check also that ties go to the lowest index: for methods without random numbers and positions.
     """
     for check in (*CHECKS, *([the_first_of_equals_goes_first] if by_value else [])):
         check(method)
 
 
 def exactly_k_of_any_finite_input(method: Method) -> None:
-    """K distinct ascending indices, the same ones again, whatever the input, as long as it is finite."""
+    """Check that any finite input gives K distinct ascending indices, and the same ones again."""
     for features in FEATURES:
         for scores in SCORES:
             for seed, grids in enumerate(GRIDS):
                 tokens = make_tokens(num_tokens(grids), 8, seed, features, scores, grids=grids)
                 for k in (1, 9, len(tokens.features) - 1):
-                    _selects(method, tokens, k, f"{features} features and {scores} scores")
+                    _checked_selection(method, tokens, k, f"{features} features and {scores} scores")
 
 
 def edges_of_the_budget(method: Method) -> None:
-    """One token, all but one, and all of them: then also without the signals that it needs."""
+    """Check budgets of one token, of all but one, and of all, which must not need any signal."""
     for n in (2, 5, 577):
         for k in (1, n - 1):
-            _selects(method, make_tokens(n), k, f"{n} tokens")
+            _checked_selection(method, make_tokens(n), k, f"{n} tokens")
     bare = Tokens(torch.randn(6, 4), [(1, 1, 6)])
-    _owes(method, method.select(bare, 9).kept.tolist() == list(range(6)), "a budget above N must keep all")
+    _expect(method, method.select(bare, 9).kept.tolist() == list(range(6)), "a budget above N must keep all")
 
 
 def half_precision_equals_its_float32_copy(method: Method) -> None:
-    """What is computed is computed in float32 or wider."""
+    """Check that the method computes in float32 or wider."""
     for dtype in (torch.bfloat16, torch.float16):
         half = make_tokens(64, 32, dtype=dtype)
         full = dataclasses.replace(half, features=half.features.float())
         a, b = (method.select(tokens, 16).kept for tokens in (half, full))
-        _owes(method, torch.equal(a, b), f"{dtype} features select other tokens than their float32 copy")
+        _expect(method, torch.equal(a, b), f"{dtype} features select other tokens than their float32 copy")
 
 
 def randomness_comes_from_the_generator_alone(method: Method) -> None:
-    """Neither the global random numbers nor what was selected before changes a selection."""
+    """Check that neither the global generator nor earlier selections change a selection."""
     tokens, kept = make_tokens(40), []
     for seed in (1, 2):
         torch.manual_seed(seed)
         kept.append(method.select(tokens, 13, torch.Generator().manual_seed(0)).kept)
-    _owes(method, torch.equal(*kept), "the same generator gave two selections")
+    _expect(method, torch.equal(*kept), "the same generator gave two selections")
 
 
 def no_pick_waits_for_the_device(method: Method) -> None:
-    """No number is read back, and nothing else waits for a GPU pick by pick: copies, sizes that depend on values."""
+    """Check that no number is read back, and that no pick copies to the host or has a size that depends on values."""
     tokens, total = make_tokens(40), []
     for k in (10, 30):
         with Copies() as copies, Waits() as waits:
             method._select(tokens, k, torch.Generator().manual_seed(0))
-        _owes(method, not waits.reads, "it reads a number from the device (item, bool, int, float of a tensor)")
+        _expect(method, not waits.reads, "it reads a number from the device (item, bool, int, float of a tensor)")
         total.append(waits.sized + copies.count)
     kinds = "tolist, numpy, cpu, nonzero, boolean masks, unique"
-    _owes(method, total[1] <= total[0] + 2, f"it waits for the device at each pick ({kinds})")
+    _expect(method, total[1] <= total[0] + 2, f"it waits for the device at each pick ({kinds})")
 
 
 def several_samples_are_as_one_by_one(method: Method) -> None:
-    """Samples of different sizes that are asked for at once, as those of a batch are, select what each does alone."""
+    """Check that samples of different sizes, selected in one batch, keep what each keeps alone."""
     sizes, ks = (40, 6, 23, 577), (13, 9, 5, 144)
     samples = [make_tokens(n, seed=n) for n in sizes]
     together = method.select_batch(samples, ks, [torch.Generator().manual_seed(n) for n in sizes])
@@ -91,19 +91,19 @@ def several_samples_are_as_one_by_one(method: Method) -> None:
         alone = method.select(tokens, k, torch.Generator().manual_seed(n))
         for a, b in ((alone.kept, got.kept), (alone.order, got.order), (alone.owner, got.owner)):
             same = a is b is None or (a is not None and b is not None and torch.equal(a, b))
-            _owes(method, same, f"a sample of {n} tokens selects other ones beside samples of other sizes")
+            _expect(method, same, f"a sample of {n} tokens keeps other ones in a batch with samples of other sizes")
 
 
 def inputs_are_left_alone(method: Method) -> None:
-    """Nothing is written into the tensors that it was given."""
+    """Check that a selection does not write into its input tensors."""
     tokens, fresh = make_tokens(20, seed=3), make_tokens(20, seed=3)
     method.select(tokens, 7)
     same = zip(_tensors(tokens), _tensors(fresh), strict=True)
-    _owes(method, all(torch.equal(a, b) for a, b in same), "it writes into its input")
+    _expect(method, all(torch.equal(a, b) for a, b in same), "it writes into its input")
 
 
 def the_first_of_equals_goes_first(method: Method) -> None:
-    """Of tokens that are alike in everything, a later one is not kept without those before it."""
+    """Check that of identical tokens a later one is not kept without those before it."""
     for seed in range(4):
         source = torch.randint(0, 8, (24,), generator=torch.Generator().manual_seed(seed))
         tokens = _repeated(make_tokens(24, seed=seed, scores=SCORES[seed % 3]), source)
@@ -111,8 +111,8 @@ def the_first_of_equals_goes_first(method: Method) -> None:
             kept = torch.zeros(24, dtype=torch.bool)
             kept[method.select(tokens, k).kept] = True
             for original in source.unique():
-                alike = kept[source == original].tolist()
-                _owes(method, alike == sorted(alike, reverse=True), "of equal tokens it keeps a later one first")
+                equal = kept[source == original].tolist()
+                _expect(method, equal == sorted(equal, reverse=True), "of equal tokens it keeps a later one first")
 
 
 CHECKS: Sequence[Callable[[Method], None]] = (
@@ -135,7 +135,7 @@ def make_tokens(
     dtype: torch.dtype = torch.float32,
     grids: Sequence[tuple[int, int, int]] = (),
 ) -> Tokens:
-    """One sample with every signal there is; the kinds of its `features` and `scores` are those above."""
+    """Make a sample with every signal; `features` is one of FEATURES and `scores` one of SCORES."""
     generator = torch.Generator().manual_seed(seed)
     sequence = n + 5
     return Tokens(
@@ -155,7 +155,7 @@ def make_tokens(
 
 
 def _repeated(tokens: Tokens, source: Tensor) -> Tokens:
-    """The sample in which visual token i is the former token source[i], in every signal."""
+    """Return the sample whose visual token i is token source[i] of `tokens`, in every signal."""
 
     def rows(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[source]
@@ -177,7 +177,7 @@ def _repeated(tokens: Tokens, source: Tensor) -> Tokens:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes a program wait for the device: reading a number, and results whose size depends on values."""
+    """Count operations that wait for the device: reading a number, and results whose size depends on values."""
 
     aten = torch.ops.aten
     SIZED = (aten.nonzero, aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive)
@@ -195,7 +195,7 @@ class Waits(TorchDispatchMode):
 
 
 class Copies(TorchFunctionMode):
-    """Counts what takes whole tensors off the device, which on the CPU is no operation that `Waits` could see."""
+    """Count copies of whole tensors to the host, which on the CPU are no operations that `Waits` could see."""
 
     NAMES = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
 
@@ -209,23 +209,23 @@ class Copies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _owes(method: Method, holds: bool, what: str) -> None:
+def _expect(method: Method, holds: bool, what: str) -> None:
     if not holds:
         raise AssertionError(f"{method.name} broke its contract: {what}")
 
 
-def _selects(method: Method, tokens: Tokens, k: int, what: str) -> Selection:
-    selection = method.select(tokens, k)  # which itself looks at the indices
+def _checked_selection(method: Method, tokens: Tokens, k: int, what: str) -> Selection:
+    selection = method.select(tokens, k)  # which checks the indices itself
     kept = selection.kept.tolist()
-    _owes(method, len(kept) == k and kept == sorted(set(kept)), f"not {k} distinct ascending indices of {what}")
-    _owes(method, kept == method.select(tokens, k).kept.tolist(), f"two selections of {what} differ")
+    _expect(method, len(kept) == k and kept == sorted(set(kept)), f"not {k} distinct ascending indices of {what}")
+    _expect(method, kept == method.select(tokens, k).kept.tolist(), f"two selections of {what} differ")
     return selection
 
 
 def _tensors(tokens: Tokens) -> list[Tensor]:
     layer = [] if tokens.llm is None else [tokens.llm.q, tokens.llm.k, tokens.llm.hidden]
-    found = [tokens.features, tokens.importance, tokens.vit_keys, tokens.text, *layer]
-    return [tensor for tensor in (*found, *(tokens.vit_attention or {}).values()) if tensor is not None]
+    signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.text, *layer]
+    return [tensor for tensor in (*signals, *(tokens.vit_attention or {}).values()) if tensor is not None]
 
 
 def _features(kind: str, n: int, d: int, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ def num_tokens(grids: Sequence[Grid]) -> int:
 
 
 class Signal(StrEnum):
-    """What a method may ask for beyond the features; each value is the field of `Tokens` that carries it."""
+    """An input that a method may need beyond the features; the value is its field of `Tokens`."""
 
     IMPORTANCE = "importance"
     VIT_ATTENTION = "vit_attention"
@@ -31,32 +31,32 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Which attention of the vision tower `Tokens.vit_attention` counts: published methods define it differently.
+    """Which attention of the vision tower `Tokens.vit_attention` holds; published methods define it differently.
 
     A token receives the softmaxed attention to its patches within one image or one step of a video, whatever windows
     the layer itself attends in: the mean over heads, the sum over queries, the sum over the patches merged into it.
     """
 
     roles: tuple[str, ...] = ("last",)  # layers to read: "last", "middle"
-    queries: Literal["cls", "all"] = "cls"  # who attends; a tower without a CLS token has "all" alone
+    queries: Literal["cls", "all"] = "cls"  # who attends; without a CLS token only "all" exists
     cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
-    mean_query_from: int | None = None  # patches from which on the mean of all queries stands for them, without CLS
+    mean_query_from: int | None = None  # with so many patches and no CLS, the mean query replaces all queries
     numbering: Literal["official", "paper"] = "official"  # whose layer "middle" is
 
 
-# The authors' code, and the comparison in arXiv 2602.13315, which took 6144 patches for too many.
+# The attention in the authors' code, and in the comparison of arXiv 2602.13315.
 OFFICIAL = AttentionSpec()
 PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper")
 
 
 @dataclass(frozen=True, eq=False)
 class LayerState:
-    """One decoder layer over the whole sequence of S text and visual tokens, positions applied."""
+    """The state of one decoder layer for all S text and visual tokens, rotary positions applied."""
 
     q: Tensor  # [H, S, d]
     k: Tensor  # [KV, S, d]
     hidden: Tensor  # [S, D] as `Method.hidden_state` names it
-    visual_idx: Tensor  # [N] where the visual tokens stand in the sequence
+    visual_idx: Tensor  # [N] positions of the visual tokens in the sequence
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What is kept. Methods that merge average every token into the kept row that `owner` names."""
+    """The kept tokens. Methods that merge average every token into the kept row that `owner` names."""
 
     kept: Tensor  # [K] int64, ascending, distinct
     order: Tensor | None = None  # [K] the same indices in the order they were picked

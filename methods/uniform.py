@@ -1,4 +1,4 @@
-"""Even spatial sub-sampling: what pruning is worth when nothing is known about the content."""
+"""Even spatial sub-sampling: the pruning baseline that ignores the content."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from methods.budget import largest_remainder
 class Uniform(Method):
     """Keep tokens spread evenly over every image and every time step.
 
-    K is shared among the images and time steps in proportion to their tokens, by largest remainder, at least one
-    each. With fewer tokens than that, one comes from each of as many images and steps, spread evenly, instead of losing
-    the last ones. Inside one of h x w tokens and budget k, a lattice of round(sqrt(k h / w)) rows and as many columns
-    as fit is laid on the centres of equal cells; what it leaves of k is spread evenly over the tokens it did not take.
+    K is divided among the images and time steps in proportion to their tokens, by largest remainder, at least one each.
+    With fewer tokens than steps, K steps spread evenly keep one token each. A step of h x w tokens and budget k has a
+    lattice of round(sqrt(k h / w)) rows and as many columns as fit, at the centres of equal cells. What remains of k is
+    spread evenly over the tokens that the lattice did not take.
 
     Args:
         layout: "grid" (default) as above, or "flat": the centres of K equal pieces of the flattened sequence, a
@@ -41,8 +41,8 @@ class Uniform(Method):
             kept = centres(n, k)
         else:
             steps = [(h, w) for t, h, w in tokens.grids for _ in range(t) if h * w]
-            sizes, some = [h * w for h, w in steps], set(centres(len(steps), min(k, len(steps))))
-            quotas = largest_remainder(k, sizes) if k > len(steps) else [int(i in some) for i in range(len(steps))]
+            sizes, chosen = [h * w for h, w in steps], set(centres(len(steps), min(k, len(steps))))
+            quotas = largest_remainder(k, sizes) if k > len(steps) else [int(i in chosen) for i in range(len(steps))]
             parts = zip(accumulate(sizes, initial=0), steps, quotas, strict=False)
             kept = [start + index for start, (h, w), quota in parts for index in lattice(h, w, quota)]
         return Selection(kept=torch.tensor(kept, dtype=torch.int64, device=tokens.features.device))

@@ -23,11 +23,11 @@ class VisionZip(Method):
         contextual tokens: the rest in raster order, every step-th,  step = max(1, len(rest) // contextual)
         each other token:  merged into the contextual token of highest cosine between their head-mean keys
 
-    Each image and each time step of a video is a unit of its own, with its share of K.
+    Each image and each time step of a video is a separate unit, with its share of K.
 
     Args:
         contextual: share of K that is contextual; default 10/64, as in the presets of 54 + 10, 108 + 20 and 162 + 30.
-        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention otherwise:
+        variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention differently:
             no key of CLS in the softmax, and without CLS the mean query alone from 6,144 patches on.
 
     Deviation: a merged row is the average of its tokens' embeddings, as in the comparison; the original adds the mean
@@ -54,16 +54,16 @@ class VisionZip(Method):
         assert tokens.vit_keys is not None
         spans = frames(tokens.grids)
         spans = spans if k >= len(spans) else [(0, len(tokens.features))]
-        kept, owner, done = [], [], 0
+        kept, owner, offset = [], [], 0
         for unit, share in per_image(spans, k):
             rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
             kept.append(unit.start + rows)
-            owner.append(done + joins)
-            done += share
+            owner.append(offset + joins)
+            offset += share
         return Selection(kept=torch.cat(kept), owner=torch.cat(owner))
 
     def _zip(self, scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return the tokens [k] of one unit that stay, ascending, and which of these each of its tokens [n] joins."""
+        """Return the kept tokens [k] of one unit, ascending, and which of these each of its tokens [n] joins."""
         n, contextual = len(scores), min(k, max(1, round(k * self.contextual)))
         ranked = top(scores, n)
         dominant, rest = ranked[: k - contextual], ranked[k - contextual :].sort().values

@@ -1,4 +1,4 @@
-"""VisPruner: the tokens that the vision tower attends to, and of the rest those that repeat each other least."""
+"""VisPruner: keep the tokens that the vision tower attends to, and a diverse set of the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from methods.grids import images, per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
 
-AT_ONCE = 8  # tokens dropped between two looks at the similarities, in the authors' code
+AT_ONCE = 8  # tokens dropped per computation of similarities, in the authors' code
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What was tried to be better than IDPruner:   scripts/beyond.sh [key=value ...]        (into results/analysis/beyond/runs)
-# On the embedded model at a tenth of the tokens; scripts/beyond.sh model=pocket_llava tasks=pocket_image keep=null tokens=14
-# is the second one, model=qwen25vl7b tasks=paper_image model.scorer=/path/to/selector a real one. Then:
+# Run all attempts to improve on IDPruner:   scripts/beyond.sh [key=value ...]        (into results/analysis/beyond/runs)
+# The default is the first embedded model at a tenth of its tokens. For the second one, add
+#   model=pocket_llava tasks=pocket_image keep=null tokens=14
+# and for a full-size model: model=qwen25vl7b tasks=paper_image model.scorer=/path/to/selector. Then:
 #   python -m harness.analyze heldout runs=results/analysis/beyond/runs/pocket out=results/analysis/beyond
 set -euo pipefail
 cd "$(dirname "$0")/.."

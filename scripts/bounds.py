@@ -1,6 +1,6 @@
 """Print the dependencies of pyproject.toml: `lowest` pins each to its lower bound, `newest` lifts the upper ones.
 
-Of `newest`, filelock keeps its upper bound: without it nothing runs (pyproject.toml says why).
+With `newest`, filelock keeps its upper bound: newer releases break everything (pyproject.toml says why).
 """
 
 import re
@@ -15,8 +15,8 @@ KEPT = ("filelock",)
 def bounds(which: str) -> list[str]:
     """Return requirements; with `lowest` only those that have a lower bound, as name==version."""
     with PYPROJECT.open("rb") as file:
-        wanted = tomllib.load(file)["project"]["dependencies"]
-    return [line for one in wanted if (line := _bound(one, which))]
+        dependencies = tomllib.load(file)["project"]["dependencies"]
+    return [line for requirement in dependencies if (line := _bound(requirement, which))]
 
 
 def _bound(requirement: str, which: str) -> str | None:

@@ -1,10 +1,10 @@
-"""How far decoding through the cache and a prefill differ when both are right, and when decoding is wrong.
+"""Measure how far decoding through the KV cache and a prefill differ, for correct and for wrong decoding.
 
-Prints the table of docs/versions.md, from which harness/pruning/decoding_proof.py has its tolerances:
-`python scripts/decoding_tolerance.py` (some minutes on two cores). Tiny random models of every family and both
-embedded models answer a batch of two prompts of different lengths. The numbers are the largest and smallest relative
-deviation of a row of logits. Two faults are made: decoding steps go on as if nothing had been cut (what a renamed
-argument did to hooks that looked it up by its old name), and one kept token is another one.
+`python scripts/decoding_tolerance.py` (some minutes on two cores) prints the table of docs/versions.md, from which the
+tolerances of harness/pruning/decoding_proof.py were chosen. Tiny random models of every family and both embedded models
+answer a batch of two prompts of different lengths. The numbers are the largest and the smallest relative deviation of a
+row of logits. There are two faults. Either decoding steps continue as if nothing had been cut, as they did when a
+renamed argument went past the hooks. Or one kept token is replaced by another one.
 """
 
 import sys
@@ -16,10 +16,10 @@ from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
-from gathered import inputs_of
-from test_families import BUILDERS
+from reference_prune import inputs_of
+from tiny_families import BUILDERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import harness
@@ -65,7 +65,7 @@ def _another(selection: Selection, n: int) -> Selection:
 def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
     """Return the deviation of decoding with a method at a quarter of the tokens."""
     adapter = adapter_for(model)
-    compact = adapter.decoder.one_dimensional and name != "fastv"  # else plain counting would be right
+    compact = adapter.decoder.one_dimensional and name != "fastv"  # elsewhere counting positions as if uncut is correct
     unseen = {"_continue": mock.Mock(return_value=None), "_refuse_step_without_decoder": mock.Mock()}
     as_if_uncut = mock.patch.multiple(session.Session, **unseen)
     without_limit = mock.patch.dict(decoding_proof.TOLERANCE, dict.fromkeys(decoding_proof.TOLERANCE, float("inf")))
@@ -80,7 +80,7 @@ def measure(model: Any, inputs: Any, name: str, fault: str | None) -> float:
 
 
 def main() -> None:
-    """Print a row per dtype: extremes, and where they were seen."""
+    """Print a row per dtype: the extremes, and the model and method of each."""
     print("| dtype | right, largest | " + " | ".join(f"{fault}, smallest" for fault in (UNCUT, OTHER)), end="")
     print(f" | {UNCUT}, trained models | tolerance |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for dtype in DTYPES:
@@ -88,7 +88,7 @@ def main() -> None:
         for label, model, inputs in models(dtype):
             for name in METHODS:
                 for fault, values in seen.items():
-                    if (name, fault) != ("fastv", UNCUT):  # there the shapes do not fit, which is an error by itself
+                    if (name, fault) != ("fastv", UNCUT):  # raises an error: the shapes do not fit
                         values.append((measure(model, inputs, name, fault), f"{label}, {name}"))
         trained = min(value for value in seen[UNCUT] if value[1].startswith("pocket"))
         cells = [max(seen[None]), min(seen[UNCUT]), min(seen[OTHER]), trained]

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The first day on a GPU, in one command:   scripts/first_gpu.sh [FOLDER]        (results/gpu)
+# Check and measure everything on a new GPU, in one command:   scripts/first_gpu.sh [FOLDER]        (results/gpu)
 #   proof    decoding of every family's tiny model in bfloat16, under sdpa and flash_attention_2 (tests/helpers/prove_decoding.py)
 #   latency  stages, memory and selection loops at full size, on random weights (scripts/gpu_bench.sh)
-# Nothing is downloaded. A failed proof ends it: how fast wrong decoding is says nothing. Exit code 0: everything passed;
-# 3: something could not be run, such as FlashAttention where it is not installed; anything else: something failed.
+# Nothing is downloaded. A failed proof stops the script, since the speed of wrong decoding is meaningless. Exit codes:
+# 0 everything passed; 3 something could not be run, such as FlashAttention if it is not installed; others: a failure.
 #
-# DEVICE=cpu scripts/first_gpu.sh FOLDER tries the script itself on any machine, with small inputs; FlashAttention is then
-# not run. STEPS="kernels table4" measures some of what scripts/gpu_bench.sh does.
+# DEVICE=cpu scripts/first_gpu.sh FOLDER tests the script on any machine, with small inputs and without FlashAttention.
+# STEPS="kernels table4" runs only these steps of scripts/gpu_bench.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# All that is to be measured on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
-#   kernels  how much faster than public implementations selection is
+# Run all measurements on a GPU, in one command:   scripts/gpu_bench.sh [FOLDER]        (results/bench)
+#   kernels  selection loops against public implementations
 #   table4   table 4 of arXiv 2602.13315 (conf/experiment/table4.yaml), with every method
-#   sweep    from how many visual tokens on the best-known methods pay, batch 1 and 8
-# STEPS="kernels table4" runs some of them; ROUNDS="warmup=1 repeats=3" makes it shorter. Weights are random, nothing is
-# downloaded. FlashAttention is used where it is installed (pip install flash-attn), else sdpa.
+#   sweep    from how many visual tokens on the best-known methods save time, batch 1 and 8
+# STEPS="kernels table4" runs only these steps; ROUNDS="warmup=1 repeats=3" takes less time. Weights are random, and nothing
+# is downloaded. FlashAttention is used if it is installed (pip install flash-attn), else sdpa.
 #
-# scripts/gpu_bench.sh --smoke FOLDER goes through the measurements on any machine, with a tiny model and small inputs.
+# scripts/gpu_bench.sh --smoke FOLDER runs the same steps on any machine, with a tiny model and small inputs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

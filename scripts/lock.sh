@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Write constraints.txt and constraints-lowest.txt anew from pyproject.toml:   make lock
-#   constraints.txt         what pip installs today, with all extras but flash, whose wheel depends on the GPU
+# Write constraints.txt and constraints-lowest.txt from pyproject.toml:   make lock
+#   constraints.txt         what pip installs today, with all extras except flash, whose wheel depends on the GPU
 #   constraints-lowest.txt  the same with every dependency at its lower bound; needs Python 3.11 or 3.12
-# Both hold names and versions alone, so they also fit other platforms, whose own packages pip then chooses freely.
+# Both files have names and versions only, so they fit other platforms, for which pip may add packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -63,11 +63,11 @@ def time_main(args: argparse.Namespace, folder: Path) -> list[Row]:
     rows: dict[int, list[Row]] = {batch: [] for batch in args.batch}
     for number, batch in tqdm([(-1, args.batch[0]), *product(range(args.repeats), rows)], desc="processes"):
         row = timed([*args.each, f"model.batch_size={batch}"], folder / f"{number}-{batch}", "-X", "importtime")
-        if number >= 0:  # only the first process reads from the disk and prepares the data sets
+        if number >= 0:  # the first process alone reads from disk and prepares the data sets
             rows[batch].append(row)
     for batch in rows:
         check_same(folder / f"0-{args.batch[0]}", folder / f"0-{batch}")
-    medians = {batch: sorted(some, key=lambda row: row["wall_s"])[(len(some) - 1) // 2] for batch, some in rows.items()}
+    medians = {batch: sorted(runs, key=lambda row: row["wall_s"])[(len(runs) - 1) // 2] for batch, runs in rows.items()}
     return [{"batch": batch, **row, "n": args.repeats} for batch, row in medians.items()]
 
 
@@ -83,7 +83,7 @@ def time_sweep(args: argparse.Namespace, folder: Path) -> list[Row]:
             progress.update()
             return {"how": how, "run": " ".join(point), **seconds}
 
-        row("warm-up", points[0], [*args.each, *points[0]])  # it alone reads from the disk and prepares the data sets
+        row("warm-up", points[0], [*args.each, *points[0]])  # reads from disk and prepares the data sets
         sweep = row("sweep", ["all"], swept)
         apart = [row("apart", point, [*args.each, *point]) for point in points]
     check_same(folder / "sweep", folder / "apart")
@@ -111,15 +111,15 @@ def run(call: Sequence[str], *options: str) -> str:
     return process.stderr
 
 
-def check_same(one: Path, other: Path) -> None:
+def check_same(first: Path, other: Path) -> None:
     """Exit unless the runs in both folders gave the same answers and kept the same tokens."""
     for name in (RESPONSES, KEPT):
-        if sorted(map(_lines, one.rglob(name))) != sorted(map(_lines, other.rglob(name))):
-            raise SystemExit(f"error: {name} differs between {one.name} and {other.name}: the work was not the same")
+        if sorted(map(_lines, first.rglob(name))) != sorted(map(_lines, other.rglob(name))):
+            raise SystemExit(f"error: {name} differs between {first.name} and {other.name}: the work was not the same")
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines of a run without `key`, which depends on the batch size."""
+    """Return the lines of a run without `key`, which depends on the batch size."""
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return [json.dumps({key: value for key, value in line.items() if key != "key"}) for line in lines]
 
@@ -144,10 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches.add_argument("--repeats", type=int, default=3)
     sweep.add_argument("--methods", nargs="+", default=METHODS)
     sweep.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.1])
-    for word, each in ((batches, ["method=idpruner", "keep=0.25"]), (sweep, ["model=pocket", "tasks=pocket"])):
-        word.add_argument("--each", nargs="+", default=each, metavar="KEY=VALUE")
-        word.add_argument("--limit", type=int)
-        word.add_argument("--out", type=Path)
+    defaults = {batches: ["method=idpruner", "keep=0.25"], sweep: ["model=pocket", "tasks=pocket"]}
+    for command, overrides in defaults.items():
+        command.add_argument("--each", nargs="+", default=overrides, metavar="KEY=VALUE")
+        command.add_argument("--limit", type=int)
+        command.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     if args.word == "main" and args.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {args.repeats}")

@@ -1,8 +1,8 @@
 """Run the decoding test and the embedded questions on versions of transformers: python scripts/versions.py [5.4.0 ...]
 
-Without arguments: the newest release of every minor version that pyproject.toml allows. Each is laid over the installed
-environment in a temporary folder, with those of its dependencies whose installed version it does not take. Prints a
-line of docs/versions.md for each. Run it in the environment of `make test`.
+Without arguments: the newest release of every minor version that pyproject.toml allows. Each is installed in
+a temporary folder that precedes the environment, with dependencies whose installed version does not fit. Prints a line
+of docs/versions.md for each. Run it in the environment of `make test`.
 """
 
 import os
@@ -27,28 +27,28 @@ def allowed() -> list[str]:
     """Return the newest release of every minor version within the bounds of pyproject.toml."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         bounds = map(Requirement, tomllib.load(file)["project"]["dependencies"])
-    (wanted,) = (one.specifier for one in bounds if one.name == "transformers")
-    told = subprocess.run(
-        [*PIP, "index", "versions", "transformers"], capture_output=True, text=True, check=True
-    ).stdout
-    listed = re.search(r"Available versions: (.*)", told)
+    (specifier,) = (bound.specifier for bound in bounds if bound.name == "transformers")
+    call = [*PIP, "index", "versions", "transformers"]
+    output = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    listed = re.search(r"Available versions: (.*)", output)
     if listed is None:
-        raise SystemExit(f"pip index versions: expected a line 'Available versions', got {told!r}")
+        raise SystemExit(f"pip index versions: expected a line 'Available versions', got {output!r}")
     newest: dict[tuple[int, int], Version] = {}
-    for one in sorted(map(Version, listed[1].split(", "))):
-        if one in wanted:
-            newest[one.major, one.minor] = one
-    return [str(one) for one in newest.values()]
+    for release in sorted(map(Version, listed[1].split(", "))):
+        if release in specifier:
+            newest[release.major, release.minor] = release
+    return [str(release) for release in newest.values()]
 
 
 def lay_over(folder: Path, release: str) -> None:
-    """Install a release of transformers into `folder`, and what it needs in other versions than are installed."""
+    """Install a release of transformers into `folder`, with dependencies whose installed version does not fit."""
     subprocess.run(
         [*PIP, "install", "--quiet", "--no-deps", "--target", folder, f"transformers=={release}"], check=True
     )
     (metadata,) = folder.glob("transformers-*.dist-info")
     needs = [Requirement(line) for line in _requirements(metadata)]
-    others = [str(one) for one in needs if not (one.marker and "extra" in str(one.marker)) and not _fits(one)]
+    required = [need for need in needs if not (need.marker and "extra" in str(need.marker))]
+    others = [str(need) for need in required if not _fits(need)]
     if others:
         subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--target", folder, *others], check=True)
 
@@ -79,14 +79,14 @@ def row(release: str) -> str:
         lay_over(Path(name), release)
         env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{name}", "OMP_NUM_THREADS": "1"}
         probe = f"from importlib.metadata import version as v; print(*map(v, {('torch', 'transformers', *LAID_OVER)}))"
-        _, found = last_line(["-c", probe], env)
+        _, installed = last_line(["-c", probe], env)
         _, tests = last_line(["-m", "pytest", "-n", "2", "-o", "addopts=--strict-markers", "--no-header", *TESTS], env)
         _, answers = last_line(["-m", "harness.doctor", "only=reproduces"], env)
-    return f"| {' | '.join(found.split())} | {tests} | {answers} |"
+    return f"| {' | '.join(installed.split())} | {tests} | {answers} |"
 
 
 def main() -> None:
-    """Print a row for every release, as it is done."""
+    """Print a row for every release when it is finished."""
     for release in sys.argv[1:] or allowed():
         print(row(release), flush=True)
 

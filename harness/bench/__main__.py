@@ -1,4 +1,4 @@
-"""Measure latency: python -m harness.bench [key=value ...]; the words kernels and flops measure those."""
+"""Measure latency, selection kernels or FLOPs: python -m harness.bench [kernels|flops] [key=value ...]."""
 
 import sys
 from importlib import import_module

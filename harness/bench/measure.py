@@ -31,7 +31,7 @@ class Footprint:
 
 
 @dataclass
-class Result:
+class Measurement:
     """All timed answers of a candidate, or the error that stopped it."""
 
     times: list[Times] = field(default_factory=list)
@@ -108,13 +108,13 @@ def rounds(
     warmup: int,
     repeats: int,
     tell: Callable[[str], None] = lambda text: None,
-) -> list[Result]:
+) -> list[Measurement]:
     """Let every candidate answer once a round, and return their results without the warm-up rounds.
 
     The order is A B C A B C, so that changes of clock and temperature affect all candidates equally. A candidate that
     runs out of memory, or whose method raises ValueError, is left out of later rounds.
     """
-    results = [Result() for _ in candidates]
+    results = [Measurement() for _ in candidates]
     for number in range(-1, warmup + repeats):
         for candidate, result in zip(candidates, results, strict=True):
             if result.error is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness.bench.columns import COLUMNS, STAGE_MEANINGS
-from harness.bench.measure import Result, Times
+from harness.bench.measure import Measurement, Times
 from harness.bench.settings import Settings
 from harness.bench.setup import Candidate, Prepared
 from harness.bench.statistics import Spread, column, mean, savings
@@ -33,7 +33,7 @@ def rows(
     config: Any,
     candidates: Sequence[Candidate],
     inputs: Mapping[Candidate, Prepared],
-    results: Sequence[Result],
+    results: Sequence[Measurement],
     common: Row,
     batch: int,
 ) -> list[Row]:
@@ -67,7 +67,7 @@ def _with_preprocessing(times: Sequence[Times], preprocessing: Sequence[float]) 
     ]
 
 
-def _description(chosen: Settings, candidate: Candidate, prompt: Prepared, result: Result, batch: int) -> Row:
+def _description(chosen: Settings, candidate: Candidate, prompt: Prepared, result: Measurement, batch: int) -> Row:
     shown, footprint = prompt.workload.tokens, result.footprint
     ids = prompt.tensors["input_ids"]
     return {

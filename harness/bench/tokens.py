@@ -1,4 +1,4 @@
-"""Visual tokens to choose from, made up: in clusters, slowly varying over an image, or noise."""
+"""Synthetic visual tokens: in clusters, slowly varying over an image, or noise."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import math
 import torch
 from torch import Tensor
 
-FIELDS = 64  # what slowly varies over an image
-REACH = (1.0, 4.0)  # of a half of the fields each, in tokens
-MEAN, NOISE = 0.8, 0.6  # of what all tokens share, and of what none do, against the fields
-CLUSTER, SPREAD = 20, 0.3  # tokens of a cluster, and their deviation from its centre, of length 1 per dimension
+FIELDS = 64  # number of smooth fields over an image
+REACH = (1.0, 4.0)  # smoothing lengths in tokens, each for half of the fields
+MEAN, NOISE = 0.8, 0.6  # weights of a shared mean and of independent noise, relative to the fields
+CLUSTER, SPREAD = 20, 0.3  # tokens per cluster, and their deviation from its centre
 KINDS = ("clusters", "image", "noise")
 
 
 def features(kind: str, n: int, width: int, generator: torch.Generator) -> Tensor:
     """Return `n` tokens [N, D] in float32.
 
-    "image": FIELDS smooth fields over a grid, in as many directions, of falling weight; a mean; noise. Neighbours have
-    a cosine of about 0.76, all others 0.34 in the mean. "noise": all are independent and nearly orthogonal. "clusters":
-    such noise for every CLUSTER tokens, plus SPREAD times noise of their own; two of a cluster have a cosine of 0.92.
+    "image": the sum of FIELDS smooth fields over a grid in random directions, with falling weights, a mean, and noise.
+    Neighbours have a cosine of about 0.76, other pairs 0.34 on average. "noise": tokens are independent and nearly
+    orthogonal. "clusters": one such centre for every CLUSTER tokens, plus SPREAD times noise; two tokens of a cluster
+    have a cosine of 0.92.
     """
     if kind == "clusters":
         centres = torch.randn(max(1, n // CLUSTER), width, generator=generator)
@@ -36,7 +37,7 @@ def features(kind: str, n: int, width: int, generator: torch.Generator) -> Tenso
 
 
 def importance(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return what a scorer says of tokens, from 0 to 1: it is linear in them."""
+    """Return an importance from 0 to 1 that is a random linear function of the tokens."""
     score = x @ torch.randn(x.shape[1], generator=generator)
     return (score - score.min()) / (score.max() - score.min() + 1e-6)
 

@@ -1,4 +1,4 @@
-"""lmms-eval's view of a pruned model: a chat wrapper with a journal, for our command and lmms-eval's own alike."""
+"""The lmms-eval model that prunes visual tokens and logs its answers, for our command and for lmms-eval's own."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.resize_baseline import Resizing, Shown
+from harness.evaluation.resize_baseline import ResizeHandle, ResizeRecord
 from harness.evaluation.task_overrides import check_prompts
 from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
@@ -40,41 +40,41 @@ from harness.pruning.vision_cache import VisionCache
 from harness.results.response_log import ResponseLog
 from methods.base import Selection
 
-QuestionDigest = tuple[str | None, str | None]  # digest of what a question shows, and why it cannot be shown
+QuestionDigest = tuple[str | None, str | None]  # digest of a question's content, and why it cannot be shown
 DETAILED = 32  # questions of a task whose picking order and importance are recorded, for the gallery of the report
-MAX_NEW_TOKENS = 128  # where the task sets none: the default of lmms-eval's own chat wrapper
+MAX_NEW_TOKENS = 128  # if the task sets none; the default of lmms-eval's own chat model
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question as the model sees it, and the key under which its answer is kept."""
+    """One question as the model sees it, and the key under which its answer is logged."""
 
     key: str
     task: str
     doc_id: int
-    messages: Callable[[], list[Message]]  # which takes decoding
-    shown: str | None  # their digest
+    messages: Callable[[], list[Message]]  # decodes images and videos when called
+    shown: str | None  # digest of the messages
     generation: dict[str, Any]
-    failed: str | None = None  # why it cannot be shown to a model
+    failed: str | None = None  # why it cannot be shown to the model
     detailed: bool = False  # whether picking order and importance are recorded
 
     @property
     def name(self) -> dict[str, Any]:
-        """What a line about it begins with."""
+        """The fields with which every logged line begins."""
         return {"key": self.key, "task": self.task, "doc_id": self.doc_id}
 
 
 class WorkerDone(Exception):  # noqa: N818  (nothing went wrong)
-    """Raised where lmms-eval would go on to score: this process has handed its share of the answers to the first."""
+    """Raised instead of scoring in all processes but the first, which has received their answers."""
 
 
 class PrunedModel(lmms):
     """A model whose visual tokens are pruned while it answers lmms-eval's chat requests.
 
-    From lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`,
-    and any field of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`).
-    A question that cannot be shown is answered with nothing, or stops the run where it is `strict`. The decoding of the
-    first questions is computed twice, the second time without a cache, unless `verify` is false.
+    On lmms-eval's command line: `--model harness --model_args pretrained=...,method=idpruner,keep=0.25`. Arguments are
+    the fields of conf/model, `tokens`, `seed`, and a method's parameters as `method_<parameter>` (`method_lam=0.7`). A
+    question that cannot be shown gets an empty answer; if `strict`, it stops the run. Unless `verify` is false, the
+    first questions are decoded twice, the second time without a KV cache.
     """
 
     is_simple = False
@@ -94,7 +94,7 @@ class PrunedModel(lmms):
     ):
         super().__init__()
         self.loaded = loaded
-        self.shared = shared  # passes through the vision tower
+        self.shared = shared
         self.pruner = pruner
         self.journal = journal
         self.strict = strict
@@ -102,41 +102,41 @@ class PrunedModel(lmms):
         self.device = loaded.device
         self.verify = verify
         self.proof = Proof()
-        self._proven = proven  # is told before any answer that a proof covers is kept
-        self.asked: list[str] = []  # the keys of all that was answered, in order
-        self._looked_at = {} if looked_at is None else looked_at  # by task and document
+        self._proven = proven  # called before an answer that the proof covers is logged
+        self.asked: list[str] = []  # keys of all answered questions, in order
+        self._digests = {} if looked_at is None else looked_at  # by task and document
         self._detailed: set[tuple[str, int]] = set()  # task and document
         self._identity = digest(identity)
-        self._prompts: str | None = None  # of the family, where the tasks were not loaded by us
+        self._prompts: str | None = None  # the family's prompts, to check tasks that our command did not load
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
-        """Build from `--model_args`; `additional_config` carries the CLI's `--batch_size` and `--device`."""
+        """Build the model from `--model_args`; `additional_config` holds `--batch_size` and `--device`."""
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
         arguments |= simple_parse_args_string(arg_string)
         strict, verify = bool(arguments.pop("strict", False)), bool(arguments.pop("verify", True))
-        made = cls(*from_flat(arguments), strict=strict, verify=verify)
-        made._prompts = adapter_for(made.loaded.model).prompts
-        return made
+        model = cls(*from_flat(arguments), strict=strict, verify=verify)
+        model._prompts = adapter_for(model.loaded.model).prompts
+        return model
 
     def __repr__(self) -> str:
-        return f"PrunedModel({self._identity})"  # lmms-eval's response cache keys on it: no memory address
+        return f"PrunedModel({self._identity})"  # a key of lmms-eval's response cache: no memory address
 
     def clean(self) -> None:
-        """Keep the model: lmms-eval would delete it after the first task."""
+        """Do nothing: lmms-eval would delete the model after the first task."""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("tasks scored by log-likelihood are not supported: choose a task that generates")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
+        """Raise NotImplementedError."""
         raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer every request, in order; what the journal already holds is not generated again.
+        """Answer every request, in order; answers in the journal are not generated again.
 
-        Of several processes, number i of n answers batches i, i + n, ... and the first alone returns: all answers.
+        Of n processes, number i answers batches i, i + n, ... Only the first one returns, with all answers.
         """
         processes = launched()
         self._detailed = detailed((request.args[4], request.args[3]) for request in requests)
@@ -168,7 +168,7 @@ class PrunedModel(lmms):
         return f"{self.pruner.label} {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'}"
 
     def _batches(self, requests: list[Instance]) -> Iterator[list[Instance]]:
-        """Cut the requests by their order alone: a resumed run and every process have to form the same batches."""
+        """Batch the requests by their order alone, so that every process and a resumed run form the same batches."""
         size = self.loaded.config.batch_size
         for _, group in groupby(requests, key=lambda request: digest(request.args[2])):
             block = list(group)
@@ -185,15 +185,15 @@ class PrunedModel(lmms):
             chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
             return [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
 
-        if (task, doc_id) not in self._looked_at:
-            self._looked_at[task, doc_id] = _digest_question(messages)
-        shown, failed = self._looked_at[task, doc_id]
+        if (task, doc_id) not in self._digests:
+            self._digests[task, doc_id] = _digest_question(messages)
+        shown, failed = self._digests[task, doc_id]
         key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
         in_detail = (task, doc_id) in self._detailed
         return Request(key, task, doc_id, messages, shown, generation, failed, in_detail)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The lines of each question, response and kept indices; those on disk if there are any: they are scored."""
+        """Return the (response, kept indices) lines of each question; lines on disk take precedence over new ones."""
         journal = self.journal
         if journal is None:
             pairs = list(zip(*self._attempt(batch, handle), strict=True))
@@ -209,21 +209,21 @@ class PrunedModel(lmms):
         return pairs
 
     def _attempt(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Answer what can be shown of a batch as one, and the rest with nothing but the reason."""
+        """Answer the questions that can be shown in one batch; the others get empty answers with the reason."""
         if not any(request.failed for request in batch):
             try:
                 return self._answer(batch, handle)
             except BadInput:
-                pass  # of which question, is found below
-        batch = [self._tried(request) for request in batch]
+                pass  # from which question, is checked below
+        batch = [self._with_failure(request) for request in batch]
         readable = [request for request in batch if not request.failed]
         answers = zip(*self._answer(readable, handle), strict=True) if readable else ()
-        found = dict(zip((request.key for request in readable), answers, strict=True))
-        lines, kept = zip(*(found.get(request.key) or _nothing(request) for request in batch), strict=True)
+        pairs = dict(zip((request.key for request in readable), answers, strict=True))
+        lines, kept = zip(*(pairs.get(request.key) or _empty_pair(request) for request in batch), strict=True)
         return list(lines), list(kept)
 
-    def _tried(self, request: Request) -> Request:
-        """The question, with the reason why it cannot be shown if it cannot."""
+    def _with_failure(self, request: Request) -> Request:
+        """Return the question, with the reason if it cannot be shown."""
         if request.failed:
             return request
         try:
@@ -233,17 +233,17 @@ class PrunedModel(lmms):
         return request
 
     def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
-        """What the model is given, which is made once for all runs that show the same batch to the same model."""
+        """Preprocess a batch, once for all runs that show it to the same model."""
         processor, shared = self.loaded.processor, self.shared
         limits = limits_of(processor, self.loaded.config)
 
-        def made() -> Any:
-            make = handle.inputs if isinstance(handle, Resizing) else to_inputs
-            return make(processor, [request.messages() for request in batch], limits).to(self.loaded.device)
+        def prepare() -> Any:
+            preprocess = handle.inputs if isinstance(handle, ResizeHandle) else to_inputs
+            return preprocess(processor, [request.messages() for request in batch], limits).to(self.loaded.device)
 
-        if shared is None or isinstance(handle, Resizing):
-            return nullcontext(made())
-        return shared.inputs(digest([[request.shown, request.generation] for request in batch]), made)
+        if shared is None or isinstance(handle, ResizeHandle):
+            return nullcontext(prepare())
+        return shared.inputs(digest([[request.shown, request.generation] for request in batch]), prepare)
 
     @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -272,16 +272,16 @@ class PrunedModel(lmms):
             {**name, "response": text, "input_tokens": before, "output_tokens": after}
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
-        kept = [name | _numbers(record) for name, record in zip(names, records, strict=True)]
+        kept = [name | _kept_fields(record) for name, record in zip(names, records, strict=True)]
         if shown:
             for line, request, chosen in zip(kept, batch, handle.latest, strict=True):
                 line.update(_details(*chosen) if request.detailed else {})
         return lines, kept
 
     def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
-        """Compare decoding through the cache with prefills; DecodingError if they differ."""
+        """Compare decoding through the KV cache with prefills; DecodingError if they differ."""
         model, shared = self.loaded.model, self.shared
-        again = (lambda: None) if shared is None or isinstance(handle, Resizing) else shared.again
+        again = (lambda: None) if shared is None or isinstance(handle, ResizeHandle) else shared.again
         with handle.unrecorded():
             proof = prove(model, inputs, handle.replaying, adapter_for(model).placeholders, again)
         again()
@@ -291,8 +291,8 @@ class PrunedModel(lmms):
 
 
 def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]]:
-    """What `PrunedModel` needs from flat `--model_args`, named as in conf/model and in the main command."""
-    only_one("a run by lmms-eval's own command line")  # it would cut other batches
+    """Return the arguments of `PrunedModel` from flat `--model_args`, named as in conf/model and the main command."""
+    only_one("a run by lmms-eval's own command line")  # processes would form other batches
     names = {field.name for field in fields(ModelConfig)} - {"name"}
     params = {key.removeprefix("method_"): value for key, value in arguments.items() if key.startswith("method_")}
     tree: dict[str, Any] = {
@@ -310,7 +310,7 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
 
 
 def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
-    """Digest of what a question shows, and why it cannot be shown if it cannot."""
+    """Return the digest of a question's content, and the reason if it cannot be shown."""
     shown = None
     try:
         with reading():
@@ -321,30 +321,30 @@ def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
     return shown, None
 
 
-def _numbers(record: Kept) -> dict[str, Any]:
-    """What a line of kept.jsonl says; `per_layer` is what K is worth as computation if the cut is inside the LLM.
+def _kept_fields(record: Kept) -> dict[str, Any]:
+    """Return the fields of a line of kept.jsonl; `per_layer` is the mean number of visual tokens per decoder layer.
 
-    `budget` is there where `k` may differ from it: where images were made smaller, into the grids `shown`.
+    `budget` and `shown`, the grids of the smaller images, are there only if images were resized: `k` may then differ.
     """
     grids = [list(grid) for grid in record.grids]
-    numbers = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
-    if isinstance(record, Shown):
-        numbers |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
-    return numbers
+    line = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
+    if isinstance(record, ResizeRecord):
+        line |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
+    return line
 
 
 def detailed(questions: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Choose `DETAILED` questions (task, document) of each task by their digests: the same in every run of a sweep."""
+    """Choose `DETAILED` questions (task, document) of each task by digest, the same in every run of a sweep."""
     ranked = sorted(set(questions), key=lambda question: (question[0], digest(question)))
     tasks = groupby(ranked, key=lambda question: question[0])
     return {question for _, of_task in tasks for question in islice(of_task, DETAILED)}
 
 
 def _details(selection: Selection, importance: torch.Tensor | None) -> dict[str, Any]:
-    """What a line of kept.jsonl says of a detailed question, where the method has it.
+    """Return the fields of kept.jsonl for a detailed question, as far as the method provides them.
 
-    `order` holds the kept indices as they were picked. `importance` holds a byte for each of the N tokens, in base 64:
-    logits scaled to 0 for the least important token and 255 for the most important one.
+    `order` lists the kept indices in picking order. `importance` has a byte per token, in base64: the logits, scaled to
+    0 for the least important token and 255 for the most important one.
     """
     details: dict[str, Any] = {}
     if selection.order is not None:
@@ -357,20 +357,20 @@ def _details(selection: Selection, importance: torch.Tensor | None) -> dict[str,
     return details
 
 
-def _nothing(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The lines of a question that failed."""
+def _empty_pair(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the (response, kept indices) lines of a question that failed."""
     line = {"response": "", "input_tokens": 0, "output_tokens": 0, "failed": request.failed}
-    return request.name | line, request.name | _numbers(Kept(0, 0, [], []))
+    return request.name | line, request.name | _kept_fields(Kept(0, 0, [], []))
 
 
 def _seed(seed: int, request: Request) -> int:
-    """A seed of the sample's own, so that no answer depends on the order or on a restart."""
+    """Derive a seed for the question, so that no answer depends on the order or on a restart."""
     text = f"{seed} {request.task} {request.doc_id}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
-    """Arguments of `generate` from a task's `generation_kwargs`: greedy unless it asks for a temperature."""
+    """Return the arguments of `generate` for a task's `generation_kwargs`: greedy unless it sets a temperature."""
     temperature = task.get("temperature") or 0.0
     sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
     return {
@@ -385,7 +385,7 @@ def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
 
 
 def _lengths(answers: torch.Tensor, processor: Any) -> list[int]:
-    """Tokens of each answer [B, T] without the padding after its end."""
+    """Count the tokens of each answer [B, T], without the padding after its end."""
     padding = answers == processor.tokenizer.pad_token_id
     trailing = padding.flip(1).long().cumprod(1).sum(1)
     return [int(answers.shape[1] - n) for n in trailing.tolist()]

@@ -1,4 +1,4 @@
-"""The control `resize` in a run: images and frames become smaller on their way to the model, which is left as it is."""
+"""The control `resize` in a run: images and frames are made smaller, and the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from methods.tokens import Grid, num_tokens
 
 
 @dataclass(frozen=True)
-class Shown(Kept):
-    """What was shown of one sample: `n` and `grids` are of its images as they were, `k` of the smaller ones."""
+class ResizeRecord(Kept):
+    """The record of one sample: `n` and `grids` describe its original images, `k` the smaller ones."""
 
-    budget: int = 0  # K, which `k` rarely meets exactly
+    budget: int = 0  # K, which `k` rarely equals
     shown: list[Grid] = field(default_factory=list)  # (t, h, w) in tokens of each smaller image or video
 
 
-class Resizing:
-    """Handle of a running block, as `Pruning` is of one that drops tokens. What reaches the model is counted."""
+class ResizeHandle:
+    """Handle of a running block, like `Pruning` for methods that drop tokens; counts what reaches the model."""
 
     def __init__(self, pruning: Pruning, budget: Budget) -> None:
         self._pruning = pruning
         self._budget = budget
-        self._samples: list[tuple[list[Grid], list[Grid]]] = []  # as they were, and as they are shown
+        self._samples: list[tuple[list[Grid], list[Grid]]] = []  # original grids, and smaller ones
 
     def seed(self, value: int | Sequence[int]) -> None:
-        """Nothing is drawn."""
+        """Do nothing: no random number is drawn."""
 
     def unrecorded(self) -> AbstractContextManager[None]:
-        """Forget what the model is shown within the block."""
+        """Record nothing of what the model is shown within the block."""
         return self._pruning.unrecorded()
 
     def replaying(self) -> AbstractContextManager[None]:
-        """Nothing is chosen, so a repeated prefill is like the first; it is not recorded."""
+        """Repeat a prefill without recording it; nothing is selected, so it equals the first."""
         return self._pruning.replaying()
 
     @property
@@ -53,41 +53,41 @@ class Resizing:
         return self._pruning.latest
 
     def inputs(self, processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
-        """Return what `to_inputs` makes of the batch with its images small enough for the budget."""
-        whole = to_inputs(processor, conversations, limits)  # how many tokens there would be, nothing else knows
-        full = _grids(whole, conversations, processor.image_processor.merge_size)
+        """Preprocess the batch with `to_inputs`, with its images small enough for the budget."""
+        original = to_inputs(processor, conversations, limits)  # only the processor knows the original grids
+        full = _grids(original, conversations, processor.image_processor.merge_size)
         small = [smaller(grids, self._budget.count(num_tokens(grids))) for grids in full]
         self._samples = list(zip(full, small, strict=True))
         if small == full:
-            return whole
-        both = zip(chain.from_iterable(full), chain.from_iterable(small), strict=True)
-        return to_inputs(processor, conversations, limits, [None if old == new else new for old, new in both])
+            return original
+        pairs = zip(chain.from_iterable(full), chain.from_iterable(small), strict=True)
+        return to_inputs(processor, conversations, limits, [None if old == new else new for old, new in pairs])
 
     def take(self) -> list[Kept]:
-        """Return what was shown of each sample of the last batch; RuntimeError if the model saw anything else."""
-        samples, seen = self._samples, [record.grids for record in self._pruning.take()]
-        asked = [small for _, small in samples]
-        if seen != asked:
-            raise RuntimeError(f"images were to be shown in grids {asked}, the model saw {seen}: nothing can be scored")
+        """Return the record of each sample of the last batch; RuntimeError if the model saw other grids."""
+        samples, actual = self._samples, [record.grids for record in self._pruning.take()]
+        expected = [small for _, small in samples]
+        if actual != expected:
+            raise RuntimeError(f"expected images in grids {expected}, the model saw {actual}: nothing can be scored")
         self._samples = []
         return [self._record(full, small) for full, small in samples]
 
-    def _record(self, full: list[Grid], small: list[Grid]) -> Shown:
+    def _record(self, full: list[Grid], small: list[Grid]) -> ResizeRecord:
         n, k = num_tokens(full), num_tokens(small)
-        return Shown(n, k, [], full, float(k), self._budget.count(n), small)
+        return ResizeRecord(n, k, [], full, float(k), self._budget.count(n), small)
 
 
 @contextmanager
-def resizing(model: nn.Module, budget: Budget, shared: VisionCache | None = None) -> Iterator[Resizing]:
-    """Have the images of every batch fit `budget` within the block, and every token of theirs counted in `model`."""
+def resizing(model: nn.Module, budget: Budget, shared: VisionCache | None = None) -> Iterator[ResizeHandle]:
+    """Fit the images of every batch to `budget` within the block, and count the tokens that reach `model`."""
     with prune(model, "none", keep=1.0, shared=shared) as pruning:
-        yield Resizing(pruning, budget)
+        yield ResizeHandle(pruning, budget)
 
 
 def _grids(inputs: Any, conversations: Sequence[Sequence[Message]], merge: int) -> list[list[Grid]]:
     """Return (t, h, w) in tokens of each image and video, in order, for each conversation."""
-    found = {kind: iter(inputs.get(f"{kind}_grid_thw", ())) for kind in ("image", "video")}
+    grids = {kind: iter(inputs.get(f"{kind}_grid_thw", ())) for kind in ("image", "video")}
     return [
-        [(t, h // merge, w // merge) for kind, _ in media_of([messages]) for t, h, w in [next(found[kind]).tolist()]]
+        [(t, h // merge, w // merge) for kind, _ in media_of([messages]) for t, h, w in [next(grids[kind]).tolist()]]
         for messages in conversations
     ]

@@ -11,8 +11,7 @@ from PIL import Image
 
 from harness.core.errors import UserError
 from harness.core.files import write_atomic
-from harness.report import context, gallery, html, images
-from harness.report import figures as drawn
+from harness.report import context, figures, gallery, html, images
 from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
@@ -21,14 +20,14 @@ from harness.results.result import Result, collect
 from harness.results.summary import full_summary, of_scores
 
 MOST = 10_000_000  # bytes of the page
-BESIDE = 300_000  # bytes of a picture in the folder next to the page
+MOST_IN_FOLDER = 300_000  # bytes of a picture in the folder next to the page
 
 
 def build(cfg: DictConfig) -> dict[str, Any]:
     """Write the page, the plots, or both; return the object that the command prints last."""
     if cfg.scores is not None:
         frame = of_scores(read_scores(Path(str(cfg.scores))))
-        files = _draw(cfg, drawn.draw(frame, None))
+        files = _draw(cfg, figures.draw(frame, None))
         return {"report": None, "runs": 0, "plots": len(files), "bytes": None, "questions": 0}
     runs = Path(str(cfg.runs))
     results = collect(runs)
@@ -37,7 +36,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     measured = files_of(cfg.prefill)
     times = read_times(measured) if measured else None
     frame, notes = full_summary(results)
-    sets = drawn.draw(frame, times)
+    sets = figures.draw(frame, times)
     written = len(_draw(cfg, sets))
     report = {"report": cfg.out, "runs": len(results), "plots": written, "bytes": None, "questions": 0}
     if cfg.out is None:
@@ -54,18 +53,18 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     return {**report, "bytes": len(text.encode()), "questions": asked}
 
 
-def _draw(cfg: DictConfig, sets: Sequence[drawn.Set]) -> list[Path]:
-    """Write the plots as files where that is asked for."""
+def _draw(cfg: DictConfig, sets: Sequence[figures.Set]) -> list[Path]:
+    """Write the plots to the folder `plots`, if it is set."""
     if cfg.plots is None:
         return []
-    figures = {plot.name: plot.figure for made in sets for plot in made.plots}
-    files = plots.save(figures, Path(str(cfg.plots)))
+    drawings = {plot.name: plot.figure for plot_set in sets for plot in plot_set.plots}
+    files = plots.save(drawings, Path(str(cfg.plots)))
     print(f"{plural(len(files), 'file')} in {cfg.plots}")
     return files
 
 
 def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> gallery.Sample:
-    """The gallery's answers, from the runs or from the file that kept them."""
+    """Return the gallery's answers, from the runs or from the file that keeps them."""
     if cfg.gallery == "none":
         return gallery.EMPTY
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
@@ -88,11 +87,11 @@ def _with_pictures(
     sample: gallery.Sample,
     about: dict[str, Any],
 ) -> str:
-    """The page with as good pictures as its size leaves room for; without, how much room that is."""
-    beside = out.with_name(f"{out.stem}_files") if cfg.gallery == "all" and sample["settings"] else None
-    about |= context.of_gallery(cfg, frame, sample, beside, [])
-    share = BESIDE
-    if beside is None:
+    """Render the page; pictures are as large as the size limit of the page allows."""
+    folder = out.with_name(f"{out.stem}_files") if cfg.gallery == "all" and sample["settings"] else None
+    about |= context.of_gallery(cfg, frame, sample, folder, [])
+    share = MOST_IN_FOLDER
+    if folder is None:
         room = MOST - len(html.render(about).encode()) - 200_000
         share = max(0, room) * 3 // 4 // max(1, sum(map(images.count, sample["settings"])))
         if share < 2000:
@@ -103,27 +102,27 @@ def _with_pictures(
     if cfg.pictures:
         configs = {result.hash: result.about["config"] for result in results}
         for setting in sample["settings"]:
-            missing += images.illustrate(setting, configs[setting["runs"][0]], _keep(beside, share))
+            missing += images.illustrate(setting, configs[setting["runs"][0]], _keep(folder, share))
     elif sample["settings"]:
-        missing.append("pictures=false was given.")
-    about |= context.of_gallery(cfg, frame, sample, beside, missing)
+        missing.append("pictures=false")
+    about |= context.of_gallery(cfg, frame, sample, folder, missing)
     text = html.render(about)
     if len(text.encode()) > MOST:
         raise UserError(f"the page weighs {len(text.encode()) / 1e6:.1f} MB: ask for fewer questions= or gallery=all")
     return text
 
 
-def _keep(beside: Path | None, share: int) -> Callable[[Image.Image], str]:
-    """Where a picture goes: into the page, or into the folder beside it, once."""
+def _keep(folder: Path | None, share: int) -> Callable[[Image.Image], str]:
+    """Return a function that stores a picture in `folder`, or in the page, and returns its address."""
 
     def keep(picture: Image.Image) -> str:
         data = images.encoded(picture, share)
-        if beside is None:
+        if folder is None:
             return images.as_uri(data)
-        file = beside / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
-        beside.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
+        folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file():
             file.write_bytes(data)
-        return f"{beside.name}/{file.name}"
+        return f"{folder.name}/{file.name}"
 
     return keep

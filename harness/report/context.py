@@ -1,4 +1,4 @@
-"""What the templates are given: the runs as tables, plots and provenance, and the gallery."""
+"""The context of the page's templates: tables, plots and provenance of runs, and the gallery."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,22 +20,22 @@ from harness.results.stats import AVERAGE
 
 
 def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[figures.Set]) -> dict[str, Any]:
-    """What the template needs but for the gallery."""
-    whole = frame[frame["benchmark"] == AVERAGE].set_index("hash")
+    """Return the context of everything but the gallery."""
+    averages = frame[frame["benchmark"] == AVERAGE].set_index("hash")
     origin = provenance(results, Path(str(cfg.runs)))
     params = {run["hash"]: run["params"] for run in origin["runs"]}
-    origin["runs"] = [run | _who(whole, run["hash"]) for run in origin["runs"]]
+    origin["runs"] = [run | _identify(averages, run["hash"]) for run in origin["runs"]]
     tables = overview(frame, results)
     for table in tables:
         for row in table["rows"]:
             row.update(params=params[row["hash"]], ids=["", *table["benchmarks"]])
     methods = {result.method: "unpruned" if result.is_baseline else result.method for result in results}
-    called = {id: name for table in reversed(tables) for id, name in table["benchmarks"].items()}
-    asked = max(sum(result.metrics["questions"].values()) for result in results)
+    titles = {id: name for table in reversed(tables) for id, name in table["benchmarks"].items()}
+    questions = max(sum(result.metrics["questions"].values()) for result in results)
     models = list(dict.fromkeys(result.about["config"]["model"]["name"] for result in results))
     lead = (
         f"{plural(len(results), 'run')} of {plural(len(set(methods) - {'baseline'}), 'method')} on "
-        f"{plural(len(models), 'model')} and {plural(len(called), 'benchmark')}, up to {asked:,} questions a run."
+        f"{plural(len(models), 'model')} and {plural(len(titles), 'benchmark')}, up to {questions:,} questions per run."
     )
     return {
         "title": str(cfg.title),
@@ -44,104 +44,105 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
         "models": {name: name for name in models},
         "methods": methods,
         "budgets": {result.budget or "unpruned": result.budget or "all tokens" for result in results},
-        "benchmarks": {id: id if list(called.values()).count(name) > 1 else name for id, name in called.items()},
+        "benchmarks": {id: id if list(titles.values()).count(name) > 1 else name for id, name in titles.items()},
         "tables": tables,
-        "plots": [_set(made) for made in sets],
+        "plots": [_rendered(plot_set) for plot_set in sets],
         "provenance": origin,
         "made_with": f"{plural(len(results), 'finished run')} below {cfg.runs}.",
     }
 
 
-def _who(whole: pd.DataFrame, run: str) -> dict[str, Any]:
-    return {key: whole.loc[run, key] for key in ("name", "group", "model", "budget")}
+def _identify(averages: pd.DataFrame, run: str) -> dict[str, Any]:
+    return {key: averages.loc[run, key] for key in ("name", "group", "model", "budget")}
 
 
-def _set(made: figures.Set) -> dict[str, Any]:
-    shown = [
+def _rendered(plot_set: figures.Set) -> dict[str, Any]:
+    rendered = [
         {
-            **{key: it for key, it in vars(plot).items() if key != "figure"},
+            **{key: value for key, value in vars(plot).items() if key != "figure"},
             "width": round(120 * plot.figure.get_figwidth()),
-            "svg": plots.inline(plot.figure, plot.name.replace(".", "-"), f"{plot.title}, {made.label}"),
+            "svg": plots.inline(plot.figure, plot.name.replace(".", "-"), f"{plot.title}, {plot_set.label}"),
         }
-        for plot in made.plots
+        for plot in plot_set.plots
     ]
-    return {**asdict(figures.Set(made.label, [], made.missing)), "plots": shown}
+    return {**asdict(figures.Set(plot_set.label, [], plot_set.missing)), "plots": rendered}
 
 
 def of_gallery(
     cfg: DictConfig,
     frame: pd.DataFrame,
     sample: gallery.Sample,
-    beside: Path | None,
+    folder: Path | None,
     missing: list[str],
 ) -> dict[str, Any]:
-    """The gallery's part of the context; with a folder beside the page, its questions are written there."""
-    whole = frame[frame["benchmark"] == AVERAGE].set_index("hash")
+    """Return the context of the gallery; questions are written to `folder`, or into the page without one."""
+    averages = frame[frame["benchmark"] == AVERAGE].set_index("hash")
     settings = []
     for place, setting in enumerate(sample["settings"]):
         names = short(list(dict.fromkeys(question["task"] for question in setting["questions"])))
         chunks: list[dict[str, Any]] = []
         for task, name in names.items():
-            those = [question for question in setting["questions"] if question["task"] == task]
+            questions = [question for question in setting["questions"] if question["task"] == task]
             chunk = {"task": task, "short": name}
-            if beside is None:
-                chunks.append({**chunk, "questions": those})
+            if folder is None:
+                chunks.append({**chunk, "questions": questions})
                 continue
-            file = beside / f"{place}-{task}.js"
-            beside.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, f"galleryChunk({html.script_json(those)});\n")
-            chunks.append({**chunk, "src": f"{beside.name}/{file.name}"})
+            file = folder / f"{place}-{task}.js"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, f"galleryChunk({html.script_json(questions)});\n")
+            chunks.append({**chunk, "src": f"{folder.name}/{file.name}"})
         label = html.called(setting["model"], setting["tasks"])
         settings.append({"label": label, "runs": setting["runs"], "chunks": chunks})
-    data = {"right": RIGHT, "runs": {run: _who(whole, run) for run in whole.index}, "settings": settings}
+    data = {"right": RIGHT, "runs": {run: _identify(averages, run) for run in averages.index}, "settings": settings}
     return {
         "data": html.script_json(data),
         "settings": settings,
-        "beside": " 'self' file:" if beside else "",
-        "overlaps": [_overlap(table, sample, whole) for table in sample["overlaps"]],
-        "gallery_rule": _rule(cfg, sample),
+        "file_sources": " 'self' file:" if folder else "",
+        "overlaps": [_overlap(table, averages) for table in sample["overlaps"]],
+        "gallery_rule": _rule(sample),
         "gallery_missing": _missing(cfg, sample, missing),
     }
 
 
-def _overlap(table: dict[str, Any], sample: gallery.Sample, whole: pd.DataFrame) -> dict[str, Any]:
-    about = _who(whole, table["runs"][0])
+def _overlap(table: dict[str, Any], averages: pd.DataFrame) -> dict[str, Any]:
+    first = _identify(averages, table["runs"][0])
     return {
         **table,
-        "label": f"{about['model']}, {about['budget']}",
-        "names": [_who(whole, run) for run in table["runs"]],
+        "label": f"{first['model']}, {first['budget']}",
+        "names": [_identify(averages, run) for run in table["runs"]],
     }
 
 
-def _rule(cfg: DictConfig, sample: gallery.Sample) -> str:
+def _rule(sample: gallery.Sample) -> str:
+    """Say which questions the gallery shows."""
     shown = sum(len(setting["questions"]) for setting in sample["settings"])
-    there = sum(setting["answered"] for setting in sample["settings"])
-    counts = f"One counts as answered from a score of {RIGHT:g} on."
-    if shown == there:
-        return f"All {plural(there, 'question')} that were asked. {counts}"
+    asked = sum(setting["answered"] for setting in sample["settings"])
+    counts = f"An answer with a score of at least {RIGHT:g} counts as right."
+    if shown == asked:
+        return f"The gallery shows all {plural(asked, 'question')} that were asked. {counts}"
     candidates = sum(setting.get("candidates", setting["answered"]) for setting in sample["settings"])
-    if candidates < there:
+    if candidates < asked:
         counts = f"They come from the {candidates:,} whose picking order or importance was recorded. {counts}"
     return (
-        f"{shown:,} of {there:,} questions: of each benchmark those that tell the runs apart best, one after the other "
-        "the question with the most pairs of runs, one right and one wrong, that no question before it showed. "
-        f"{counts} They were picked for their differences: only the tables above say how often a method is right."
+        f"The gallery shows {shown:,} of {asked:,} questions: for each benchmark those that best separate the runs. "
+        "Each question adds the most pairs of a right and a wrong run that no earlier question has. "
+        f"{counts} The questions were chosen for their differences; the tables above say how often a method is right."
     )
 
 
 def _missing(cfg: DictConfig, sample: gallery.Sample, missing: list[str]) -> list[str]:
     if cfg.gallery == "none":
-        return ["gallery=none was given."]
+        return ["There is no gallery (gallery=none)."]
     if not sample["settings"]:
         return [
-            "No pruned run here holds its answers and kept tokens (responses.jsonl, kept.jsonl): committed results are "
-            "kept without them. Run python -m harness again, or pass the sample= that was made from whole runs."
+            "No pruned run here has its answers and kept tokens (responses.jsonl, kept.jsonl); archives of scores have "
+            "neither. Run python -m harness again, or pass the sample= file that was made from complete runs."
         ]
     return [f"Shown without pictures: {text}" for text in missing]
 
 
 def overview(frame: pd.DataFrame, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Tables as {"benchmarks": {id: short name}, "rows": [...]}, that with the most runs first."""
+    """Return tables as {"benchmarks": {id: short name}, "rows": [...]}, the one with the most runs first."""
     tables: list[tuple[set[str], list[Result]]] = []
     for result in results:
         tasks, members = set(result.metrics["primary"]), [result]
@@ -175,10 +176,10 @@ def _row(result: Result, benchmarks: Sequence[str], cells: dict[tuple[str, str],
     }
 
 
-def _cell(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What one cell shows; None where the run has no such benchmark. NaN becomes None."""
-    if found is None:
+def _cell(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the numbers of one cell, NaN as None; None if the run has no such benchmark."""
+    if row is None:
         return None
     numbers = ("score", "relative", "low", "high", "se", "lost", "gained", "agreement", "p_best")
-    known = {name: None if pd.isna(found[name]) else float(found[name]) for name in numbers}
-    return {**known, "best": found["best"] is True or bool(found["best"] == 1), "as_best": bool(found["as_best"] == 1)}
+    cell = {name: None if pd.isna(row[name]) else float(row[name]) for name in numbers}
+    return {**cell, "best": row["best"] is True or bool(row["best"] == 1), "as_best": bool(row["as_best"] == 1)}

@@ -1,4 +1,4 @@
-"""Where the numbers of a page are from: versions, commits, settings, counts, and what did not finish."""
+"""The origin of a page's numbers: versions, commits, settings, counts, and unfinished runs."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from harness.results.result import Result
 
 
 def provenance(results: Sequence[Result], runs: Path) -> dict[str, Any]:
-    """ "shared": what all runs have in common; "differing": what they do not, with counts; "runs": a row each."""
+    """Return the facts that all runs share, those that differ with their counts, a row per run, and unfinished runs."""
     facts = [_facts(result) for result in results]
     shared, differing = {}, {}
     for key in dict.fromkeys(key for fact in facts for key in fact):
@@ -50,11 +50,11 @@ def _facts(result: Result) -> dict[str, str]:
 
 
 def _run(result: Result, runs: Path) -> dict[str, Any]:
-    params = {key: it for key, it in result.about["config"]["method"].items() if key != "name"}
+    params = {key: value for key, value in result.about["config"]["method"].items() if key != "name"}
     files = {key: f"digest {about['digest'][:8]}" for key, about in result.about["made_from"].items()}
     return {
         "hash": result.hash,
-        "params": ", ".join(f"{key}={it}" for key, it in {**params, **files}.items()),
+        "params": ", ".join(f"{key}={value}" for key, value in {**params, **files}.items()),
         "questions": sum(result.metrics["questions"].values()),
         "failed": sum(result.failed.values()),
         "tokens": result.tokens("all"),
@@ -66,8 +66,8 @@ def _run(result: Result, runs: Path) -> dict[str, Any]:
 
 
 def unfinished(runs: Path) -> list[dict[str, Any]]:
-    """Run folders without the marker: stopped, or still running."""
-    found = []
+    """Return the run folders without the marker DONE: their runs stopped, or still run."""
+    folders = []
     for file in sorted(runs.rglob("run.json")):
         if (file.parent / "DONE").exists():
             continue
@@ -76,8 +76,7 @@ def unfinished(runs: Path) -> list[dict[str, Any]]:
             label = f"{about['method']} at {about['budget']} on {about['model']}"
         except (ValueError, KeyError) as error:
             raise UserError(f"{file} is damaged ({one_line(error)}): move its folder away") from error
-        answered = sum(
-            said.read_bytes().count(b"\n") for said in file.parent.glob("responses*.jsonl")
-        )  # a process each
-        found.append({"folder": str(file.parent.relative_to(runs)), "label": label, "answered": answered})
-    return found
+        logs = file.parent.glob("responses*.jsonl")  # one per process
+        answered = sum(log.read_bytes().count(b"\n") for log in logs)
+        folders.append({"folder": str(file.parent.relative_to(runs)), "label": label, "answered": answered})
+    return folders

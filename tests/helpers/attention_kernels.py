@@ -1,4 +1,4 @@
-"""The attention kernels that tests run with: sdpa, eager, and one that keeps FlashAttention's contract on the CPU."""
+"""The attention kernels that tests run with: sdpa, eager, and one that follows FlashAttention's contract on the CPU."""
 
 import torch
 from torch.nn import functional
@@ -6,11 +6,11 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-KERNELS = ("sdpa", "eager", "flash_like")  # the name contains "flash", by which transformers hands over what it needs
+KERNELS = ("sdpa", "eager", "flash_like")  # transformers passes the arguments of FlashAttention to names with "flash"
 
 
 def with_kernel(model, attn):
-    """Give a kernel to every part of a model, its vision tower included; return the model."""
+    """Set the kernel of every part of a model, including its vision tower; return the model."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             part.config._attn_implementation = attn

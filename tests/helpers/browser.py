@@ -1,6 +1,6 @@
 """A page in a real headless Chromium.
 
-`python tests/helpers/browser.py report.html docs` takes the pictures of the README.
+`python tests/helpers/browser.py report.html docs` takes the screenshots of the README.
 """
 
 import shutil
@@ -17,13 +17,13 @@ WIDE, PHONE = (1280, 860), (390, 844)
 
 
 def chromium() -> str | None:
-    """Where the browser is, if it is installed."""
+    """Return the path of the browser, if it is installed."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass
 class Opened:
-    """A page and what it complained about or asked the network for."""
+    """A page with its errors and its network requests."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Opened:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Chromium with a fresh profile."""
+    """Start Chromium with an empty profile."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -45,25 +45,25 @@ def browser() -> Iterator[Any]:
 def opened(
     started: Any, file: Path, size: tuple[int, int] = WIDE, scheme: str = "light", scripts: bool = True, **more: Any
 ) -> Iterator[Opened]:
-    """The file in a window of its own; everything it logs or asks for is noted from before it loads."""
-    view = {"width": size[0], "height": size[1]}
-    context = started.new_context(viewport=view, color_scheme=scheme, java_script_enabled=scripts, **more)
+    """Open the file in a new window; errors and requests are recorded from before it loads."""
+    viewport = {"width": size[0], "height": size[1]}
+    context = started.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts, **more)
     page = context.new_page()
-    found = Opened(page)
-    page.on("console", lambda it: found.errors.append(it.text) if it.type in ("error", "warning") else None)
-    page.on("pageerror", lambda it: found.errors.append(str(it)))
-    page.on("request", lambda it: found.requests.append(it.url))
+    view = Opened(page)
+    page.on("console", lambda line: view.errors.append(line.text) if line.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: view.errors.append(str(error)))
+    page.on("request", lambda request: view.requests.append(request.url))
     page.goto(file.absolute().as_uri())
-    yield found
+    yield view
     context.close()
 
 
 def pictures(file: Path, folder: Path) -> list[Path]:
-    """The two pictures of the README: the overview, and on dark a question that A answers and B does not."""
+    """Take the screenshots of the README: the overview, and, dark, a question that A has right and B wrong."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    files = []
     with browser() as started:
         for name, section, scheme in (("report", "overview", "light"), ("report-tokens", "viewer", "dark")):
             with opened(started, file, (1440, 900), scheme, reduced_motion="reduce", device_scale_factor=1.25) as shown:
@@ -71,10 +71,10 @@ def pictures(file: Path, folder: Path) -> list[Path]:
                     shown.page.locator("#g-differ").check()
                 shown.page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
                 shown.page.wait_for_timeout(300)
-                made.append(folder / f"{name}.png")
-                shown.page.screenshot(path=made[-1])
-                Image.open(made[-1]).convert("RGB").save(made[-1], optimize=True)
-    return made
+                files.append(folder / f"{name}.png")
+                shown.page.screenshot(path=files[-1])
+                Image.open(files[-1]).convert("RGB").save(files[-1], optimize=True)
+    return files
 
 
 if __name__ == "__main__":

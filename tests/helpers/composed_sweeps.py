@@ -12,7 +12,7 @@ from harness.evaluation.sweep_plan import shared
 
 @cache
 def sweep(*overrides):
-    """(configuration, its own overrides) of every job of `python -m harness -m OVERRIDES`."""
+    """Return (configuration, its own overrides) of every job of `python -m harness -m OVERRIDES`."""
     command.register_resolvers()
     swept = register(command._experiment("config", list(overrides), True, False))
     jobs = command._checked_jobs("config", swept, True, ())
@@ -21,10 +21,10 @@ def sweep(*overrides):
 
 
 def located(*overrides):
-    """The same, located as for `dry_run=true`: the Hub is not asked."""
+    """Return the same with models located as for `dry_run=true`, without the Hub."""
     return [(locate(replace(config, dry_run=True)), own) for config, own in sweep(*overrides)]
 
 
 def jobs(*overrides):
-    """The configurations alone."""
+    """Return the configurations alone."""
     return [config for config, _ in sweep(*overrides)]

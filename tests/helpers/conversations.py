@@ -1,4 +1,4 @@
-"""Made-up conversations about random pictures, as a file that training reads."""
+"""Synthetic conversations about random pictures, as a file for training."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def write_conversations(folder: Path, count: int, most: int = 3) -> Path:
-    """`count` conversations of one to `most` questions, each about a picture of one of several sizes."""
+    """Write `count` conversations of one to `most` questions about pictures of several sizes; return the file."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     records = []

@@ -1,4 +1,4 @@
-"""The pages of docs/, and a reader who works through one: writes its files, types its commands one after the other."""
+"""The pages of docs/, and a reader that follows a page: it writes its files and runs its commands in order."""
 
 import glob
 import json
@@ -15,7 +15,7 @@ from fork_server import Forks
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LAUNCHED = 2  # processes, of however many a page launches
+LAUNCHED = 2  # processes, whatever number a page launches
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Page:
 
     @cached_property
     def spans(self) -> list[str]:
-        """What stands in backticks within a line or two of prose."""
+        """Return the texts in backticks."""
         return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", self.prose)]
 
     @cached_property
@@ -61,7 +61,7 @@ PAGES = {path.name: Page(path.name) for path in sorted((ROOT / "docs").glob("*.m
 
 @dataclass(frozen=True)
 class Said:
-    """What a command printed."""
+    """The output of a command."""
 
     out: str
     err: str
@@ -73,10 +73,10 @@ class Said:
 
 @dataclass
 class Reader:
-    """Types the commands of a page in `folder`, where that of a clone would be.
+    """Run the commands of a page in `folder`, as in a clone of the repository.
 
-    `given` is what a page takes for granted, by the name that it has there (/path/to/weights). `more` has words to put
-    behind commands that begin so: a sweep that would take hours is then only listed.
+    `given` maps paths that a page assumes (/path/to/weights) to real ones. `more` maps the beginning of commands to
+    words to append, so that a sweep that would take hours is only listed.
     """
 
     page: Page
@@ -96,7 +96,7 @@ class Reader:
         text = command
         for there, here in self.given.items():
             text = text.replace(there, here)
-        words = [found for word in shlex.split(text, comments=True) for found in self._globbed(word)]
+        words = [path for word in shlex.split(text, comments=True) for path in self._globbed(word)]
         words += [word for start, added in self.more.items() if command.startswith(start) for word in added]
         env = {}
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -107,11 +107,11 @@ class Reader:
             case ["python", "-m", *call]:
                 processes = [self.forks.start(*call, env=env)]
             case ["torchrun", "--nproc-per-node", _, "-m", *call] | ["accelerate", "launch", "-m", *call]:
-                processes = self.forks.launch(LAUNCHED, *call)  # with the environment that either launcher gives
+                processes = self.forks.launch(LAUNCHED, *call)  # with the environment of either launcher
             case ["python", file] if file in self.page.files:
                 return self._called(sys.executable, file)
             case ["make", target]:
-                return self._called("make", "--dry-run", "-C", str(ROOT), target)  # which would install everything
+                return self._called("make", "--dry-run", "-C", str(ROOT), target)  # a real make installs everything
             case [script, *rest] if script.startswith("scripts/"):
                 return self._called(str(ROOT / script), *rest, **env)
             case _:
@@ -121,9 +121,9 @@ class Reader:
         return Said(processes[0].out, processes[0].err)
 
     def _globbed(self, word: str) -> list[str]:
-        found = sorted(glob.glob(word, root_dir=self.folder)) if "*" in word else [word]
-        assert found, f"docs/{self.page.name}: nothing is called {word}"
-        return found
+        paths = sorted(glob.glob(word, root_dir=self.folder)) if "*" in word else [word]
+        assert paths, f"docs/{self.page.name}: nothing is called {word}"
+        return paths
 
     def _called(self, *call: str, **env: str) -> Said:
         path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

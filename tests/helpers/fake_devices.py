@@ -1,6 +1,6 @@
-"""Devices that are not there: tensors that say they lie on one, and refuse to be mixed with others as on real ones.
+"""Fake devices: tensors that report a device and, as on real devices, cannot be mixed with tensors of others.
 
-They compute on the CPU. "cpu:1" and "cpu:2" stand for two GPUs, since torch starts no driver for them.
+They compute on the CPU. "cpu:1" and "cpu:2" stand for two GPUs, since torch needs no driver for them.
 """
 
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ TAKES_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.defa
 
 
 class Placed(torch.Tensor):
-    """A tensor that says it lies on `device`."""
+    """A tensor that reports to be on `device`."""
 
     held: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -25,11 +25,11 @@ class Placed(torch.Tensor):
     @staticmethod
     def __new__(cls, held, device):
         size, stride = held.size(), held.stride()
-        made = torch.Tensor._make_wrapper_subclass(
+        tensor = torch.Tensor._make_wrapper_subclass(
             cls, size, strides=stride, storage_offset=held.storage_offset(), dtype=held.dtype, device=device
         )
-        made.held = held
-        return made
+        tensor.held = held
+        return tensor
 
     def __repr__(self):
         return f"Placed({self.held}, {self.device})"
@@ -40,8 +40,8 @@ class Placed(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        given = tree_flatten((args, kwargs))[0]
-        tensors = [item for item in given if isinstance(item, torch.Tensor)]
+        leaves = tree_flatten((args, kwargs))[0]
+        tensors = [item for item in leaves if isinstance(item, torch.Tensor)]
         first = tensors[0] if tensors else None
         mixed = tensors[:1] if function in TAKES_INDICES | MOVES else [t for t in tensors if t.ndim]
         places = {_place(tensor) for tensor in mixed} or {_place(tensor) for tensor in tensors}
@@ -63,7 +63,7 @@ class Placed(torch.Tensor):
         holders = {id(t.held): t for t in tensors if isinstance(t, Placed)}
         out = function(*tree_map(_held, args), **tree_map(_held, kwargs))
         if torch.Tag.inplace_view in function.tags:
-            with no_dispatch():  # squeeze_ and its like change what the wrapper says of its shape
+            with no_dispatch():  # squeeze_ and similar functions change the shape of the wrapper
                 function(*args, **kwargs)
 
         def wrap(item):
@@ -87,15 +87,15 @@ def _place(tensor):
 class _Pretending(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        wanted = kwargs.get("device")
+        device = kwargs.get("device")
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Placed)]
-        if tensors or (wanted is not None and torch.device(wanted).index):
+        if tensors or (device is not None and torch.device(device).index):
             return Placed.__torch_dispatch__(function, types, args, kwargs)
         return function(*args, **kwargs)
 
 
 class _Making(TorchFunctionMode):
-    """`torch.tensor` and `new_tensor` read the memory of tensors in a list, and know one CPU."""
+    """Replace `torch.tensor` and `new_tensor`, which read the memory of tensors in a list and know only one CPU."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.new_tensor and isinstance(args[0], Placed):
@@ -105,14 +105,14 @@ class _Making(TorchFunctionMode):
         data = tree_map(lambda item: item.tolist() if isinstance(item, Placed) else item, args)
         options = dict(kwargs or {})
         place = options.pop("device", None)
-        made = torch.tensor(*data, **options)
-        return made if place is None else made.to(place)
+        tensor = torch.tensor(*data, **options)
+        return tensor if place is None else tensor.to(place)
 
 
 @contextmanager
 def pretended_devices():
-    """Have torch make tensors on "cpu:1" and so on."""
-    # Module.to would else put the new memory below the old parameter, which then says "cpu:1" and is no Placed.
+    """Let torch make tensors on "cpu:1" and other fake devices within the block."""
+    # Otherwise Module.to keeps the old parameter with new memory: it reports "cpu:1" but is not a Placed.
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported what they need: a start costs no import."""
+"""Run commands in processes forked from one that has imported everything, so that a start costs no import."""
 
 import json
 import multiprocessing
@@ -20,13 +20,13 @@ FORK = multiprocessing.get_context("forkserver")
 
 @dataclass
 class Command:
-    """`python -m` under way, or over."""
+    """A running or finished `python -m` process."""
 
     process: multiprocessing.Process
     files: tuple[Path, Path]
 
     def end(self, timeout: float = 900) -> int:
-        """The exit code; negative where a signal ended it."""
+        """Wait for the exit code; it is negative if a signal ended the process."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, f"still running after {timeout} s: {self.err}"
         return self.process.exitcode
@@ -50,7 +50,7 @@ class Command:
 
 @dataclass
 class Forks:
-    """Starts commands in `folder`; what they print lies in `said`."""
+    """Start commands in `folder`; their output goes to files in `said`."""
 
     folder: Path
     said: Path
@@ -58,7 +58,7 @@ class Forks:
     _agents: list = field(default_factory=list)
 
     def start(self, *call: str, env: dict | None = None, before=None) -> Command:
-        """`python -m call` with more environment, after `before()` in the new process."""
+        """Start `python -m call` with more environment variables; `before()` runs first in the new process."""
         self.count += 1
         files = tuple(self.said / f"{self.count}.{name}" for name in ("out", "err"))
         process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before))
@@ -71,10 +71,10 @@ class Forks:
         return command
 
     def launch(self, count: int, *call: str, before: dict | None = None, agent: bool = True) -> list[Command]:
-        """`count` processes with the environment that torchrun gives them; `before[rank]` runs first in one of them."""
+        """Start `count` processes with the environment of torchrun; `before[rank]` runs first in process `rank`."""
         from torch.distributed import TCPStore
 
-        agents = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # outlives any of the processes
+        agents = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # has to outlive the processes
         common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agents.port)}
         if agent:
             self._agents.append(agents)
@@ -103,17 +103,17 @@ def _command(call, folder, env, files, before):
     if before is not None:
         before()
     if not hasattr(sys.modules.get(module), "__path__"):
-        sys.modules.pop(module, None)  # runpy warns of a module that has been imported
+        sys.modules.pop(module, None)  # runpy warns about a module that is already imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def record(folder: Path) -> dict[str, bytes]:
-    """What a run folder holds, without when and where it was computed."""
-    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    about = json.loads(found.pop("run.json"))
-    found["identity"] = json.dumps(about["identity"]).encode()
-    assert json.loads(found.pop("DONE"))["seconds"] >= 0
-    return found
+    """Return the contents of a run folder, except when and where it was computed."""
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    about = json.loads(contents.pop("run.json"))
+    contents["identity"] = json.dumps(about["identity"]).encode()
+    assert json.loads(contents.pop("DONE"))["seconds"] >= 0
+    return contents
 
 
 def kill(command: Command) -> None:
@@ -122,7 +122,7 @@ def kill(command: Command) -> None:
 
 
 def counting(answers: str | Path, killed_at: int = 0) -> None:
-    """To run first in a process: note each question that it answers, and be killed in front of a batch."""
+    """Log the key of each answered question, and kill the process before batch `killed_at`; for use as `before`."""
     from harness.evaluation.lmms_model import PrunedModel
 
     plain, calls = PrunedModel._answer, []
@@ -139,11 +139,11 @@ def counting(answers: str | Path, killed_at: int = 0) -> None:
 
 
 def start_server(home: Path) -> None:
-    """Have the process that is forked import everything, once for all test modules of this pytest."""
+    """Start the process from which commands are forked, once per pytest process."""
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    wanted = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    variables = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     with pytest.MonkeyPatch.context() as environment:
-        for key, value in wanted.items():
+        for key, value in variables.items():
             environment.setenv(key, value)
         FORK.set_forkserver_preload(IMPORTED)
         forkserver.ensure_running()

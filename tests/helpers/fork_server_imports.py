@@ -1,4 +1,4 @@
-"""What the process imports that commands are forked from."""
+"""Imports of the process from which commands are forked."""
 
 import hydra
 import lmms_eval.__main__

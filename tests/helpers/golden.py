@@ -1,11 +1,11 @@
-"""What every method keeps and answers: on tiny models of every family, and on embedded questions.
+"""Golden results of every method: on tiny models of every family, and on embedded questions.
 
     python tests/helpers/golden.py
 
-writes golden.json again. It refuses where an answer changed and the version that has to say so did not rise.
+writes golden.json again. It refuses if an answer changed and the version that has to rise did not.
 
-Kept tokens and answers are digests, logits and pixels projections on a few fixed directions, which move by as much as
-what they stand for. Models run in float64, so that the rounding of another CPU chooses no other token.
+Kept tokens and answers are stored as digests. Logits and pixels are stored as projections on a few fixed directions, so
+that they can be compared with a tolerance. Models run in float64, so that the rounding of a CPU changes no choice.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from harness.models import FAMILIES, adapter_class, adapter_for
 from harness.models.scorer import VisionSelectorScorer
 
 FILE = Path(__file__).with_name("golden.json")
-TOKENS = 4  # decoded
+TOKENS = 4  # decoded per prompt
 TOLERANCE = 1e-3  # of a projection; norms and rotations are float32 in any model
 QUESTIONS = 10  # of each embedded model
 POCKET = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}  # embedded model -> its family
@@ -47,11 +47,11 @@ def projections(tensors) -> list[float]:
     return [round(float(((2 * row - 1) * values).sum() / len(values) ** 0.5), 6) for row in signs.double()]
 
 
-def same(one, other) -> bool:
+def same(first, other) -> bool:
     """Tell whether two entries of a case are equal, projections up to rounding."""
-    if isinstance(one, str) or isinstance(other, str) or one is None or other is None:
-        return one == other
-    return all(abs(a - b) <= TOLERANCE for a, b in zip(one, other, strict=True))
+    if isinstance(first, str) or isinstance(other, str) or first is None or other is None:
+        return first == other
+    return all(abs(a - b) <= TOLERANCE for a, b in zip(first, other, strict=True))
 
 
 def versions() -> dict:
@@ -67,7 +67,7 @@ def versions() -> dict:
 
 @torch.no_grad()
 def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
-    """Yield a name and what came out for every method, and its variants, on the family's tiny model."""
+    """Yield (name, results) of every method and variant on the family's tiny model."""
     build, process = BUILDERS[family]
     model, processor = build(), process()
     video = "video" in adapter_class(family).media
@@ -77,8 +77,8 @@ def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
     scorer = VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
     for name, params in [("none", {}), *(case.values for case in variants())]:
         keep = 1.0 if name == "none" else 0.3
-        given = params | ({"prior": "none"} if name == "d2pruner" else {})
-        with harness.prune(model, name, keep=keep, scorer=scorer, **given) as pruning:
+        arguments = params | ({"prior": "none"} if name == "d2pruner" else {})
+        with harness.prune(model, name, keep=keep, scorer=scorer, **arguments) as pruning:
             length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
             output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True)
         yield (
@@ -93,7 +93,7 @@ def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
 
 @torch.no_grad()
 def pocket_cases(name: str) -> Iterator[tuple[str, dict]]:
-    """Yield a name and what came out for every method on the first questions of each embedded task."""
+    """Yield (name, results) of every method on the first questions of each embedded task."""
     pocket = PocketModel(name)
     model = pocket.loaded.model.double()
     for method in methods.BUILT_IN:
@@ -133,7 +133,7 @@ def recorded(model) -> Iterator[tuple[list, list]]:
 
 
 def cases(which: str) -> dict[str, dict]:
-    """Return what came out with a family's tiny model, or of an embedded model."""
+    """Return the results with a family's tiny model, or with an embedded model."""
     return dict(pocket_cases(which) if which in POCKET else tiny_cases(which))
 
 
@@ -153,27 +153,27 @@ def to_raise(before: dict, today: dict) -> dict[str, str]:
         return {"preprocessing": f"{model} inputs"}
     if f"{model} none" in changed:
         return {family: f"{model} none"}
-    found = {}
+    versions_to_raise = {}
     for name, keys in changed.items():
         method = name.split()[1]
-        found.setdefault(f"method {method}" if "kept" in keys else "cut", name)
-    # Where most methods keep other tokens, what they read of the model changed.
+        versions_to_raise.setdefault(f"method {method}" if "kept" in keys else "cut", name)
+    # If most methods keep other tokens, the model's output changed.
     kept = [name for name, keys in changed.items() if "kept" in keys]
-    return {family: kept[0]} if len(kept) > len(before) / 2 else found
+    return {family: kept[0]} if len(kept) > len(before) / 2 else versions_to_raise
 
 
 def main() -> None:
     """Write the file again."""
-    known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "cases": {}}
-    today, found = versions(), {}
+    old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "cases": {}}
+    today, results = versions(), {}
     for which in (*FAMILIES, *POCKET):
-        found[which] = cases(which)
-        for version, case in to_raise(known["cases"].get(which, found[which]), found[which]).items():
-            if today[version] <= known["versions"][version]:
+        results[which] = cases(which)
+        for version, case in to_raise(old["cases"].get(which, results[which]), results[which]).items():
+            if today[version] <= old["versions"][version]:
                 sys.exit(f"{case} changed: raise the version of {version} (now {today[version]}) first")
     lines = [
         f'  "{which}": {{\n' + ",\n".join(f'   "{name}": {json.dumps(case)}' for name, case in group.items()) + "\n  }"
-        for which, group in found.items()
+        for which, group in results.items()
     ]
     text = f' "versions": {json.dumps(today)},\n "cases": {{\n' + ",\n".join(lines) + "\n }"
     FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")

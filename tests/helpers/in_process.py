@@ -1,4 +1,4 @@
-"""Runs of the main command in this process, without the command."""
+"""Runs of the main command in this process, without its command line."""
 
 from harness.evaluation import runner
 from harness.evaluation.reuse import RunContext

@@ -15,7 +15,7 @@ LAMS = (0.5, 0.1, 0.0, 1.0, 0.9)
 
 
 def tokens_of(n: int, d: int, seed: int, kind: str) -> Tokens:
-    """One sample [n, d]; those of kind "near" differ by less than float32 products can tell."""
+    """Return a sample [n, d]; rows of kind "near" differ by less than float32 products resolve."""
     if kind in plain.KINDS:
         return plain.sample(n, d, seed, kind)
     tokens = plain.sample(n, d, seed)
@@ -31,7 +31,7 @@ def tokens_of(n: int, d: int, seed: int, kind: str) -> Tokens:
 
 
 def scores_of(tokens: Tokens, seed: int):
-    """Importance in [0, 1), with ties for every other seed."""
+    """Return importance in [0, 1), with ties for odd seeds."""
     scores = tokens.importance.double()
     return min_max(scores.round() if seed % 2 else scores, 1e-6)
 
@@ -40,7 +40,7 @@ def _rows(samples):
     return (CosineRows(tokens.features) for tokens in samples)
 
 
-# Each takes samples, how many to keep of each, and a seed that varies parameters.
+# Each takes samples, the K of each, and a seed that varies parameters.
 KERNELS = {
     "mmr": lambda samples, ks, seed: mmr(_rows(samples), [scores_of(s, seed) for s in samples], ks, LAMS[seed % 5]),
     "maxmin": lambda samples, ks, seed: maxmin(_rows(samples), ks),

@@ -1,4 +1,4 @@
-"""Samples with the state of one decoder layer, and attention as its definition says, in plain float64."""
+"""Samples with the state of one decoder layer, and attention by its definition, in plain float64."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ ATTENTION = [0.30, 0.25, 0.05, 0.10, 0.02, 0.08, 0.12, 0.08]
 
 
 def layer_tokens(grids, seed=0, text=9, heads=4, kv=2, d=8, width=6, kind="normal", scale=1.0):
-    """One sample whose visual tokens stand in runs, one a grid, between and before tokens of text."""
+    """Return a sample whose visual tokens form a run per grid, with text tokens before, between and after."""
     g = torch.Generator().manual_seed(seed)
     n, position, visual = sum(t * h * w for t, h, w in grids), 2, []
     for t, h, w in grids:
@@ -33,7 +33,7 @@ def layer_tokens(grids, seed=0, text=9, heads=4, kv=2, d=8, width=6, kind="norma
 
 
 def attention_of(q, k):
-    """Attention [S] of one query [H, d] to keys [KV, S, d]: every head on its own, then their mean."""
+    """Return the attention [S] of one query [H, d] to keys [KV, S, d], the mean of all heads."""
     q, k = np.asarray(q, dtype=np.float64), np.asarray(k, dtype=np.float64)
     total = np.zeros(k.shape[1])
     for head, query in enumerate(q):
@@ -50,5 +50,5 @@ def cosine_of(a, b):
 
 
 def best(scores, k):
-    """Indices of the `k` highest scores, ties to the lowest index."""
+    """Return the indices of the `k` highest scores, ties to the lowest index."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]

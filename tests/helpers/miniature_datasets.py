@@ -1,9 +1,8 @@
 """Make twelve questions of each of the paper's fourteen benchmarks: python tests/helpers/miniature_datasets.py FOLDER.
 
-Repositories, configurations, splits, columns and types are those that the real data sets have on the Hub, so that
-lmms-eval's own tasks load, ask and score them; what they say and show was made up here. Vinoground, which is only
-scored as a whole, has its 2000 rows, and of its columns only those that lmms-eval reads: `vinoground` says what is
-known. `FOLDER` is then what data_root= takes.
+Repositories, configurations, splits, columns and types are those of the real data sets on the Hub, so that lmms-eval's
+own tasks load and score them. Texts and pictures are synthetic. Vinoground is only scored as a whole, so it has all
+2000 rows, with the columns that lmms-eval reads (see `vinoground`). Pass the folder as data_root=FOLDER.
 """
 
 import json
@@ -24,7 +23,7 @@ LETTERS = "ABCD"
 
 
 def picture(number: int, width: int = 84, height: int = 56) -> Pictures.Image:
-    """A rectangle on a coloured ground, different for every number."""
+    """Draw a rectangle on a coloured background, different for every number."""
     image = Pictures.new("RGB", (width, height), COLOURS[number % len(COLOURS)])
     left, top = 5 * number % (width // 2), 3 * number % (height // 2)
     ImageDraw.Draw(image).rectangle((left, top, left + 20, top + 20), fill="white")
@@ -32,7 +31,7 @@ def picture(number: int, width: int = 84, height: int = 56) -> Pictures.Image:
 
 
 def video(file: Path, number: int, frames: int = 8) -> None:
-    """A rectangle that moves for `frames` frames."""
+    """Write a video of a rectangle that moves for `frames` frames."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=4)
@@ -44,7 +43,7 @@ def video(file: Path, number: int, frames: int = 8) -> None:
 
 
 def write(folder: Path, split: str, columns: dict[str, Any], rows: list[dict[str, Any]], config: str = "") -> None:
-    """One split as the Hub stores it, and the lines of the card that say where it is."""
+    """Write a split as the Hub stores it, and the lines of the card that describe it."""
     place = config or "data"
     file = folder / place / f"{split}-00000-of-00001.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +249,7 @@ def textvqa(root: Path) -> None:
     columns = dict.fromkeys(texts, TEXT) | {"question_id": Value("int32"), "image": Image()}
     columns |= {"image_width": Value("int32"), "image_height": Value("int32")}
     columns |= {name: List(TEXT) for name in ("question_tokens", "answers", "image_classes", "ocr_tokens")}
-    said = [10, 4, 3, 2, 1, 0, 10, 10, 10, 10, 0, 2]  # of ten people, how many answered "nokia"
+    counts = [10, 4, 3, 2, 1, 0, 10, 10, 10, 10, 0, 2]  # of ten people, how many answered "nokia"
     rows = [
         {
             **dict.fromkeys(texts, "self-made"),
@@ -264,7 +263,7 @@ def textvqa(root: Path) -> None:
             "image_classes": ["Mobile phone"],
             "ocr_tokens": ["NOKIA"],
         }
-        for i, count in enumerate(said)
+        for i, count in enumerate(counts)
     ]
     write(root / "textvqa", "validation", columns, rows)
 
@@ -316,7 +315,7 @@ def videomme(root: Path) -> None:
 
 
 def vinoground(root: Path) -> None:
-    """As far as lmms-eval 0.7.3 (tasks/vinoground) shows: its data set was not looked at.
+    """Write Vinoground as lmms-eval 0.7.3 (tasks/vinoground) reads it; we have not seen the data set itself.
 
     Read from that code: the repository, the split, `index` as NUMBER_pos|neg_text|video with all of 0 to 499 there,
     `major`, `minor` (null or joined by ";"), the column `answer` that the task file names; the two score files with
@@ -349,7 +348,7 @@ BENCHMARKS = (ai2d, chartqa, docvqa, mmbench, mme, mmstar, ocrbench, pope, scien
 
 
 def main(root: Path) -> None:
-    """Write all of them, some below their owner's name and some without it: both are found."""
+    """Write all data sets, some below their owner's name and some without it: both places are searched."""
     disable_progress_bars()
     for benchmark in (*BENCHMARKS, vinoground):
         benchmark(root)

@@ -1,4 +1,4 @@
-"""Methods that show what an adapter hands to a method, and what shows how much memory a computation asks for."""
+"""Methods that reveal what an adapter passes to a method, and a mode that measures the largest tensor."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,9 +11,9 @@ from methods.base import AttentionSpec, HiddenState, Method, Selection, Signal, 
 
 @dataclass(kw_only=True)
 class Keys(Method):
-    """Keep the tokens whose keys of layer `layer` point most in some directions, which takes the right state to see.
+    """Keep the tokens with the largest sum of some components of their keys in layer `layer`.
 
-    Norms of keys would not do: some families normalise them.
+    Only the state of the right layer gives the right tokens. Norms of keys would not do: some families normalise them.
     """
 
     needs = frozenset({Signal.LLM})
@@ -33,7 +33,7 @@ class Keys(Method):
 
 @dataclass(kw_only=True)
 class MergeBefore(Method):
-    """Keep the first K; the rest goes into the last of them."""
+    """Keep the first K tokens and merge all others into the last of them."""
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
@@ -41,7 +41,7 @@ class MergeBefore(Method):
 
 @dataclass(kw_only=True)
 class MergeInside(Keys):
-    """Keep the first K; the rest goes into the last of them."""
+    """Keep the first K tokens and merge all others into the last of them."""
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
@@ -49,7 +49,7 @@ class MergeInside(Keys):
 
 @dataclass(kw_only=True)
 class Watch(Method):
-    """Keep the first K and remember what came."""
+    """Keep the first K tokens and record all inputs."""
 
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.TEXT})
 
@@ -67,7 +67,7 @@ class Watch(Method):
 
 
 class Largest(TorchDispatchMode):
-    """Watch how many values the largest tensor has that any operation returns."""
+    """Record the size of the largest tensor that any operation returns."""
 
     def __init__(self):
         super().__init__()

@@ -2,10 +2,10 @@
 
     python tests/helpers/prove_decoding.py [--device cuda] [--families qwen2_5_vl ...] [--out FILE]
 
-The logits of the second and third token, decoded through the key-value cache, are compared with those of fresh prefills
-of the same tokens (`decoding_proof.prove`), in a batch of prompts of unequal lengths. For the controls the
-fresh prefills keep other tokens, and the comparison must notice. The tolerance of bfloat16 is wide: small errors of
-positions can pass it. Float32 under sdpa is therefore run, too. A line a case, then the verdict.
+The logits of the second and third token, decoded through the KV cache, are compared with those of fresh prefills of the
+same tokens (`decoding_proof.prove`), in a batch of prompts of unequal lengths. In controls, fresh prefills keep other
+tokens, and the comparison has to fail. Small errors of positions can pass the wide tolerance of bfloat16, so float32
+under sdpa is also run. Prints a line per case, then the verdict.
 
 Exit codes: 0 everything passed, 1 something failed, 3 nothing failed, but something could not be run.
 """
@@ -44,7 +44,7 @@ EXIT_CODES = {PASSED: 0, FAILED: 1, NOT_RUN: 3}
 
 @dataclass(frozen=True)
 class Case:
-    """One model with one method, and what came out; a `control` passes if the comparison fails."""
+    """One model with one method, and the outcome; a `control` passes if the comparison fails."""
 
     family: str
     dtype: str
@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(families: list[str]) -> Iterator[Case]:
-    """Yield all cases, which are still to be run."""
+    """Yield all cases, not yet run."""
     for dtype, kernel in RUNS:
         for family in families:
             yield from (Case(family, dtype, kernel, method, control=False) for method in METHODS)
@@ -64,7 +64,7 @@ def cases(families: list[str]) -> Iterator[Case]:
 
 
 def checked(case: Case, device: str) -> Case:
-    """Return a case with its outcome; whatever goes wrong is a failure."""
+    """Run a case and return it with its outcome; any exception is a failure."""
     if reason := obstacle(case.kernel, device):
         return replace(case, note=reason)
     build, process = BUILDERS[case.family]
@@ -84,7 +84,7 @@ def checked(case: Case, device: str) -> Case:
 
 @contextmanager
 def replaying_others(pruning: harness.Pruning) -> Iterator[None]:
-    """Let prefills within the block keep the right neighbour of each token that the latest one kept."""
+    """Make prefills within the block keep the right neighbour of each token that the latest prefill kept."""
     right = pruning._selections
     sizes = [record.n for record in pruning.records[-len(right) :]]
     pruning._selections = [Selection.of((s.kept + 1) % n) for s, n in zip(right, sizes, strict=True)]
@@ -96,7 +96,7 @@ def replaying_others(pruning: harness.Pruning) -> Iterator[None]:
 
 
 def obstacle(kernel: str, device: str) -> str:
-    """Return why a kernel cannot be run on a device; empty if it can."""
+    """Return the reason why a kernel cannot run on a device; empty if it can."""
     if kernel != "flash_attention_2":
         return ""
     if not device.startswith("cuda"):
@@ -111,7 +111,7 @@ def verdict(checked: list[Case]) -> str:
 
 
 def main() -> None:
-    """Run every case, print a line each and the verdict, and exit with its code."""
+    """Run every case, print a line per case and the verdict, and exit with its code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--families", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))

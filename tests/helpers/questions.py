@@ -1,4 +1,4 @@
-"""Questions about random pictures and clips, as chat messages, with the limits that the tests show them at."""
+"""Questions about random pictures and clips, as chat messages, with the pixel limits of the tests."""
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ def ask(*media, text="what?"):
 
 
 def clip(file, frames, width=56, height=56):
-    """A video of four frames a second, each of one colour, written to `file`; and its frames."""
+    """Write a video of four one-coloured frames per second to `file`; return the frames."""
     import av
 
     images = [Image.new("RGB", (width, height), (30 * i, 0, 255 - 30 * i)) for i in range(frames)]

@@ -1,4 +1,4 @@
-"""Prompts for the tiny model, and the reference that pruning has to equal: kept rows, gathered by hand."""
+"""Prompts for the tiny model, and the reference for pruning: the kept rows, gathered by hand."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_models import IMAGE, VIDEO
 
 TOKENS = 10  # decoded in the generation tests
-# name -> (prompt, sizes of its images, frames of its videos); sizes in pixels, 28 a token
+# name -> (prompt, sizes of its images, frames of its videos); sizes in pixels, 28 per token
 SAMPLES = {
     "one image": (f"look {IMAGE} what?", [(112, 140)], []),
     "small image": (f"{IMAGE} and a longer question about it?", [(56, 84)], []),
@@ -20,11 +20,11 @@ SAMPLES = {
 
 
 def inputs_of(processor, samples, side="left"):
-    """Process names of SAMPLES, or entries like theirs."""
+    """Process samples, given as names of SAMPLES or as such entries."""
     texts, images, videos = [], [], []
     for sample in samples:
         text, sizes, clips = SAMPLES[sample] if isinstance(sample, str) else sample
-        # The pixels depend on nothing but the question, so that a sample is the same in every batch.
+        # Pixels depend on the question alone, so that a sample is the same in every batch.
         generator = np.random.default_rng(sum(map(ord, text)))
         texts.append(text)
         images += [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
@@ -37,7 +37,7 @@ def inputs_of(processor, samples, side="left"):
 
 
 def equally_long(processor, samples):
-    """Return the samples as prompts of as many tokens each: letters, which are a token each, come first."""
+    """Return the samples as prompts of equal length, filled up with leading letters, one token each."""
     samples = [SAMPLES[sample] if isinstance(sample, str) else sample for sample in samples]
     lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
     fill = ["x" * (max(lengths) - length) for length in lengths]
@@ -46,7 +46,7 @@ def equally_long(processor, samples):
 
 @dataclass
 class Gathered:
-    """The reference: one sample, its kept rows gathered by hand, no cache, no hooks."""
+    """One sample with its kept rows gathered by hand, without cache and hooks."""
 
     embeddings: torch.Tensor  # [1, L, D]
     positions: torch.Tensor  # [3, 1, L], or [1, L] where a model counts tokens
@@ -96,8 +96,8 @@ def _positions(inner, inputs):
 
 
 def generate(model, inputs, **kwargs):
-    made = model.generate(**inputs, **{"max_new_tokens": TOKENS, "do_sample": False, **kwargs})
-    return made[:, inputs["input_ids"].shape[1] :].tolist()
+    output = model.generate(**inputs, **{"max_new_tokens": TOKENS, "do_sample": False, **kwargs})
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def hooks(model):

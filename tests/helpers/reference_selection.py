@@ -1,4 +1,4 @@
-"""What the picks of diversity methods owe, written plainly, and samples with ties of every kind."""
+"""Plain checks of the picks of diversity methods, and samples with ties of every kind."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ def worked_example():
 
 
 def sample(n, d, seed, kind="normal", grids=None):
-    """Tokens whose rows tie in the way `kind` says; "integers" and "parallel" tie only in exact arithmetic."""
+    """Return tokens whose rows tie as `kind` says; "integers" and "parallel" tie only in exact arithmetic."""
     g = torch.Generator().manual_seed(seed)
     x, w = torch.randn(n, d, generator=g), torch.randn(n, generator=g)
     if kind == "duplicates":
@@ -48,11 +48,11 @@ def sample(n, d, seed, kind="normal", grids=None):
 
 
 def attended(grids, d, seed, kind="normal"):
-    """Tokens with attention instead of importance; "huge", "tiny" and "parallel" rows have a direction all the same."""
+    """Return tokens with attention instead of importance; "huge", "tiny" and "parallel" rows are not zero."""
     g = torch.Generator().manual_seed(seed)
     n = sum(t * h * w for t, h, w in grids)
     x, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)  # where several are alike
+    rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)  # repeats some rows
     if kind == "positive":
         x = x.abs()
     elif kind == "duplicates":
@@ -75,7 +75,7 @@ def attended(grids, d, seed, kind="normal"):
 
 
 def shuffled(tokens):
-    """The tokens of one image in another order, and which of them [N] each was."""
+    """Return the tokens of one image in another order, and the old index [N] of each."""
     origin = torch.randperm(len(tokens.features), generator=torch.Generator().manual_seed(1))
     attention = {role: scores[origin] for role, scores in (tokens.vit_attention or {}).items()}
     importance = None if tokens.importance is None else tokens.importance[origin]
@@ -84,9 +84,9 @@ def shuffled(tokens):
 
 
 def signed_squares(rows):
-    """Return the function (i, j) -> cos |cos| of two rows as a rational number, which orders pairs as the cosine does.
+    """Return a function (i, j) -> cos |cos| of two rows as a rational number, which orders pairs like the cosine.
 
-    It is 0 where a row is zero.
+    It is 0 if a row is zero.
     """
     rows = [[Fraction(float(v)) for v in row] for row in rows]
     norms = [sum(v * v for v in row) for row in rows]
@@ -100,13 +100,13 @@ def signed_squares(rows):
 
 
 def is_greedy(order, rows, scores, tolerance=ROUNDING):
-    """Whether every pick is the best of what is left, up to rounding, and the first of those with equal rows.
+    """Tell whether every pick is the best token left, up to rounding, and the first of those with equal rows.
 
-    `scores` returns the scores [N] of all tokens after the picks that it is given.
+    `scores` maps earlier picks to the scores [N] of all tokens.
     """
     same = directions(rows)
-    for made, pick in enumerate(order):
-        now, left = scores(order[:made]), set(range(len(rows))) - set(order[:made])
+    for count, pick in enumerate(order):
+        now, left = scores(order[:count]), set(range(len(rows))) - set(order[:count])
         earlier_copy = any(i < pick and same[i] == same[pick] and now[i] >= now[pick] for i in left)
         if pick not in left or earlier_copy or now[pick] < max(now[i] for i in left) - tolerance:
             return False
@@ -114,13 +114,13 @@ def is_greedy(order, rows, scores, tolerance=ROUNDING):
 
 
 def directions(rows):
-    """A key for each row, equal for rows that are equal after division by their largest absolute value."""
+    """Return a key per row, equal for rows that are equal after division by their largest absolute value."""
     rows = torch.as_tensor(rows).float()
     return [tuple(row) for row in (rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-45)).tolist()]
 
 
 def is_farthest(order, rows, first=()):
-    """Whether `order` begins with `first`, and the nearest pick of every next is farther than that of any other."""
+    """Tell whether `order` begins with `first`, and every next pick is the one farthest from its nearest pick."""
     n = len(rows)
     exact = signed_squares(rows)
     squares = [[float(exact(i, j)) for j in range(n)] for i in range(n)]
@@ -135,21 +135,21 @@ def is_farthest(order, rows, first=()):
 
 
 def is_greedy_map(order, rows, quality, tolerance=1e-5):
-    """Whether every pick adds most weighted volume, up to rounding; once none gains, the rest are by quality.
+    """Tell whether every pick adds most weighted volume, up to rounding; without a gain, the rest are by quality.
 
-    Where the best gain is near to `tolerance`, both are right, and what follows is not judged.
+    If the best gain is near `tolerance`, both are right, and later picks are not checked.
     """
     x, weight = np.asarray(rows, dtype=np.float64), np.square(np.asarray(quality, dtype=np.float64))
     x = x / np.maximum(np.sqrt((x**2).sum(1)), 1e-8)[:, None]
     left, same, limit = x.copy(), directions(rows), tolerance * weight.max()  # Gram-Schmidt residuals
     zero = ~x.any(1)
-    for made, pick in enumerate(order):
+    for count, pick in enumerate(order):
         gain = weight * ((left**2).sum(1) + zero)
-        gain[order[:made]] = -1
+        gain[order[:count]] = -1
         best = gain.max()
         if best < limit / 4:
-            rest = sorted(set(range(len(x))) - set(order[:made]), key=lambda i: (-quality[i], i))
-            return order[made:] == rest[: len(order) - made]
+            rest = sorted(set(range(len(x))) - set(order[:count]), key=lambda i: (-quality[i], i))
+            return order[count:] == rest[: len(order) - count]
         if best < limit * 4:
             return True
         earlier_copy = any(same[i] == same[pick] and gain[i] >= gain[pick] > 0 for i in range(pick))

@@ -1,4 +1,4 @@
-"""Run folders as the main command leaves them, from scores per question, for tests of what reads them."""
+"""Run folders like those of the main command, made from scores per question, for tests of their readers."""
 
 import json
 
@@ -11,7 +11,7 @@ TASKS = {"t_one": 40, "t_two": 60}
 
 
 def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc,none", aggregate=np.mean, **more):
-    """A finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
+    """Write a finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
 
     `more` may also hold `lam`, `model` (its name), `said` (task -> answers), `scores` (task -> metric -> score) and
     `failed` (task -> number of questions).
@@ -39,11 +39,11 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     }
     folder = RunFolder(root / f"{method}-{digest(identity)[:8]}", identity)
     folder.open({"method": method, "model": model, "budget": str(keep), "config": config, "git": None})
-    found = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in columns.items()} for t, columns in each.items()}
+    results = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in columns.items()} for t, columns in each.items()}
     counts = {t: len(next(iter(columns.values()))) for t, columns in each.items()}
-    primary = {t: metric if metric in columns else next(iter(columns)) for t, columns in found.items()}
+    primary = {t: metric if metric in columns else next(iter(columns)) for t, columns in results.items()}
     tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
-    metrics = {"scores": found, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
+    metrics = {"scores": results, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
     folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
     lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
     if lines:
@@ -56,6 +56,6 @@ def _plain(value):
 
 
 def coins(seed, shares, tasks=None):
-    """Right (1) and wrong (0) answers per task, each right with its share."""
+    """Draw right (1) and wrong (0) answers per task; `shares` is the probability of a right one."""
     rng = np.random.default_rng(seed)
     return {task: (rng.random(n) < shares).astype(float) for task, n in (tasks or TASKS).items()}

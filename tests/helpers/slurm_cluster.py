@@ -1,4 +1,4 @@
-"""A Slurm of one node in a folder of its own: munged, slurmctld and slurmd, started for a test and ended with it."""
+"""A Slurm cluster of one node in a folder: munged, slurmctld and slurmd, started and stopped by a test."""
 
 import os
 import secrets
@@ -43,7 +43,7 @@ PartitionName=tiny Nodes={node} Default=YES MaxTime=60 State=UP
 
 
 def missing() -> str | None:
-    """Why no Slurm can be started here, after trying to install it; None if it can."""
+    """Try to install Slurm; return the reason why it cannot be started, or None."""
     if os.geteuid() != 0:
         return "it takes root to install and start Slurm"
     lacking = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -58,7 +58,7 @@ def missing() -> str | None:
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 900) -> None:
-    """Wait until `condition()` holds; the machine may be busy with other work."""
+    """Wait until `condition()` is true; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"no {what} within {seconds} seconds"
@@ -67,7 +67,7 @@ def wait_for(what: str, condition: Callable[[], object], seconds: float = 900) -
 
 @contextmanager
 def slurm(root: Path) -> Iterator[dict[str, str]]:
-    """Start the daemons with everything of theirs below `root`; yields the environment that leads to them."""
+    """Run the daemons within the block, with all their files below `root`; yield the environment for clients."""
     for name in ("state", "spool"):
         (root / name).mkdir(parents=True)
     key = root / "munge.key"

@@ -1,4 +1,4 @@
-"""Run folders as the main command leaves them, of runs that nobody made: for what reads many of them."""
+"""Synthetic run folders, like those of the main command, for tests that read many of them."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def write_run(
     finish: bool = True,
     **params: object,
 ) -> RunFolder:
-    """A run whose questions are right with probability `skill`; which are hard is the same for all methods."""
+    """Write a run whose questions are right with probability `skill`; hard questions are the same for all methods."""
     tasks = tasks or TASKS
     keep = 1.0 if method == NONE else keep
     config = {
@@ -55,8 +55,8 @@ def write_run(
         scores[task] = {"doc_id": list(range(questions)), tasks[task]: right.astype(float).tolist()}
         for doc in range(questions):
             name = {"key": f"{task} {doc} {digest(identity)}", "task": task, "doc_id": doc}
-            said = "yes" if right[doc] else "no"
-            responses.append(name | {"response": said, "input_tokens": tokens + 9, "output_tokens": 2})
+            answer = "yes" if right[doc] else "no"
+            responses.append(name | {"response": answer, "input_tokens": tokens + 9, "output_tokens": 2})
             chosen = sorted(rng.choice(tokens, k, replace=False).tolist())
             grid = [1, 10, tokens // 10]
             kept.append(name | {"n": tokens, "k": k, "per_layer": float(k), "grids": [grid], "kept": chosen})

@@ -1,4 +1,4 @@
-"""One tiny model a family, and every method with its variants, for contracts over all of them."""
+"""A tiny model per family, and every method with its variants, for contracts over all of them."""
 
 from functools import cache
 from typing import get_args, get_type_hints
@@ -12,7 +12,7 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import methods
 
-# In float64, where the rounding of kernels decides no choice between tokens.
+# In float64, where the rounding of kernels does not change the choice of tokens.
 BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(torch.float64, layers=4, depth=4), tiny_processor),
     "llava": (lambda: tiny_llava(torch.float64, layers=4, depth=4), tiny_llava_processor),
@@ -20,18 +20,18 @@ BUILDERS = {
     "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }
-COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions are the numbers of the tokens
+COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions count the tokens
 
 
 @cache
 def tiny(family, dtype=torch.float64):
-    """Return the family's tiny model and its processor, the same for all tests of a process: change neither."""
+    """Return the family's tiny model and its processor, shared by all tests of a process: do not change them."""
     build, process = BUILDERS[family]
     return build().to(dtype), process()
 
 
 def variants():
-    """Every method that cuts, and those that are not the same in the comparison a second time."""
+    """Yield every method that drops tokens, with each of its variants."""
     for name in sorted(set(methods.BUILT_IN) - {"none", "resize"}):
         hint = get_type_hints(methods.get(name)).get("variant")
         for params in [{"variant": variant} for variant in get_args(hint)] or [{}]:

@@ -14,7 +14,7 @@ SIDE, PATCH, DEPTH = 112, 14, 4  # a tile has 8 x 8 patches, 4 x 4 tokens
 
 
 def tiny_internvl_processor():
-    """A processor that cuts images into up to four tiles of 16 tokens, and a thumbnail."""
+    """Build a processor that cuts images into up to four tiles of 16 tokens, and a thumbnail."""
     tokenizer = tiny_tokenizer()
     tokenizer._set_model_specific_special_tokens(
         {
@@ -35,7 +35,7 @@ def tiny_internvl_processor():
 
 
 def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
-    """Random weights, large enough that what the model answers depends on what it sees."""
+    """Build a model of random weights, large enough that answers depend on the image."""
     config = InternVLConfig(
         text_config=text_config(layers, model_type="qwen2"),
         vision_config={

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision-1.5 for its tests: a tiny model, a checkpoint as released, and plain float64 transcriptions."""
+"""LLaVA-OneVision-1.5 for tests: a tiny model, a checkpoint as released, and plain float64 implementations."""
 
 import json
 import math
@@ -42,7 +42,7 @@ GRIDS = {
 
 
 def tiny_llavaov15(attn="sdpa", seed=0, layers=2, depth=2, dtype=torch.float32, **options):
-    """Random weights everywhere, also where a fresh model has ones and zeros."""
+    """Build a model of random weights, also where a new model has ones and zeros."""
     config = LlavaOnevision15Config(
         text_config={**TEXT, **ends(), "num_hidden_layers": layers},
         vision_config={**VISION, "depth": depth},
@@ -66,7 +66,7 @@ def llavaov15_processor():
 
 
 def save_older_files(processor, folder):
-    """The files of older releases: no processor_config.json, one file for images and videos."""
+    """Write the files of older releases: no processor_config.json, one file for images and videos."""
     processor.tokenizer.save_pretrained(folder)
     about = {**PATCHES, "image_processor_type": "Qwen2VLImageProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
@@ -80,14 +80,14 @@ def pixels_of(grids, seed=0):
 
 
 def vision_of(model, unpack="released"):
-    """The model's tower, with its own configuration."""
+    """Return a copy of the model's tower, with its own configuration."""
     tower = RiceVisionModel._from_config(RiceVitConfig(**{**VISION, "text_hidden_size": HIDDEN, "unpack": unpack}))
     tower.load_state_dict(model.model.visual.state_dict())
     return tower.eval()
 
 
 def expected_shapes(vision, text, depth, layers):
-    """Names and shapes of the release, from the description's tables."""
+    """Return names and shapes of the released tensors, from the tables of its description."""
     d, f, w = vision["hidden_size"], vision["intermediate_size"], text["hidden_size"]
     shapes = {
         "class_embedding": [d],
@@ -124,7 +124,7 @@ def expected_shapes(vision, text, depth, layers):
 
 
 def released_folder(folder, extra=()):
-    """A checkpoint of random tensors under the released names, with a configuration that names code of its own."""
+    """Write a checkpoint of random tensors under the released names, whose configuration refers to remote code."""
     config = tiny_llavaov15().config.to_dict()
     config |= {"architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"]}
     del config["vision_end_token_id"]
@@ -144,7 +144,7 @@ def released_folder(folder, extra=()):
 
 
 def plain_config(config):
-    """Everything but what saving and loading add."""
+    """Return the configuration without the keys that saving and loading add."""
     tree = json.loads(config.to_json_string(use_diff=False))
     for part in (tree, tree["text_config"], tree["vision_config"]):
         for key in ("architectures", "dtype", "transformers_version", "_name_or_path"):
@@ -162,13 +162,13 @@ def gelu64(x):
 
 
 def rotate64(x, angles):
-    """x [N, d], angles [N, d / 2]: pairs (j, j + d / 2) turn by angle j."""
+    """Rotate the pairs (j, j + d / 2) of x [N, d] by angle j of angles [N, d / 2]."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
 def plain_vision(model, pixels, grids, fixed):
-    """The tower in float64, one unit, one head at a time."""
+    """Compute the tower in float64, one image or frame and one head at a time."""
     w = {name: tensor.double() for name, tensor in model.model.visual.state_dict().items()}
     width, heads = VISION["hidden_size"], VISION["num_heads"]
     size, quarter = width // heads, width // heads // 2
@@ -185,12 +185,12 @@ def plain_vision(model, pixels, grids, fixed):
             for i in range(VISION["depth"]):
                 b = {name.removeprefix(f"blocks.{i}."): tensor for name, tensor in w.items()}
                 y = norm64(x, b["norm1.weight"], b["norm1.bias"], 1e-5) @ b["attn.qkv.weight"].T + b["attn.qkv.bias"]
-                found = []
+                contexts = []
                 for head in range(heads):
                     q, k, v_ = (y[:, part * width + head * size :][:, :size] for part in range(3))
                     scores = rotate64(q, angles) @ rotate64(k, angles).T / math.sqrt(size)
-                    found.append(scores.softmax(-1) @ v_)
-                x = x + torch.cat(found, -1) @ b["attn.proj.weight"].T + b["attn.proj.bias"]
+                    contexts.append(scores.softmax(-1) @ v_)
+                x = x + torch.cat(contexts, -1) @ b["attn.proj.weight"].T + b["attn.proj.bias"]
                 y = norm64(x, b["norm2.weight"], b["norm2.bias"], 1e-5) @ b["mlp.fc1.weight"].T + b["mlp.fc1.bias"]
                 x = x + gelu64(y) @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"]
             outputs.append(x)
@@ -213,7 +213,7 @@ UNPACK = ("released", "fixed")
 
 
 def plain_decoder(model, embeds, positions):
-    """Logits in float64 of one sequence `embeds` [S, D], one head at a time."""
+    """Compute the logits in float64 of one sequence `embeds` [S, D], one head at a time."""
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     heads, size, groups = TEXT["num_attention_heads"], TEXT["head_dim"], 2
     angles = positions.double().view(-1, 1) * torch.tensor([1e6 ** (-2 * j / size) for j in range(size // 2)]).double()
@@ -225,7 +225,7 @@ def plain_decoder(model, embeds, positions):
     hidden_future = torch.ones(len(x), len(x)).triu(1).bool()
     for i in range(TEXT["num_hidden_layers"]):
         layer = f"model.language_model.layers.{i}"
-        y, found = rms(x, f"{layer}.input_layernorm"), []
+        y, contexts = rms(x, f"{layer}.input_layernorm"), []
         for head in range(heads):
             attn, kv = f"{layer}.self_attn", head // groups
             q = y @ w[f"{attn}.q_proj.weight"][head * size :][:size].T
@@ -233,8 +233,8 @@ def plain_decoder(model, embeds, positions):
             v = y @ w[f"{attn}.v_proj.weight"][kv * size :][:size].T
             q, k = rotate64(rms(q, f"{attn}.q_norm"), angles), rotate64(rms(k, f"{attn}.k_norm"), angles)
             scores = (q @ k.T / math.sqrt(size)).masked_fill(hidden_future, -math.inf)
-            found.append(scores.softmax(-1) @ v)
-        x = x + torch.cat(found, -1) @ w[f"{layer}.self_attn.o_proj.weight"].T
+            contexts.append(scores.softmax(-1) @ v)
+        x = x + torch.cat(contexts, -1) @ w[f"{layer}.self_attn.o_proj.weight"].T
         y = rms(x, f"{layer}.post_attention_layernorm")
         gate, up = y @ w[f"{layer}.mlp.gate_proj.weight"].T, y @ w[f"{layer}.mlp.up_proj.weight"].T
         x = x + (gate * torch.sigmoid(gate) * up) @ w[f"{layer}.mlp.down_proj.weight"].T

@@ -53,7 +53,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> Qwen2Tokenizer:
-    """One token a byte, and the special tokens of Qwen2.5-VL."""
+    """Build a tokenizer with one token per byte and the special tokens of Qwen2.5-VL."""
     vocab = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
     return Qwen2Tokenizer(
         vocab=vocab,
@@ -67,7 +67,7 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
 
 
 def tiny_processor() -> Qwen2_5_VLProcessor:
-    """A processor whose images become 4 to 64 visual tokens of 28 pixels a side."""
+    """Build a processor whose images become 4 to 64 visual tokens of 28 x 28 pixels."""
     pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
     patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     return Qwen2_5_VLProcessor(
@@ -79,29 +79,29 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
 
 
 def text_config(layers: int, **more: object) -> dict[str, object]:
-    """A small language model for `tiny_tokenizer`."""
+    """Return the configuration of a small language model for `tiny_tokenizer`."""
     return {**TEXT, "num_hidden_layers": layers, **ends(), **more}
 
 
 def ends() -> dict[str, int | None]:
-    """The tokens that begin and end a text."""
+    """Return the ids of the tokens that begin and end a text."""
     ids = tiny_tokenizer().convert_tokens_to_ids
     return {"bos_token_id": None, "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>")}
 
 
 def placeholders() -> dict[str, int]:
-    """The tokens that stand for images and videos in Qwen's prompts."""
+    """Return the ids of the placeholders for images and videos in Qwen's prompts."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = tiny_tokenizer().convert_tokens_to_ids
     return {f"{name}_token_id": ids(f"<|{token}|>") for name, token in names.items()}
 
 
 def built(build, config, dtype, attn, seed, vision_std=None):
-    """A model of random weights, those of everything but the language model drawn anew with that deviation, if any."""
+    """Build a model of random weights; `vision_std` is their deviation outside the language model, if given."""
     config._attn_implementation = attn
     torch.manual_seed(seed)
     model = build(config).eval()
-    if vision_std is not None:  # where the class scales its own too small for images to matter
+    if vision_std is not None:  # for classes whose initial weights are too small for images to matter
         with torch.no_grad():
             for name, parameter in model.model.named_parameters():
                 if "language_model" not in name and parameter.ndim > 1:
@@ -115,7 +115,7 @@ def built(build, config, dtype, attn, seed, vision_std=None):
 def tiny_qwen(
     dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0, layers: int = 2, **vision: object
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights, large enough that what the model answers depends on what it sees."""
+    """Build a model of random weights, large enough that answers depend on the image."""
     config = Qwen2_5_VLConfig(
         text_config=text_config(layers, rope_parameters=MROPE),
         vision_config=VISION | vision,
@@ -126,7 +126,7 @@ def tiny_qwen(
 
 
 def tiny_llava_processor() -> LlavaProcessor:
-    """A processor whose images become 4 x 4 visual tokens, whatever their size."""
+    """Build a processor whose images of any size become 4 x 4 visual tokens."""
     side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": LLAVA_SIDE}, crop_size=side),
@@ -148,8 +148,8 @@ def tiny_llava(
     text: str = "llama",
     **config: object,
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA-1.5 of random weights: a CLIP tower with CLS, whose last layer but one the features are."""
-    made = LlavaConfig(
+    """Build a LLaVA-1.5 of random weights: a CLIP tower with CLS, and features of its last layer but one."""
+    llava_config = LlavaConfig(
         text_config=text_config(layers, model_type=text),
         vision_config={
             "model_type": "clip_vision_model",
@@ -164,7 +164,7 @@ def tiny_llava(
         image_seq_length=(LLAVA_SIDE // LLAVA_PATCH) ** 2,
         **config,
     )
-    return built(LlavaForConditionalGeneration, made, dtype, attn, seed, vision_std=0.3)
+    return built(LlavaForConditionalGeneration, llava_config, dtype, attn, seed, vision_std=0.3)
 
 
 def tiny_folder(tmp_path: Path, seed: int = 0) -> Path:

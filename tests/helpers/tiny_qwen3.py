@@ -11,11 +11,11 @@ from transformers import (
 )
 
 LAYERS, DEPTH = 5, 4
-DEEP = [0, 1, 2]  # vision layers whose features are added behind decoder layers 0, 1 and 2
+DEEP = [0, 1, 2]  # vision layers whose features are added after decoder layers 0, 1 and 2
 
 
 def tiny_qwen3_processor():
-    """A processor whose images become 4 to 64 visual tokens of 32 pixels a side."""
+    """Build a processor whose images become 4 to 64 visual tokens of 32 x 32 pixels."""
     patches = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
     pixels = {"shortest_edge": 4 * 32 * 32, "longest_edge": 64 * 32 * 32}
     return Qwen3VLProcessor(
@@ -27,7 +27,7 @@ def tiny_qwen3_processor():
 
 
 def tiny_qwen3(dtype=torch.float32, attn="sdpa", seed=0):
-    """Random weights, large enough that what the model answers depends on what it sees."""
+    """Build a model of random weights, large enough that answers depend on the image."""
     config = Qwen3VLConfig(
         text_config=text_config(LAYERS, head_dim=16, rope_parameters=MROPE),
         vision_config={

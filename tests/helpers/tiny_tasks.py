@@ -42,7 +42,7 @@ metadata: {{version: 1.0}}
 
 
 def write_tiny_tasks(folder: Path, questions: int) -> Path:
-    """`tiny_stills` with that many questions on images of several sizes, `tiny_clips` with four."""
+    """Write `tiny_stills` with `questions` questions on images of several sizes, and `tiny_clips` with four."""
     folder.mkdir()
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""The logits of one cut prompt and its answer, computed anew: no cache, none of our hooks, no selection."""
+"""The logits of one cut prompt and its answer, computed without cache, without our hooks, without selection."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from transformers_names import states_of
 
 @dataclass
 class Cut:
-    """What a selection left of a prompt, to be replayed."""
+    """The cut of a prompt, to be applied again."""
 
-    layer: int  # the decoder layers up to this one see every token; -1: none does
+    layer: int  # decoder layers up to this one see every token; -1: no layer does
     kept: torch.Tensor  # [K] among the N visual tokens
     owner: torch.Tensor | None = None  # [N] row of `kept` into which each token is averaged
-    compact: bool = False  # what is left is numbered from 0
+    compact: bool = False  # the remaining rows are numbered from 0
 
 
 @dataclass
 class Prompt:
-    """One prompt as the plain model hands it to its decoder."""
+    """One prompt as the plain model passes it to its decoder."""
 
     states: torch.Tensor  # [1, S, D]
     positions: torch.Tensor  # [3, 1, S], or [1, S] where a model counts tokens
-    features: list[torch.Tensor]  # [1, S, D] each: what Qwen3-VL adds to the rows behind layers 0, 1, ...
+    features: list[torch.Tensor]  # [1, S, D] each: what Qwen3-VL adds to the rows after layers 0, 1, ...
     visual: torch.Tensor  # [N] rows of the visual tokens
 
     @classmethod

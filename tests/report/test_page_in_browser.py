@@ -176,7 +176,7 @@ def test_only_where_a_is_right_and_b_is_wrong(page, runs):
     page.select_option("#g-a", label="random")
     page.select_option("#g-b", label="unpruned")
     assert place(page) == "none"
-    assert "none that A answers" in page.locator("#g-asked").inner_text()
+    assert "no question that A answers right" in page.locator("#g-asked").inner_text()
 
 
 def test_what_is_faded_is_what_was_dropped(page, runs):
@@ -251,7 +251,7 @@ def test_a_large_gallery_lies_beside_the_page(started, runs, tmp_path, monkeypat
         assert all(address.startswith(tmp_path.as_uri()) for address in shown.requests)
         (tmp_path / "large_files" / "0-t_two.js").unlink()
         page.select_option("#g-task", "t_two")
-        page.get_by_text("is not there: keep the folder beside the page").wait_for()
+        page.get_by_text("is missing: keep its folder next to the page").wait_for()
 
 
 def test_the_pictures_of_the_readme_can_be_taken(started, file, tmp_path):

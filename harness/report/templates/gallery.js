@@ -1,4 +1,4 @@
-// The token gallery: one question at a time, the picture once for each run, with what it dropped faded.
+// The token gallery: one question at a time, with a picture per run in which dropped tokens are faded.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
@@ -11,10 +11,10 @@ const bits = (text, n) => {
 const indices = (text) => [...new Uint16Array(bytes(text).buffer)];
 
 function element(name, attributes = {}, ...children) {
-  const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const node = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 // One cell for each temporal step of each grid, side by side: {x, y, h, w, first token}.
@@ -35,14 +35,14 @@ function layout(grids) {
   return { cells, width: widest, height: y + tallest };
 }
 
-// Squares of the tokens that `wanted` names, neighbours in a row as one.
-function squares(cells, wanted) {
+// Squares of the tokens for which `included` is true; neighbours in a row are one rectangle.
+function squares(cells, included) {
   let d = "";
   for (const { x, y, h, w, first } of cells) {
     for (let row = 0; row < h; row += 1) {
       for (let column = 0; column < w; column += 1) {
         let run = 0;
-        while (column + run < w && wanted(first + row * w + column + run)) run += 1;
+        while (column + run < w && included(first + row * w + column + run)) run += 1;
         if (run) d += `M${x + column} ${y + row}h${run}v1h${-run}z`;
         column += run;
       }
@@ -51,11 +51,11 @@ function squares(cells, wanted) {
   return d;
 }
 
-// The edge between tokens that `wanted` names and all others.
-function edge(cells, wanted) {
+// The edge between the tokens for which `included` is true and all others.
+function edge(cells, included) {
   let d = "";
   for (const { x, y, h, w, first } of cells) {
-    const is = (row, column) => row >= 0 && row < h && column >= 0 && column < w && wanted(first + row * w + column);
+    const is = (row, column) => row >= 0 && row < h && column >= 0 && column < w && included(first + row * w + column);
     for (let row = 0; row < h; row += 1) {
       for (let column = 0; column < w; column += 1) {
         if (!is(row, column)) continue;
@@ -137,11 +137,11 @@ const right = (answer) => (answer && answer[1] !== null ? answer[1] >= data.righ
 function verdict(answer) {
   if (!answer) return element("span", { class: "said" }, "not run");
   const is = right(answer);
-  const said = element("span", { class: "said" });
-  if (is !== null) said.append(element("span", { class: is ? "ok" : "no" }, is ? "✓ right: " : "✗ wrong: "));
-  said.append(answer[0] || "(empty)");
-  if (answer[1] !== null && answer[1] > 0 && answer[1] < 1) said.append(` (score ${answer[1].toFixed(2)})`);
-  return said;
+  const node = element("span", { class: "said" });
+  if (is !== null) node.append(element("span", { class: is ? "ok" : "no" }, is ? "✓ right: " : "✗ wrong: "));
+  node.append(answer[0] || "(empty)");
+  if (answer[1] !== null && answer[1] > 0 && answer[1] < 1) node.append(` (score ${answer[1].toFixed(2)})`);
+  return node;
 }
 
 function amount(question, answer) {
@@ -157,10 +157,10 @@ const pruned = () => setting().runs.filter((name) => data.runs[name].budget === 
 const runs = () => [...setting().runs.filter((name) => !data.runs[name].budget), ...pruned()];
 const title = (name) => data.runs[name].name;
 
-function options(id, values, wanted) {
+function options(id, values, selected) {
   const select = byId(id);
   select.replaceChildren(...values.map(([value, label]) => element("option", { value }, label)));
-  select.value = values.some(([value]) => value === wanted) ? wanted : values.length ? values[0][0] : "";
+  select.value = values.some(([value]) => value === selected) ? selected : values.length ? values[0][0] : "";
   return select.value;
 }
 
@@ -180,14 +180,14 @@ function fill() {
   state.b = options("g-b", names, like(state.b, "random"));
 }
 
-// Questions that lie in the folder beside the page are fetched by a script element: a page from disk may do no more.
+// Questions in the folder next to the page are loaded by a script element: a page from disk may not fetch files.
 function load(chunk) {
   if (chunk.questions || !chunk.src) return Promise.resolve();
   return new Promise((done, failed) => {
     window.galleryChunk = (questions) => (chunk.questions = questions);
     const script = element("script", { src: chunk.src });
     script.onload = done;
-    script.onerror = () => failed(new Error(`${chunk.src} is not there: keep the folder beside the page`));
+    script.onerror = () => failed(new Error(`${chunk.src} is missing: keep its folder next to the page`));
     document.head.append(script);
   });
 }
@@ -203,8 +203,8 @@ async function list(keep = false) {
   }
   const [a, b] = [state.a, state.b].map((name) => setting().runs.indexOf(name));
   const differs = (it) => right(it.answers[a]) === true && right(it.answers[b]) === false;
-  const found = chunks.flatMap((chunk) => chunk.questions.map((it) => ({ ...it, short: chunk.short })));
-  state.list = byId("g-differ").checked ? found.filter(differs) : found;
+  const questions = chunks.flatMap((chunk) => chunk.questions.map((it) => ({ ...it, short: chunk.short })));
+  state.list = byId("g-differ").checked ? questions.filter(differs) : questions;
   const same = before ? state.list.findIndex((it) => it.task === before.task && it.doc_id === before.doc_id) : -1;
   state.place = keep && same >= 0 ? same : 0;
   show();
@@ -217,7 +217,7 @@ function show() {
   byId("g-back").disabled = state.place === 0;
   byId("g-next").disabled = state.place >= total - 1;
   if (!question) {
-    const none = "Among the questions shown here there is none that A answers and B does not.";
+    const none = "The gallery has no question that A answers right and B wrong.";
     byId("g-asked").replaceChildren(element("p", {}, none));
     byId("g-panels").replaceChildren();
     byId("g-legend").textContent = "";
@@ -227,7 +227,7 @@ function show() {
   byId("g-panels").style.setProperty("--least", wide > 24 ? "15rem" : "");
   byId("g-asked").replaceChildren(
     element("p", { class: "small" }, `${question.short}, question ${question.doc_id}, ${question.n} visual tokens`),
-    element("p", { class: "question" }, question.text || "The data set is not on the machine that made this page."),
+    element("p", { class: "question" }, question.text || "The machine that made this page did not have the data set."),
     ...(question.target === undefined ? [] : [element("p", {}, "Right answer: ", element("b", {}, question.target))]),
   );
   const layer = document.querySelector("input[name=layer]:checked").value;
@@ -239,7 +239,7 @@ function show() {
 
 function explain(question, layer) {
   const texts = {
-    kept: question.pictures ? "What a run dropped is faded." : "Dark squares are the tokens that a run kept.",
+    kept: question.pictures ? "Dropped tokens are faded." : "Kept tokens are dark squares.",
     order: question.orders && question.orders.some(Boolean)
       ? legend("first", "last").replace("to right", "to left") + " picked. Methods without an order show what they keep."
       : "No run recorded a picking order for this question.",

@@ -1,4 +1,4 @@
-// The theme, and tables that sort and filter. Without this script they are whole, in their first order.
+// The theme switch, and sorting and filtering of tables. Without this script, tables show all rows in their first order.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
 const theme = document.getElementById("theme");
@@ -15,10 +15,10 @@ const shown = () => document.querySelector("input[name=show]:checked").id.replac
 const number = (cell) => {
   if ("v" in cell.dataset) return cell.dataset.v === "" ? NaN : Number(cell.dataset.v);
   const text = (cell.querySelector(shown()) || cell).textContent;
-  return Number.parseFloat(text.replace(/^[^\d–-]+/, ""));  // a mark may stand in front
+  return Number.parseFloat(text.replace(/^[^\d–-]+/, ""));  // a mark may precede it
 };
 
-// What is not there stays at the end whichever way the column is sorted.
+// Missing values stay at the end in either order.
 function compare(a, b, text, sign) {
   if (text) return sign * a.textContent.localeCompare(b.textContent);
   const [x, y] = [number(a), number(b)];
