@@ -92,17 +92,13 @@ def _inputs(target: Any, workload: Any, batch: int, clock: Any, repeats: int) ->
 
 
 def _check_places(chosen: Settings) -> None:
-    for key, place in (("out", chosen.out), ("plots", chosen.plots)):
-        if place is None:
-            continue
-        try:
-            check_place(place.parent if key == "out" else place)
-        except UserError as error:
-            raise UserError(str(error).replace("runs=", f"{key}=", 1)) from error
-        if key == "out":
-            if place.absolute() in _written:
-                raise UserError(f"out={place} was written by an earlier job of this sweep: name it after what differs")
-            _written.add(place.absolute())
+    if chosen.plots is not None:
+        check_place(chosen.plots, "plots")
+    if (out := chosen.out) is not None:
+        check_place(out.parent, "out")
+        if out.absolute() in _written:
+            raise UserError(f"out={out} was written by an earlier job of this sweep: name it after what differs")
+        _written.add(out.absolute())
 
 
 def _tell(text: str) -> None:
