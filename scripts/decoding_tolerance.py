@@ -16,10 +16,10 @@ from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 
-from gathered import inputs_of
-from test_families import BUILDERS
+from reference_prune import inputs_of
+from tiny_families import BUILDERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import harness
