@@ -69,11 +69,7 @@ def _set(made: figures.Set) -> dict[str, Any]:
 
 
 def of_gallery(
-    cfg: DictConfig,
-    frame: pd.DataFrame,
-    sample: gallery.Sample,
-    beside: Path | None,
-    missing: list[str],
+    cfg: DictConfig, frame: pd.DataFrame, sample: gallery.Sample, beside: Path | None, missing: list[str]
 ) -> dict[str, Any]:
     """The gallery's part of the context; with a folder beside the page, its questions are written there."""
     whole = frame[frame["benchmark"] == AVERAGE].set_index("hash")
@@ -98,19 +94,15 @@ def of_gallery(
         "data": html.script_json(data),
         "settings": settings,
         "beside": " 'self' file:" if beside else "",
-        "overlaps": [_overlap(table, sample, whole) for table in sample["overlaps"]],
+        "overlaps": [_overlap(table, whole) for table in sample["overlaps"]],
         "gallery_rule": _rule(cfg, sample),
         "gallery_missing": _missing(cfg, sample, missing),
     }
 
 
-def _overlap(table: dict[str, Any], sample: gallery.Sample, whole: pd.DataFrame) -> dict[str, Any]:
-    about = _who(whole, table["runs"][0])
-    return {
-        **table,
-        "label": f"{about['model']}, {about['budget']}",
-        "names": [_who(whole, run) for run in table["runs"]],
-    }
+def _overlap(table: dict[str, Any], whole: pd.DataFrame) -> dict[str, Any]:
+    first, *_ = names = [_who(whole, run) for run in table["runs"]]
+    return {**table, "label": f"{first['model']}, {first['budget']}", "names": names}
 
 
 def _rule(cfg: DictConfig, sample: gallery.Sample) -> str:
@@ -162,15 +154,8 @@ def _table(frame: pd.DataFrame, members: Sequence[Result]) -> dict[str, Any]:
 def _row(result: Result, benchmarks: Sequence[str], cells: dict[tuple[str, str], Any]) -> dict[str, Any]:
     about = cells[result.hash, AVERAGE]
     return {
-        "hash": result.hash,
-        "name": about["name"],
-        "method": result.method,
-        "group": about["group"],
-        "model": about["model"],
-        "tasks": about["tasks"],
-        "budget": result.budget,
-        "kept": result.tokens("kept"),
-        "per_layer": about["per_layer"],
+        **{key: about[key] for key in ("name", "group", "model", "tasks", "per_layer")},
+        **{"hash": result.hash, "method": result.method, "budget": result.budget, "kept": result.tokens("kept")},
         "cells": [_cell(cells.get((result.hash, benchmark))) for benchmark in benchmarks],
     }
 

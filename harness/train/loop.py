@@ -57,6 +57,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.lr, weight_decay=0.0)
         warm = round(recipe.warmup * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm, self.steps)
+        self._parts: dict[str, Any] = {"scorer": scorer, "optimizer": self.optimizer, "schedule": self.schedule}
         self.sampler = Sampler(source, recipe.valid, recipe.batch, recipe.seed, processes)
 
     def run(self, folder: TrainingFolder, settings: dict[str, Any]) -> None:
@@ -152,17 +153,10 @@ class Training:
         return totals
 
     def _state(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "settings": settings,
-            "step": self.step,
-            "scorer": self.scorer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "curve": self.curve,
-        }
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"settings": settings, "step": self.step, "curve": self.curve, **parts}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.curve = state["step"], state["curve"]
-        self.scorer.load_state_dict(state["scorer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
