@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def bench(cfg: DictConfig) -> None:
     _check_places(chosen)
     from harness.bench import output, plots, screen
 
-    rows, about = measured(chosen, _tell)
+    rows, about = measured(chosen, partial(print, file=sys.stderr, flush=True))
     print(screen.tables(rows))
     for line in screen.pays(rows):
         print(line)
@@ -99,7 +100,3 @@ def _check_places(chosen: Settings) -> None:
         if out.absolute() in _written:
             raise UserError(f"out={out} was written by an earlier job of this sweep: name it after what differs")
         _written.add(out.absolute())
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 import harness
 from harness.core.distributed import Processes
-from harness.core.errors import UserError, one_line
+from harness.core.errors import as_user_error
 from harness.models.adapter import Adapter
 from harness.models.loading import Loaded
 from harness.models.preprocessing import media_of
@@ -137,11 +137,10 @@ class Training:
         size = self.loaded.config.batch_size
         for start in range(0, len(examples), size):
             part = examples[start : start + size]
-            try:
-                yield to_batch(self.loaded, part)
-            except (OSError, ValueError, RuntimeError) as error:
-                media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
-                raise UserError(f"cannot show one of {', '.join(media)}: {one_line(error)}") from error
+            media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
+            with as_user_error((OSError, ValueError, RuntimeError), f"cannot show one of {', '.join(media)}"):
+                batch = to_batch(self.loaded, part)
+            yield batch
 
     def _share_gradient(self) -> None:
         """Sum the gradients over all processes."""
