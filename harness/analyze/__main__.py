@@ -3,8 +3,9 @@
 import sys
 from importlib import import_module
 
-from harness.core.command import fail
+from harness.core.command import command, fail
 from harness.core.errors import did_you_mean
+from harness.evaluation.preflight import prepare
 
 ANALYSES = {
     "pareto": "importance retained against clustering of what is kept, over the parameters of methods",
@@ -15,6 +16,7 @@ ANALYSES = {
     "bias": "where in an image each method keeps tokens: histograms over rows and columns",
     "redundancy": "how similar the visual tokens are after each decoder layer",
 }
+OF_RUNS = ("ablation", "heldout")  # of finished runs; the others load a model
 
 
 def main() -> None:
@@ -26,7 +28,8 @@ def main() -> None:
         print("Each takes key=value arguments and --help.")
     elif word in ANALYSES:
         del sys.argv[1]
-        import_module(f"harness.analyze.{word}").main()
+        analysis = import_module(f"harness.analyze.{word}")
+        command(f"analyze_{word}", getattr(analysis, word), analysis.CHECKS, None if word in OF_RUNS else prepare)
     else:
         fail(f"the first word names an analysis, got {word or 'none'}: {did_you_mean(word, ANALYSES)}")
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness.analyze.output import leave
-from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.core.rules import at_least, require
@@ -28,15 +27,13 @@ SWEEP = "start them with python -m harness -m experiment=ablation"
 OURS = "idpruner"
 
 
-def main() -> None:
-    """Run `python -m harness.analyze ablation`."""
-    command("analyze_ablation", ablation, (check,))
-
-
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
     require(cfg, {"resamples": at_least(100)})
     check_place(Path(str(cfg.out)), "out")
+
+
+CHECKS = (check,)
 
 
 def ablation(cfg: DictConfig) -> None:
@@ -52,7 +49,7 @@ def ablation(cfg: DictConfig) -> None:
     summary = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
     summary |= {"differences": differences.to_dict("records")}
     figure = picture(frame, f"{model} on {tasks}, {questions} questions")
-    leave(Path(str(cfg.out)), model, table(frame), figure, summary)
+    leave(cfg, model, table(frame), figure, summary)
 
 
 def swept(cfg: DictConfig) -> list[Result]:

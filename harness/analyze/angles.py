@@ -7,7 +7,6 @@ there, and the similarity that maximal marginal relevance subtracts is never a b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +20,19 @@ from harness.analyze.collect import TokenProbe, collect_tokens
 from harness.analyze.hopkins import cosines
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
-from harness.core.command import command
-from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.results import plots
 
 DEGREES = 180  # bins of one degree
 SIMILAR = 0.99  # cosine above which two tokens count as redundant
-
-
-def main() -> None:
-    """Run `python -m harness.analyze angles`."""
-    command("analyze_angles", angles, (settings.check, settings.check_methods), prepare)
+CHECKS = (settings.check, settings.check_methods)
 
 
 def angles(cfg: DictConfig) -> None:
     """Count the angles within every image and draw their distribution."""
     config = settings.about(cfg)
     loaded = load(config.model)
-    images = collect_tokens(loaded, Source(config, loaded), [TokenProbe()], cfg.seed, cfg.limit, cfg.min_tokens)
+    images = collect_tokens(cfg, loaded, Source(config, loaded), [TokenProbe()])
     counts, facts = counted(tokens.features for _, (tokens,) in images)
     if facts.empty:
         raise no_image(cfg)
@@ -49,7 +42,7 @@ def angles(cfg: DictConfig) -> None:
     obtuse = summary["beyond_90"]
     span = f"95 % over images: {obtuse['low']:.2%} to {obtuse['high']:.2%}"
     print(f"{config.model.name}: {obtuse['mean']:.2%} of pairs beyond 90 degrees ({span}), most at {summary['mode']}")
-    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, summary), summary)
+    leave(cfg, config.model.name, frame, picture(frame, summary), summary)
 
 
 def counted(images: Iterable[Tensor]) -> tuple[np.ndarray, pd.DataFrame]:

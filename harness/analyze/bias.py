@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,14 @@ from harness.analyze import settings
 from harness.analyze.collect import check_cut, kept
 from harness.analyze.output import leave, samples
 from harness.analyze.questions import Source
-from harness.core.command import command
 from harness.core.errors import UserError
-from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.pruning.handle import Kept
 from harness.results import plots
 from harness.results.stats import Array, interval
 
 AXES = ("rows", "columns")
-
-
-def main() -> None:
-    """Run `python -m harness.analyze bias`."""
-    command("analyze_bias", bias, (settings.check, settings.check_methods, check_cut), prepare)
+CHECKS = (settings.check, settings.check_methods, check_cut)
 
 
 def bias(cfg: DictConfig) -> None:
@@ -60,7 +53,7 @@ def bias(cfg: DictConfig) -> None:
     summary = {**about, "bands": cfg.bands, "distances": facts}
     print(pd.DataFrame(facts).to_string(index=False))
     frame = pd.DataFrame(rows)
-    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, summary), summary)
+    leave(cfg, config.model.name, frame, picture(frame, summary), summary)
 
 
 def places(grids: Sequence[tuple[int, int, int]]) -> Array:

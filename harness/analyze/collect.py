@@ -56,24 +56,18 @@ def read(loaded: Loaded, question: Question, probe: TokenProbe, scorer: nn.Modul
 
 
 def collect_tokens(
-    loaded: Loaded,
-    source: Source,
-    probes: Sequence[TokenProbe],
-    seed: int,
-    limit: int,
-    least: int = 2,
-    scorer: nn.Module | None = None,
+    cfg: DictConfig, loaded: Loaded, source: Source, probes: Sequence[TokenProbe], scorer: nn.Module | None = None
 ) -> Iterator[tuple[Question, list[Tokens]]]:
-    """Yield `limit` random questions on pictures of at least `least` tokens, with what each probe recorded."""
-    with tqdm(total=limit, desc="images") as progress:
-        for question in source.drawn(seed):
+    """Yield `limit` random questions on pictures of at least `min_tokens`, with what each probe recorded."""
+    with tqdm(total=cfg.limit, desc="images") as progress:
+        for question in source.drawn(cfg.seed):
             readings = [read(loaded, question, probe, scorer) for probe in probes]
-            seen = [tokens for tokens in readings if tokens is not None and len(tokens.features) >= least]
+            seen = [tokens for tokens in readings if tokens is not None and len(tokens.features) >= cfg.min_tokens]
             if len(seen) < len(probes):
                 continue
             yield question, seen
             progress.update()
-            if progress.n >= limit:
+            if progress.n >= cfg.limit:
                 return
 
 

@@ -7,7 +7,6 @@ chooses its variant by every other question of each benchmark; the rest, which n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +15,6 @@ from omegaconf import DictConfig
 
 from harness.analyze.ablation import check
 from harness.analyze.output import leave
-from harness.core.command import command
 from harness.core.errors import UserError
 from harness.results import plots
 from harness.results.labels import names
@@ -24,11 +22,7 @@ from harness.results.result import Result, load_results
 from harness.results.stats import AVERAGE, Draws, draw, interval
 
 CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
-
-
-def main() -> None:
-    """Run `python -m harness.analyze heldout`."""
-    command("analyze_heldout", heldout, (check,))
+CHECKS = (check,)
 
 
 def heldout(cfg: DictConfig) -> None:
@@ -52,7 +46,7 @@ def heldout(cfg: DictConfig) -> None:
     print(table[shown].to_string(index=False, float_format="{:.2f}".format))
     print(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format))
     summary = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
-    leave(Path(str(cfg.out)), model, table, picture(table, str(cfg.ours)), summary)
+    leave(cfg, model, table, picture(table, str(cfg.ours)), summary)
 
 
 def judged(

@@ -81,8 +81,9 @@ class Cloud:
         m = len(kept)
         if kind in AMBIENT:
             if (kind, m) not in self._ambient:
-                points = [self._points(POINTS[kind], m, draw) for draw in range(self.draws)]
-                self._ambient[kind, m] = [between(directions(drawn), self.unit) for drawn in points]
+                x, device = self.features.cpu().numpy(), self.features.device
+                points = [torch.from_numpy(POINTS[kind](self._rng(draw, m), x, m)) for draw in range(self.draws)]
+                self._ambient[kind, m] = [between(directions(drawn.to(device)), self.unit) for drawn in points]
             return self._ambient[kind, m]
         pool = self.nonzero.clone()
         if kind == "complement":
@@ -90,10 +91,6 @@ class Cloud:
         where = pool.nonzero().squeeze(1)
         drawn = [self._rng(draw, m).permutation(len(where))[:m] for draw in range(self.draws)]
         return [self.distances[where[torch.from_numpy(idx).to(where.device)]] for idx in drawn]
-
-    def _points(self, draw_points: Callable[..., np.ndarray], m: int, draw: int) -> Tensor:
-        x = self.features.cpu().numpy()
-        return torch.from_numpy(draw_points(self._rng(draw, m), x, m)).to(self.features.device)
 
     def _rng(self, draw: int, m: int) -> np.random.Generator:
         return np.random.default_rng([*self.seed, m, draw])

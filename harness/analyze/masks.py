@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, islice
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -21,9 +20,7 @@ from harness.analyze import settings
 from harness.analyze.collect import check_cut, kept
 from harness.analyze.output import leave
 from harness.analyze.questions import Question, Source
-from harness.core.command import command
 from harness.core.errors import UserError
-from harness.evaluation.preflight import prepare
 from harness.models.loading import Loaded, load
 from harness.pruning.handle import Kept
 from harness.report.images import shown
@@ -32,17 +29,15 @@ from harness.results import plots
 FAINT = 0.82  # how far a dropped token fades to white
 
 
-def main() -> None:
-    """Run `python -m harness.analyze masks`."""
-    command("analyze_masks", masks, (check, settings.check_methods, check_cut), prepare)
-
-
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
     settings.check(cfg)
     for place in cfg.docs:
         if not str(place).partition("/")[2].isdigit():
             raise UserError(f"docs takes a task and a number, as in docs=[pocket_text/6], got {place}")
+
+
+CHECKS = (check, settings.check_methods, check_cut)
 
 
 def masks(cfg: DictConfig) -> None:
@@ -65,7 +60,7 @@ def masks(cfg: DictConfig) -> None:
         for name, record in zip(names, records, strict=True)
     ]
     about = {"analysis": "masks", "model": config.model.name, "questions": names, "overlaps": overlaps(kept_by)}
-    leave(Path(str(cfg.out)), config.model.name, pd.DataFrame(rows), picture(loaded, questions, kept_by), about)
+    leave(cfg, config.model.name, pd.DataFrame(rows), picture(loaded, questions, kept_by), about)
 
 
 def chosen(cfg: DictConfig, source: Source) -> list[Question]:
@@ -110,15 +105,9 @@ def picture(loaded: Loaded, questions: Sequence[Question], kept_by: dict[tuple[s
             line[0].imshow(image)
             line[0].set_title(fill(_text(question), 26, max_lines=3), fontsize=6, loc="left")
             for ((label, _), records), axis in zip(kept_by.items(), line[1:], strict=True):
-                axis.imshow(_masked(image, records[place]))
+                axis.imshow(faded(image, records[place]))
                 axis.set_title(f"{label}\n{records[place].k} of {records[place].n}", fontsize=7, loc="left")
     return figure
-
-
-def _masked(image: Image.Image, record: Kept) -> Image.Image:
-    _, rows, columns = record.grids[0]
-    mine = [index for index in record.kept if index < rows * columns]
-    return faded(image, mine, image.width // columns)
 
 
 def _text(question: Question) -> str:
@@ -126,11 +115,11 @@ def _text(question: Question) -> str:
     return next((line for line in "\n".join(parts).splitlines() if line.strip()), "")
 
 
-def faded(image: Image.Image, kept: list[int], token: int) -> Image.Image:
-    """Fade every dropped token of a picture; `kept` are indices in reading order, `token` their side."""
+def faded(image: Image.Image, record: Kept) -> Image.Image:
+    """Fade every token that was dropped of the first picture of a question."""
+    _, rows, columns = record.grids[0]
+    token = image.width // columns  # side in pixels
+    stays = np.isin(np.arange(rows * columns), record.kept).reshape(rows, columns)
+    stays = stays.repeat(token, 0).repeat(token, 1)[..., None]
     pixels = np.asarray(image, dtype=float)
-    rows, columns = pixels.shape[0] // token, pixels.shape[1] // token
-    mask = np.zeros(rows * columns, dtype=bool)
-    mask[kept] = True
-    stays = mask.reshape(rows, columns).repeat(token, 0).repeat(token, 1)[..., None]
     return Image.fromarray(np.where(stays, pixels, 255 * FAINT + pixels * (1 - FAINT)).astype(np.uint8))

@@ -34,8 +34,9 @@ def no_image(cfg: DictConfig) -> UserError:
     return UserError(f"tasks={cfg.tasks.name} shows no image of {cfg.min_tokens} tokens or more: lower min_tokens")
 
 
-def leave(folder: Path, stem: str, frame: pd.DataFrame, figure: Figure, summary: dict[str, Any]) -> None:
-    """Write `stem`.csv, .png and .json below `folder`, say where, and print the object for programs."""
+def leave(cfg: DictConfig, stem: str, frame: pd.DataFrame, figure: Figure, summary: dict[str, Any]) -> None:
+    """Write `stem`.csv, .png and .json below `cfg.out`, say where, and print the object for programs."""
+    folder = Path(str(cfg.out))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{stem}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
     write_atomic(folder / f"{stem}.json", to_json(summary))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,13 @@ from harness.analyze.hopkins import REFERENCES
 from harness.analyze.output import estimate, leave, no_image, samples
 from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
-from harness.core.command import command
 from harness.core.errors import UserError
 from harness.core.rules import one_of, require
-from harness.evaluation.preflight import prepare
 from harness.models.loading import load
 from harness.results import plots
 from harness.results.stats import Array, interval
 
 POINT = ["curve", "parameter", "value", "label"]
-
-
-def main() -> None:
-    """Run `python -m harness.analyze pareto`."""
-    command("analyze_pareto", pareto, (check, settings.check_methods, check_stage), prepare)
 
 
 def check(cfg: DictConfig) -> None:
@@ -62,6 +54,9 @@ def check_stage(cfg: DictConfig) -> None:
             raise UserError(f"{point.name} acts at {stage}, not on what enters the language model: leave it out")
 
 
+CHECKS = (check, settings.check_methods, check_stage)
+
+
 def pareto(cfg: DictConfig) -> None:
     """Measure retention and clustering of every method, compare the curves, and draw them."""
     config = settings.about(cfg)
@@ -80,7 +75,7 @@ def pareto(cfg: DictConfig) -> None:
     }
     title = f"{config.model.name}, {summary['images']} images, importance: {cfg.importance}"
     figure = picture(frame, cfg.references[0], title)
-    leave(Path(str(cfg.out)), f"{config.model.name}-{cfg.importance}", frame, figure, summary)
+    leave(cfg, f"{config.model.name}-{cfg.importance}", frame, figure, summary)
 
 
 def judged(cfg: DictConfig, measurements: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:

@@ -6,7 +6,6 @@ Hooks on the decoder layers of the unpruned model read the tokens.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,8 +20,6 @@ from harness.analyze import settings
 from harness.analyze.hopkins import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
-from harness.core.command import command
-from harness.evaluation.preflight import prepare
 from harness.models import adapter_for
 from harness.models.adapter import Adapter
 from harness.models.calls import Call
@@ -31,11 +28,7 @@ from harness.models.loading import Loaded, load
 from harness.results import plots
 
 COLUMNS = {"cosine": "mean of all pairs", "nearest": "mean of nearest neighbours"}
-
-
-def main() -> None:
-    """Run `python -m harness.analyze redundancy`."""
-    command("analyze_redundancy", redundancy, (settings.check, settings.check_methods), prepare)
+CHECKS = (settings.check, settings.check_methods)
 
 
 def redundancy(cfg: DictConfig) -> None:
@@ -53,15 +46,11 @@ def redundancy(cfg: DictConfig) -> None:
             row |= {column: mean["mean"], f"{column}_low": mean["low"], f"{column}_high": mean["high"]}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    summary: dict[str, Any] = {
-        "analysis": "redundancy",
-        "model": config.model.name,
-        "tasks": list(config.tasks.metrics),
-    }
-    summary |= {"images": len(measurements) // len(frame), "layers": rows}
+    about = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
+    summary = {**about, "images": len(measurements) // len(frame), "layers": rows}
     first, last = rows[0]["cosine"], rows[-1]["cosine"]
     print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} after the last layer")
-    leave(Path(str(cfg.out)), config.model.name, frame, picture(frame, summary), summary)
+    leave(cfg, config.model.name, frame, picture(frame, summary), summary)
 
 
 def measured(cfg: DictConfig, loaded: Loaded, source: Source) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def rows(cfg: DictConfig, loaded: Loaded, source: Source) -> Iterator[dict[str, 
     points = [(point, methods.load(point.name, **point.params)) for point in settings.method_points(cfg)]
     keys = list(dict.fromkeys(importance.signals(method) for _, method in points))
     probes = [TokenProbe(wanted=wanted, reading=reading) for wanted, reading in keys]
-    images = collect_tokens(loaded, source, probes, cfg.seed, cfg.limit, cfg.min_tokens, importance.scorer)
+    images = collect_tokens(cfg, loaded, source, probes, importance.scorer)
     for number, (question, seen) in enumerate(images):
         seed = [cfg.seed, int(question.pictures[:8], 16)]
         cloud, n = Cloud(seen[0].features, seed, cfg.draws), len(seen[0].features)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -44,8 +44,7 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
         hidden = None if chosen.weights == "tiny" else architectures.scorer_hidden(name)
     else:
         config = ModelFolder(checkpoint.download(chosen.model)).config
-    report = functools.partial(print, file=sys.stderr)
-    allowed = allowed_in(chosen, config, None, report)
+    allowed = allowed_in(chosen, config, None, partial(print, file=sys.stderr))
     candidates = [Candidate("none"), *(candidate_of(run, method) for run, method, _ in allowed)]
     workloads = [synthetic(config, size, chosen.text_tokens) for size in chosen.sizes]
     return [_row(chosen, config, hidden, candidate, workload) for workload in workloads for candidate in candidates]

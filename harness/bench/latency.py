@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def bench(cfg: DictConfig) -> None:
     _check_places(chosen)
     from harness.bench import output, plots, screen
 
-    rows, about = measured(chosen, _tell)
+    rows, about = measured(chosen, partial(print, file=sys.stderr, flush=True))
     print(screen.tables(rows))
     for line in screen.pays(rows):
         print(line)
@@ -92,18 +93,10 @@ def _inputs(target: Any, workload: Any, batch: int, clock: Any, repeats: int) ->
 
 
 def _check_places(chosen: Settings) -> None:
-    for key, place in (("out", chosen.out), ("plots", chosen.plots)):
-        if place is None:
-            continue
-        try:
-            check_place(place.parent if key == "out" else place)
-        except UserError as error:
-            raise UserError(str(error).replace("runs=", f"{key}=", 1)) from error
-        if key == "out":
-            if place.absolute() in _written:
-                raise UserError(f"out={place} was written by an earlier job of this sweep: name it after what differs")
-            _written.add(place.absolute())
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if chosen.plots is not None:
+        check_place(chosen.plots, "plots")
+    if (out := chosen.out) is not None:
+        check_place(out.parent, "out")
+        if out.absolute() in _written:
+            raise UserError(f"out={out} was written by an earlier job of this sweep: name it after what differs")
+        _written.add(out.absolute())

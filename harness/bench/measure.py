@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -37,16 +37,6 @@ class Measurement:
     times: list[Times] = field(default_factory=list)
     footprint: Footprint = field(default_factory=Footprint)
     error: str | None = None
-
-
-class Timer(Protocol):
-    """What `rounds` calls."""
-
-    def time(self, candidate: Candidate, inputs: Any) -> Times:
-        """Return the milliseconds of every stage of one answer."""
-
-    def footprint(self, candidate: Candidate, inputs: Any) -> Footprint:
-        """Return the memory of one answer."""
 
 
 class Runner:
@@ -104,7 +94,7 @@ def cache_bytes(cache: Any, decoded: int) -> int:
 def rounds(
     candidates: Sequence[Candidate],
     inputs: Mapping[Candidate, Any],
-    runner: Timer,
+    runner: Runner,
     warmup: int,
     repeats: int,
     tell: Callable[[str], None] = lambda text: None,

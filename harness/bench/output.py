@@ -13,7 +13,7 @@ from harness.bench.columns import COLUMNS, STAGE_MEANINGS
 from harness.bench.measure import Measurement, Times
 from harness.bench.settings import Settings
 from harness.bench.setup import Candidate, Prepared
-from harness.bench.statistics import Spread, column, mean, savings
+from harness.bench.statistics import Spread
 from harness.core.files import to_json, write_atomic
 from harness.models.cost import Flops, count
 
@@ -47,7 +47,7 @@ def rows(
         row: Row = dict.fromkeys(COLUMNS)
         row |= _description(chosen, candidate, inputs[candidate], result, batch)
         row |= {"n": len(times), "error": result.error}
-        row |= _times(times, timed[0]) | _operations(chosen, config, candidate, inputs[candidate], batch)
+        row |= timing(times, timed[0]) | _operations(chosen, config, candidate, inputs[candidate], batch)
         row |= {
             "peak_allocated_bytes": result.footprint.allocated,
             "peak_reserved_bytes": result.footprint.reserved,
@@ -86,23 +86,24 @@ def _description(chosen: Settings, candidate: Candidate, prompt: Prepared, resul
     }
 
 
-def _times(times: Sequence[Times], unpruned: Sequence[Times]) -> Row:
+def timing(times: Sequence[Times], unpruned: Sequence[Times]) -> Row:
+    """Return the columns of times: medians and interquartile ranges, and what is saved in the same round."""
     if not times:
         return {}
+    answers = pd.DataFrame(times)
     row: Row = {}
     for stage in STAGE_MEANINGS:
-        spread = Spread.of(column(times, stage))
+        spread = Spread.of(answers[stage])
         row |= {f"{stage}_ms": spread.median, f"{stage}_iqr_ms": spread.iqr}
-    for system, prefill, answer in (
-        ("idpruner", "host_prefill", "host_e2e"),
-        ("visionselector", "prefill", "answer"),
-    ):
-        row |= {f"{system}_prefill_ms": mean(times, prefill), f"{system}_e2e_ms": mean(times, answer)}
+    means = answers.mean().to_dict()  # published code reports means
+    row |= {"idpruner_prefill_ms": means["host_prefill"], "idpruner_e2e_ms": means["host_e2e"]}
+    row |= {"visionselector_prefill_ms": means["prefill"], "visionselector_e2e_ms": means["answer"]}
     if unpruned:
-        saved = Spread.of(savings(unpruned, times, "e2e"))
+        baseline = pd.DataFrame(unpruned)
+        saved = Spread.of(baseline["e2e"] - answers["e2e"])
         row |= {"e2e_saving_ms": saved.median, "e2e_saving_iqr_ms": saved.iqr}
         for stage in ("prefill", "e2e"):
-            row[f"{stage}_speedup"] = Spread.of(column(unpruned, stage)).median / row[f"{stage}_ms"]
+            row[f"{stage}_speedup"] = float(baseline[stage].median()) / row[f"{stage}_ms"]
     return row
 
 

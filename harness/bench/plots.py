@@ -30,16 +30,16 @@ PARTS = {
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Plot the stages for every size and batch size, and the savings over sizes; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    timed, files = [row for row in rows if row["e2e_ms"] is not None], []
+    timed, figures = [row for row in rows if row["e2e_ms"] is not None], {}
     for (model, workload, batch), some in groupby(timed, key=lambda row: (row["model"], row["workload"], row["batch"])):
-        file = folder / f"stages-{slug(model)}-{slug(workload)}-batch{batch}.png"
-        files.append(_saved(_stages(list(some)), file))
-    batches = {row["batch"] for row in timed}
-    for batch in sorted(batches):
+        figures[folder / f"stages-{slug(model)}-{slug(workload)}-batch{batch}.png"] = _stages(list(some))
+    for batch in sorted({row["batch"] for row in timed}):
         selected = [row for row in timed if row["batch"] == batch]
         if len({row["visual_tokens"] for row in selected}) > 1:
-            files.append(_saved(_savings(selected), folder / f"savings-{slug(selected[0]['model'])}-batch{batch}.png"))
-    return files
+            figures[folder / f"savings-{slug(selected[0]['model'])}-batch{batch}.png"] = _savings(selected)
+    for file, figure in figures.items():
+        figure.savefig(file, dpi=150)
+    return list(figures)
 
 
 def _stages(rows: Sequence[Row]) -> Figure:
@@ -85,8 +85,3 @@ def _savings(rows: Sequence[Row]) -> Figure:
     axes.set_title(f"{first['model']}, batch {first['batch']}, {first['device']}: above the line a method pays")
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     return figure
-
-
-def _saved(figure: Figure, file: Path) -> Path:
-    figure.savefig(file, dpi=150)
-    return file

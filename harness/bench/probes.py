@@ -6,8 +6,9 @@ was registered before its hook and one that was registered after it. No forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -38,29 +39,25 @@ def probed(adapter: Adapter, candidate: Candidate, trace: Trace) -> Iterator[Pru
     read = [] if method is None or candidate.budget.keep == 1 else _read(adapter, method)
     projector = submodule(model, PROJECTORS[adapter.family])
     try:
-        handles.entered(modules["root"], _call(trace.enter, ROOT))
-        handles.left(modules["root"], _call(trace.leave, ROOT))
+        handles.entered(modules["root"], partial(trace.enter, ROOT))
+        handles.left(modules["root"], partial(trace.leave, ROOT))
         for module, span in ((modules["vision"], "vision"), (projector, "projector")):
-            handles.entered(module, _call(trace.enter, span))
-            handles.left(module, _call(trace.leave, span))
+            handles.entered(module, partial(trace.enter, span))
+            handles.left(module, partial(trace.leave, span))
         for module in read:
-            handles.left(module, _call(trace.enter, "read"))
+            handles.left(module, partial(trace.enter, "read"))
         for module in cuts:
-            handles.entered(module, _call(trace.enter, "cut"))
-        handles.left(modules["decoder"], _call(trace.leave, "decoder"))
+            handles.entered(module, partial(trace.enter, "cut"))
+        handles.left(modules["decoder"], partial(trace.leave, "decoder"))
         with candidate.pruning(model) as pruning, _watched(candidate, trace, handles):
             for module in read:
-                handles.left(module, _call(trace.leave, "read"))
+                handles.left(module, partial(trace.leave, "read"))
             for module in cuts:
-                handles.entered(module, _call(trace.leave, "cut"))
-            handles.entered(modules["decoder"], _call(trace.enter, "decoder"))
+                handles.entered(module, partial(trace.leave, "cut"))
+            handles.entered(modules["decoder"], partial(trace.enter, "decoder"))
             yield pruning
     finally:
         handles.remove()
-
-
-def _call(note: Callable[[str], None], span: str) -> Callable[[], None]:
-    return lambda: note(span)
 
 
 def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> list[nn.Module]:
@@ -89,8 +86,8 @@ def _watched(candidate: Candidate, trace: Trace, handles: Handles) -> Iterator[N
     """Record when the learned scorer runs and when the method selects."""
     method, scorer = candidate.method, candidate.scorer
     if scorer is not None:
-        handles.entered(scorer, _call(trace.enter, "score"))
-        handles.left(scorer, _call(trace.leave, "score"))
+        handles.entered(scorer, partial(trace.enter, "score"))
+        handles.left(scorer, partial(trace.leave, "score"))
     if method is None:
         yield
         return

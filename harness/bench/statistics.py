@@ -1,15 +1,13 @@
-"""Summarise timed answers: medians, savings against the unpruned model, break-even sizes."""
+"""Summarise timed answers: medians, and the sizes from which on a method saves time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import fmean
 
 import numpy as np
-
-from harness.bench.measure import Times
+import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -20,25 +18,10 @@ class Spread:
     iqr: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float] | pd.Series) -> Spread:
         """Summarise at least one value."""
         low, median, high = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(high - low))
-
-
-def column(times: Sequence[Times], name: str) -> list[float]:
-    """Return one value of every answer."""
-    return [time[name] for time in times]
-
-
-def mean(times: Sequence[Times], name: str) -> float:
-    """Return the mean, which published code reports."""
-    return fmean(column(times, name))
-
-
-def savings(unpruned: Sequence[Times], pruned: Sequence[Times], name: str) -> list[float]:
-    """Return the time saved in every round, in which both models answered."""
-    return [a - b for a, b in zip(column(unpruned, name), column(pruned, name), strict=True)]
 
 
 def break_even(sizes: Sequence[float], saved: Sequence[float]) -> float | None:

@@ -23,7 +23,9 @@ VERSION_BASE = "1.3"
 
 def register_resolvers() -> None:
     """Register the interpolations of conf/: the default budget, the name of a folder, and a temporary folder."""
-    OmegaConf.register_new_resolver("budget", _default_budget, replace=True)
+    OmegaConf.register_new_resolver(  # no default share where a token count is given, or for the unpruned model
+        "budget", lambda tokens, method, share: None if tokens is not None or method == "none" else share, replace=True
+    )
     OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
 
@@ -71,11 +73,6 @@ def _flat_keys(cfg: Any, prefix: str = "") -> list[str]:
         if not OmegaConf.is_interpolation(cfg, key) and isinstance(cfg._get_node(key), DictConfig):
             keys += _flat_keys(cfg._get_node(key), f"{prefix}{key}.")
     return keys
-
-
-def _default_budget(tokens: Any, method: str, share: float) -> float | None:
-    """Return the default share; None if a token count is given, or for the unpruned model."""
-    return None if tokens is not None or method == "none" else share
 
 
 def _scratch() -> str:

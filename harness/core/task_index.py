@@ -30,7 +30,8 @@ def task_files(folder: Path) -> dict[str, Path]:
         for file in sorted(files):
             if file.endswith(".yaml"):
                 path = Path(root, file)
-                match = TASK_LINE.search(_text(path))
+                with as_user_error((UnicodeDecodeError, OSError), f"cannot read the task file {path}"):
+                    match = TASK_LINE.search(path.read_text(encoding="utf-8"))
                 if match:
                     tasks[match[1]] = path
     return tasks
@@ -66,8 +67,3 @@ def _indexed(folder: Path) -> dict[str, Path]:
     except (OSError, UserError):
         pass  # without a writable home, every process rebuilds the index
     return tasks
-
-
-def _text(path: Path) -> str:
-    with as_user_error((UnicodeDecodeError, OSError), f"cannot read the task file {path}"):
-        return path.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from qwen_vl_utils.vision_process import smart_resize
 from harness.core.config import RunConfig
 from harness.core.console import table_lines
 from harness.core.distributed import only_one
-from harness.core.errors import UserError, one_line
+from harness.core.errors import as_user_error, one_line
 from harness.core.files import digest, slug
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.pruner import checked_method, random_method
@@ -139,12 +139,10 @@ def _architecture(config: RunConfig) -> tuple[Any, int | None] | None:
 
 
 def _checked(config: RunConfig, model: Any) -> Method:
-    try:
+    with as_user_error((ValueError, TypeError)):
         method, family = random_method(config), adapter_class(model.model_type)
         family.check(method, model)
         family.check_positions(config.positions, method)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from error
     return method
 
 

@@ -7,8 +7,9 @@ order, 1/4 for options, 1/5 for counts.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image as Pillow
 from harness.pocket import TASKS, easyvqa
 from harness.pocket.draw import OTHER_SEED, SUITE_SEED, scene_at
 from harness.pocket.scenes import Question, Scene, bars
-from harness.pocket.words import COLORS
+from harness.pocket.words import COLORS, OPTIONS
 
 ROWS = 240
 EASY_VQA_ROWS = 500
@@ -35,45 +36,20 @@ def _scenes(kind: str, seed: int = SUITE_SEED) -> Iterator[Scene]:
     return (scene_at(kind, seed, index) for index in count())
 
 
-def _balanced(kind: str, task: str, rows: int, answers: tuple[str, ...] = ()) -> list[tuple[Scene, Question]]:
-    """Return the first questions of a task; with `answers`, equally many for each answer."""
-    missing = dict.fromkeys(answers, rows // max(1, len(answers)))
+def _questions(kind: str, task: str, answers: Collection[str] = ()) -> list[tuple[Scene, Question]]:
+    """Return the first questions of a task, one for each picture; with `answers`, equally many for each answer."""
+    missing = {answer: ROWS // len(answers) for answer in answers}
     selected: list[tuple[Scene, Question]] = []
     for scene in _scenes(kind):
         for question in [q for q in scene.questions if q.task == task][:2]:
-            if len(selected) < rows and (not answers or missing.get(question.answer, 0) > 0):
+            if not answers or missing.get(question.answer, 0) > 0:
                 selected.append((scene, question))
                 if answers:
                     missing[question.answer] -= 1
-                break  # one question for each picture
-        if len(selected) == rows:
+                break
+        if len(selected) == ROWS:
             return selected
     raise AssertionError("unreachable: scenes are endless")
-
-
-def existence() -> list[tuple[Scene, Question]]:
-    """Half of the answers are yes, half no."""
-    return _balanced("objects", "existence", ROWS, ("yes", "no"))
-
-
-def attributes() -> list[tuple[Scene, Question]]:
-    """Four options, each equally often."""
-    return _balanced("objects", "attributes", ROWS, ("A", "B", "C", "D"))
-
-
-def counting() -> list[tuple[Scene, Question]]:
-    """Counts from one to five, each equally often."""
-    return _balanced("counting", "counting", ROWS, tuple("12345"))
-
-
-def text() -> list[tuple[Scene, Question]]:
-    """Strings of two to four characters."""
-    return _balanced("text", "text", ROWS)
-
-
-def documents() -> list[tuple[Scene, Question]]:
-    """Values of a form."""
-    return _balanced("document", "documents", ROWS)
 
 
 def charts() -> list[tuple[Scene, Question]]:
@@ -89,23 +65,14 @@ def charts() -> list[tuple[Scene, Question]]:
 
 def video() -> list[tuple[Scene, Question]]:
     """Both orders of the options for each clip."""
-    selected: list[tuple[Scene, Question]] = []
-    for scene in _scenes("video"):
-        selected += [(scene, question) for question in scene.questions if question.task == "video"]
-        if len(selected) >= ROWS:
-            return selected[:ROWS]
-    raise AssertionError("unreachable: scenes are endless")
+    pairs = ((scene, question) for scene in _scenes("video") for question in scene.questions)
+    return list(islice((pair for pair in pairs if pair[1].task == "video"), ROWS))
 
 
 def easy_vqa() -> list[tuple[Scene, Question]]:
     """The first test images of easy-VQA with their first two questions."""
-    selected: list[tuple[Scene, Question]] = []
-    position = 0
-    while len(selected) < EASY_VQA_ROWS:
-        scene = easyvqa.easyvqa_scene("test", position)
-        selected += [(scene, question) for question in scene.questions[:2]]
-        position += 1
-    return selected[:EASY_VQA_ROWS]
+    scenes = (easyvqa.easyvqa_scene("test", position) for position in count())
+    return list(islice(((scene, question) for scene in scenes for question in scene.questions[:2]), EASY_VQA_ROWS))
 
 
 def vega_tables() -> list[list[int]]:
@@ -151,11 +118,11 @@ def others() -> list[tuple[Scene, Question]]:
 
 
 SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
-    "existence": existence,
-    "attributes": attributes,
-    "counting": counting,
-    "text": text,
-    "documents": documents,
+    "existence": partial(_questions, "objects", "existence", ("yes", "no")),
+    "attributes": partial(_questions, "objects", "attributes", OPTIONS),
+    "counting": partial(_questions, "counting", "counting", "12345"),
+    "text": partial(_questions, "text", "text"),  # strings of two to four characters
+    "documents": partial(_questions, "document", "documents"),  # values of a form
     "charts": charts,
     "video": video,
     "easyvqa": easy_vqa,

@@ -15,37 +15,15 @@ SIDE = 224  # pixels to which images are enlarged: 8 x 8 visual tokens
 
 
 @cache
-def questions(split: str) -> dict[int, list[tuple[str, str]]]:
-    """Return the (question, answer) pairs of each image of a split."""
+def images(split: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the file of each image of a split, with its (question, answer) pairs."""
     import easy_vqa
 
-    texts, answers, ids = getattr(easy_vqa, f"get_{split}_questions")()
-    grouped: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for text, answer, image in zip(texts, answers, ids, strict=True):
-        grouped[int(image)].append((text, answer))
-    return dict(grouped)
-
-
-@cache
-def _paths(split: str) -> dict[int, str]:
-    import easy_vqa
-
-    return {int(k): v for k, v in getattr(easy_vqa, f"get_{split}_image_paths")().items()}
-
-
-@cache
-def _ids(split: str) -> list[int]:
-    return sorted(questions(split))
-
-
-def n_train_images() -> int:
-    """Return the number of images in the training split."""
-    return len(_ids("train"))
-
-
-def image(split: str, index: int) -> Image.Image:
-    """Load an image, enlarged."""
-    return Image.open(_paths(split)[index]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    files = {int(image): file for image, file in getattr(easy_vqa, f"get_{split}_image_paths")().items()}
+    pairs: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for text, answer, image in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
+        pairs[int(image)].append((text, answer))
+    return [(files[image], pairs[image]) for image in sorted(pairs)]
 
 
 def _words(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
@@ -60,9 +38,8 @@ def _words(pairs: list[tuple[str, str]]) -> tuple[str, ...]:
 
 def easyvqa_scene(split: str, position: int) -> Scene:
     """Return the scene at a position of the split; its mark is the box that differs from the background."""
-    index = _ids(split)[position]
-    pairs = questions(split)[index]
-    picture = image(split, index)
+    file, pairs = images(split)[position]
+    picture = Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = np.asarray(picture, dtype=int)
     ys, xs = np.nonzero(np.abs(pixels - pixels[0, 0]).sum(-1) > 60)
     box = (float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())) if len(xs) else (0.0, 0.0, 0.0, 0.0)

@@ -94,11 +94,6 @@ def _polygon(points: list[tuple[float, float]]) -> Callable:
     return draw
 
 
-def _star_points() -> list[tuple[float, float]]:
-    radii = (1.0, 0.42)
-    return [(radii[i % 2] * math.sin(math.pi * i / 5), -radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)]
-
-
 def _circle(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> None:
     d.ellipse((x - r, y - r, x + r, y + r), fill=fill)
 
@@ -107,6 +102,7 @@ def _ring(d: ImageDraw.ImageDraw, x: float, y: float, r: float, fill: tuple) -> 
     d.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=max(3, int(r * 0.36)))
 
 
+_STAR = [(r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5)) for i, r in enumerate([1.0, 0.42] * 5)]
 _CROSS = [(-1, -0.32), (-0.32, -0.32), (-0.32, -1), (0.32, -1), (0.32, -0.32), (1, -0.32)]
 _CROSS += [(-px, -py) for px, py in _CROSS]
 _DRAW: dict[str, Callable] = {
@@ -115,7 +111,7 @@ _DRAW: dict[str, Callable] = {
     "rectangle": _polygon([(-0.95, -0.75), (0.95, -0.75), (0.95, 0.75), (-0.95, 0.75)]),
     "triangle": _polygon([(0, -1), (0.95, 0.8), (-0.95, 0.8)]),
     "diamond": _polygon([(0, -1), (0.75, 0), (0, 1), (-0.75, 0)]),
-    "star": _polygon(_star_points()),
+    "star": _polygon(_STAR),
     "cross": _polygon(_CROSS),
     "arrow": _polygon([(1, 0), (0.1, -0.85), (0.1, -0.3), (-1, -0.3), (-1, 0.3), (0.1, 0.3), (0.1, 0.85)]),
 }

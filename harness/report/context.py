@@ -69,11 +69,7 @@ def _rendered(plot_set: figures.Set) -> dict[str, Any]:
 
 
 def of_gallery(
-    cfg: DictConfig,
-    frame: pd.DataFrame,
-    sample: gallery.Sample,
-    folder: Path | None,
-    missing: list[str],
+    cfg: DictConfig, frame: pd.DataFrame, sample: gallery.Sample, folder: Path | None, missing: list[str]
 ) -> dict[str, Any]:
     """Return the context of the gallery; questions are written to `folder`, or into the page without one."""
     averages = frame[frame["benchmark"] == AVERAGE].set_index("hash")
@@ -105,12 +101,8 @@ def of_gallery(
 
 
 def _overlap(table: dict[str, Any], averages: pd.DataFrame) -> dict[str, Any]:
-    first = _identify(averages, table["runs"][0])
-    return {
-        **table,
-        "label": f"{first['model']}, {first['budget']}",
-        "names": [_identify(averages, run) for run in table["runs"]],
-    }
+    first, *_ = names = [_identify(averages, run) for run in table["runs"]]
+    return {**table, "label": f"{first['model']}, {first['budget']}", "names": names}
 
 
 def _rule(sample: gallery.Sample) -> str:
@@ -163,15 +155,8 @@ def _table(frame: pd.DataFrame, members: Sequence[Result]) -> dict[str, Any]:
 def _row(result: Result, benchmarks: Sequence[str], cells: dict[tuple[str, str], Any]) -> dict[str, Any]:
     about = cells[result.hash, AVERAGE]
     return {
-        "hash": result.hash,
-        "name": about["name"],
-        "method": result.method,
-        "group": about["group"],
-        "model": about["model"],
-        "tasks": about["tasks"],
-        "budget": result.budget,
-        "kept": result.tokens("kept"),
-        "per_layer": about["per_layer"],
+        **{key: about[key] for key in ("name", "group", "model", "tasks", "per_layer")},
+        **{"hash": result.hash, "method": result.method, "budget": result.budget, "kept": result.tokens("kept")},
         "cells": [_cell(cells.get((result.hash, benchmark))) for benchmark in benchmarks],
     }
 

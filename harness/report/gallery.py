@@ -25,6 +25,8 @@ from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
 
 Sample = dict[str, Any]
+Answers = Mapping[str, Mapping[Question, Answer]]  # of each run, by its hash
+Scores = Mapping[str, Mapping[Question, float]]
 EMPTY: Sample = {"settings": [], "overlaps": []}
 
 
@@ -44,7 +46,7 @@ def gather(results: Sequence[Result], per_task: int | None) -> Sample:
     return sample
 
 
-def _setting(group: Sequence[Result], by_run: Mapping[str, Mapping[Question, Answer]], per_task: int | None) -> Sample:
+def _setting(group: Sequence[Result], by_run: Answers, per_task: int | None) -> Sample:
     scores = {result.hash: answers.scores(result) for result in group}
     about = group[0].about["config"]
     asked = list(dict.fromkeys(question for result in group for question in sorted(by_run[result.hash])))
@@ -66,9 +68,7 @@ def _setting(group: Sequence[Result], by_run: Mapping[str, Mapping[Question, Ans
     }
 
 
-def _candidates(
-    questions: list[Question], by_run: Mapping[str, Mapping[Question, Answer]], per_task: int | None
-) -> list[Question]:
+def _candidates(questions: list[Question], by_run: Answers, per_task: int | None) -> list[Question]:
     """Questions of which a run recorded more than the kept tokens; all questions if these are fewer than `per_task`."""
 
     def is_recorded(question: Question) -> bool:
@@ -80,11 +80,7 @@ def _candidates(
 
 
 def _chosen(
-    questions: Sequence[Question],
-    group: Sequence[Result],
-    by_run: Mapping[str, Mapping[Question, Answer]],
-    scores: Mapping[str, Mapping[Question, float]],
-    per_task: int | None,
+    questions: Sequence[Question], group: Sequence[Result], by_run: Answers, scores: Scores, per_task: int | None
 ) -> list[int]:
     if per_task is None or per_task >= len(questions):
         return list(range(len(questions)))
@@ -95,12 +91,7 @@ def _chosen(
     return varied(texts, per_task)
 
 
-def _question(
-    question: Question,
-    group: Sequence[Result],
-    by_run: Mapping[str, Mapping[Question, Answer]],
-    scores: Mapping[str, Mapping[Question, float]],
-) -> dict[str, Any]:
+def _question(question: Question, group: Sequence[Result], by_run: Answers, scores: Scores) -> dict[str, Any]:
     run_answers = [by_run[result.hash].get(question) for result in group]
     first = next(answer for answer in run_answers if answer is not None)
     values = [scores[result.hash].get(question, np.nan) for result in group]
@@ -117,7 +108,7 @@ def _question(
     }
 
 
-def _overlaps(group: Sequence[Result], by_run: Mapping[str, Mapping[Question, Answer]]) -> list[dict[str, Any]]:
+def _overlaps(group: Sequence[Result], by_run: Answers) -> list[dict[str, Any]]:
     tables = []
     for budget in dict.fromkeys(result.about["budget"] for result in group if not result.is_baseline):
         runs = [result for result in group if result.about["budget"] == budget and not result.is_baseline]

@@ -39,18 +39,13 @@ def to_batch(loaded: Loaded, examples: Sequence[Example]) -> Batch:
     encoded = [processor.tokenizer(e.answer, add_special_tokens=False)["input_ids"] for e in examples]
     answers = [torch.tensor([*ids, end]) for ids in encoded]
     longest = max(map(len, answers))
-    # Aligned on the right, as pruned batches are.
-    shifted = {
-        name: torch.stack(
-            [
-                F.pad(torch.cat([row, _extension(name, answer)]), (longest - len(answer), 0), value=_padding(name, pad))
-                for row, answer in zip(inputs[name], answers, strict=True)
-            ]
-        )
-        for name in TOKEN_INPUTS
-        if name in inputs
-    }
-    inputs.update(shifted)
+    for name, filler in TOKEN_INPUTS.items():  # aligned on the right, as pruned batches are; None: the ids themselves
+        if name in inputs:
+            added = answers if filler is None else [torch.full_like(answer, filler) for answer in answers]
+            rows = [torch.cat(pair) for pair in zip(inputs[name], added, strict=True)]
+            padded = [(row, longest - len(answer)) for row, answer in zip(rows, answers, strict=True)]
+            value = pad if filler is None else 0
+            inputs[name] = torch.stack([F.pad(row, (missing, 0), value=value) for row, missing in padded])
     labels = torch.stack([F.pad(answer, (longest - len(answer), 0), value=IGNORE) for answer in answers])
     return Batch(inputs.to(loaded.device), labels.to(loaded.device))
 
@@ -61,15 +56,6 @@ def answer_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     labels = batch.labels.to(logits.device)
     loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="sum")
     return loss, ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1)
-
-
-def _extension(name: str, answer: Tensor) -> Tensor:
-    value = TOKEN_INPUTS[name]
-    return answer if value is None else torch.full_like(answer, value)
-
-
-def _padding(name: str, pad: int) -> int:
-    return pad if TOKEN_INPUTS[name] is None else 0
 
 
 def _end(model: Any) -> int:

@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 import harness
 from harness.core.distributed import Processes
-from harness.core.errors import UserError, one_line
+from harness.core.errors import as_user_error
 from harness.models.adapter import Adapter
 from harness.models.loading import Loaded
 from harness.models.preprocessing import media_of
@@ -57,6 +57,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(scorer.parameters(), lr=recipe.lr, weight_decay=0.0)
         warm = round(recipe.warmup * self.steps)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warm, self.steps)
+        self._parts: dict[str, Any] = {"scorer": scorer, "optimizer": self.optimizer, "schedule": self.schedule}
         self.sampler = Sampler(source, recipe.valid, recipe.batch, recipe.seed, processes)
 
     def run(self, folder: TrainingFolder, settings: dict[str, Any]) -> None:
@@ -136,11 +137,10 @@ class Training:
         size = self.loaded.config.batch_size
         for start in range(0, len(examples), size):
             part = examples[start : start + size]
-            try:
-                yield to_batch(self.loaded, part)
-            except (OSError, ValueError, RuntimeError) as error:
-                media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
-                raise UserError(f"cannot show one of {', '.join(media)}: {one_line(error)}") from error
+            media = [item for _, item in media_of([e.messages for e in part]) if isinstance(item, str)]
+            with as_user_error((OSError, ValueError, RuntimeError), f"cannot show one of {', '.join(media)}"):
+                batch = to_batch(self.loaded, part)
+            yield batch
 
     def _share_gradient(self) -> None:
         """Sum the gradients over all processes."""
@@ -152,17 +152,10 @@ class Training:
         return totals
 
     def _state(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "settings": settings,
-            "step": self.step,
-            "scorer": self.scorer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "curve": self.curve,
-        }
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"settings": settings, "step": self.step, "curve": self.curve, **parts}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step, self.curve = state["step"], state["curve"]
-        self.scorer.load_state_dict(state["scorer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from importlib import import_module
 from itertools import combinations
 
 import numpy as np
@@ -49,11 +50,11 @@ def configured(place, analysis, *more):
     return compose(f"analyze_{analysis}", prepare([*model, *tasks, *quick, *more]))
 
 
-def ran(capsys, cfg, task, *checks):
+def ran(capsys, cfg, analysis):
     """The object on the last line, the table, and the lines before; the files hold the same."""
-    for check in checks:
+    for check in analysis.CHECKS:
         check(cfg)
-    task(cfg)
+    vars(analysis)[analysis.__name__.rpartition(".")[2]](cfg)
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     stem = found.pop("out")
@@ -95,7 +96,7 @@ def test_tokens_are_what_the_language_model_gets(images):
 def test_angles_are_those_of_all_pairs(place, images, capsys):
     loaded, drawn = images
     cfg = configured(place, "angles")
-    found, table, said = ran(capsys, cfg, angles.angles, settings.check, settings.check_methods)
+    found, table, said = ran(capsys, cfg, angles)
     counts, obtuse = np.zeros(180, int), []
     for question in drawn[:4]:
         rows = read(loaded, question, TokenProbe()).features.double().tolist()
@@ -119,7 +120,7 @@ def _angle(a, b):
 def test_redundancy_is_that_of_the_states_the_model_returns(place, images, capsys):
     loaded, drawn = images
     cfg = configured(place, "redundancy")
-    found, table, _ = ran(capsys, cfg, redundancy.redundancy, settings.check, settings.check_methods)
+    found, table, _ = ran(capsys, cfg, redundancy)
     expected = []
     for question in drawn[:4]:
         inputs = question.inputs(loaded)
@@ -146,8 +147,7 @@ METHODS = "methods=[greedy,fps,random,{name:idpruner,lam:[0,0.5,1]},{name:scope,
 
 def test_pareto_measures_every_point_under_the_same_importance(place, capsys):
     cfg = configured(place, "pareto", METHODS, "keep=[0.5,0.7]", "references=[complement,bbox]")
-    checks = (pareto.check, settings.check_methods, pareto.check_stage)
-    found, table, said = ran(capsys, cfg, pareto.pareto, *checks)
+    found, table, said = ran(capsys, cfg, pareto)
     assert (found["importance"], found["draws_of_importance"], found["reference"]) == ("uniform", 2, "complement")
     assert sorted(set(table["keep"])) == [0.5, 0.7]
     by = table.set_index(["keep", "label"])["retention"]
@@ -166,7 +166,7 @@ def test_pareto_measures_every_point_under_the_same_importance(place, capsys):
 def test_pareto_with_the_scorers_importance(capsys, tmp_path):
     quick = ["limit=2", "methods=[greedy,fps,{name:idpruner,lam:[0.1,0.9]}]", "importance=scorer", "resamples=100"]
     cfg = compose("analyze_pareto", prepare([*quick, "tasks=pocket_text", f"out={tmp_path}", "keep=0.2"]))
-    found, table, _ = ran(capsys, cfg, pareto.pareto, pareto.check)
+    found, table, _ = ran(capsys, cfg, pareto)
     assert found["draws_of_importance"] == 1
     by = table.set_index("label")["retention"]
     assert by.idxmax() == "greedy"
@@ -178,7 +178,7 @@ def test_bias_is_the_distance_between_histograms(place, images, capsys):
     loaded, drawn = images
     names = "methods=[random,{name:fastv,layer:0},divprune]"
     cfg = configured(place, "bias", names, "keep=0.5", "bands=3", "limit=6")
-    found, table, _ = ran(capsys, cfg, bias.bias, settings.check, settings.check_methods)
+    found, table, _ = ran(capsys, cfg, bias)
     with harness.prune(loaded.model, "fastv", keep=0.5, layer=0) as pruning, torch.inference_mode():
         for question in drawn:
             loaded.model(**question.inputs(loaded))
@@ -211,7 +211,7 @@ def test_masks_show_what_prune_keeps(place, images, capsys):
     loaded, drawn = images
     docs = "docs=[tiny_stills/5,tiny_stills/2]"
     cfg = configured(place, "masks", "methods=[random,divprune]", "keep=[0.5,0.25]", docs)
-    found, table, _ = ran(capsys, cfg, masks.masks, masks.check, settings.check_methods)
+    found, table, _ = ran(capsys, cfg, masks)
     assert found["questions"] == ["tiny_stills/5", "tiny_stills/2"]
     asked = {question.doc_id: question for question in drawn}
     with harness.prune(loaded.model, "divprune", keep=0.25) as pruning, torch.inference_mode():
@@ -243,17 +243,9 @@ MISTAKES = {
 }
 
 
-CHECKS = {
-    "pareto": (pareto.check, settings.check_methods, pareto.check_stage),
-    "bias": (settings.check, settings.check_methods, bias.check_cut),
-    "masks": (masks.check, settings.check_methods),
-    "angles": (settings.check, settings.check_methods),
-}
-
-
 def checked(analysis, *overrides):
     cfg = compose(f"analyze_{analysis}", prepare(list(overrides)))
-    for check in CHECKS[analysis]:
+    for check in import_module(f"harness.analyze.{analysis}").CHECKS:
         check(cfg)
 
 

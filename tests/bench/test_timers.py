@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from harness.bench.columns import STAGE_MEANINGS
 from harness.bench.measure import Footprint, rounds
+from harness.bench.output import timing
 from harness.bench.setup import Candidate
-from harness.bench.statistics import Spread, break_even, savings, verdict
+from harness.bench.statistics import Spread, break_even, verdict
 from harness.bench.timers import Clock, Mark, Trace, clock_of, own_times
 
 
@@ -179,8 +181,14 @@ def test_a_bug_is_not_taken_for_a_lack_of_memory():
 
 def test_spread_and_savings():
     assert Spread.of([1, 2, 3, 4, 100]) == Spread(3, 2)
-    unpruned, pruned = [{"e2e": 10.0}, {"e2e": 20.0}], [{"e2e": 7.0}, {"e2e": 25.0}]
-    assert savings(unpruned, pruned, "e2e") == [3, -5]  # of the same round, not of medians
+
+    def answers(*values):
+        return [dict.fromkeys([*STAGE_MEANINGS, "host_prefill", "host_e2e", "answer"], value) for value in values]
+
+    row = timing(answers(1, 2, 3, 4, 100), answers(5, 8, 9, 50, 60))
+    assert (row["e2e_ms"], row["e2e_iqr_ms"], row["visionselector_e2e_ms"]) == (3, 2, 22)
+    assert (row["e2e_saving_ms"], row["e2e_saving_iqr_ms"]) == (6, 2)  # of 4, 6, 6, 46, -40: of the same round
+    assert row["prefill_speedup"] == 3
 
 
 @pytest.mark.parametrize(

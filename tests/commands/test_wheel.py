@@ -129,8 +129,10 @@ def test_a_run_and_its_report(python, tmp_path):
 
 def test_questions_are_drawn_without_the_pocket_recipe(python):
     pytest.importorskip("vega_datasets", reason="NOT TESTED: the suite is drawn with pip install -e '.[pocket]'")
-    code = "from harness.pocket.questions import DrawnQuestions; import harness.pocket.data as data, numpy as np"
-    code += "; print(DrawnQuestions(1, {'image'}).draw(0, np.random.default_rng(0)).answer, len(data.existence()))"
+    code = (
+        "from harness.pocket.questions import DrawnQuestions; import numpy as np; from harness.pocket.data import SUITE"
+    )
+    code += "; print(DrawnQuestions(1, {'image'}).draw(0, np.random.default_rng(0)).answer, len(SUITE['existence']()))"
     assert python("-c", code)[-1].endswith(" 240")
 
 

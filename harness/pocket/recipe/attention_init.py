@@ -14,6 +14,7 @@ counting head stay fixed, because training would forget them before later layers
 
 from __future__ import annotations
 
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -48,20 +49,15 @@ class Head:
         attention.o_proj.weight[:, self.first : self.first + self.width] *= 0.1
         self.n_carried = 0
 
-    def ask(self, dim: int, direction: Tensor | float) -> None:
-        """Let query dimension `dim` read a direction of the residual stream, or be a constant."""
-        self._set("q_proj", dim, direction)
-
-    def key(self, dim: int, direction: Tensor | float) -> None:
-        """Let key dimension `dim` read a direction of the residual stream, or be a constant."""
-        self._set("k_proj", dim, direction)
-
     def _set(self, name: str, dim: int, direction: Tensor | float) -> None:
+        """Let dimension `dim` of a query or key read a direction of the residual stream, or be a constant."""
         projection = getattr(self.attention, name)
         if isinstance(direction, Tensor):
             projection.weight[self.first + dim] = direction
         else:
             projection.bias[self.first + dim] = direction
+
+    ask, key = partialmethod(_set, "q_proj"), partialmethod(_set, "k_proj")
 
     def carry(self, read: Tensor, write: Tensor) -> None:
         """Copy the coordinates `read` [n, D] of the attended token to the coordinates `write` [n, D]."""

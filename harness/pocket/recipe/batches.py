@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -142,30 +142,31 @@ def pack(
             labels.append(torch.tensor([IGNORE] * len(prompt) + answer))
             weights.append(torch.full((len(both),), weight.get(question.task, 1.0)))
         rows.append(
-            (
-                torch.cat(tokens),
-                torch.cat(positions, dim=1),
-                torch.cat([torch.zeros(n_prefix, dtype=torch.long), *block]),
-                torch.cat([torch.full((n_prefix,), IGNORE), *labels]),
-                torch.cat([torch.zeros(n_prefix), *weights]),
-            )
+            {
+                "token": torch.cat(tokens),
+                "group": torch.cat([torch.zeros(n_prefix, dtype=torch.long), *block]),
+                "labels": torch.cat([torch.full((n_prefix,), IGNORE), *labels]),
+                "weights": torch.cat([torch.zeros(n_prefix), *weights]),
+                "position": torch.cat(positions, dim=1).T,
+            }
         )
-    length = max(len(r[0]) for r in rows)
     device = embed.weight.device
-    pad = lambda x, value: F.pad(x, (0, length - x.shape[-1]), value=value)  # noqa: E731
-    token = torch.stack([pad(r[0], 0) for r in rows]).to(device)
-    group = torch.stack([pad(r[2], -1) for r in rows]).to(device)
+    padding = {"token": 0, "group": -1, "labels": IGNORE, "weights": 0.0, "position": 0}
+    token, group, label, label_weight, position = (
+        pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value).to(device)
+        for name, value in padding.items()
+    )
+    length, position = token.shape[1], position.permute(2, 0, 1)
     embeds = embed(token.clamp(min=0))
     visual_rows = torch.cat([s.features for s, _ in samples]).to(device=device, dtype=embeds.dtype)
     embeds = embeds.masked_scatter((token == -1)[..., None], visual_rows)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     see = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
-    position = torch.stack([pad(r[1], 0) for r in rows], dim=1).to(device)
     return {
         "inputs_embeds": embeds,
         "position_ids": position[0] if flat else position,
         "attention_mask": (see & causal)[:, None],
-        "labels": torch.stack([pad(r[3], IGNORE) for r in rows]).to(device),
-        "weights": torch.stack([pad(r[4], 0.0) for r in rows]).to(device),
+        "labels": label,
+        "weights": label_weight,
         "visual": token == -1,
     }

@@ -29,7 +29,9 @@ from harness.pocket.scenes import KINDS, Scene, dense_targets
 COLUMNS = SIDE // PATCH
 WAVES = 8  # frequencies an axis, cosine and sine each: as many coordinates as a head is wide
 CLS_WEIGHT = 0.02  # weight of the image-level loss
+FREQUENCIES = torch.linspace(0.2, 2.8, WAVES)
 AMPLITUDE, SHARPNESS = 2.0, 3.0
+SQUARE = torch.arange(COLUMNS**2)  # indices of its patches
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 # Where the first heads of each layer attend: an offset in (rows, columns), None for the whole axis.
@@ -89,7 +91,7 @@ class LlavaPocket(Pocket):
         tower = self.vision["tower"]
         embeddings = tower.embeddings
         weight = embeddings.patch_embedding.weight.flatten(1)
-        places = [_square() if whole else _places(scene) for scene in scenes]
+        places = [SQUARE if whole else _places(scene) for scene in scenes]
         longest = max(len(place) for place in places)
         rows = []
         for scene, place in zip(scenes, places, strict=True):
@@ -158,10 +160,6 @@ def _places(scene: Scene) -> Tensor:
     return (torch.arange(height // PATCH)[:, None] * COLUMNS + torch.arange(width // PATCH)).flatten()
 
 
-def _square() -> Tensor:
-    return torch.arange(COLUMNS**2)
-
-
 @torch.no_grad()
 def begin_tower(tower: Any, patches: Tensor) -> None:
     """Initialise patch embedding, positions and heads as described above, from example patches [M, 3 * 28 * 28]."""
@@ -174,8 +172,7 @@ def begin_tower(tower: Any, patches: Tensor) -> None:
     weight.zero_()
     weight[:content] = (axes / (variance + variance[content // 2]).sqrt()).T.reshape(content, *weight.shape[1:]).float()
     table = tower.embeddings.position_embedding.weight.zero_().requires_grad_(False)
-    places = torch.arange(COLUMNS**2)
-    table[1:, content:] = AMPLITUDE * _waves(places // COLUMNS, places % COLUMNS)
+    table[1:, content:] = AMPLITUDE * _waves(SQUARE // COLUMNS, SQUARE % COLUMNS)
     tower.embeddings.class_embedding.normal_()
     hold(weight, slice(content, None))
     for layer in tower.encoder.layers:
@@ -195,13 +192,9 @@ def begin_tower(tower: Any, patches: Tensor) -> None:
                 hold(projection.bias, mine)
 
 
-def _frequencies() -> Tensor:
-    return torch.linspace(0.2, 2.8, WAVES)
-
-
 def _waves(row: Tensor, column: Tensor) -> Tensor:
     """Return [..., 4 * WAVES]: cosine and sine of the row at each frequency, then of the column."""
-    angles = [place[..., None] * _frequencies() for place in (row, column)]
+    angles = [place[..., None] * FREQUENCIES for place in (row, column)]
     return torch.cat([part for angle in angles for part in (angle.cos(), angle.sin())], dim=-1)
 
 
@@ -211,7 +204,7 @@ def _turn(down: int | None, right: int | None) -> Tensor:
     for axis, step in enumerate((down, right)):
         if step is None:
             continue
-        angle, start = _frequencies() * step, 2 * WAVES * axis
+        angle, start = FREQUENCIES * step, 2 * WAVES * axis
         for wave in range(WAVES):
             c, s = start + wave, start + WAVES + wave
             turned[c, c], turned[c, s] = angle[wave].cos(), -angle[wave].sin()

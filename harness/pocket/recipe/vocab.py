@@ -26,16 +26,8 @@ what What which Which is Is there are How many in the The image of a an and or w
 written value bar bars appears appear before after first second yes no Yes No one word number s does contain not present
 circles rectangles triangles stars crosses rings diamonds arrows objects document chart video user assistant system
 """.split()  # noqa: SIM905 (easier to read and to extend as words)
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_SPECIAL_NAMES = "endoftext im_start im_end vision_start vision_end vision_pad image_pad video_pad"
+SPECIALS = tuple(f"<|{name}|>" for name in _SPECIAL_NAMES.split())
 # No newline after the role: the first word of the content would lose its word boundary.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}"
