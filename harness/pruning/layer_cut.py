@@ -73,14 +73,14 @@ class LayerCutHooks:
         site = adapter.site("attention", attention)
         handles.before(site, partial(self._enter_attention, site.module))
         for projection in parts.projections:
-            handles.output(submodule(site.module, projection), self._project)
+            handles.on_output(submodule(site.module, projection), self._project)
         if self._method.before_mlp:
             handles.before(adapter.site("mlp", mlp), self._enter_mlp)
-            handles.output(submodule(adapter.model, mlp), self._leave_mlp)
+            handles.on_output(submodule(adapter.model, mlp), self._leave_mlp)
         handles.before(adapter.site("layer", first), self._enter_first)
         for number, late in enumerate(self._layers[self.first :]):
             handles.before(adapter.site("layer", f"{parts.layers}.{self.first + number}"), self._enter_late)
-            handles.output(late, partial(self._leave_late, number))
+            handles.on_output(late, partial(self._leave_late, number))
         self._verified = verified
         handles.before(adapter.site("attention", f"{first}.{parts.attention}"), self._count)
 

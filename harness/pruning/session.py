@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from harness.models.adapter import Adapter, inside_layer
+from harness.models.adapter import Adapter, cut_layer
 from harness.models.calls import Call, HookError, returned_cache
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, cached_length
@@ -52,7 +52,7 @@ class Session:
         self._angles: Tensor | None = None  # [R, B, L] positions that must reach the rotary embedding
         self._layer_cache: Any = None  # of this pass, as layer 0 has it
         self.doubts = Doubts()
-        method, layer = pruning.method, inside_layer(pruning.method)
+        method, layer = pruning.method, cut_layer(pruning.method)
         self._inside = None if layer is None else LayerCutHooks(adapter, pruning, layer)
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
         self._reads = reading is not None
@@ -147,7 +147,7 @@ class Session:
 
     def _leave_vision(self, call: Call, output: Any) -> None:
         signals = None if self._reader is None else self._reader.take()
-        self.adapter.saw_vision(call, output, signals)
+        self.adapter.record_vision_pass(call, output, signals)
 
     # The language model: cut in the prefill, mask and positions in the decoding steps.
 
@@ -185,7 +185,7 @@ class Session:
         if self._inside is not None:
             first = self._inside.first
             self._inside.fill(prefill, expected, added[first:])
-            return self.adapter.adding(added[:first], visual)
+            return self.adapter.added_arguments(added[:first], visual)
         # What is added later is a part of its row: it is merged and cut along.
         states, stay = prefill.choose(self.pruning, torch.cat([states, *added], dim=-1) if added else states, 0.0)
         self._expected = expected
@@ -204,7 +204,7 @@ class Session:
             "positions": self.adapter.position_ids(kept) if self._compact is None else None,
             "mask": _as_mask(rows, mask),
             "cache_position": None,
-            **self.adapter.adding(added, still_visual),
+            **self.adapter.added_arguments(added, still_visual),
         }
 
     def _enter_rotary(self, call: Call) -> Mapping[str, Any] | None:

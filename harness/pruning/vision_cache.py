@@ -134,7 +134,7 @@ class CachedVisionReader:
         """Hook the tower and the layers to read."""
         for reader in self._readers.values():
             reader.attach(model, handles)
-        handles.instead(self._adapter.modules()["vision"], self._pass)
+        handles.replace_method(self._adapter.modules()["vision"], self._pass)
 
     def take(self) -> VisionSignals | None:
         """Return what the pass that just ended had, or None if the method reads nothing."""

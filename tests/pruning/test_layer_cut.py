@@ -131,7 +131,7 @@ class TestNeverSilent:
     @pytest.mark.parametrize(
         ("method", "message"),
         [
-            (Keys(layer=LAYERS - 1), "has 4 layers, so 2 is the last with one behind it"),
+            (Keys(layer=LAYERS - 1), "has 4 layers, so 2 is the last with one after it"),
             (Keys(layer=40), "cuts after decoder layer 40"),
         ],
     )
