@@ -32,7 +32,7 @@ class TestOtherCuts:
 
     def test_merging_before_the_mlp_is_refused(self, deep, processor):
         with (
-            pytest.raises(ValueError, match="merges, which needs the cut behind"),
+            pytest.raises(ValueError, match="merges, which needs the cut after"),
             harness.prune(deep, MergeInside(variant="paper"), tokens=3),
         ):
             deep(**inputs_of(processor, ["one image"]))
