@@ -55,8 +55,8 @@ def score_in_place(scorer: nn.Module, features: Tensor) -> Tensor:
     """Score `features` [N, D] -> [N] with the user's module, which is not moved to another device."""
     device = next((tensor.device for tensor in chain(scorer.parameters(), scorer.buffers())), features.device)
     if device != features.device:
-        here = features.device
-        raise ValueError(f"the scorer is on {device}, the visual tokens on {here}: pass scorer.to('{here}')")
+        target = features.device
+        raise ValueError(f"the scorer is on {device}, the visual tokens on {target}: pass scorer.to('{target}')")
     scores: Tensor = scorer(features)
     return scores
 

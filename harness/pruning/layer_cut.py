@@ -43,9 +43,10 @@ class LayerCutHooks:
         self._config: Any = submodule(adapter.model, adapter.decoder.path).config
         self._layers = list(submodule(adapter.model, adapter.decoder.layers).children())
         self._full_share = self._share_of_work()
-        self._reset()
+        self.forget()
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """Reset the state after a pass, or before the next one."""
         self._prefill: Prefill | None = None
         self._record: LayerCut | None = None  # in a decoding step
         self._view: Any = None  # in a decoding step: the cache from layer j+1 on
@@ -85,16 +86,12 @@ class LayerCutHooks:
 
     # Called by the hooks of the decoder.
 
-    def forget(self) -> None:
-        """Reset the state after a pass, or before the next one."""
-        self._reset()
-
     def fill(self, prefill: Prefill, expected: list[int], added: list[Tensor]) -> None:
         """Begin a prefill in which layer j+1 must receive `expected[i]` rows of sample i.
 
         `added` [B, S, D] are added to the rows after layers j+1, j+2, ... here, instead of by the model.
         """
-        self._reset()
+        self.forget()
         self._prefill, self._expected, self._added = prefill, expected, added
 
     def resume(self, record: LayerCut, cache: Any) -> None:
@@ -104,7 +101,7 @@ class LayerCutHooks:
                 f"this cache was cut after decoder layer {record.first - 1}, this block cuts after {self.layer}: "
                 "go on in a block with the same method"
             )
-        self._reset()
+        self.forget()
         self._record, self._view = record, record.late_view(cache)
 
     def describe_cache(

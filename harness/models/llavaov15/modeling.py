@@ -198,14 +198,14 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         if kinds is None:
             raise ValueError("images and videos need input_ids: their places are found by the placeholders")
         for kind, code in KINDS.items():
-            where, output = kinds == code, encoded.get(kind)
+            mask, output = kinds == code, encoded.get(kind)
             features = embeds[0, :0] if output is None else torch.cat(list(output.pooler_output))
-            places = int(where.sum())
+            places = int(mask.sum())
             if places != len(features):
                 raise ValueError(f"input_ids have {places} {kind} placeholders for {len(features)} {kind} tokens")
             if places:
-                where = where.unsqueeze(-1).to(embeds.device)
-                embeds = embeds.masked_scatter(where, features.to(embeds.device, embeds.dtype))
+                mask = mask.unsqueeze(-1).to(embeds.device)
+                embeds = embeds.masked_scatter(mask, features.to(embeds.device, embeds.dtype))
         return embeds
 
 
