@@ -77,7 +77,7 @@ def prune(
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     pruning = Pruning(chosen, budget, score, seed, positions)
     session = Session(adapter, pruning, shared)
-    pruning.before_take = session.doubts.settle
+    pruning.before_take = session.deferred.settle
     with session.attached():
         yield pruning
 

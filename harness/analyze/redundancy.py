@@ -95,7 +95,7 @@ class Reader:
             handles.before(self.adapter.site("multimodal"), self._find)
             handles.before(self.adapter.site("layer", self.adapter.targets["first_layer"]), self._enter)
             for layer in self.layers:
-                handles.output(layer, self._leave)
+                handles.on_output(layer, self._leave)
             with torch.inference_mode():
                 self.adapter.model(**inputs)
         finally:

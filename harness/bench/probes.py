@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.bench.setup import Candidate
 from harness.bench.timers import ROOT, Trace
-from harness.models.adapter import Adapter, inside_layer
+from harness.models.adapter import Adapter, cut_layer
 from harness.models.hooks import Handles, submodule
 from harness.pruning.handle import Pruning
 from methods.base import Method, Signal, Tokens
@@ -39,22 +39,22 @@ def probed(adapter: Adapter, candidate: Candidate, trace: Trace) -> Iterator[Pru
     read = [] if method is None or candidate.budget.keep == 1 else _read(adapter, method)
     projector = submodule(model, PROJECTORS[adapter.family])
     try:
-        handles.entered(modules["root"], partial(trace.enter, ROOT))
-        handles.left(modules["root"], partial(trace.leave, ROOT))
+        handles.on_enter(modules["root"], partial(trace.enter, ROOT))
+        handles.on_leave(modules["root"], partial(trace.leave, ROOT))
         for module, span in ((modules["vision"], "vision"), (projector, "projector")):
-            handles.entered(module, partial(trace.enter, span))
-            handles.left(module, partial(trace.leave, span))
+            handles.on_enter(module, partial(trace.enter, span))
+            handles.on_leave(module, partial(trace.leave, span))
         for module in read:
-            handles.left(module, partial(trace.enter, "read"))
+            handles.on_leave(module, partial(trace.enter, "read"))
         for module in cuts:
-            handles.entered(module, partial(trace.enter, "cut"))
-        handles.left(modules["decoder"], partial(trace.leave, "decoder"))
+            handles.on_enter(module, partial(trace.enter, "cut"))
+        handles.on_leave(modules["decoder"], partial(trace.leave, "decoder"))
         with candidate.pruning(model) as pruning, _watched(candidate, trace, handles):
             for module in read:
-                handles.left(module, partial(trace.leave, "read"))
+                handles.on_leave(module, partial(trace.leave, "read"))
             for module in cuts:
-                handles.entered(module, partial(trace.leave, "cut"))
-            handles.entered(modules["decoder"], partial(trace.enter, "decoder"))
+                handles.on_enter(module, partial(trace.leave, "cut"))
+            handles.on_enter(modules["decoder"], partial(trace.enter, "decoder"))
             yield pruning
     finally:
         handles.remove()
@@ -63,7 +63,7 @@ def probed(adapter: Adapter, candidate: Candidate, trace: Trace) -> Iterator[Pru
 def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> list[nn.Module]:
     """Return the modules before which `prune` finds, selects or removes visual tokens."""
     before_model = [modules["root"], modules["multimodal"], modules["decoder"]]
-    layer, parts = inside_layer(method), adapter.decoder
+    layer, parts = cut_layer(method), adapter.decoder
     if layer is None:
         return before_model
     late = submodule(adapter.model, f"{parts.layers}.{layer + 1}")
@@ -86,8 +86,8 @@ def _watched(candidate: Candidate, trace: Trace, handles: Handles) -> Iterator[N
     """Record when the learned scorer runs and when the method selects."""
     method, scorer = candidate.method, candidate.scorer
     if scorer is not None:
-        handles.entered(scorer, partial(trace.enter, "score"))
-        handles.left(scorer, partial(trace.leave, "score"))
+        handles.on_enter(scorer, partial(trace.enter, "score"))
+        handles.on_leave(scorer, partial(trace.leave, "score"))
     if method is None:
         yield
         return

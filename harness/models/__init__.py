@@ -1,4 +1,4 @@
-"""Model families: where a model's visual tokens are, how signals about them are read, and how they are cut."""
+"""Model families: where visual tokens are, and how signals about them are read."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ FAMILIES = {
     "qwen3_vl": "harness.models.qwen3vl:Qwen3VL",
     "internvl": "harness.models.internvl:InternVL",
 }
-# Families that transformers lacks: model_type -> module:function that makes it know our port of them
+# Families that transformers lacks: model_type -> module:function that registers our port
 PORTS = {"llavaonevision1_5": "harness.models.llavaov15:register"}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """Return the adapter of the family that `model` belongs to."""
+    """Return an adapter for `model`."""
     family = getattr(getattr(model, "config", None), "model_type", None)
     return adapter_class(family, type(model).__name__)(model)
 
 
 def adapter_class(family: str | None, what: str = "this model") -> type[Adapter]:
-    """Return the adapter of the family with that model_type; an error says that `what` has none."""
+    """Return the adapter class for the model_type `family`; ValueError, which names `what`, if there is none."""
     if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"no adapter for {what} (model_type {family!r}); supported families: {known}")
-    adapter: type[Adapter] = _named(FAMILIES[family])
+        supported = ", ".join(FAMILIES)
+        raise ValueError(f"no adapter for {what} (model_type {family!r}); supported families: {supported}")
+    adapter: type[Adapter] = _import(FAMILIES[family])
     return adapter
 
 
-def make_known(folder: Path) -> str | None:
-    """Return the model_type of a checkpoint; where it is one of our ports, transformers' Auto classes can read it then.
+def register_family(folder: Path) -> str | None:
+    """Return the model_type of a checkpoint, and register our port of it with transformers if there is one.
 
-    No code that lies in the folder is executed.
+    No code in the folder is executed.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family: str | None = config.get("model_type")
     if family in PORTS:
-        _named(PORTS[family])()
+        _import(PORTS[family])()
     return family
 
 
-def _named(address: str) -> Any:
+def _import(address: str) -> Any:
     module, _, name = address.partition(":")
     return getattr(import_module(module), name)

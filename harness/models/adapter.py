@@ -1,4 +1,4 @@
-"""What a model family has to know so that `harness.pruning.session` can prune it."""
+"""Adapter: what `harness.pruning.session` has to know of a model family to prune it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from methods.base import Method, Signal
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """Names of the language model's parts that are read or cut; those without "model" are relative to their layer."""
+    """Names of the parts of the language model that are read or cut.
+
+    `attention` and `mlp` are relative to a decoder layer, `projections` to its attention.
+    """
 
     path: str  # the language model that receives the complete embeddings
     layers: str
-    norm: str  # the last norm, behind all layers
+    norm: str  # the last norm, after all layers
     attention: str = "self_attn"
-    projections: tuple[str, str] = ("q_proj", "k_proj")  # of the attention: what comes last before the rotation
+    projections: tuple[str, str] = ("q_proj", "k_proj")  # the last modules before the rotation
     mlp: str = "mlp"
-    rotary: str = "model.language_model.rotary_emb"  # what turns positions into angles
-    # A position is one number. Kept ones are handed over at `rotary`, since jumps in the ids that the language model
-    # gets mean packed sequences to its masks. Else a token has several coordinates.
+    rotary: str = "model.language_model.rotary_emb"  # computes angles from positions
+    # True if a position is one number, False if it has several coordinates. One-dimensional positions of kept rows are
+    # passed at `rotary`: the language model would take their gaps for boundaries of packed sequences.
     one_dimensional: bool = False
 
 
-# What hooks read or change, by hooked module; every family adds what is its own.
+# Arguments that hooks read or change, by hooked module; a family adds its own in `Adapter.arguments`.
 ARGUMENTS: Mapping[str, Arguments] = {
     "root": Arguments.of("ids embeddings cache image", "labels encoded kinds"),
     "multimodal": Arguments.of("ids embeddings mask positions cache image", "encoded kinds use_cache"),
@@ -50,35 +53,35 @@ ARGUMENTS: Mapping[str, Arguments] = {
 
 
 class Adapter(ABC):
-    """One model family. The names in `targets` are the sub-modules that get hooks; everything else stays untouched."""
+    """One model family. Only the sub-modules in `targets` and inside the decoder and vision tower get hooks."""
 
     family: ClassVar[str]
-    version: ClassVar[int] = 0  # raise it when the same question gets other logits; 0: results are known by the source
-    prompts: ClassVar[str]  # lmms-eval's id of these models: some of its tasks have prompts of their own for one
+    version: ClassVar[int] = 0  # raise it when the same question gets other logits; 0: the source is hashed instead
+    prompts: ClassVar[str]  # lmms-eval's id of these models: some tasks have different prompts for some ids
     supplies: ClassVar[frozenset[Signal]]
-    media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # what it can be shown
-    lacks: ClassVar[Mapping[Signal, str]] = {}  # why a signal that is not supplied cannot be
-    fixed_size: ClassVar[str] = ""  # why a smaller image has no fewer tokens, where that is so
+    media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # accepted inputs
+    lacks: ClassVar[Mapping[Signal, str]] = {}  # reason for each signal that cannot be supplied
+    fixed_size: ClassVar[str] = ""  # reason why a smaller image does not have fewer tokens, if that is so
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
-    vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output",)  # of what leaves "vision": those that the model reads
+    vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output",)  # fields of the output of "vision" that are used
     decoder: ClassVar[DecoderParts]
-    arguments: ClassVar[Mapping[str, Arguments]] = {}  # beyond ARGUMENTS, by hooked module
-    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [B, H, S, d], cos, sin), the library's own
+    arguments: ClassVar[Mapping[str, Arguments]] = {}  # in addition to ARGUMENTS, by hooked module
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # transformers' function of (q, k [B, H, S, d], cos, sin)
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     @property
     def name(self) -> str:
-        """Class of the model, for messages."""
+        """Class name of the model, for messages."""
         return type(self.model).__name__
 
     @property
     @abstractmethod
     def hidden_size(self) -> int:
-        """Width D of a visual token at the entry of the language model."""
+        """Width D of a visual token where it enters the language model."""
 
     @property
     def placeholders(self) -> list[int]:
@@ -88,69 +91,70 @@ class Adapter(ABC):
     @property
     @abstractmethod
     def tower(self) -> VisionTower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
 
     @abstractmethod
     def has_visuals(self, call: Call) -> bool:
-        """Tell whether a forward pass with the arguments `call` brings visual tokens in."""
+        """Tell whether a forward pass with the arguments `call` has visual tokens."""
 
     @abstractmethod
     def layout(self, call: Call) -> Layout:
-        """Find the visual tokens of a forward pass that has some; `call` are the arguments of "multimodal"."""
+        """Locate the visual tokens of a forward pass that has some; `call` holds the arguments of "multimodal"."""
 
     @abstractmethod
     def positions(self, call: Call) -> Tensor:
-        """Return the position ids [R, B, S] of the full sequence; `call` are the arguments of "decoder"."""
+        """Return the position ids [R, B, S] of the full sequence; `call` holds the arguments of "decoder"."""
 
     @abstractmethod
     def position_ids(self, positions: Tensor) -> Tensor:
-        """Return positions [R, B, L], or [1, B, L] of text, as "decoder" takes them."""
+        """Convert positions [R, B, L], or [1, B, L] of text, to the form that "decoder" takes."""
 
     @abstractmethod
     def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:
-        """Return per prompt what was read while its images were encoded; `call` are the arguments of "multimodal"."""
+        """Return the signals of each prompt's images; `call` holds the arguments of "multimodal"."""
 
     @abstractmethod
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
-        """Return the rows [T] of a prompt that are the user's words.
+        """Return the rows [T] of a prompt that hold the user's words, without those of the chat template.
 
-        Not the template's; `ids` [S] are the tokens, `kinds` [S] as in `Layout`.
+        `ids` [S] are the token ids; `kinds` [S] is as in `Layout`.
         """
 
-    def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
-        """Take note of a pass through "vision", whose arguments may hold what later passes lack."""
+    def record_vision_pass(self, call: Call, output: Any, signals: VisionSignals | None) -> None:  # noqa: B027
+        """Record a pass through "vision", because its arguments may hold what later passes lack."""
 
     def hook_generation(self, handles: Handles) -> None:  # noqa: B027
-        """Hook what generate() does before the prefill, where that has to be known."""
+        """Hook what generate() does before the prefill, if the family has to know it."""
 
     def added(self, call: Call) -> list[Tensor]:
-        """Return what is added [B, S, D] to the rows behind decoder layers 0, 1, ...; in most families nothing.
+        """Return what the model adds [B, S, D] to the rows after decoder layers 0, 1, ...; most families add nothing.
 
-        `call` are the arguments of "decoder"; rows to which nothing is added have zeros.
+        `call` holds the arguments of "decoder"; rows to which nothing is added are zero.
         """
         return []
 
-    def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
-        """Return by role with what "decoder" adds `added`, [B, L, D] a layer, to the rows `visual` [B, L]."""
+    def added_arguments(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
+        """Return arguments of "decoder", by role, that make it add `added`, [B, L, D] per layer, to rows `visual`."""
         return {}
 
     def decoder_qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q [B, H, S, d] and k [B, KV, S, d] of a decoder layer, positions applied.
 
-        From the arguments of its attention and the outputs of its projections, [B, S, H * d] or [B, S, H, d].
+        `call` holds the arguments of its attention; `projected` are outputs of its projections, [B, S, H * d] or
+        [B, S, H, d].
         """
         (batch, length), size = call.require("states").shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
         q, k = (part.view(batch, length, -1, size).transpose(1, 2) for part in projected)
         return self.rotate(q, k, *call.require("rotation"))
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return the hook targets by role, "root" being the model itself."""
+        """Return the hooked modules by role; "root" is the model itself."""
         return {"root": self.model} | {role: submodule(self.model, path) for role, path in self.targets.items()}
 
     def site(self, part: str, path: str | None = None) -> CallSite:
-        """Return the place of a hook; RuntimeError if the installed library names an argument there otherwise.
+        """Return the call site of a hook; HookError if the installed library lacks a required argument there.
 
-        `part` is a key of `ARGUMENTS`, `path` the module's name where `targets` does not say it.
+        `part` is a key of `ARGUMENTS`; `path` is the module's name if `targets` does not have it.
         """
         path = self.targets.get(part, "") if path is None else path
         arguments = ARGUMENTS[part] | self.arguments.get(part, Arguments.of(""))
@@ -158,58 +162,63 @@ class Adapter(ABC):
 
     @classmethod
     def refusal(cls, method: Method) -> str | None:
-        """Say in one line why no model of this family can run `method`, or return None: nothing has to be loaded."""
+        """Return in one line why no model of this family can run `method`, or None; no model has to be loaded."""
         missing = sorted(method.needs - cls.supplies)
         if missing:
-            have = ", ".join(sorted(signal.value for signal in cls.supplies)) or "none"
-            why = "".join(f"; {cls.lacks[signal]}" for signal in missing if signal in cls.lacks)
-            what = f"{method.name} needs {', '.join(signal.value for signal in missing)}"
-            return f"{what}, which family {cls.family} cannot supply (it has: {have}{why})"
-        if Signal.LLM in method.needs and inside_layer(method) is None:
-            return f"{method.name} reads a decoder layer, so it must cut behind one, not at its input"
+            supplied = ", ".join(sorted(signal.value for signal in cls.supplies)) or "none"
+            reasons = "".join(f"; {cls.lacks[signal]}" for signal in missing if signal in cls.lacks)
+            needed = ", ".join(signal.value for signal in missing)
+            return (
+                f"{method.name} needs {needed}, which family {cls.family} cannot supply (it has: {supplied}{reasons})"
+            )
+        if Signal.LLM in method.needs and cut_layer(method) is None:
+            return f"{method.name} reads a decoder layer, so it must cut after one, not at its input"
         if method.stage == "pixels" and cls.fixed_size:
             return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
         return None
 
     @classmethod
     def check(cls, method: Method, config: Any) -> None:
-        """Refuse a method that needs what this family cannot supply, or that cuts where a model has no layer.
+        """Raise ValueError if a method needs a signal that the family lacks, or cuts where the model has no layer.
 
-        `config` is the model's, or what its config.json says: the answer is there before the model is.
+        `config` is the configuration of the model, so that this can be checked before the model is loaded.
         """
         if reason := cls.refusal(method):
             raise ValueError(reason)
-        layer, text = inside_layer(method), config.get_text_config()
+        layer, text = cut_layer(method), config.get_text_config()
         if layer is None:
             return
         count = int(text.num_hidden_layers)
         if layer >= count - 1:
-            only = f"this {cls.family} has {count} layers, so {count - 2} is the last with one behind it"
-            raise ValueError(f"{method.name} cuts after decoder layer {layer}: {only}")
+            limit = f"this {cls.family} has {count} layers, so {count - 2} is the last with one after it"
+            raise ValueError(f"{method.name} cuts after decoder layer {layer}: {limit}")
         types = set(getattr(text, "layer_types", None) or ())
         if types - {"full_attention"}:
             raise ValueError(f"{method.name} cuts inside the language model, whose layers are of types {sorted(types)}")
 
     @classmethod
     def check_positions(cls, positions: str, method: Method) -> None:
-        """Refuse a setting of `positions` that there is not, or that means nothing here."""
+        """Raise ValueError if `positions` is unknown, or does not apply to this family and method."""
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
         if positions == "keep":
             return
-        keep = 'pass positions="keep"'
+        remedy = 'pass positions="keep"'
         if not cls.decoder.one_dimensional:
-            several = "a visual token's position is its time, row and column, which no count from 0 replaces"
-            raise ValueError(f"positions={positions} does not fit family {cls.family}: {several}; {keep}")
+            reason = "a visual token's position is its time, row and column, which no count from 0 replaces"
+            raise ValueError(f"positions={positions} does not fit family {cls.family}: {reason}; {remedy}")
         if method.stage == "pixels":
-            whole = f"{method.name} makes images smaller, of which every token stays"
-            raise ValueError(f"positions={positions} renumbers what is left after a cut: {whole}; {keep}")
-        if inside_layer(method) is not None:
-            late = f"{method.name} cuts behind a decoder layer, where its authors' code keeps positions, too"
-            raise ValueError(f"positions={positions} renumbers what enters the language model: {late}; {keep}")
+            reason = f"{method.name} makes images smaller, of which every token stays"
+            raise ValueError(f"positions={positions} renumbers what is left after a cut: {reason}; {remedy}")
+        if cut_layer(method) is not None:
+            reason = f"{method.name} cuts after a decoder layer, where its authors' code keeps positions, too"
+            raise ValueError(f"positions={positions} renumbers what enters the language model: {reason}; {remedy}")
 
     def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> Callable[[Tensor], Tensor] | None:
-        """Return what scores tokens [N, D] -> [N] for `method`: the given scorer, or the one beside the weights."""
+        """Return a function that scores tokens [N, D] -> [N], or None if `method` needs no scores.
+
+        The scorer is `scorer`, a module or a path, or the one next to the model's weights.
+        """
         if Signal.IMPORTANCE not in method.needs:
             return None
         if isinstance(scorer, nn.Module):
@@ -223,12 +232,12 @@ class Adapter(ABC):
             raise ValueError(
                 f"{method.name} needs a trained scorer and none came with {self.name}: pass scorer=<folder or file>"
             )
-        loaded = load_scorer(path, self.hidden_size)
-        # Where the tokens are is only known once they come: offloaded models keep their parameters elsewhere.
-        return lambda features: loaded.to(features.device)(features)
+        module = load_scorer(path, self.hidden_size)
+        # The device of the tokens is known only then: offloaded models keep their parameters elsewhere.
+        return lambda features: module.to(features.device)(features)
 
 
-def inside_layer(method: Method) -> int | None:
-    """Return the decoder layer behind which `method` cuts, or None if it cuts before the first."""
+def cut_layer(method: Method) -> int | None:
+    """Return the decoder layer after which `method` cuts, or None if it cuts before the first."""
     stage, _, layer = method.stage.partition(":")
     return int(layer) if stage == "layer" else None

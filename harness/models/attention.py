@@ -1,4 +1,4 @@
-"""Attention that the patches of one image receive, as published methods define it, recomputed from q and k."""
+"""Attention that the patches of an image receive, recomputed from q and k as published methods define it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ from methods.base import AttentionSpec
 from methods.kernels.attention import received_by_keys
 
 
-def received(q: Tensor, k: Tensor, scale: float, wanted: AttentionSpec, has_cls: bool) -> Tensor:
-    """Return the attention [P] that the patches of one image receive, as `wanted` defines it.
-
-    Mean over heads, sum over queries.
+def received(q: Tensor, k: Tensor, scale: float, spec: AttentionSpec, has_cls: bool) -> Tensor:
+    """Return the attention [P] that the patches of one image receive: mean over heads, sum over queries.
 
     Args:
-        q: queries [H, T, d] of one image or one step of a video, positions applied.
+        q: queries [H, T, d] of one image or one time step of a video, positions applied.
         k: keys [H, T, d].
         scale: factor of q . k in the softmax.
-        wanted: whose attention counts.
+        spec: which queries and keys count.
         has_cls: True if the first of the T rows is CLS, and P = T - 1; else P = T.
     """
     patches = k.shape[1] - has_cls
-    keys = k if wanted.cls_key else k[:, -patches:]
-    if has_cls and wanted.queries == "cls":
+    keys = k if spec.cls_key else k[:, -patches:]
+    if has_cls and spec.queries == "cls":
         q = q[:, :1]
-    elif not has_cls and wanted.mean_query_from is not None and patches >= wanted.mean_query_from:
+    elif not has_cls and spec.mean_query_from is not None and patches >= spec.mean_query_from:
         q = (q if q.dtype == torch.float64 else q.float()).mean(1, keepdim=True)
     return received_by_keys(q, keys, scale)[-patches:]

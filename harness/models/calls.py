@@ -1,8 +1,8 @@
-"""Read and change the arguments of hooked forward passes by role: the one place that knows what a library calls them.
+"""Read and change the arguments of hooked forward passes by role. No other module knows their names in a library.
 
-A library may rename an argument in a minor release. Whoever then looked it up by its old name would get nothing and go
-on as if nothing had been passed. So a role is resolved against the signature of its module when a prune block begins,
-by every name it is known under; one that is required and has no such name is an error before anything runs.
+A library may rename an argument in a minor release. A look-up by the old name would then find nothing, as if nothing
+had been passed. So each role is resolved against the signature of its module when a prune block begins, by all names
+that it has had. A required role without such a name is an error before anything runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-# Role -> the names of its argument in the versions of transformers that are supported, and in our port.
+# Role -> names of its argument in the supported versions of transformers and in our port.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "ids": ("input_ids",),  # [B, S]
     "embeddings": ("inputs_embeds",),  # [B, S, D]
@@ -29,8 +29,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "video": ("pixel_values_videos",),
     "image_grids": ("image_grid_thw",),
     "video_grids": ("video_grid_thw",),
-    "grids": ("grid_thw",),  # of a pass through the vision tower
-    "window_order": ("window_index",),  # where a caller of the tower has computed it
+    "grids": ("grid_thw",),  # in a pass through the vision tower
+    "window_order": ("window_index",),  # if the caller of the tower has computed it
     "kinds": ("mm_token_type_ids",),  # since 5.3
     "encoded": ("mm_encoder_outputs",),  # since 5.18: generate() encodes ahead of the prefill
     "feature_layer": ("vision_feature_layer",),
@@ -43,7 +43,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "visual_rows": ("visual_pos_masks",),
     "added": ("deepstack_visual_embeds",),
 }
-# What a processor makes with one entry per token, and what a text token has there; None stands for its id.
+# Outputs of a processor with one entry per token -> the entry of a text token; None stands for its id.
 TOKEN_INPUTS: Mapping[str, int | None] = {
     "input_ids": None,
     "attention_mask": 1,
@@ -54,7 +54,7 @@ PIXELS = {kind: NAMES[kind][0] for kind in ("image", "video")}
 
 
 class HookError(RuntimeError):
-    """The installed library does not do what a hook relies on, so that results would be wrong."""
+    """The installed library does not behave as a hook relies on, so that results would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Arguments:
 
     @classmethod
     def of(cls, required: str, optional: str = "") -> Arguments:
-        """Build from names separated by blanks."""
+        """Build from roles separated by spaces."""
         return cls(frozenset(required.split()), frozenset(optional.split()))
 
     def __or__(self, other: Arguments) -> Arguments:
@@ -74,14 +74,14 @@ class Arguments:
 
 
 class CallSite:
-    """A hooked module, and the name under which it takes each role.
+    """A hooked module, and the argument name of each role.
 
-    HookError if a required role has no name that its forward pass knows.
+    Raises HookError if the forward pass has no argument for a required role.
 
     Args:
         module: the module.
         path: its name in the model, for messages.
-        arguments: the roles that will be read.
+        arguments: the roles that hooks read or change.
     """
 
     def __init__(self, module: nn.Module, path: str, arguments: Arguments) -> None:
@@ -92,27 +92,27 @@ class CallSite:
         self.order = [name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self.names: dict[str, str] = {}
         for role in sorted(arguments.required | arguments.optional):
-            known = [name for name in NAMES[role] if name in self.order]
-            if len(known) == 1:
-                self.names[role] = known[0]
-            elif known or role in arguments.required:
-                self._refuse(role, known)
+            matches = [name for name in NAMES[role] if name in self.order]
+            if len(matches) == 1:
+                self.names[role] = matches[0]
+            elif matches or role in arguments.required:
+                self._refuse(role, matches)
 
     @property
     def where(self) -> str:
-        """The module for messages, with the version that named its arguments."""
+        """Name and class of the module with the version of transformers, for messages."""
         return f"{self.path} ({type(self.module).__name__}, transformers {transformers.__version__})"
 
-    def _refuse(self, role: str, known: list[str]) -> None:
+    def _refuse(self, role: str, matches: list[str]) -> None:
         expected = " or ".join(NAMES[role])
-        came = f"it takes {' and '.join(known)}" if known else f"it takes {', '.join(self.order) or 'none by name'}"
+        taken = " and ".join(matches) or ", ".join(self.order) or "none by name"
         raise HookError(
-            f"{self.where} cannot be hooked: role {role!r} needs one argument named {expected}, {came}; "
+            f"{self.where} cannot be hooked: role {role!r} needs one argument named {expected}, it takes {taken}; "
             "undo what changed the class, or install a tested version (python -m harness.doctor names the range)"
         )
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """Return the arguments of one pass; HookError if one has no name, since changed calls are made by name."""
+        """Return the arguments of one pass; HookError if one has no name, because changes are passed by name."""
         if len(args) > len(self.order):
             raise HookError(
                 f"{self.where} was called with {len(args)} arguments by position, {len(self.order)} have names"
@@ -121,7 +121,7 @@ class CallSite:
 
 
 class Call(Mapping[str, Any]):
-    """The arguments of one forward pass by role; one that is None counts as not passed."""
+    """The arguments of one forward pass by role. An argument that is None counts as not passed."""
 
     def __init__(self, site: CallSite, passed: Mapping[str, Any]) -> None:
         self._site = site
@@ -142,7 +142,7 @@ class Call(Mapping[str, Any]):
         raise KeyError(role)
 
     def require(self, role: str) -> Any:
-        """Return what was passed; HookError if nothing was."""
+        """Return the value of a role; HookError if it was not passed."""
         if self.get(role) is None:
             name = self._site.names.get(role, NAMES[role][0])
             raise HookError(f"{self._site.where} was called without {name}, which pruning needs there")
@@ -155,7 +155,7 @@ class Call(Mapping[str, Any]):
         return len(self._values)
 
     def changed(self, changes: Mapping[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-        """Return (args, kwargs) of the same pass with other values for some roles; None clears one."""
+        """Return (args, kwargs) of the same pass with `changes` by role; a value of None removes the argument."""
         passed = dict(self._passed)
         for role, value in changes.items():
             names = [name for name in NAMES[role] if name in passed]
@@ -168,10 +168,11 @@ class Call(Mapping[str, Any]):
         return (), passed
 
     def refuse_unknown_rows(self, length: int) -> None:
-        """HookError for a tensor with one entry per token of which nothing here knows how to cut it."""
-        known = {name for role in self._site.arguments.required | self._site.arguments.optional for name in NAMES[role]}
+        """Raise HookError for an undeclared tensor that may have one entry per token, because it would not be cut."""
+        roles = self._site.arguments.required | self._site.arguments.optional
+        declared = {name for role in roles for name in NAMES[role]}
         for name, value in self._passed.items():
-            if name not in known and isinstance(value, Tensor) and length in value.shape[:3]:
+            if name not in declared and isinstance(value, Tensor) and length in value.shape[:3]:
                 shape = list(value.shape)
                 raise HookError(
                     f"{self._site.where} got {name} of shape {shape}, which may have one entry for each of {length} "
@@ -180,9 +181,9 @@ class Call(Mapping[str, Any]):
 
 
 def returned_cache(output: Any) -> Any:
-    """Return the key-value cache in the output of a model, or None where it has none."""
+    """Return the key-value cache in the output of a model, or None if there is none."""
     if isinstance(output, Mapping):
-        fields = {**getattr(output, "__dict__", {}), **output}  # what is set later is no item in older versions
+        fields = {**getattr(output, "__dict__", {}), **output}  # in older versions, fields set later are no items
         return next((fields[name] for name in NAMES["cache"] if fields.get(name) is not None), None)
     parts = output if isinstance(output, tuple) else ()
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)

@@ -1,4 +1,4 @@
-"""Where a model's files are (a local folder, the package itself, the Hugging Face Hub), and whether they are whole."""
+"""Locate a model's files (a local folder, the package, the Hugging Face Hub) and check that they are complete."""
 
 import hashlib
 import json
@@ -14,24 +14,24 @@ from safetensors import SafetensorError, safe_open
 from harness.core.config import SHIPPED, ModelConfig, shipped
 from harness.core.errors import UserError, as_user_error, one_line
 
-HUB_TIMEOUT = 1.2  # seconds; a configuration error has to answer within two. HF_HUB_ETAG_TIMEOUT overrides it
-ELSEWHERE = "point to a local folder: model.pretrained=/path"
-WHOLE_HASH = 64 << 20  # larger files are identified by their size and by blocks spread over them
-BLOCKS, BLOCK = 64, 256 << 10
-BESIDE = ("scorer", "d2prior.safetensors")  # what methods keep in a model's folder
-_IDENTIFYING = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
+HUB_TIMEOUT = 1.2  # seconds; errors in a configuration are reported within 2. HF_HUB_ETAG_TIMEOUT overrides it
+USE_LOCAL = "point to a local folder: model.pretrained=/path"
+WHOLE_HASH = 64 << 20  # bytes; of larger files, the size and some blocks are hashed
+BLOCKS, BLOCK = 64, 256 << 10  # number of blocks, bytes of each
+COMPANIONS = ("scorer", "d2prior.safetensors")  # files of methods in a model's folder
+_HASHED_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
 
 
 def check(model: ModelConfig) -> Path | None:
-    """The local folder of a model, or None if it has to be downloaded and the Hub answers; UserError otherwise."""
-    found = local_folder(model)
-    if found is None:
+    """Return the local folder of a model, or None if the Hub has it; UserError if neither."""
+    folder = local_folder(model)
+    if folder is None:
         _check_hub(model.pretrained, model.revision)
-    return found
+    return folder
 
 
 def local_folder(model: ModelConfig) -> Path | None:
-    """The local folder of a model, or None if it has to be downloaded; UserError for a folder that is not whole."""
+    """Return the local folder of a model, or None if it has to be downloaded; UserError if the folder is incomplete."""
     name = model.pretrained
     folder = shipped(name)
     if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not _is_hub_id(name):
@@ -43,12 +43,12 @@ def local_folder(model: ModelConfig) -> Path | None:
     try:
         check_folder(cached)
     except UserError:
-        return None  # an interrupted download: the Hub has to complete it
+        return None  # an interrupted download, which the Hub has to complete
     return cached
 
 
 def cached_config(model: ModelConfig) -> Path | None:
-    """The folder in the Hub's cache that has a model's config.json, maybe nothing else; None if there is none."""
+    """Return the folder in the Hub's cache with a model's config.json, maybe without weights; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(model.pretrained, "config.json", revision=model.revision)
@@ -56,7 +56,7 @@ def cached_config(model: ModelConfig) -> Path | None:
 
 
 def download(model: ModelConfig) -> Path:
-    """The folder that holds a model's files, downloaded into the Hub's cache where needed."""
+    """Return the folder with a model's files; download them into the Hub's cache if needed."""
     folder = check(model)
     if folder is None:
         folder = _download(model.pretrained, model.revision)
@@ -65,12 +65,12 @@ def download(model: ModelConfig) -> Path:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Digest of a model alone: what methods keep beside its weights is none of it."""
-    return fingerprint(folder, BESIDE)
+    """Return the digest of a model; companion files of methods are not part of it."""
+    return fingerprint(folder, COMPANIONS)
 
 
 def download_config(model: ModelConfig, companions: Iterable[str] = ()) -> Path:
-    """Download config.json and those of the files `companions` that the model has; return their folder."""
+    """Download config.json and those files of `companions` that the model has; return their folder."""
     folder = _download_file(model.pretrained, model.revision, "config.json").parent
     for name in companions:
         if _has(model.pretrained, model.revision, name):
@@ -79,7 +79,7 @@ def download_config(model: ModelConfig, companions: Iterable[str] = ()) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError names the first file that is missing or cut short."""
+    """Raise UserError, which names the first file that is missing or truncated."""
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}: pass a Hub id or a local folder as model.pretrained=/path")
     if not (folder / "config.json").is_file():
@@ -87,24 +87,27 @@ def check_folder(folder: Path) -> None:
     _json(folder / "config.json")
     for names in (("processor_config.json", "preprocessor_config.json"), ("tokenizer_config.json",)):
         if not any((folder / name).is_file() for name in names):
-            raise UserError(f"{folder} lacks {' or '.join(names)}: save the processor beside the weights")
+            raise UserError(f"{folder} lacks {' or '.join(names)}: save the processor next to the weights")
     for shard in _shards(folder):
         _check_safetensors(shard)
 
 
 def fingerprint(path: Path, skip: Collection[str] = ()) -> str:
-    """Digest of a model's (or scorer's) files by content, not by place, without files and sub-folders named `skip`."""
+    """Return a digest of a model's or scorer's files, whatever their folder is called.
+
+    Files and sub-folders named in `skip` are left out.
+    """
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256()
     for file in files:
         relative = file.relative_to(path) if file != path else Path(file.name)
-        if file.suffix in _IDENTIFYING and relative.parts[0] not in skip:
+        if file.suffix in _HASHED_SUFFIXES and relative.parts[0] not in skip:
             digest.update(f"{relative}\0{file.stat().st_size}\0{content_digest(file)}\0".encode())
     return digest.hexdigest()[:16]
 
 
 def content_digest(file: Path) -> str:
-    """Digest of one file; a large one by its size and by `BLOCKS` blocks from its first byte to its last."""
+    """Return a digest of one file: of all of it, or of its size and `BLOCKS` evenly spaced blocks if it is large."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size <= WHOLE_HASH:
@@ -143,7 +146,7 @@ def _shards(folder: Path) -> list[Path]:
 def _check_safetensors(path: Path) -> None:
     remedy = "is it cut short, or a Git LFS pointer? download it again"
     with as_user_error(SafetensorError, f"weight file {path} cannot be read", remedy), safe_open(path, framework="np"):
-        pass  # opening checks that the header is whole, and that the file is as long as it says
+        pass  # opening checks the header, and that the file has the length that the header implies
 
 
 def _is_hub_id(name: str) -> bool:
@@ -159,7 +162,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _check_hub(repo: str, revision: str | None) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError(f"cannot reach the Hub for {repo} (HF_HUB_OFFLINE is set), nor is it cached; {ELSEWHERE}")
+        raise UserError(f"cannot reach the Hub for {repo} (HF_HUB_OFFLINE is set), nor is it cached; {USE_LOCAL}")
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT)
 
     def ask() -> None:
@@ -172,10 +175,10 @@ def _check_hub(repo: str, revision: str | None) -> None:
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         if isinstance(error, GatedRepoError | RepositoryNotFoundError | RevisionNotFoundError):
-            raise UserError(f"the Hub has no accessible {repo} ({one_line(error)[:80]}); {ELSEWHERE}")
-        what = type(error).__name__
-        hint = "; HF_HUB_ETAG_TIMEOUT=10 waits longer" if "Timeout" in what else ""
-        raise UserError(f"cannot reach the Hub for {repo} ({what}{hint}), nor is it cached; {ELSEWHERE}")
+            raise UserError(f"the Hub has no accessible {repo} ({one_line(error)[:80]}); {USE_LOCAL}")
+        error_type = type(error).__name__
+        hint = "; HF_HUB_ETAG_TIMEOUT=10 waits longer" if "Timeout" in error_type else ""
+        raise UserError(f"cannot reach the Hub for {repo} ({error_type}{hint}), nor is it cached; {USE_LOCAL}")
 
 
 def _download(repo: str, revision: str | None) -> Path:
@@ -200,14 +203,14 @@ def _has(repo: str, revision: str | None, name: str) -> bool:
 
 
 def _downloading(repo: str) -> AbstractContextManager[None]:
-    remedy = f"a gated model needs its licence accepted and HF_TOKEN; or {ELSEWHERE}"
+    remedy = f"a gated model needs its licence accepted and HF_TOKEN; or {USE_LOCAL}"
     return as_user_error(Exception, f"cannot download {repo} from the Hub", remedy)
 
 
 def run_with_timeout(seconds: float, call: Callable[[], Any]) -> BaseException | None:
     """Return the error of `call`, TimeoutError if it takes longer, None if it succeeds.
 
-    The thread is there for the look-up of names, which nothing else limits.
+    It runs in a thread because the look-up of a host name has no timeout of its own.
     """
     outcome: list[BaseException | None] = [TimeoutError()]
 
@@ -215,7 +218,7 @@ def run_with_timeout(seconds: float, call: Callable[[], Any]) -> BaseException |
         try:
             call()
             outcome[0] = None
-        except Exception as error:  # handed to the caller, who decides
+        except Exception as error:  # returned to the caller, who decides
             outcome[0] = error
 
     thread = threading.Thread(target=run, daemon=True)

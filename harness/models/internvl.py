@@ -1,4 +1,4 @@
-"""InternVL3: images in tiles of one size, 2 x 2 patches of a ViT with CLS in a token, 1-D positions."""
+"""InternVL3: tiles of one size, a ViT with CLS, 2 x 2 patches per token, 1-D positions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from methods.tokens import Grid
 
 
 class InternTower(ClipTower):
-    """Each tile is an image of its own, CLS in front; the square of patches of a token stands in two rows of it.
+    """The vision tower. Each tile is an image of its own, with CLS first; a token is a square of 2 x 2 patches.
 
-    No comparison was published on this family: its roles are those of LLaVA-1.5, "last" being the layer whose output
-    the features are (23 of 24 in the released 8B model), "middle" 8 ("official") or 9 ("paper") of 24.
+    No comparison was published on this family, so layers have the roles of LLaVA-1.5: "last" is the layer whose output
+    the features are (23 of 24 in the released 8B model), "middle" is 8 ("official") or 9 ("paper") of 24.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,17 +27,17 @@ class InternTower(ClipTower):
         self._downsample: float = config.downsample_ratio
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return a layer's attention, and what comes last before q and k are taken apart into heads."""
+        """Return the names of a layer's attention, and of its norms of q and k, before the split into heads."""
         attention = f"{self.path}.encoder.layer.{layer}.attention"
         return attention, (f"{attention}.q_norm", f"{attention}.k_norm")
 
-    def merged(self, patches: Tensor, call: Call) -> Tensor:
-        """Average squares of patches, in the order of the pixel shuffle: row by row in each tile."""
+    def merge(self, patches: Tensor, call: Call) -> Tensor:
+        """Average squares of patches in the order of the pixel shuffle, which is row by row in each tile."""
         (h, w), side = self.patches(call), self.side()
         squares = patches.view(-1, h // side, side, w // side, side, *patches.shape[1:])
         return squares.mean((2, 4)).flatten(0, 2)
 
-    def group(self) -> int:
+    def patches_per_token(self) -> int:
         """Return the number of patches in a token."""
         return self.side() ** 2
 
@@ -52,9 +52,9 @@ class InternTower(ClipTower):
 
 
 class InternVL(Llava):
-    """`InternVLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones.
+    """`InternVLForConditionalGeneration`, cut before decoder layer 0 or after a later one.
 
-    Every tile of an image is a grid; so is every frame of a video, which comes as images with text between them.
+    Every tile of an image is a grid. So is every frame of a video, which comes as images with text between them.
     """
 
     family = "internvl"
@@ -62,22 +62,25 @@ class InternVL(Llava):
     prompts = "internvl_hf"
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
-    asked_in: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
+    question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
     fixed_size: ClassVar[str] = "an image becomes tiles of one size, 256 tokens each as released"
 
     @property
     def tower(self) -> InternTower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
         return InternTower(self.model)
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
-        """Return the rows [T] of the words in the turn of the last image; Qwen's format, a break behind each image."""
+        """Return the rows [T] of the words in the turn of the last image.
+
+        The template is Qwen's, with a line break after each image, which is no word.
+        """
         configs = self._config, self.model.generation_config
         rows = question_tokens.chatml_question(ids, kinds, *configs)
-        ends = torch.isin(ids, ids.new_tensor(question_tokens.named(configs, question_tokens.ENDS)))
-        breaks = ids[1:][ends[:-1]]  # what follows the end of a turn
-        first, before = ids[rows], (rows - 2).clamp(min=0)  # the image, and one token that closes it
-        return rows[~((kinds[before] > 0) & (kinds[before + 1] == 0) & torch.isin(first, breaks))]
+        ends = torch.isin(ids, ids.new_tensor(question_tokens.ids_of(configs, question_tokens.ENDS)))
+        breaks = ids[1:][ends[:-1]]  # a line break follows the end of a turn
+        tokens, before = ids[rows], (rows - 2).clamp(min=0)  # two rows before: the image, then one closing token
+        return rows[~((kinds[before] > 0) & (kinds[before + 1] == 0) & torch.isin(tokens, breaks))]
 
     def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (1, h, w) in tokens of every tile that the tower encodes."""

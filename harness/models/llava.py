@@ -1,4 +1,4 @@
-"""LLaVA-1.5: images of one size, a token per CLIP patch, 1-D positions, a stock language model."""
+"""LLaVA-1.5: images of one size, one token per CLIP patch, 1-D positions, a standard language model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from harness.models.vision_tower import VisionSignals, VisionTower
 from methods.base import Method, Signal
 from methods.tokens import Grid
 
-TEXT_MODELS = ("llama", "qwen2")  # q and k leave their projections as they are rotated, by this one function
+TEXT_MODELS = ("llama", "qwen2")  # both rotate q and k directly after their projections, by the same function
 
 
 class Llava(PlaceholderAdapter):
-    """`LlavaForConditionalGeneration` with a CLIP tower, cut in front of decoder layer 0 or between two later ones."""
+    """`LlavaForConditionalGeneration` with a CLIP tower, cut before decoder layer 0 or after a later one."""
 
     family = "llava"
     version = 1
@@ -49,33 +49,33 @@ class Llava(PlaceholderAdapter):
         "vision": Arguments.of("image", "layers_wanted"),
     }
     rotate = staticmethod(apply_rotary_pos_emb)
-    encode_here = "pass pixel_values, inside it"
+    encoding_hint = "pass pixel_values, inside it"
     tower_type: ClassVar[str] = "clip_vision_model"
-    asked_in: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models in whose templates `question` finds one
+    question_templates: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models whose templates `question` knows
 
     @property
     def tower(self) -> ClipTower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
         return ClipTower(self.model)
 
     @classmethod
     def check(cls, method: Method, config: Any) -> None:
-        """Refuse also what only other models of the class have: other towers, several layers joined, CLS as a token."""
+        """Also refuse models of this class with another tower, joined vision layers, or CLS as a token."""
         if reason := _unsupported(method, config, cls):
             raise ValueError(reason)
         super().check(method, config)
 
     def layout(self, call: Call) -> Layout:
-        """Find the visual tokens; ValueError for other features than the configuration names."""
+        """Locate the visual tokens; ValueError if a call asks for other features than the configuration names."""
         for role in ("feature_layer", "feature_strategy"):
             self._refuse_other(role, call.get(role))
         return super().layout(call)
 
-    def saw_vision(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
-        """Remember what the tower encoded; generate() tells the layer to nobody else, as the states that it wants."""
+    def record_vision_pass(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
+        """Record what the tower encoded; with generate(), only this call shows which layer is asked for."""
         layers = call.get("layers_wanted")
         self._refuse_other("feature_layer", None if isinstance(layers, bool) else layers)
-        super().saw_vision(call, output, signals)
+        super().record_vision_pass(call, output, signals)
 
     def _refuse_other(self, role: str, passed: Any) -> None:
         (name,) = NAMES[role]
@@ -86,36 +86,35 @@ class Llava(PlaceholderAdapter):
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
-        configs = self._config, self.model.generation_config
         vicuna = self._config.text_config.model_type == "llama"
-        rule = question_tokens.vicuna_question if vicuna else question_tokens.chatml_question
-        return rule(ids, kinds, *configs)
+        find = question_tokens.vicuna_question if vicuna else question_tokens.chatml_question
+        return find(ids, kinds, self._config, self.model.generation_config)
 
     def positions(self, call: Call) -> Tensor:
         """Return the 1-D positions [1, B, S] of the full sequence."""
         states, ids = call.require("embeddings"), call.get("positions")
         batch, length = states.shape[:2]
-        if ids is None:  # what the language model itself falls back to
+        if ids is None:  # the default of the language model
             ids = torch.arange(length, device=states.device).view(1, -1)
         elif call.get("mask") is None and bool((ids.diff(dim=-1) != 1).any()):
             raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
         return ids.expand(batch, length).unsqueeze(0)
 
     def position_ids(self, positions: Tensor) -> Tensor:
-        """Return positions [1, B, L] as the decoder takes them, [B, L]."""
+        """Convert positions [1, B, L] to the decoder's form [B, L]."""
         return positions[0]
 
     def encoded_grids(self, call: Call) -> list[Grid]:
         """Return (1, h, w) of every image that the tower encodes."""
         return [(1, *self.tower.patches(call))] * len(call.require("image"))
 
-    def given_grids(self, kind: str, call: Call) -> list[Grid] | None:
+    def declared_grids(self, kind: str, call: Call) -> list[Grid] | None:
         """Return (1, h, w) of every image of the batch."""
         return self.encoded_grids(call) if kind == "image" and call.get("image") is not None else None
 
 
 def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None:
-    """Say what `config` has that no code here reads, or return None."""
+    """Return what `config` has that this adapter does not support, or None."""
     tower, text = config.vision_config.model_type, config.text_config.model_type
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
     if tower != family.tower_type:
@@ -126,16 +125,16 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
-    if Signal.TEXT in method.needs and text not in family.asked_in:
-        known = ", ".join(family.asked_in)
-        return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {known}"
+    if Signal.TEXT in method.needs and text not in family.question_templates:
+        supported = ", ".join(family.question_templates)
+        return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {supported}"
     if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:
         return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
     return None
 
 
 class ClipTower(VisionTower):
-    """A pass has one row of patches [images, 1 + h * w, C], CLS in front."""
+    """The vision tower. A pass has hidden states [images, 1 + h * w, C], with CLS first."""
 
     path: ClassVar[str] = "model.vision_tower"
     arguments: ClassVar[Arguments] = Arguments.of("image")
@@ -149,50 +148,50 @@ class ClipTower(VisionTower):
 
     @property
     def depth(self) -> int:
-        """The number of layers, with those behind the features."""
+        """The number of layers, including those after the features."""
         return int(self._config.num_hidden_layers)
 
     @property
     def last(self) -> int:
-        """The layer whose output the features are: 22 of 24 as released."""
+        """The layer whose output the features are: 22 of 24 in the released model."""
         return feature_layer(self._whole)
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return a layer's attention, and its projections to q and k."""
+        """Return the names of a layer's attention and of its projections to q and k."""
         attention = f"{self.path}.{CLIP_ENCODER}.layers.{layer}.self_attn"
         return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
 
     def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return q and k [H, T, d], which have no positions of their own."""
+        """Return q and k [H, T, d]; CLIP does not rotate them."""
         heads = int(self._config.num_attention_heads)
         q, k = (part.reshape(-1, heads, part.shape[-1] // heads).transpose(0, 1) for part in projected)
         return q, k
 
-    def units(self, call: Call) -> list[int]:
+    def segments(self, call: Call) -> list[int]:
         """Return 1 + h * w for every image."""
         h, w = self.patches(call)
         return [1 + h * w] * len(call.require("image"))
 
-    def merged(self, patches: Tensor, call: Call) -> Tensor:
-        """Return `patches`: each is a token."""
+    def merge(self, patches: Tensor, call: Call) -> Tensor:
+        """Return `patches`, because each is a token."""
         return patches
 
     def patches(self, call: Call) -> tuple[int, int]:
-        """Return (h, w) of the images [images, 3, H, W] in `call`, which are of one size."""
+        """Return (h, w) in patches of the images [images, 3, H, W] in `call`, which have one size."""
         height, width = call.require("image").shape[-2:]
         return height // int(self._config.patch_size), width // int(self._config.patch_size)
 
 
 def feature_layer(config: Any) -> int:
-    """Return the layer whose output the features are; -1 if they are what enters layer 0."""
-    states = int(config.vision_config.num_hidden_layers) + 1  # the first of them is what enters layer 0
+    """Return the layer whose output the features are; -1 if they are the input of layer 0."""
+    states = int(config.vision_config.num_hidden_layers) + 1  # the first is the input of layer 0
     return int(config.vision_feature_layer) % states - 1
 
 
 def loading_options(model_class: type[nn.Module]) -> dict[str, Any]:
-    """Return what from_pretrained needs to read a tower without the level "vision_model" in the names of its tensors.
+    """Return arguments of from_pretrained for towers whose tensor names lack the level "vision_model".
 
-    Versions of transformers that have the level do not add it to a checkpoint that was saved by one without.
+    Versions of transformers with that level do not add it to a checkpoint that was saved by a version without it.
     """
     level = CLIP_ENCODER.removesuffix("encoder")
     names = getattr(model_class, "_checkpoint_conversion_mapping", {})

@@ -10,7 +10,7 @@ import transformers
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, as_user_error
-from harness.models import checkpoint, make_known
+from harness.models import checkpoint, register_family
 from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
@@ -27,15 +27,15 @@ class Loaded:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its inputs; parameters of one that is spread over several may lie elsewhere."""
-        places = list(getattr(self.model, "hf_device_map", {}).values())
-        if not places:
+        """Device of the model's inputs; parameters of a model on several devices may be elsewhere."""
+        devices = list(getattr(self.model, "hf_device_map", {}).values())
+        if not devices:
             return torch.device(self.model.device)
-        return torch.device(next((place for place in places if place not in ("cpu", "disk")), "cpu"))
+        return torch.device(next((device for device in devices if device not in ("cpu", "disk")), "cpu"))
 
 
 def device_of(model: ModelConfig) -> str:
-    """`auto` resolved to what this machine has; of several processes each takes a GPU of its own."""
+    """Return the device to load a model on: `auto` is resolved, and each of several processes gets its own GPU."""
     gpus, processes = torch.cuda.device_count(), launched()
     if model.device_map is not None:
         only_one(f"a run with model.device_map={model.device_map}")
@@ -55,15 +55,16 @@ def device_of(model: ModelConfig) -> str:
 
 
 def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
-    """Load a checkpoint for inference; UserError if a tensor is missing or misshapen: transformers fills in noise.
+    """Load a checkpoint for inference.
 
-    `folder` is where `checkpoint.download` has put its files, which is asked if it is None.
+    UserError if a tensor is missing or has a wrong shape, because transformers would fill in random numbers. `folder`
+    is the result of `checkpoint.download`, which is called if it is None.
     """
     if folder is None:
         folder = checkpoint.download(config)
     device = device_of(config)
     with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
-        family = make_known(folder)
+        family = register_family(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.set_verbosity_error()
@@ -75,7 +76,7 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
     with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
-    spread = {} if config.device_map is None else {"device_map": config.device_map}
+    placement = {} if config.device_map is None else {"device_map": config.device_map}
     with as_user_error(Exception, f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
@@ -83,27 +84,27 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attn,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, where the tensor can be named
+            ignore_mismatched_sizes=True,  # checked below, where the message can name the tensor
             **({} if config.unpack is None else {"unpack": config.unpack}),
             **(loading_options(transformers.LlavaForConditionalGeneration) if family == "llava" else {}),
-            **spread,
+            **placement,
         )
-        model = model.eval() if spread else model.eval().to(device)
+        model = model.eval() if placement else model.eval().to(device)
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}")
     if misshapen:
-        name, found, expected = misshapen[0]
-        what = f"{name} is {list(found)}, expected {list(expected)}"
-        raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {what}")
+        name, shape, expected = misshapen[0]
+        first = f"{name} is {list(shape)}, expected {list(expected)}"
+        raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {first}")
     return Loaded(model, processor, config, folder)
 
 
 def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
-    """UserError for pixel limits that a processor does not resize by, and for one that cannot count visual tokens."""
+    """Raise UserError if pixel limits do not apply to a processor, or if it cannot count visual tokens."""
     with as_user_error(ValueError):
         limits_of(processor, config)
-    counts = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
-    lacking = [name for name in counts if getattr(processor, name, 0) is None]
-    if lacking:
-        raise UserError(f"the processor in {folder} lacks {', '.join(lacking)}: set them in its processor_config.json")
+    fields = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
+    missing = [name for name in fields if getattr(processor, name, 0) is None]
+    if missing:
+        raise UserError(f"the processor in {folder} lacks {', '.join(missing)}: set them in its processor_config.json")

@@ -1,4 +1,4 @@
-"""A checkpoint's folder and what its config.json says; importing this needs neither torch nor transformers."""
+"""A checkpoint's folder and its config.json; importing this module needs neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import as_user_error
-from harness.models import adapter_class, make_known
+from harness.models import adapter_class, register_family
 
 if TYPE_CHECKING:
     from harness.models.adapter import Adapter
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checkpoint on disk. Its config.json is read once, when first asked for; no weight is read."""
+    """A checkpoint on disk. Its config.json is read once, on first access; weights are not read."""
 
     path: Path
 
     @cached_property
     def config(self) -> Any:
-        """The model's configuration, as transformers has it; UserError if it cannot be read."""
+        """The model's configuration, a transformers object; UserError if it cannot be read."""
         return config_in(self.path)
 
     @cached_property
     def adapter(self) -> type[Adapter]:
-        """The adapter of the model's family; ValueError if there is none."""
+        """The adapter class of the model's family; ValueError if there is none."""
         return adapter_class(self.config.model_type, f"the model in {self.path}")
 
 
 def config_in(folder: Path) -> Any:
     """Read the configuration of the model in `folder`."""
     with as_user_error(Exception, f"cannot read {folder / 'config.json'}"):
-        make_known(folder)
+        register_family(folder)
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

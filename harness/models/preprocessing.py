@@ -1,6 +1,6 @@
-"""Chat messages to model inputs. Every image and frame is resized exactly once.
+"""Turn chat messages into model inputs. Every image and frame is resized exactly once.
 
-For processors of Qwen's kind that is done here, by pixel limits; others have a resolution of their own.
+For processors like Qwen's, this module resizes by pixel limits; other processors have a fixed resolution.
 """
 
 import errno
@@ -26,41 +26,42 @@ from harness.models.bad_input import BadInput, reading
 from harness.models.checkpoint import content_digest
 from methods.tokens import Grid
 
-FRAME_TOKENS = 768  # visual tokens of one frame, and
-VIDEO_TOKENS = 115_200  # of one video at most: the caps of qwen_vl_utils, under which Qwen2.5-VL's scores are published
-FRAME_LIST_FPS = 2.0  # frames handed over as images carry no clock; two a second is Qwen2.5-VL's own sampling rate
+# Most visual tokens of a frame and of a video: the limits of qwen_vl_utils, also of Qwen2.5-VL's published scores
+FRAME_TOKENS = 768
+VIDEO_TOKENS = 115_200
+FRAME_LIST_FPS = 2.0  # frames per second of a list of images, which has no times: Qwen2.5-VL's sampling rate
 
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
 
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """Pixels per image or frame, and frames per video; frames of files and of lists are capped further, alike."""
+    """Limits of pixels per image or frame, and of frames per video. Frames also have the limits of `of_frames`."""
 
     min_pixels: int = 256 * 784
     max_pixels: int = 2048 * 784
     max_frames: int = 32
 
     def of_frames(self, count: int, patch: int, span: int) -> dict[str, Any]:
-        """The limits of each of a video's `count` frames, as `fetch_video` takes them; a token spans `span` frames."""
+        """Return the limits of a video of `count` frames as arguments of `fetch_video`; a token spans `span` frames."""
         pixels = (2 * patch) ** 2  # of one visual token in one frame
         cap = max(min(FRAME_TOKENS, span * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
         limits = {"min_pixels": self.min_pixels, "max_pixels": min(self.max_pixels, cap)}
-        # Without a total, MODEL_SEQ_LEN of the environment counts; qwen_vl_utils takes two frames for a token.
+        # Without a total, qwen_vl_utils reads the environment's MODEL_SEQ_LEN; it assumes two frames per token.
         return {**limits, "total_pixels": VIDEO_TOKENS * pixels * span // 2}
 
 
 def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
-    """What a processor of Qwen's kind resizes by, None for others; ValueError for limits that do not apply or fit."""
-    named = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
-    given = {key: value for key, value in named.items() if value is not None}
+    """Return the pixel limits for a processor like Qwen's, else None; ValueError if limits do not apply or fit."""
+    settings = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
+    settings = {key: value for key, value in settings.items() if value is not None}
     if not hasattr(processor.image_processor, "merge_size"):
-        if given:
-            listed = ", ".join(f"model.{key}={value}" for key, value in given.items())
-            nulls = " ".join(f"model.{key}=null" for key in given)
+        if settings:
+            listed = ", ".join(f"model.{key}={value}" for key, value in settings.items())
+            nulls = " ".join(f"model.{key}=null" for key in settings)
             raise ValueError(f"{listed}: {type(processor).__name__} has a resolution of its own, pass {nulls}")
         return None
-    limits = PixelLimits(**given)
+    limits = PixelLimits(**settings)
     if limits.min_pixels > limits.max_pixels:
         low, high = limits.min_pixels, limits.max_pixels
         raise ValueError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
@@ -73,22 +74,27 @@ def to_inputs(
     limits: PixelLimits | None,
     grids: Sequence[Grid | None] = (),
 ) -> Any:
-    """Left-padded tensors of a batch of conversations, as the processor's own BatchFeature; `limits` by `limits_of`.
+    """Return the model inputs of a batch of conversations, left-padded, as the processor's BatchFeature.
 
-    Images and videos, in order, take the size of their entry (t, h, w) of `grids`, in tokens, instead of the limits'.
-    BadInput where one does not decode, or cannot be resized so.
+    BadInput if an image or video does not decode, or cannot be resized.
+
+    Args:
+        processor: the model's processor.
+        conversations: chat messages of each prompt.
+        limits: the result of `limits_of`.
+        grids: (t, h, w) in tokens of each image and video, in order, to resize to instead of `limits`.
     """
     if limits is None:
-        return _as_they_are(processor, conversations)
+        return _to_inputs_unresized(processor, conversations)
     patch = processor.image_processor.patch_size
     images, videos, metadata = [], [], []
     for (kind, media), grid in zip_longest(media_of(conversations), grids):
         if kind == "image":
             images.append(_image(media, limits, patch, grid))
         elif kind == "video":
-            frames, about = _video(media, limits, patch, processor.video_processor.temporal_patch_size, grid)
+            frames, details = _video(media, limits, patch, processor.video_processor.temporal_patch_size, grid)
             videos.append(frames)
-            metadata.append(about)
+            metadata.append(details)
         else:
             raise ValueError(f"the model takes images and videos, got {kind} in a message")
     return processor(
@@ -103,8 +109,8 @@ def to_inputs(
     )
 
 
-def _as_they_are(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
-    """The same from a processor that resizes, crops or pads by itself."""
+def _to_inputs_unresized(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
+    """Return the model inputs from a processor that resizes, crops or pads itself."""
     images = []
     for kind, media in media_of(conversations):
         if kind != "image":
@@ -126,7 +132,7 @@ def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list
 
 
 def messages_digest(messages: Sequence[Message]) -> str:
-    """Digest of all that the model is shown: text, order, pixels of images and frames, content of video files."""
+    """Return a digest of everything that the model is shown: text, order, pixels of images, content of video files."""
     digest = hashlib.sha256()
     for message in messages:
         for part in message["content"]:
@@ -150,7 +156,7 @@ def _update(digest: Any, item: Any) -> None:
 
 
 def media_of(conversations: Sequence[Sequence[Message]]) -> list[tuple[str, Any]]:
-    """The (kind, image or video) of every part that is not text, in order."""
+    """Return the (kind, image or video) of every part that is not text, in order."""
     parts = [part for messages in conversations for message in messages for part in message["content"]]
     return [(part["type"], part["url"]) for part in parts if part["type"] != "text"]
 
@@ -163,7 +169,7 @@ def _placeholders(message: Message) -> Message:
 def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Image.Image:
     if grid is None:
         pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
-        with reading(ValueError):  # of a shape that it refuses
+        with reading(ValueError):  # raised for shapes that fetch_image refuses
             return fetch_image({"image": media, **pixels}, image_patch_size=patch)
     return _opened(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
 
@@ -176,33 +182,34 @@ def _opened(image: Any) -> Image.Image:
 def _video(
     media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Frames [T, 3, H, W] of a file or of a list of images, and where on the clock they lie."""
+    """Return frames [T, 3, H, W] of a file or of a list of images, and metadata with their times."""
     if isinstance(media, list | tuple):
         if not media:
             raise BadInput("the video has no frame")
         images = [_opened(image) for image in media]
-        images = [images[i] for i in _spread(len(images), min(len(images), limits.max_frames))]
+        images = [images[i] for i in _spread_indices(len(images), min(len(images), limits.max_frames))]
         images += images[-1:] * (-len(images) % span)
-        return _resized(images, limits, patch, span, grid), _clock(FRAME_LIST_FPS, range(len(images)), len(images))
+        metadata = _video_metadata(FRAME_LIST_FPS, range(len(images)), len(images))
+        return _resized(images, limits, patch, span, grid), metadata
     if not Path(media).is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), media)
-    no_decord = find_spec("decord") is None  # it has no wheel for macOS and for ARM
+    no_decord = find_spec("decord") is None  # there is no wheel for macOS and for ARM
     total = 0 if no_decord else len(_reader(media))
-    if total < 2 or grid is not None:  # one frame, or a size of ours, is not what fetch_video takes
+    if total < 2 or grid is not None:  # fetch_video does not support a single frame, or a given size
         images, metadata = (_decode_all if no_decord else _decode)(media, limits.max_frames)
         return _resized(images, limits, patch, span, grid), metadata
-    count = _even(total, limits.max_frames)
+    count = _even_count(total, limits.max_frames)
     request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
     try:
         frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
     except Exception:
-        _decode(media, limits.max_frames)  # which says what is wrong: fetch_video tries a reader that is no more
+        _decode(media, limits.max_frames)  # has the clearer error: fetch_video falls back to a reader that was removed
         raise
     return frames, metadata
 
 
 def _reader(file: str) -> Any:
-    """decord's reader of a video, which holds at least a frame."""
+    """Return decord's reader of a video; BadInput if it has no frame."""
     import decord
 
     try:
@@ -215,18 +222,18 @@ def _reader(file: str) -> Any:
 
 
 def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Evenly spread frames of a file, as fetch_video reads them."""
+    """Return evenly spread frames of a file, the same that fetch_video reads, and their metadata."""
     import decord
 
     reader = _reader(file)
-    chosen = _spread(len(reader), _even(len(reader), max_frames))
+    chosen = _spread_indices(len(reader), _even_count(len(reader), max_frames))
     with reading(decord.DECORDError):
         images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
-    return images, _clock(reader.get_avg_fps(), chosen, len(reader))
+    return images, _video_metadata(reader.get_avg_fps(), chosen, len(reader))
 
 
 def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Evenly spread frames of a file, found by decoding all of it: slower than decord, which seeks."""
+    """Return the same as `_decode` without decord: PyAV decodes all of the file, which is slower than seeking."""
     import av
 
     try:
@@ -236,31 +243,31 @@ def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str
         raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
     if not total:
         raise BadInput(f"{Path(file).name} has no frame")
-    chosen = _spread(total, _even(total, max_frames))
+    chosen = _spread_indices(total, _even_count(total, max_frames))
     with av.open(file) as container:
         fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
         images = {i: frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in set(chosen)}
-    return [images[i] for i in chosen], _clock(fps, chosen, total)
+    return [images[i] for i in chosen], _video_metadata(fps, chosen, total)
 
 
-def _even(total: int, most: int) -> int:
-    """Frames of a file: an even number for every model, as fetch_video takes them in twos."""
-    return max(2, min(most, total) // 2 * 2)
+def _even_count(total: int, max_frames: int) -> int:
+    """Return how many frames of a file to read: an even number for every model, as in fetch_video."""
+    return max(2, min(max_frames, total) // 2 * 2)
 
 
-def _spread(total: int, count: int) -> list[int]:
+def _spread_indices(total: int, count: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, count).round()]
 
 
-def _clock(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
+def _video_metadata(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
     return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
 
 
 def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int, grid: Grid | None) -> torch.Tensor:
-    # qwen_vl_utils rounds the frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
+    # Not fetch_video: it rounds frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
     width, height = images[0].size
     pixels = limits.of_frames(len(images), patch, span)
-    with reading(ValueError):  # of a shape that it refuses
+    with reading(ValueError):  # raised for shapes that smart_resize refuses
         rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
     if grid is not None:
         rows, columns = (2 * patch * side for side in grid[1:])

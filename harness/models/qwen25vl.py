@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: visual tokens of 28 x 28 pixels, M-RoPE position triples, images and videos in one sequence."""
+"""Qwen2.5-VL: visual tokens of 28 x 28 pixels, M-RoPE positions with three coordinates, images and videos."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from methods.tokens import Grid
 
 
 class Qwen25VL(PlaceholderAdapter):
-    """`Qwen2_5_VLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
+    """`Qwen2_5_VLForConditionalGeneration`, cut before decoder layer 0 or after a later one."""
 
     family = "qwen2_5_vl"
     version = 1
@@ -41,11 +41,11 @@ class Qwen25VL(PlaceholderAdapter):
         "multimodal": Arguments.of("video image_grids video_grids"),
         "vision": Arguments.of("grids"),
     }
-    encode_here = "pass {kind}_grid_thw along with them"
+    encoding_hint = "pass {kind}_grid_thw along with them"
 
     @property
     def tower(self) -> VisionTower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
         return Qwen25Tower(self.model)
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
@@ -53,45 +53,45 @@ class Qwen25VL(PlaceholderAdapter):
         return chatml_question(ids, kinds, self._config, self.model.generation_config)
 
     def positions(self, call: Call) -> Tensor:
-        """Return the M-RoPE triples [3, B, S] of the full sequence."""
+        """Return the M-RoPE positions [3, B, S] of the full sequence."""
         states, ids = call.require("embeddings"), call.get("positions")
         batch, length = states.shape[:2]
-        if ids is None:  # what the model itself falls back to
+        if ids is None:  # the default of the model
             ids = torch.arange(length, device=states.device).view(1, 1, -1)
         elif ids.ndim == 2:
             ids = ids.unsqueeze(0)
         elif len(ids) == 4:
-            # generate() puts 1-D text positions in front, which only serve to find packed sequences by their jumps.
-            # Without dropped rows they would jump, so they are left out once it is sure that nothing is packed.
+            # generate() adds 1-D text positions as the first row. They only serve to find packed sequences by their
+            # jumps. Dropping tokens would make jumps, so the row is removed after a check that nothing is packed.
             if call.get("mask") is None and bool((ids[0].diff(dim=-1) != 1).any()):
                 raise ValueError("packed sequences cannot be pruned: give each sample its own row of the batch")
             ids = ids[1:]
         return ids.expand(3, batch, length)
 
     def rotate(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn q and k [B, H, S, d] by the library's own function."""
+        """Rotate q and k [B, H, S, d] by transformers' function."""
         return rotate_qwen25(q, k, cos, sin, self._config.get_text_config())
 
     def position_ids(self, positions: Tensor) -> Tensor:
-        """Return triples [3, B, L]; those of text are three times the same."""
+        """Return positions [3, B, L]; the three coordinates of text are equal."""
         return positions.expand(3, -1, -1)
 
     def encoded_grids(self, call: Call) -> list[Grid]:
-        """Return (t, h, w) in merged tokens of what the tower encodes."""
-        return self._merged(call.require("grids"))
+        """Return (t, h, w) in tokens of each image or video that the tower encodes."""
+        return self._in_tokens(call.require("grids"))
 
-    def given_grids(self, kind: str, call: Call) -> list[Grid] | None:
-        """Return (t, h, w) in merged tokens of every image (or video) of the batch."""
-        given = call.get(f"{kind}_grids")
-        return None if given is None else self._merged(given)
+    def declared_grids(self, kind: str, call: Call) -> list[Grid] | None:
+        """Return (t, h, w) in tokens of every image or video of the batch."""
+        patches = call.get(f"{kind}_grids")
+        return None if patches is None else self._in_tokens(patches)
 
-    def _merged(self, patches: Tensor) -> list[Grid]:
+    def _in_tokens(self, patches: Tensor) -> list[Grid]:
         merge = int(self._config.vision_config.spatial_merge_size)
         return [(t, h // merge, w // merge) for t, h, w in patches.tolist()]
 
 
 class QwenTower(VisionTower):
-    """Four rows in sequence become one token."""
+    """A vision tower of Qwen's kind: four rows in sequence become one token."""
 
     path: ClassVar[str] = "model.visual"
     arguments: ClassVar[Arguments] = Arguments.of("grids")
@@ -99,7 +99,7 @@ class QwenTower(VisionTower):
     has_cls: ClassVar[bool] = False
     middle: ClassVar[Mapping[str, int]] = {"official": 15, "paper": 16}
     middle_of: ClassVar[int] = 32
-    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # (q, k [T, H, d], cos, sin), the library's own
+    rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # transformers' function of (q, k [T, H, d], cos, sin)
 
     def __init__(self, model: nn.Module) -> None:
         self._config: Any = getattr(model.config, "vision_config")  # noqa: B009 (unknown to the type checker)
@@ -111,39 +111,39 @@ class QwenTower(VisionTower):
         return int(self._config.depth)
 
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return a block's attention, and its projection to q, k and v at once."""
+        """Return the names of a block's attention, and of its joint projection to q, k and v."""
         attention = f"{self.path}.blocks.{layer}.attn"
         return attention, (f"{attention}.qkv",)
 
     def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return q and k [H, T, d], turned by the library's own function."""
+        """Return q and k [H, T, d], rotated by transformers' function."""
         (qkv,) = projected
         q, k, _ = qkv.view(len(qkv), 3, int(self._config.num_heads), -1).unbind(1)
         q, k = self.rotate(q, k, *call.require("rotation"))
         return q.transpose(0, 1), k.transpose(0, 1)
 
-    def units(self, call: Call) -> list[int]:
-        """Return the number of patches of every image and every step of a video."""
+    def segments(self, call: Call) -> list[int]:
+        """Return the number of patches of every image and every time step of a video."""
         return [h * w for t, h, w in call.require("grids").tolist() for _ in range(t)]
 
-    def merged(self, patches: Tensor, call: Call) -> Tensor:
+    def merge(self, patches: Tensor, call: Call) -> Tensor:
         """Average groups of four."""
-        return patches.view(-1, self.group(), *patches.shape[1:]).mean(1)
+        return patches.view(-1, self.patches_per_token(), *patches.shape[1:]).mean(1)
 
-    def group(self) -> int:
+    def patches_per_token(self) -> int:
         """Return the number of patches in a token."""
         return int(self._config.spatial_merge_size) ** 2
 
 
 class Qwen25Tower(QwenTower):
-    """Qwen2.5-VL's, of 32 layers: rows stand in window order, which stays within an image or step."""
+    """Qwen2.5-VL's tower of 32 layers. Its rows are sorted by window, within each image or time step."""
 
     arguments: ClassVar[Arguments] = Arguments.of("grids", "window_order")
     rotate = staticmethod(apply_rotary_pos_emb_vision)
 
-    def merged(self, patches: Tensor, call: Call) -> Tensor:
-        """Average groups of four and undo the windows."""
-        means = super().merged(patches, call)
+    def merge(self, patches: Tensor, call: Call) -> Tensor:
+        """Average groups of four, and undo the sorting by window."""
+        means = super().merge(patches, call)
         order = call.get("window_order")
         order = window_order(self._config, call.require("grids")) if order is None else torch.as_tensor(order)
         return means[order.to(means.device).argsort()]

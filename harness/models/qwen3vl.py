@@ -1,4 +1,4 @@
-"""Qwen3-VL: Qwen2.5-VL's way with tokens of 32 x 32 pixels, DeepStack, and the time before every step of a video."""
+"""Qwen3-VL: like Qwen2.5-VL, with tokens of 32 x 32 pixels, DeepStack, and the time before every step of a video."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
 class Qwen3Tower(QwenTower):
-    """Without windows; of 27 layers in the released 8B model, "middle" being 12 ("official") or 13 ("paper").
+    """The vision tower, without windows. Of its 27 layers in the 8B model, "middle" is 12 ("official") or 13 ("paper").
 
-    No comparison was published on this family: its roles are those of Qwen2.5-VL, at the same share of the depth.
+    No comparison was published on this family, so layers have the roles of Qwen2.5-VL, at the same share of the depth.
     """
 
     rotate = staticmethod(apply_rotary_pos_emb_vision)
 
 
 class Qwen3VL(Qwen25VL):
-    """`Qwen3VLForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones.
+    """`Qwen3VLForConditionalGeneration`, cut before decoder layer 0 or after a later one.
 
-    DeepStack (arXiv 2406.04334) adds features of earlier vision layers to the visual rows behind the first decoder
-    layers. They belong to their token: they go where it goes, and are averaged where it is merged. A video is one grid
-    of all its steps, though the time stands in front of each.
+    DeepStack (arXiv 2406.04334) adds features of earlier vision layers to visual rows after the first decoder layers.
+    They are dropped or averaged together with their token. A video is one grid of all its time steps, although the time
+    is written before each.
     """
 
     family = "qwen3_vl"
@@ -49,20 +49,20 @@ class Qwen3VL(Qwen25VL):
 
     @property
     def tower(self) -> Qwen3Tower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
         return Qwen3Tower(self.model)
 
     def added(self, call: Call) -> list[Tensor]:
         """Return the DeepStack features [B, S, D] of each of the first layers."""
-        states, where = call.require("embeddings"), call.get("visual_rows")
-        if where is None:
+        states, visual = call.require("embeddings"), call.get("visual_rows")
+        if visual is None:
             return []
-        where = where.to(states.device).unsqueeze(-1)
+        visual = visual.to(states.device).unsqueeze(-1)
         return [
-            states.new_zeros(states.shape).masked_scatter(where, features.to(states))
+            states.new_zeros(states.shape).masked_scatter(visual, features.to(states))
             for features in call.get("added", ())
         ]
 
-    def adding(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
-        """Return the arguments of DeepStack: where the visual rows are, and [N, D] for each of the first layers."""
+    def added_arguments(self, added: Sequence[Tensor], visual: Tensor) -> dict[str, Any]:
+        """Return the arguments of DeepStack: the mask of visual rows, and [N, D] for each of the first layers."""
         return {"visual_rows": visual, "added": [rows[visual] for rows in added]}

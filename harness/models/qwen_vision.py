@@ -1,4 +1,4 @@
-"""Old name of the vision tower in `harness.models.qwen25vl`, for one release."""
+"""Alias of the vision tower in `harness.models.qwen25vl`, for one release."""
 
 from harness.models.qwen25vl import QwenTower
 

@@ -1,4 +1,4 @@
-"""The VisionSelector scorer (arXiv 2510.16598), and reading it from whatever folder or checkpoint it came in."""
+"""The VisionSelector scorer (arXiv 2510.16598): the module, saving it, and loading it from a file or checkpoint."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ INIT_SCALE = 1e-4  # standard deviation of the initial weights in the released c
 ARCHITECTURE = "TransformerScorer"
 PARTS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-SCORER_FOLDER = "scorer"  # beside the weights of a model that brings its own
+SCORER_FOLDER = "scorer"  # next to the weights of a model with its own scorer
 
 
 class VisionSelectorScorer(nn.Module):
-    """Importance of a visual token: the mean score of its query against the keys of all of them.
+    """Scorer of visual tokens: the importance of a token is the mean score of its query against the keys of all.
 
-    q = X Wq' + bq, k = X Wk' + bk, score_i = mean_j q_i . k_j / sqrt(h). The mean moves into the key, and the query's
-    projection too, so that the score is linear in the token and no [N, N] or [N, h] tensor is needed:
+    q = X Wq' + bq, k = X Wk' + bk, score_i = mean_j q_i . k_j / sqrt(h). The mean can be taken over the keys first, and
+    the query's projection applied to it. The score is then linear in the token, without [N, N] or [N, h] tensors:
 
         kbar = Wk mean(X) + bk,  a = Wq' kbar / sqrt(h),  c = bq . kbar / sqrt(h),  score = X a + c
 
-    Computed in float32 whatever the type of the tokens.
+    It is computed in float32 for tokens of any type.
     """
 
     def __init__(self, in_features: int, hidden_dim: int, init_scale: float = INIT_SCALE) -> None:
@@ -52,17 +52,17 @@ class VisionSelectorScorer(nn.Module):
 
 
 def score_in_place(scorer: nn.Module, features: Tensor) -> Tensor:
-    """Score `features` [N, D] -> [N] with a module that is not ours to move."""
+    """Score `features` [N, D] -> [N] with the user's module, which is not moved to another device."""
     device = next((tensor.device for tensor in chain(scorer.parameters(), scorer.buffers())), features.device)
     if device != features.device:
-        here = features.device
-        raise ValueError(f"the scorer is on {device}, the visual tokens on {here}: pass scorer.to('{here}')")
+        target = features.device
+        raise ValueError(f"the scorer is on {device}, the visual tokens on {target}: pass scorer.to('{target}')")
     scores: Tensor = scorer(features)
     return scores
 
 
 def save_scorer(module: VisionSelectorScorer, folder: str | Path) -> None:
-    """Write `module` in the layout of the released selectors: config.json and model.safetensors."""
+    """Save `module` like the released scorers: config.json and model.safetensors."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -77,15 +77,15 @@ def save_scorer(module: VisionSelectorScorer, folder: str | Path) -> None:
 
 
 def load_scorer(path: str | Path, dim: int) -> VisionSelectorScorer:
-    """Read the scorer for visual tokens of width `dim` from a file, a scorer's folder or a whole checkpoint.
+    """Load the scorer for visual tokens of width `dim` from a file, a scorer's folder or a whole checkpoint.
 
-    Its four tensors are found by the end of their names, whatever stands in front, and by the width if there are
-    several such groups; only they are read. No code that lies in the folder is executed.
+    Its four tensors are found by the ends of their names, under any prefix, and by their width if several prefixes have
+    them. Only these tensors are read. No code in the folder is executed.
     """
     path = Path(path).expanduser()
     names, unreadable = _tensor_files(path)
-    found = _find(path, names, unreadable, dim)
-    tensors = _read({part: (names[name], name) for part, name in found.items()})
+    full_names = _find_scorer(path, names, unreadable, dim)
+    tensors = _read({part: (names[name], name) for part, name in full_names.items()})
     h, d = _shapes(path, tensors)
     if d != dim:
         raise ValueError(f"the scorer in {path} is for tokens of width {d}, this model's have {dim}: pass another")
@@ -95,7 +95,7 @@ def load_scorer(path: str | Path, dim: int) -> VisionSelectorScorer:
 
 
 def shipped_scorer(name_or_path: str) -> Path | None:
-    """Return where the scorer lies that came with a model's weights: a folder `scorer`, or tensors among them."""
+    """Return the path of the scorer that is shipped with a model, or None: a folder `scorer`, or the weights."""
     folder = _local_folder(name_or_path)
     if folder is None:
         return None
@@ -116,7 +116,7 @@ def _local_folder(name_or_path: str) -> Path | None:
 
     try:
         config = try_to_load_from_cache(name_or_path, "config.json")
-    except HFValidationError:  # a path that has moved since
+    except HFValidationError:  # a path that does not exist any more
         return None
     return Path(config).parent if isinstance(config, str) else None
 
@@ -126,7 +126,7 @@ def _is_scorer(name: str) -> bool:
 
 
 def _tensor_files(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return {name of tensor: file that holds it}, and what is wrong with files that cannot be read."""
+    """Return {name of tensor: its file}, and the errors of files that cannot be read."""
     if not path.exists():
         raise ValueError(f"no scorer at {path}: pass a file or folder that exists")
     if path.is_file():
@@ -140,7 +140,7 @@ def _tensor_files(path: Path) -> tuple[dict[str, Path], list[str]]:
         for file in sorted(path.glob(f"*{suffix}")):
             try:
                 names |= _names_in(file)
-            except ValueError as error:  # such as training_args.bin beside the weights
+            except ValueError as error:  # such as training_args.bin next to the weights
                 unreadable.append(str(error))
         if names:
             break
@@ -154,8 +154,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         loaded = json.loads(index.read_text())
     except ValueError as error:
         raise ValueError(f"{index} is damaged, it is no JSON ({error}): copy it again") from error
-    found = loaded.get("weight_map") if isinstance(loaded, dict) else None
-    return found if isinstance(found, dict) else {}
+    weight_map = loaded.get("weight_map") if isinstance(loaded, dict) else None
+    return weight_map if isinstance(weight_map, dict) else {}
 
 
 def _names_in(file: Path) -> dict[str, Path]:
@@ -184,38 +184,38 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 
-def _find(path: Path, names: Mapping[str, Path], unreadable: Sequence[str], dim: int) -> dict[str, str]:
-    """Return {part: full name} of the one group of names that has the four parts under one prefix."""
+def _find_scorer(path: Path, names: Mapping[str, Path], unreadable: Sequence[str], dim: int) -> dict[str, str]:
+    """Return {part: full name} of the scorer's four tensors, which share a prefix; ValueError unless there is one."""
     groups = _groups(names)
-    whole = {prefix: group for prefix, group in groups.items() if len(group) == len(PARTS)}
-    if len(whole) == 1:
-        return whole.popitem()[1]
-    if whole:
-        fitting = [group for group in whole.values() if _width(names, group) == dim]
+    complete = {prefix: group for prefix, group in groups.items() if len(group) == len(PARTS)}
+    if len(complete) == 1:
+        return complete.popitem()[1]
+    if complete:
+        fitting = [group for group in complete.values() if _width(names, group) == dim]
         if len(fitting) == 1:
             return fitting[0]
-        listed = ", ".join(f"'{prefix}'" for prefix in sorted(whole))
+        listed = ", ".join(f"'{prefix}'" for prefix in sorted(complete))
         count = f"{len(fitting) or 'none'} of width {dim}"
         raise ValueError(f"{path} holds more than one scorer, under {listed}, {count}: pass a folder with one of them")
-    also = "".join(f"; {problem}" for problem in unreadable)
+    errors = "".join(f"; {error}" for error in unreadable)
     if groups:
         prefix, group = max(groups.items(), key=lambda item: len(item[1]))
         missing = ", ".join(f"{prefix}{part}" for part in PARTS if part not in group)
-        raise ValueError(f"the scorer in {path} is incomplete: {missing} is missing{also}")
-    raise ValueError(f"no scorer in {path}: expected tensors {', '.join(PARTS)} under one prefix, found none{also}")
+        raise ValueError(f"the scorer in {path} is incomplete: {missing} is missing{errors}")
+    raise ValueError(f"no scorer in {path}: expected tensors {', '.join(PARTS)} under one prefix, found none{errors}")
 
 
 def _groups(names: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Return {prefix: {part: full name}} of what may be a scorer."""
+    """Return {prefix: {part: full name}} of all groups of tensors that may be a scorer."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
         for part in PARTS:
             if name == part or name.endswith(f".{part}"):
                 groups.setdefault(name[: -len(part)], {})[part] = name
-    # An attention layer has the same four, and a value projection beside them.
+    # An attention layer has tensors of the same four names, but also a value projection.
     groups = {prefix: group for prefix, group in groups.items() if f"{prefix}v_proj.weight" not in names}
-    marked = {prefix: group for prefix, group in groups.items() if "scorer" in prefix}
-    return marked or groups
+    named_scorer = {prefix: group for prefix, group in groups.items() if "scorer" in prefix}
+    return named_scorer or groups
 
 
 def _width(names: Mapping[str, Path], group: Mapping[str, str]) -> int | None:
@@ -225,25 +225,25 @@ def _width(names: Mapping[str, Path], group: Mapping[str, str]) -> int | None:
     return shape[-1] if shape else None
 
 
-def _read(where: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:
-    """Read {part: (file, name)}; shards of a large checkpoint are not loaded whole where the format allows it."""
+def _read(sources: Mapping[str, tuple[Path, str]]) -> dict[str, Tensor]:
+    """Read the tensors {part: (file, name)}; of safetensors files, only these tensors are read."""
     tensors = {}
-    for file in {file for file, _ in where.values()}:
-        wanted = {part: name for part, (holder, name) in where.items() if holder == file}
+    for file in {file for file, _ in sources.values()}:
+        names = {part: name for part, (source, name) in sources.items() if source == file}
         if not file.is_file():
-            raise ValueError(f"{file} is missing, which holds {', '.join(sorted(wanted.values()))}: copy it there")
+            raise ValueError(f"{file} is missing, which holds {', '.join(sorted(names.values()))}: copy it there")
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt") as shard:
-                    tensors.update({part: shard.get_tensor(name) for part, name in wanted.items()})
+                    tensors.update({part: shard.get_tensor(name) for part, name in names.items()})
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"scorer file {file} cannot be read: {error}") from error
         else:
             loaded = _unpickled(file)
-            gone = ", ".join(name for name in wanted.values() if name not in loaded)
-            if gone:
-                raise ValueError(f"{file} lacks {gone}, which the index promises")
-            tensors.update({part: loaded[name] for part, name in wanted.items()})
+            missing = ", ".join(name for name in names.values() if name not in loaded)
+            if missing:
+                raise ValueError(f"{file} lacks {missing}, which the index promises")
+            tensors.update({part: loaded[name] for part, name in names.items()})
     return tensors
 
 

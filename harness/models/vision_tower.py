@@ -1,4 +1,4 @@
-"""Reading the vision tower while it runs: attention received and keys, through hooks on one or two of its layers."""
+"""Read attention and keys of the vision tower while it runs, with hooks on one or two of its layers."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ from methods.base import AttentionSpec, Method, Signal
 
 @dataclass(frozen=True, eq=False)
 class VisionSignals:
-    """What was read of N visual tokens, in the order in which they enter the LLM."""
+    """Signals of N visual tokens, in the order in which they enter the language model."""
 
     attention: Mapping[str, Tensor]  # {role: [N]}
     keys: Tensor | None  # [N, d]
 
     def at(self, index: Tensor) -> VisionSignals:
-        """Take the tokens `index`."""
+        """Return the signals of the tokens `index`."""
         rows = {role: scores[index.to(scores.device)] for role, scores in self.attention.items()}
         return VisionSignals(rows, None if self.keys is None else self.keys[index.to(self.keys.device)])
 
     def fields(self, device: torch.device) -> dict[str, Any]:
-        """Return those fields of `Tokens` that this fills."""
+        """Return the signals as fields of `Tokens`."""
         attention = {role: scores.to(device) for role, scores in self.attention.items()}
         return {"vit_attention": attention or None, "vit_keys": None if self.keys is None else self.keys.to(device)}
 
     @classmethod
-    def joined(cls, parts: Sequence[VisionSignals]) -> VisionSignals:
-        """Put the tokens of several passes one behind the other."""
+    def concatenated(cls, parts: Sequence[VisionSignals]) -> VisionSignals:
+        """Concatenate the tokens of several passes."""
         attention = {role: torch.cat([part.attention[role] for part in parts]) for role in parts[0].attention}
         keys = [part.keys for part in parts if part.keys is not None]
         return cls(attention, torch.cat(keys) if keys else None)
 
 
 class VisionTower(ABC):
-    """What a family has to know of its vision tower so that it can be read.
+    """Description of a family's vision tower, for reading signals from it.
 
-    The rows of a layer are those of the images (or steps of videos) of a pass, one behind the other, flat.
+    The rows of a layer are those of all images, or time steps of videos, of a pass, concatenated.
     """
 
     path: ClassVar[str]
-    arguments: ClassVar[Arguments]  # of the tower that its methods read
-    attention_arguments: ClassVar[Arguments] = Arguments.of("")  # of a layer's attention
+    arguments: ClassVar[Arguments]  # of the tower, if the methods below read them
+    attention_arguments: ClassVar[Arguments] = Arguments.of("")  # of a layer's attention, likewise
     has_cls: ClassVar[bool]  # the first row of every image is CLS
-    # HiPrune's layer, counted from 0: its authors' ("official"), and what became of it in arXiv 2602.13315 ("paper").
+    # HiPrune's layer, 0-based: "official" is its authors' choice, "paper" that of arXiv 2602.13315.
     middle: ClassVar[Mapping[str, int]]
-    middle_of: ClassVar[int]  # the depth of the tower that these are of; another has its middle at the same share
+    middle_of: ClassVar[int]  # depth of the tower for which `middle` was chosen; it is scaled to other depths
 
     @property
     @abstractmethod
@@ -67,7 +67,7 @@ class VisionTower(ABC):
         return self.depth - 1
 
     def layer(self, role: str, numbering: str) -> int:
-        """Return the 0-based layer that plays `role` ("last", "middle") in the numbering "official" or "paper"."""
+        """Return the 0-based layer for `role` ("last", "middle") in the numbering "official" or "paper"."""
         return self.last if role == "last" else self.middle[numbering] * self.depth // self.middle_of
 
     @abstractmethod
@@ -76,47 +76,47 @@ class VisionTower(ABC):
 
     @abstractmethod
     def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return q and k [H, T, d], positions applied, from the arguments of the attention and the projections."""
+        """Return q and k [H, T, d], positions applied; `projected` are the outputs of the projections of `paths`."""
 
     @abstractmethod
-    def units(self, call: Call) -> list[int]:
-        """Return the rows, CLS included, of each image or step of a video; `call` are the arguments of the tower."""
+    def segments(self, call: Call) -> list[int]:
+        """Return the number of rows, with CLS, of each image or time step; `call` holds the arguments of the tower."""
 
     @abstractmethod
-    def merged(self, patches: Tensor, call: Call) -> Tensor:
-        """Average `patches` [F, ...], without CLS, into the tokens [N, ...] that leave the tower, in their order."""
+    def merge(self, patches: Tensor, call: Call) -> Tensor:
+        """Average `patches` [F, ...], without CLS, to tokens [N, ...] in the order of the tower's output."""
 
-    def group(self) -> int:
-        """Return how many patches are merged into one token."""
+    def patches_per_token(self) -> int:
+        """Return the number of patches that are merged into one token."""
         return 1
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a method reads of the vision tower."""
+    """The signals that a method reads from the vision tower."""
 
     received: AttentionSpec | None
     keys: bool
 
     @classmethod
     def of(cls, method: Method) -> Reading | None:
-        """Return what `method` needs, or None if that is nothing."""
+        """Return the signals that `method` needs, or None if there are none."""
         received = method.attention_spec if Signal.VIT_ATTENTION in method.needs else None
         keys = Signal.VIT_KEYS in method.needs
         return cls(received, keys) if received or keys else None
 
 
 class VisionReader:
-    """The hooks for one `Reading`; `take` gives what the last pass through the tower had."""
+    """Hooks that read the signals of a `Reading`; `take` returns those of the last pass through the tower."""
 
     def __init__(self, tower: VisionTower, reading: Reading) -> None:
         self._tower = tower
-        self._wanted = reading.received or AttentionSpec()
+        self._spec = reading.received or AttentionSpec()
         self._keys = reading.keys
         self._roles: dict[int, list[str]] = {}
-        for role in self._wanted.roles if reading.received else ():
-            self._roles.setdefault(tower.layer(role, self._wanted.numbering), []).append(role)
-        self._key_layer = tower.layer("last", self._wanted.numbering)
+        for role in self._spec.roles if reading.received else ():
+            self._roles.setdefault(tower.layer(role, self._spec.numbering), []).append(role)
+        self._key_layer = tower.layer("last", self._spec.numbering)
         if self._keys:
             self._roles.setdefault(self._key_layer, [])
         self._call: Call | None = None
@@ -135,10 +135,10 @@ class VisionReader:
             site = CallSite(attention, path, tower.attention_arguments)
             handles.before(site, partial(self._enter_attention, layer, attention))
             for projection in projections:
-                handles.output(submodule(model, projection), partial(self._project, layer, len(projections)))
+                handles.on_output(submodule(model, projection), partial(self._project, layer, len(projections)))
 
     def take(self) -> VisionSignals:
-        """Return what the pass that just ended had."""
+        """Return the signals of the pass that just ended."""
         unread = sorted(set(self._roles) - self._read)
         if unread:
             name = f"layer {unread[0]} of '{self._tower.path}'"
@@ -148,7 +148,7 @@ class VisionReader:
         return signals
 
     def forget(self) -> None:
-        """Drop what the last pass left."""
+        """Drop the state of the last pass."""
         self._call, self._open, self._attention, self._read, self._last_keys = None, {}, {}, set(), None
 
     def _enter(self, call: Call) -> None:
@@ -162,7 +162,7 @@ class VisionReader:
         attention, call, projected = self._open[layer]
         projected.append(output.detach())
         if len(projected) == count:
-            # Read at once, so that no q and k outlive their layer.
+            # Reading here frees q and k with their layer.
             del self._open[layer]
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 q, k = self._tower.qk(attention, call, projected)
@@ -172,37 +172,37 @@ class VisionReader:
         tower, cls, call = self._tower, int(self._tower.has_cls), self._call
         if call is None:
             raise HookError(f"layer {layer} of '{tower.path}' ran outside a pass through the tower")
-        units = tower.units(call)
+        segments = tower.segments(call)
         if self._roles[layer]:
-            parts = zip(q.split(units, dim=1), k.split(units, dim=1), strict=True)
-            patches = torch.cat([received(*part, scale, self._wanted, tower.has_cls) for part in parts])
-            scores = tower.merged(patches, call) * tower.group()
+            parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)
+            patches = torch.cat([received(*part, scale, self._spec, tower.has_cls) for part in parts])
+            scores = tower.merge(patches, call) * tower.patches_per_token()
             self._attention |= dict.fromkeys(self._roles[layer], scores)
         if self._keys and layer == self._key_layer:
-            means = torch.cat([part[cls:] for part in k.float().mean(0).split(units)])
-            self._last_keys = tower.merged(means, call)
+            means = torch.cat([part[cls:] for part in k.float().mean(0).split(segments)])
+            self._last_keys = tower.merge(means, call)
         self._read.add(layer)
 
 
-def dealt(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[VisionSignals]:
-    """Deal out what was read, by kind (1 image, 2 video), to the prompts whose placeholders are `kinds` [P, S]."""
-    where = kinds > 0
-    codes, start = kinds[where], 0
+def split_signals(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[VisionSignals]:
+    """Split signals, by kind (1 image, 2 video), among the prompts with placeholders `kinds` [P, S]."""
+    visual = kinds > 0
+    codes, start = kinds[visual], 0
     index = torch.zeros_like(codes, dtype=torch.int64)
-    for code, count in ((code, _length(signals)) for code, signals in read.items()):
-        mine = (codes == code).nonzero().squeeze(1)
-        if len(mine) != count:
+    for code, count in ((code, _num_tokens(part)) for code, part in read.items()):
+        places = (codes == code).nonzero().squeeze(1)
+        if len(places) != count:
             break
-        index[mine] = torch.arange(start, start + count, device=index.device)
+        index[places] = torch.arange(start, start + count, device=index.device)
         start += count
     if start != len(codes):
         raise ValueError(
             f"of {len(codes)} visual tokens {start} were encoded by the vision tower inside the prune block: pass "
             "pixels, not embeddings, to a method that reads the tower"
         )
-    together = VisionSignals.joined(list(read.values()))
-    return [together.at(part) for part in index.split(where.sum(1).tolist())]
+    signals = VisionSignals.concatenated(list(read.values()))
+    return [signals.at(part) for part in index.split(visual.sum(1).tolist())]
 
 
-def _length(signals: VisionSignals) -> int:
+def _num_tokens(signals: VisionSignals) -> int:
     return len(next(iter(signals.attention.values())) if signals.keys is None else signals.keys)

@@ -1,1 +1,1 @@
-"""One prune block: what a method sees of a prefill, the cut, the key-value cache after it, and the proof of it all."""
+"""One prune block: it asks the method, cuts the prefill, keeps decoding right on the pruned KV cache, and checks it."""

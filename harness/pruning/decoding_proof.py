@@ -1,6 +1,6 @@
-"""Prove on a batch that decoding through a pruned key-value cache gives what a prefill of the whole sequence gives.
+"""Prove on a batch that decoding through a pruned KV cache gives the logits of a prefill of the whole sequence.
 
-Both go through the same hooks and keep the same tokens: a fault of the prefill itself is in both, and not seen here.
+Both go through the same hooks and keep the same tokens, so an error in the prefill itself is not detected here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness.models.calls import TOKEN_INPUTS, HookError
 
-STEPS = 3  # tokens that the model answers with; the first comes from the prefill, the others from the cache
-ENOUGH = 2  # questions, if each is a batch of its own
-PATIENCE = 4  # batches to look at for one whose prompts differ in length
-# Largest `deviation` for which both computations count as the same. Right decoding stays at least 8 times below
+STEPS = 3  # tokens of an answer; the first comes from the prefill, the others through the cache
+MIN_QUESTIONS = 2  # questions to compare, for batches of one
+MAX_BATCHES = 4  # batches to compare if none has prompts of different lengths
+# Largest `deviation` for which both computations count as the same. Correct decoding stays at least 8 times below
 # (`python scripts/decoding_tolerance.py`, table in docs/versions.md); generate() gives logits in float32 at best.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 GREEDY: dict[str, Any] = {
@@ -33,23 +33,23 @@ class DecodingError(HookError):
 
 @dataclass
 class Proof:
-    """What was compared in one run, and how near it came."""
+    """How much was compared in one run, and the largest deviation."""
 
     questions: int = 0
     comparisons: int = 0  # rows of logits
     largest: float = 0.0  # deviation
     tolerance: float = 0.0
     batches: int = 0
-    unequal: bool = False  # prompts of one batch differed in length
+    unequal: bool = False  # True if prompts of one batch differed in length
 
     def complete(self, batch_size: int) -> bool:
-        """Tell whether a run with batches of this size needs no further comparison."""
+        """Tell whether a run with batches of this size has compared enough."""
         if batch_size == 1:
-            return self.questions >= ENOUGH
-        return self.unequal or self.batches >= PATIENCE
+            return self.questions >= MIN_QUESTIONS
+        return self.unequal or self.batches >= MAX_BATCHES
 
     def __or__(self, other: Proof) -> Proof:
-        """Join what several processes, or several parts of a resumed run, compared."""
+        """Combine the proofs of several processes, or of several parts of a resumed run."""
         return Proof(
             self.questions + other.questions,
             self.comparisons + other.comparisons,
@@ -69,16 +69,16 @@ def prove(
 ) -> Proof:
     """Compare the logits of the second and third token of each answer with those of fresh prefills.
 
-    The model answers greedily with three tokens, also where it would stop earlier; the second and third come through
-    the cache. Then the prompt and the first one or two of them are prefilled together, which reads no cache.
+    The model answers greedily with three tokens, even if it would stop earlier; the second and third come through the
+    cache. Then the prompt is prefilled together with the first one or two of them, without a cache.
     DecodingError if a row of logits deviates by more than the dtype's tolerance, or is not finite.
 
     Args:
-        model: within a block that prunes it, or as it is.
-        inputs: of `generate`, for a batch with visual tokens.
-        replaying: a block in which prefills keep what the latest one kept, instead of choosing.
-        placeholders: ids that must not be answered, since a prefill would take them for visual tokens.
-        again: called before the same images are shown once more.
+        model: the model, inside or outside a prune block.
+        inputs: arguments of `generate` for a batch with visual tokens.
+        replaying: returns a block in which prefills keep the tokens of the latest one.
+        placeholders: ids that must not be in the answer, because a prefill would take them for visual tokens.
+        again: called before the same images are shown again.
     """
     length = inputs["input_ids"].shape[1]
     forced = {"suppress_tokens": placeholders} if placeholders else {}
@@ -104,17 +104,14 @@ def prove(
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """Return the largest deviation that is allowed; with TF32 products, float32 is as exact as float16."""
+    """Return the largest deviation that is allowed; with TF32 products, float32 counts as float16."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         dtype = torch.float16
     return TOLERANCE[dtype]
 
 
 def deviation(logits: Tensor, expected: Tensor) -> float:
-    """Return the largest of |a - b| / |b - mean of b| over rows a, b of logits [B, V].
-
-    Infinite if a logit is not finite.
-    """
+    """Return the largest |a - b| / |b - mean of b| over rows a, b of logits [B, V]; infinite if one is not finite."""
     a, b = logits.double().cpu(), expected.double().cpu()
     if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
         return float("inf")
@@ -127,9 +124,9 @@ def _extended(inputs: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
     extended = dict(inputs)
     for name, value in inputs.items():
         if name in TOKEN_INPUTS:
-            text = TOKEN_INPUTS[name]
-            more = tokens if text is None else torch.full_like(tokens, text)
-            extended[name] = torch.cat([value, more.to(value)], dim=1)
+            text_entry = TOKEN_INPUTS[name]
+            entries = tokens if text_entry is None else torch.full_like(tokens, text_entry)
+            extended[name] = torch.cat([value, entries.to(value)], dim=1)
         elif isinstance(value, Tensor) and value.shape == inputs["input_ids"].shape:
-            raise DecodingError(f"the processor made {name}, one entry per token, which cannot be prolonged here")
+            raise DecodingError(f"the processor made {name}, one entry per token, which cannot be extended here")
     return extended

@@ -1,4 +1,4 @@
-"""Cutting rows out of a padded batch: which rows stay, in which order, and what the attention mask becomes."""
+"""Take the kept rows out of a padded batch: their order, states, positions and attention mask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from harness.models.calls import Call, HookError
 
 @dataclass(frozen=True, eq=False)
 class KeptRows:
-    """The rows of a batch [B, S] that stay, padded to the longest sample with L rows."""
+    """The kept rows of a batch [B, S], padded to the longest sample with L rows."""
 
-    index: Tensor  # [B, L] rows of the old batch
-    mask: Tensor | None  # [B, L] True on rows that are no padding; None if there is no padding
+    index: Tensor  # [B, L] rows of the original batch
+    mask: Tensor | None  # [B, L] False on padding; None if there is no padding
 
     def gather(self, states: Tensor) -> Tensor:
         """Take the rows of `states` [B, S, D]; padding becomes zero."""
@@ -24,29 +24,29 @@ class KeptRows:
         return taken if self.mask is None else taken * self.mask.to(taken).unsqueeze(-1)
 
     def gather_positions(self, positions: Tensor) -> Tensor:
-        """Take the rows of `positions` [R, B, S], R coordinates per token."""
+        """Take the rows of `positions` [R, B, S] with R coordinates per token."""
         index = self.index.to(positions.device)
         return positions.gather(2, index.expand(len(positions), -1, -1))
 
-    def gather_rotation(self, turn: Tensor) -> Tensor:
-        """Take the rows of cosines or sines [B or 1, S, d], or [R, B, S, d] of positions with R coordinates."""
-        if turn.ndim == 4:
-            return torch.stack([self.gather_rotation(part) for part in turn])
-        return self.gather(turn.expand(len(self.index), -1, -1))
+    def gather_rotation(self, angles: Tensor) -> Tensor:
+        """Take the rows of cosines or sines [B or 1, S, d], or [R, B, S, d] for positions with R coordinates."""
+        if angles.ndim == 4:
+            return torch.stack([self.gather_rotation(part) for part in angles])
+        return self.gather(angles.expand(len(self.index), -1, -1))
 
-    def numbered(self) -> Tensor:
-        """Return positions [1, B, L] that count each sample's rows from 0, without its padding."""
+    def compact_positions(self) -> Tensor:
+        """Return positions [1, B, L] that number each sample's rows from 0, without its padding."""
         present = torch.ones_like(self.index) if self.mask is None else self.mask.to(self.index)
         return (present.cumsum(1) - 1).clamp(min=0).unsqueeze(0)
 
 
-def remaining(stay: Tensor, valid: Tensor) -> KeptRows:
-    """Keep the rows `stay` [B, S], aligned on the side on which `valid` [B, S] shows that the batch was.
+def kept_rows(stay: Tensor, valid: Tensor) -> KeptRows:
+    """Return the rows `stay` [B, S], aligned on the same side as the batch; `valid` [B, S] is False on padding.
 
-    Without padding that is the right side, on which decoding goes on.
+    A batch without padding is aligned on the right, where decoding continues.
     """
     length = int(stay.sum(1).max())
-    # A stable sort of booleans moves what goes to one end and leaves the order of what stays.
+    # A stable sort of booleans moves dropped rows to one end and preserves the order of kept ones.
     if bool(valid[:, -1].all()):
         index = stay.int().argsort(dim=1, stable=True)[:, -length:]
     else:
@@ -55,8 +55,11 @@ def remaining(stay: Tensor, valid: Tensor) -> KeptRows:
     return KeptRows(index=index, mask=None if bool(mask.all()) else mask)
 
 
-def averaged(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
-    """Mean [K, D] of the rows of `features` [N, D] that each kept row owns; `owner` [N] are rows of `kept` [K]."""
+def average_owned(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
+    """Return the mean [K, D] of the rows of `features` [N, D] that each kept row owns.
+
+    `owner` [N] holds, for each row of `features`, a row of `kept` [K].
+    """
     sums = torch.zeros(len(kept), features.shape[1], dtype=torch.float32, device=features.device)
     sums = sums.index_add(0, owner, features.float())
     counts = torch.bincount(owner, minlength=len(kept)).unsqueeze(1)
@@ -65,16 +68,18 @@ def averaged(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
     return (sums / counts).to(features.dtype)
 
 
-def entering(states: Tensor, mask: object) -> list[int]:
-    """Count the rows of each sample that a decoder layer receives: `states` [B, L, D] and its own attention mask.
+def count_rows(states: Tensor, mask: object) -> list[int]:
+    """Count the rows without padding of each sample that a decoder layer receives.
 
-    The mask may be None, [B, L] (flash attention), or [B, 1, L, L], boolean or additive (sdpa and eager).
+    Args:
+        states: input of the layer [B, L, D].
+        mask: its attention mask: None, [B, L] (flash attention), or [B, 1, L, L], boolean or additive (sdpa, eager).
     """
     batch, length = states.shape[:2]
     if not isinstance(mask, Tensor):
         return [length] * batch
     if mask.ndim == 4:
-        # A row attends to itself exactly if it is no padding.
+        # A row attends to itself if, and only if, it is no padding.
         mask = mask[:, 0].diagonal(dim1=-2, dim2=-1)
         mask = mask if mask.dtype == torch.bool else mask == 0
     counts = mask.bool().sum(-1).tolist()
@@ -82,7 +87,7 @@ def entering(states: Tensor, mask: object) -> list[int]:
 
 
 def require_rows(expected: list[int], call: Call, layer: str, budget: str) -> None:
-    """Refuse to go on unless the decoder layer called with `call` receives the `expected` rows of each sample."""
-    realised = entering(call.require("states"), call.get("mask"))
-    if realised != expected:
-        raise HookError(f"{layer} received {realised} rows per sample, the budget of {budget} asks for {expected}")
+    """Raise HookError unless the decoder layer called with `call` receives `expected` rows of each sample."""
+    received = count_rows(call.require("states"), call.get("mask"))
+    if received != expected:
+        raise HookError(f"{layer} received {received} rows per sample, the budget of {budget} asks for {expected}")

@@ -1,4 +1,4 @@
-"""The handle of a prune block, and its records of what was kept."""
+"""Pruning, the handle of a prune block, and Kept, its record of one sample."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """What was kept of one sample."""
+    """Record of the kept tokens of one sample."""
 
     n: int  # visual tokens before
     k: int  # visual tokens after
-    kept: list[int]  # their indices among the n, ascending
+    kept: list[int]  # indices of the kept tokens among the n, ascending
     grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
-    per_layer: float = 0.0  # visual tokens that a decoder layer sees, on average: what `k` is worth as computation
+    per_layer: float = 0.0  # visual tokens that a decoder layer sees, averaged over layers
 
     @property
     def compute(self) -> float:
-        """`per_layer` as a share of n: the budget of a cut inside the LLM is above k / n."""
+        """`per_layer` as a share of n; for a cut inside the language model it is larger than k / n."""
         return self.per_layer / self.n if self.n else 1.0
 
 
 class Pruning:
-    """Handle of a running `prune` block: what was kept, and the seed of methods that draw at random."""
+    """Handle of a `prune` block: it asks the method, records what was kept, and seeds random methods."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class Pruning:
         self.budget = budget
         self.positions = positions
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
-        self.before_take: Callable[[], None] | None = None  # checks that wait until somebody wants the records
+        self.before_take: Callable[[], None] | None = None  # called by `take`: raises errors that were deferred
         self._selections: list[Selection] = []  # of the latest prefill
-        self._importance: list[Tensor | None] = []  # [N] of each of its samples, as the method saw it
-        self._replayed: list[Selection] | None = None
+        self._importance: list[Tensor | None] = []  # [N] of each sample of the latest prefill, as the method saw it
+        self._replayed: list[Selection] | None = None  # returned by `select` instead of asking the method
         self._scorer = scorer
         self._generator = torch.Generator()
         self._seeds: list[int] = []
         self.seed(seed)
 
     def take(self) -> list[Kept]:
-        """Return the records since the last call and forget them; ValueError if decoding went wrong meanwhile."""
+        """Return the records since the last call and clear them; an error if decoding was wrong meanwhile."""
         if self.before_take is not None:
             self.before_take()
         taken = list(self.records)
@@ -67,13 +67,13 @@ class Pruning:
         return taken
 
     def seed(self, value: int | Sequence[int]) -> None:
-        """Start the random numbers afresh: one seed from here on, or one for each of the next samples."""
+        """Seed the random numbers: one seed for all samples from now on, or one for each of the next samples."""
         self._seeds = list(value) if isinstance(value, Sequence) else []
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
     def select(self, samples: Iterable[Tokens], sizes: Sequence[int]) -> list[Selection]:
-        """Choose among the visual tokens of each sample, which comes without importance; `sizes` is N of each."""
+        """Choose among the visual tokens of each sample; importance is added here, and `sizes` holds N of each."""
         if self._replayed is not None:
             return self._replay(self._replayed, sizes)
         ks = [self.budget.count(n) for n in sizes]
@@ -84,7 +84,7 @@ class Pruning:
 
     @property
     def latest(self) -> list[tuple[Selection, Tensor | None]]:
-        """The selection of each sample of the latest prefill, and the importance [N] that the method saw, if any."""
+        """Selection of each sample of the latest prefill, with the importance [N] that the method saw, if any."""
         return list(zip(self._selections, self._importance, strict=True))
 
     @property
@@ -94,7 +94,7 @@ class Pruning:
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
-        """Forget the records of what happens within the block."""
+        """Discard the records of prefills within the block."""
         recorded = len(self.records)
         try:
             yield
@@ -103,7 +103,7 @@ class Pruning:
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Let prefills within the block keep what the latest one kept: no method is asked, and nothing is recorded."""
+        """Let prefills within the block keep the tokens of the latest one, without the method and without records."""
         self._replayed = self._selections
         try:
             with self.unrecorded():
@@ -130,7 +130,7 @@ class Pruning:
         return tokens
 
     def _next_generator(self) -> torch.Generator:
-        """Return where the next sample's random numbers come from."""
+        """Return the random generator of the next sample."""
         if self._seeds:
             self._generator = type(self._generator)().manual_seed(self._seeds.pop(0))
         return self._generator

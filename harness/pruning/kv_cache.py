@@ -1,4 +1,4 @@
-"""What a key-value cache has to remember once it was filled by a pruned prefill."""
+"""The record that a pruned prefill leaves on its KV cache, from which decoding steps get masks and positions."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ from torch import Tensor, nn
 
 from harness.models.layout import cached_length
 
-# On the cache itself, so that a copy of it, or another block, knows what this block knew: a `PrunedCache`, or None
-# where nothing was dropped. A cache without the attribute was filled outside every block.
+# Attribute of the cache, so that copies of it and other blocks have the record: a `PrunedCache`, or None if nothing was
+# dropped. A cache without the attribute was filled outside every block.
 RECORD = "_harness_pruned"
 
 
 @dataclass(eq=False)
 class PrunedCache:
-    """A cache whose layers, or those from one on, lack what was dropped."""
+    """Record of a cache of which all layers, or those from one on, lack the dropped tokens."""
 
-    length: int  # L, rows after the prefill in the layers that lack some
+    length: int  # L, rows after the prefill in layers without the dropped tokens
     mask: Tensor | None  # [B, L] as in `KeptRows`
-    whole: int  # rows after the prefill in layer 0
-    whole_mask: Tensor | None  # [B, whole] likewise
-    next_position: Tensor  # [B] after the largest of the prompt: from there the model counts on by itself
-    last_given: Tensor  # [..., B, 1] position of the last token as it was given: from there generate() counts on
+    full_length: int  # rows after the prefill in layer 0
+    full_mask: Tensor | None  # [B, full_length] as in `KeptRows`
+    next_position: Tensor  # [B] one more than the largest of the prompt, from which the model continues by itself
+    last_input_position: Tensor  # [..., B, 1] of the last token, as passed to the model; generate() continues from it
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once these layers hold `total` positions."""
-        return _prolonged(self.mask, total)
+        return _extended(self.mask, total)
 
     def first_mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once layer 0 holds `total` positions."""
-        return _prolonged(self.whole_mask, total)
+        return _extended(self.full_mask, total)
 
     def positions(self, past: int, steps: int) -> Tensor:
-        """Return the positions [1, B, steps] that the model counts after `past` rows in layer 0."""
-        counted = torch.arange(past - self.whole, past - self.whole + steps, device=self.next_position.device)
+        """Return the positions [1, B, steps] that the model would count after `past` rows in layer 0."""
+        start = past - self.full_length
+        counted = torch.arange(start, start + steps, device=self.next_position.device)
         return (self.next_position.view(-1, 1) + counted).unsqueeze(0)
 
-    def following(self, past: int, steps: int) -> Tensor:
-        """Return the positions [..., B, steps] with which generate() goes on after `past` rows in layer 0."""
-        start = past - self.whole + 1
-        return self.last_given + torch.arange(start, start + steps, device=self.last_given.device)
+    def next_input_positions(self, past: int, steps: int) -> Tensor:
+        """Return the positions [..., B, steps] that generate() passes after `past` rows in layer 0."""
+        start = past - self.full_length + 1
+        return self.last_input_position + torch.arange(start, start + steps, device=self.last_input_position.device)
 
 
 @dataclass(eq=False)
 class InputCut(PrunedCache):
-    """All layers lack what was dropped, so the model would count positions wrongly."""
+    """Record of a cut before layer 0: no layer has the dropped tokens, so the model would count positions wrongly."""
 
-    shift: Tensor | None = None  # [B, 1] by which a given 1-D position is too large, since the prompt was renumbered
+    shift: Tensor | None = None  # [B, 1] to subtract from 1-D positions of generate(), if the prompt was renumbered
 
 
 @dataclass(eq=False)
 class LayerCut(PrunedCache):
-    """Layers before `first` hold everything, so that the model, which asks layer 0, counts right by itself."""
+    """Record of a cut before layer `first`: earlier layers hold all tokens, so the model counts positions correctly."""
 
     first: int = 1
 
-    def late(self, cache: Any) -> Any:
-        """Return a view of `cache`, between two passes, that begins with layer `first`."""
+    def late_view(self, cache: Any) -> Any:
+        """Return a view of `cache` that begins with layer `first`; to be called between two passes."""
         view = copy.copy(cache)
         view.layers = cache.layers[self.first :]
-        missing, dropped = cached_length(cache) - cached_length(view), self.whole - self.length
+        missing, dropped = cached_length(cache) - cached_length(view), self.full_length - self.length
         if missing != dropped:
             raise ValueError(
                 f"the key-value cache of layer {self.first} lacks {missing} positions, {dropped} were dropped: "
@@ -72,5 +73,5 @@ class LayerCut(PrunedCache):
         return view
 
 
-def _prolonged(mask: Tensor | None, total: int) -> Tensor | None:
+def _extended(mask: Tensor | None, total: int) -> Tensor | None:
     return None if mask is None else nn.functional.pad(mask, (0, total - mask.shape[1]), value=True).long()

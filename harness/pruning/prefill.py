@@ -1,4 +1,4 @@
-"""One prefill with visual tokens: what is known of it, and letting the method choose for each of its samples."""
+"""One prefill with visual tokens: ask the method for each of its samples, and apply the choice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.models.layout import Layout
 from harness.models.vision_tower import VisionSignals
-from harness.pruning.gather import averaged
+from harness.pruning.gather import average_owned
 from harness.pruning.handle import Kept, Pruning
 from methods.base import LayerState, Selection, Tokens
 
@@ -32,56 +32,57 @@ class Prefill:
     def choose(
         self, pruning: Pruning, states: Tensor, full: float, read: ReadLayer | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Let the method choose for each sample; return `states` with merged rows and who stays [B, S].
+        """Ask the method for each sample; return `states` with merged rows, and which rows stay [B, S].
 
         Args:
-            pruning: chooses, and keeps the records.
-            states: [B, S, D] at the place of the cut, for methods that merge; empty where nothing can be merged.
-            full: share of the decoder's work that all tokens go through.
-            read: gives the state of the decoder layer, to methods that need it.
+            pruning: the handle, which asks the method and holds the records.
+            states: [B, S, D] at the place of the cut, for methods that merge; empty if nothing can be merged there.
+            full: share of the decoder's work that is done for all tokens.
+            read: returns the state of the decoder layer, for methods that need it.
         """
         stay, merged, records = ~self.visual, False, []
         places = [
             self.visual[prompt * self.layout.copies].nonzero().squeeze(1) for prompt in range(len(self.layout.grids))
         ]
-        samples = (self._tokens(prompt, where, pruning, read) for prompt, where in enumerate(places))
-        chosen = zip(places, self.layout.grids, pruning.select(samples, [len(where) for where in places]), strict=True)
-        for prompt, (where, grids, selection) in enumerate(chosen):
+        samples = (self._tokens(prompt, visual, pruning, read) for prompt, visual in enumerate(places))
+        selections = pruning.select(samples, [len(visual) for visual in places])
+        for prompt, (visual, grids, selection) in enumerate(zip(places, self.layout.grids, selections, strict=True)):
             rows = slice(prompt * self.layout.copies, (prompt + 1) * self.layout.copies)
-            stay[rows, where[selection.kept]] = True
+            stay[rows, visual[selection.kept]] = True
             if selection.owner is not None:
                 if not states.numel():
-                    raise ValueError(f"{pruning.method.name} merges, which needs the cut behind the layer's MLP")
+                    raise ValueError(f"{pruning.method.name} merges, which needs the cut after the layer's MLP")
                 states, merged = (states if merged else states.clone()), True
-                here = where.to(states.device)  # a model may be spread over several
-                states[rows, here[selection.kept]] = _merge(states[rows.start, here], selection)
+                index = visual.to(states.device)  # a model may be on several devices
+                states[rows, index[selection.kept]] = _merge(states[rows.start, index], selection)
             kept = selection.kept.tolist()
-            records.append(Kept(len(where), len(kept), kept, list(grids), full * len(where) + (1 - full) * len(kept)))
+            per_layer = full * len(visual) + (1 - full) * len(kept)
+            records.append(Kept(len(visual), len(kept), kept, list(grids), per_layer))
         pruning.records.extend(records)
         return states, stay
 
-    def _tokens(self, prompt: int, where: Tensor, pruning: Pruning, read: ReadLayer | None) -> Tokens:
-        """Return what the method sees of a prompt whose visual tokens stand at `where` [N]."""
-        dropping = pruning.budget.count(len(where)) < len(where)
+    def _tokens(self, prompt: int, visual: Tensor, pruning: Pruning, read: ReadLayer | None) -> Tokens:
+        """Return the method's input for a prompt with visual tokens at the rows `visual` [N]."""
+        dropping = pruning.budget.count(len(visual)) < len(visual)
         signals = self._signals(prompt, read) if dropping else {}
-        features = self.embeddings[prompt * self.layout.copies, where].detach()
+        features = self.embeddings[prompt * self.layout.copies, visual].detach()
         return Tokens(features, list(self.layout.grids[prompt]), **signals)
 
     def _signals(self, prompt: int, read: ReadLayer | None) -> dict[str, Any]:
-        """Return what the method needs beyond the features, as fields of `Tokens`."""
-        row, found = prompt * self.layout.copies, {}
+        """Return the signals that the method needs, as fields of `Tokens`."""
+        row, signals = prompt * self.layout.copies, {}
         if self.vision is not None:
-            found = self.vision[prompt].fields(self.embeddings.device)
+            signals = self.vision[prompt].fields(self.embeddings.device)
         if self.questions is not None:
-            found["text"] = self.embeddings[row, self.questions[prompt].to(self.embeddings.device)].detach()
+            signals["text"] = self.embeddings[row, self.questions[prompt].to(self.embeddings.device)].detach()
         if read is not None:
-            found["llm"] = read(row)
-        return found
+            signals["llm"] = read(row)
+        return signals
 
 
 def _merge(features: Tensor, selection: Selection) -> Tensor:
     assert selection.owner is not None
-    return averaged(features, selection.kept, selection.owner)
+    return average_owned(features, selection.kept, selection.owner)
 
 
 def valid_rows(visual: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a pruned prefill leaves in its cache, and what every later step on that cache has to be held to."""
+"""Record a pruned prefill on its KV cache, and check every later step on that cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.pruning.kv_cache import InputCut, PrunedCache
 
 
 class OutOfOrderError(HookError, ValueError):
-    """Tokens came that do not follow what a pruned cache holds."""
+    """The tokens of a step do not follow those in a pruned cache."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -24,8 +24,8 @@ class OutOfOrderError(HookError, ValueError):
         )
 
 
-class Doubts:
-    """Errors that are raised at once on a CPU, and on a GPU when `settle` asks, so that no step waits for it."""
+class DeferredErrors:
+    """Errors with a tensor as condition: raised at once on a CPU, by `settle` on a GPU, to avoid synchronisation."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[Tensor, Exception]] = {}
@@ -40,52 +40,52 @@ class Doubts:
             self._open[str(error)] = wrong | earlier, error
 
     def settle(self) -> None:
-        """Raise the first error that is due since the last call."""
-        doubts, self._open = self._open, {}
-        for wrong, error in doubts.values():
+        """Raise the first error whose condition became true since the last call."""
+        deferred, self._open = self._open, {}
+        for wrong, error in deferred.values():
             if bool(wrong):
                 raise error
 
 
 @dataclass(eq=False)
-class Cut:
-    """A prefill that drops tokens, until its cache is full."""
+class PendingCut:
+    """A pruned prefill whose KV cache has no record yet."""
 
     positions: Tensor  # [R, B, S] of all rows
-    given: Tensor  # as they came, or would have
+    input_positions: Tensor  # as passed to the model, or as it would count them
     valid: Tensor  # [B, S] False on padding
-    rows: KeptRows | None = None  # those that stay, if the cut is before layer 0
-    compact: bool = False  # they were numbered from 0
+    rows: KeptRows | None = None  # the kept rows, if the cut is before layer 0
+    compact: bool = False  # True if kept rows were numbered from 0
 
     @property
     def next_position(self) -> Tensor:
-        """[B] after the largest of the prompt."""
+        """Position [B] after the largest of the prompt."""
         return self.positions.amax(0).masked_fill(~self.valid, -1).amax(1) + 1
 
     @property
-    def last_given(self) -> Tensor:
-        """[..., B, 1] of the last token, as it came."""
+    def last_input_position(self) -> Tensor:
+        """Position [..., B, 1] of the last token, as passed to the model."""
         batch, length = self.valid.shape
-        given = self.given.expand(*self.given.shape[:-2], batch, length)
+        positions = self.input_positions.expand(*self.input_positions.shape[:-2], batch, length)
         last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
-        return given.gather(-1, last.expand(*given.shape[:-1], 1))
+        return positions.gather(-1, last.expand(*positions.shape[:-1], 1))
 
     def before_llm(self, cache: Any) -> InputCut:
-        """Describe `cache` after a cut before layer 0; HookError if it holds anything else."""
+        """Return the record of `cache` after a cut before layer 0; HookError if it has another length."""
         assert self.rows is not None
         length, held = self.rows.index.shape[1], cached_length(cache)
         if held != length:
             raise HookError(f"the key-value cache holds {held} positions after a pruned prefill of {length}")
-        following, last, shift = self.next_position, self.last_given, None
+        following, last, shift = self.next_position, self.last_input_position, None
         if self.compact:
-            following = self.rows.numbered()[0].amax(1).to(following.device) + 1
+            following = self.rows.compact_positions()[0].amax(1).to(following.device) + 1
             shift = last.view(-1, 1) + 1 - following.view(-1, 1)
         return InputCut(length, self.rows.mask, length, self.rows.mask, following, last, shift)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A pass that adds `steps` tokens to a pruned cache."""
+    """A pass that adds tokens to a pruned cache."""
 
     record: PrunedCache
     cache: Any
@@ -97,12 +97,12 @@ class Step:
         """Begin a pass of `steps` tokens."""
         return cls(record, cache, cached_length(cache) + steps, cached_length(cache, -1) + steps)
 
-    def check_first_layer(self, call: Call, name: str, doubts: Doubts) -> None:
-        """HookError unless layer 0 gets this cache, and a mask that shows all that is no padding to the last token."""
+    def check_first_layer(self, call: Call, name: str, deferred: DeferredErrors) -> None:
+        """Raise HookError unless layer 0 gets this cache, and its mask hides only padding from the last token."""
         layer, cache, mask = f"decoder layer 0 of {name}", call.get("cache"), call.get("mask")
         if cache is not self.cache:
-            came = "no key-value cache" if cache is None else "another key-value cache"
-            raise HookError(f"{layer} got {came} in a step on a pruned one")
+            what = "no key-value cache" if cache is None else "another key-value cache"
+            raise HookError(f"{layer} got {what} in a step on a pruned one")
         valid = self.record.first_mask_up_to(self.length)
         if not isinstance(mask, Tensor):
             if valid is not None:
@@ -114,19 +114,19 @@ class Step:
         visible = visible == 0 if visible.is_floating_point() else visible.bool()
         expected = torch.ones_like(visible) if valid is None else valid.to(visible.device).bool()
         wrong = f"{layer} got a mask that hides tokens, or shows padding, of a pruned cache"
-        doubts.add((visible != expected).any(), HookError(wrong))
+        deferred.add((visible != expected).any(), HookError(wrong))
 
     def check_lengths(self) -> None:
-        """HookError unless the cache has grown by what came."""
-        held, right = [cached_length(self.cache), cached_length(self.cache, -1)], [self.length, self.late]
-        if held != right:
-            raise HookError(f"first and last layer hold {held} positions in their caches after a step to {right}")
+        """Raise HookError unless the cache has grown by the tokens of the pass."""
+        held, expected = [cached_length(self.cache), cached_length(self.cache, -1)], [self.length, self.late]
+        if held != expected:
+            raise HookError(f"first and last layer hold {held} positions in their caches after a step to {expected}")
 
 
-def require_history(call: Call, seen: bool, name: str, doubts: Doubts) -> None:
-    """HookError if tokens precede those of `call` that its cache, on which no block has written, does not hold.
+def require_history(call: Call, seen: bool, name: str, deferred: DeferredErrors) -> None:
+    """Raise HookError if tokens precede those of `call` that its cache, which has no record, does not hold.
 
-    `seen`: visual tokens have passed, so that a cache without a record may have lost it.
+    `seen` is True if the block had visual tokens, so that the cache may have lost its record.
     """
     cache, mask, positions = call.get("cache"), call.get("mask"), call.get("positions")
     past, steps = cached_length(cache), call.require("embeddings").shape[1]
@@ -142,18 +142,18 @@ def require_history(call: Call, seen: bool, name: str, doubts: Doubts) -> None:
         )
     elif seen and positions is not None:
         have = f"{steps} tokens came without a key-value cache, and not at position 0"
-        doubts.add((positions[..., :1] > 0).all(), HookError(f"{have}: {lost}"))
+        deferred.add((positions[..., :1] > 0).all(), HookError(f"{have}: {lost}"))
     if past and past != cached_length(cache, -1):
         have = f"the first and last layer hold {past} and {cached_length(cache, -1)} tokens"
         raise HookError(f"a key-value cache came without what prune() wrote on it ({have}): {lost}")
 
 
-def differs(came: Tensor, expected: Tensor) -> Tensor:
-    """Tell whether two tensors of positions differ, as a tensor of one bool.
+def positions_differ(actual: Tensor, expected: Tensor) -> Tensor:
+    """Return a tensor of one bool: whether two tensors of positions differ.
 
-    One row may stand for a whole batch, and one coordinate for several.
+    A size of 1 is broadcast, so that one row may stand for a batch, and one coordinate for several.
     """
-    sizes = zip(came.shape, expected.shape, strict=False)
-    if came.ndim != expected.ndim or any(a != b and 1 not in (a, b) for a, b in sizes):
-        return torch.tensor(True, device=came.device)
-    return (came != expected.to(came.device)).any()
+    sizes = zip(actual.shape, expected.shape, strict=False)
+    if actual.ndim != expected.ndim or any(a != b and 1 not in (a, b) for a, b in sizes):
+        return torch.tensor(True, device=actual.device)
+    return (actual != expected.to(actual.device)).any()

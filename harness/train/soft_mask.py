@@ -62,7 +62,7 @@ class SoftMask:
         # [B, S, 1], one on text
         scale = torch.ones(visual.shape, device=states.device).masked_scatter(visual, torch.cat(weights)).unsqueeze(-1)
         scaled, *added = [(part * scale).to(part) for part in (states, *self._adapter.added(call))]
-        return {"embeddings": scaled} | (self._adapter.adding(added, visual) if added else {})
+        return {"embeddings": scaled} | (self._adapter.added_arguments(added, visual) if added else {})
 
     def _weigh(self, features: Tensor) -> Tensor:
         """Return the weights [N] of one prompt's tokens [N, D], and record their BCE against the hard top-k."""

@@ -156,7 +156,7 @@ class TestOnePrompt:
             with pytest.raises(ValueError, match="time, row and column"), prune("uniform", keep=0.4):
                 pass
             return
-        with pytest.raises(ValueError, match="fastv cuts behind a decoder layer"), prune("fastv", keep=0.4):
+        with pytest.raises(ValueError, match="fastv cuts after a decoder layer"), prune("fastv", keep=0.4):
             pass
         for sample in family.samples:
             with prune("uniform", keep=0.4) as pruning:

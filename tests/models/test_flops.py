@@ -9,8 +9,8 @@ from harness.bench.probes import PROJECTORS
 from harness.bench.workloads import synthetic
 from harness.core.config import ModelConfig
 from harness.models.cost import architectures, count
-from harness.models.cost.decoder import Cut, DecoderShape, paper_style
-from harness.models.cost.selection import FORMULAS, Case, selection
+from harness.models.cost.decoder import CutPoint, DecoderShape, paper_style
+from harness.models.cost.selection import FORMULAS, Case, selection_flops
 from harness.models.cost.vision import QwenVision, vision_shape
 from harness.prune import prune
 from methods.budget import Budget
@@ -121,7 +121,7 @@ def test_the_formula_that_peers_quote():
     layer = 4 * 640 * 4096**2 + 2 * 640**2 * 4096 + 2 * 640 * 4096 * 11008
     small = 4 * 208 * 4096**2 + 2 * 208**2 * 4096 + 2 * 208 * 4096 * 11008
     assert paper_style(shape, 640, 640) == 32 * layer
-    assert paper_style(shape, 640, 208, Cut(2)) == 2 * layer + 30 * small
+    assert paper_style(shape, 640, 208, CutPoint(2)) == 2 * layer + 30 * small
 
 
 def test_every_built_in_method_has_a_formula_that_grows_with_the_image():
@@ -129,19 +129,19 @@ def test_every_built_in_method_has_a_formula_that_grows_with_the_image():
     for name in FORMULAS:
         method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
         small, large = (
-            selection(Case(method, n, n // 4, 3584, n + 64, 3584, 80, [(1, n // 32, 32)])) for n in (512, 2048)
+            selection_flops(Case(method, n, n // 4, 3584, n + 64, 3584, 80, [(1, n // 32, 32)])) for n in (512, 2048)
         )
         assert small <= large
         assert (small == 0) == (large == 0)
     case = Case(methods.load("idpruner"), 2691, 673, 3584, 2755, 3584, 80, [(1, 39, 69)])
-    assert selection(case) == 2 * 673 * 2691 * 3584
+    assert selection_flops(case) == 2 * 673 * 2691 * 3584
 
 
 def test_what_is_not_known_is_not_made_up():
     class Strange:
         name = "strange"
 
-    assert selection(Case(Strange(), 8, 2, 4, 12, 4, 4, [(1, 2, 4)])) is None
+    assert selection_flops(Case(Strange(), 8, 2, 4, 12, 4, 4, [(1, 2, 4)])) is None
     with pytest.raises(ValueError, match="not for internvl"):
         vision_shape(type("Config", (), {"model_type": "internvl", "vision_config": None, "get_text_config": _text}))
 

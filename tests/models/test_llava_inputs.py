@@ -151,7 +151,7 @@ class TestRun:
 
     def test_positions_that_a_method_cannot_have_are_refused_before_anything_is_loaded(self, started, monkeypatch):
         monkeypatch.setattr(loading, "load", None)
-        with pytest.raises(UserError, match="fastv cuts behind a decoder layer"):
+        with pytest.raises(UserError, match="fastv cuts after a decoder layer"):
             started("method=fastv", "method.variant=paper", "keep=0.5", "positions=compact")
         with pytest.raises(UserError, match="positions must be one of keep, compact, got packed"):
             started("method=uniform", "positions=packed")

@@ -9,7 +9,7 @@ from reference_prune import generate, inputs_of
 from tiny_models import tiny_qwen
 
 import harness
-from harness.pruning.gather import entering
+from harness.pruning.gather import count_rows
 
 
 @torch.no_grad()
@@ -62,10 +62,10 @@ def test_seeds(model, processor):
 def test_rows_entering_a_layer_are_counted_under_every_kind_of_mask():
     states, valid = torch.zeros(2, 4, 8), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     causal = torch.ones(4, 4).tril().bool() & valid.bool()[:, None, None]
-    assert entering(states, None) == [4, 4]
-    assert entering(states, valid) == [2, 4]
-    assert entering(states, causal) == [2, 4]
-    assert entering(states, torch.where(causal, 0.0, torch.finfo(torch.float32).min)) == [2, 4]
+    assert count_rows(states, None) == [4, 4]
+    assert count_rows(states, valid) == [2, 4]
+    assert count_rows(states, causal) == [2, 4]
+    assert count_rows(states, torch.where(causal, 0.0, torch.finfo(torch.float32).min)) == [2, 4]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_video_is_one_grid_though_the_time_stands_in_front_of_its_steps(proces
 @torch.no_grad()
 def test_a_features_row_too_few_is_caught(processor, model, monkeypatch):
     """The model itself refuses features that do not fit the mask: nothing can be left uncut in silence."""
-    monkeypatch.setattr("harness.models.qwen3vl.Qwen3VL.adding", lambda *args: {})
+    monkeypatch.setattr("harness.models.qwen3vl.Qwen3VL.added_arguments", lambda *args: {})
     with pytest.raises((IndexError, RuntimeError)), harness.prune(model, "uniform", keep=0.5):
         model(**inputs_of(processor, ["one image"]))
 

@@ -72,7 +72,7 @@ def test_a_method_chooses_once(family):
 
 def test_steps_that_see_padding_are_found(family):
     """A fault of our own record, which every guard of a step believes."""
-    fault = mock.patch.object(kv_cache, "_prolonged", return_value=None)
+    fault = mock.patch.object(kv_cache, "_extended", return_value=None)
     with pytest.raises(DecodingError, match="logits deviate by") as stopped:
         proof_of(*family, fault=fault)
     assert "\n" not in str(stopped.value)

@@ -32,7 +32,7 @@ class TestOtherCuts:
 
     def test_merging_before_the_mlp_is_refused(self, deep, processor):
         with (
-            pytest.raises(ValueError, match="merges, which needs the cut behind"),
+            pytest.raises(ValueError, match="merges, which needs the cut after"),
             harness.prune(deep, MergeInside(variant="paper"), tokens=3),
         ):
             deep(**inputs_of(processor, ["one image"]))
@@ -131,7 +131,7 @@ class TestNeverSilent:
     @pytest.mark.parametrize(
         ("method", "message"),
         [
-            (Keys(layer=LAYERS - 1), "has 4 layers, so 2 is the last with one behind it"),
+            (Keys(layer=LAYERS - 1), "has 4 layers, so 2 is the last with one after it"),
             (Keys(layer=40), "cuts after decoder layer 40"),
         ],
     )

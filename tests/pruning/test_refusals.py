@@ -245,7 +245,7 @@ class TestRefused:
         self.refuses(model, message, lambda: None, method=NeedsTheTower())
 
     def test_reading_a_layer_but_cutting_before_it(self, model):
-        self.refuses(model, "reads a decoder layer, so it must cut behind one", lambda: None, method=TooEarly())
+        self.refuses(model, "reads a decoder layer, so it must cut after one", lambda: None, method=TooEarly())
 
     def test_unknown_family(self):
         with pytest.raises(ValueError, match=r"no adapter for Linear .* qwen2_5_vl"):

@@ -20,7 +20,7 @@ from uncached_reference import Prompt
 import harness
 from harness.models import FAMILIES
 from harness.models.calls import HookError
-from harness.pruning.steps import Doubts
+from harness.pruning.steps import DeferredErrors
 
 DECODER = "model.language_model"
 METHODS = ["random", "fastv"]  # one cuts before the language model, one inside
@@ -354,7 +354,7 @@ class TestDecodingSteps:
                 later_positions(kwargs)
             return plain(**kwargs)
 
-        monkeypatch.setattr(Doubts, "add", add)
+        monkeypatch.setattr(DeferredErrors, "add", add)
         replace(monkeypatch, model.get_submodule(DECODER), forward)
 
         def run():

@@ -52,7 +52,7 @@ def encode(model, side):
         encoder(torch.randn(1, channels, size, size, generator=generator), **larger)
     handles.remove()
     signals = reader.take()
-    assert {len(signals.keys), *map(len, signals.attention.values())} == {side**2 // tower.group()}
+    assert {len(signals.keys), *map(len, signals.attention.values())} == {side**2 // tower.patches_per_token()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness.models.calls import Arguments, CallSite, HookError
-from harness.pruning.steps import Doubts, differs, require_history
+from harness.pruning.steps import DeferredErrors, positions_differ, require_history
 
 
 @dataclass
@@ -28,22 +28,22 @@ class Flag:
 
 
 def test_on_a_gpu_nobody_waits_before_settling():
-    doubts, waits = Doubts(), []
+    deferred, waits = DeferredErrors(), []
     for value in (False, True, False):
-        doubts.add(Flag(value, waits), ValueError("order"))
-        doubts.add(Flag(False, waits), ValueError("mask"))
+        deferred.add(Flag(value, waits), ValueError("order"))
+        deferred.add(Flag(False, waits), ValueError("mask"))
     assert not waits
     with pytest.raises(ValueError, match="order"):
-        doubts.settle()
-    doubts.settle()  # once is enough
+        deferred.settle()
+    deferred.settle()  # once is enough
     assert len(waits) == 1
 
 
 def test_on_a_cpu_it_is_raised_at_once():
-    doubts = Doubts()
-    doubts.add(torch.tensor(False), ValueError("order"))
+    deferred = DeferredErrors()
+    deferred.add(torch.tensor(False), ValueError("order"))
     with pytest.raises(ValueError, match="order"):
-        doubts.add(torch.tensor(True), ValueError("order"))
+        deferred.add(torch.tensor(True), ValueError("order"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_on_a_cpu_it_is_raised_at_once():
     ],
 )
 def test_positions_are_compared_with_those_of_a_row_or_coordinate_that_stands_for_several(came, expected, answer):
-    assert bool(differs(torch.tensor(came), torch.tensor(expected))) is answer
+    assert bool(positions_differ(torch.tensor(came), torch.tensor(expected))) is answer
 
 
 class Decoder(nn.Module):
@@ -75,7 +75,7 @@ def history(held=None, mask=None, positions=None, seen=True):
     mask = torch.ones(mask) if isinstance(mask, tuple) else mask
     positions = None if positions is None else torch.tensor(positions)
     passed = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-    require_history(site.read((torch.zeros(1, 2, 4),), passed), seen, "Model", Doubts())
+    require_history(site.read((torch.zeros(1, 2, 4),), passed), seen, "Model", DeferredErrors())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import methods
 from harness.models import adapter_for
 from harness.models.scorer import VisionSelectorScorer
 from harness.pruning import vision_cache
-from harness.pruning.vision_cache import SpillCache, VisionCache, fingerprint
+from harness.pruning.vision_cache import SpillCache, VisionCache, arguments_digest
 from methods.base import OFFICIAL, PAPER
 
 # In front of the language model, with several things read of the tower, behind a decoder layer, merging, with a scorer
@@ -52,7 +52,7 @@ def test_a_sweep_answers_and_keeps_the_same_with_one_pass_for_each_batch(family,
     shared = VisionCache(model, memory, [methods.load(name) for name in SWEEP])
 
     def once(batch):
-        return shared.inputs(fingerprint(batch["input_ids"]), lambda: batch)
+        return shared.inputs(arguments_digest(batch["input_ids"]), lambda: batch)
 
     given = nullcontext if pixels else once
     assert [answered(model, batches, name, scorer, shared, given) for name in SWEEP] == expected
@@ -65,7 +65,7 @@ def test_a_block_that_makes_its_own_inputs_may_follow_one_whose_inputs_were_kept
     shared = VisionCache(model, PLENTY)
 
     def once(batch):
-        return shared.inputs(fingerprint(batch["input_ids"]), lambda: batch)
+        return shared.inputs(arguments_digest(batch["input_ids"]), lambda: batch)
 
     for given in (once, once, nullcontext):
         assert answered(model, batches, "none", scorer, shared, given) == expected[0]
@@ -218,11 +218,11 @@ def test_a_fingerprint_is_of_all_that_a_pass_is_given():
         {"x": rows.view(torch.int32), "flag": True},
         {"x": None, "flag": True},
     ]
-    assert len({fingerprint(call) for call in given}) == len(given)
-    assert fingerprint({"flag": True, "x": torch.arange(12.0)[:6]}) == fingerprint(given[0])
-    assert fingerprint(rows.bfloat16()) == fingerprint(rows.bfloat16())
+    assert len({arguments_digest(call) for call in given}) == len(given)
+    assert arguments_digest({"flag": True, "x": torch.arange(12.0)[:6]}) == arguments_digest(given[0])
+    assert arguments_digest(rows.bfloat16()) == arguments_digest(rows.bfloat16())
     with pytest.raises(TypeError, match="Generator"):
-        fingerprint({"x": torch.Generator()})
+        arguments_digest({"x": torch.Generator()})
 
 
 def test_a_shelf_gives_back_what_was_put_there_last():

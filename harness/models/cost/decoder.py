@@ -1,4 +1,4 @@
-"""The language model: grouped-query attention and a gated MLP of three matrices, in prefill and in decoding."""
+"""FLOPs of a language model with grouped-query attention and a gated MLP of three matrices: prefill and decoding."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Where visual tokens leave: decoder layers below `first` see all, the others the kept ones."""
+class CutPoint:
+    """Where visual tokens are dropped: decoder layers below `first` see all of them, the others the kept ones."""
 
     first: int = 0
-    before_mlp: bool = False  # the MLP of layer `first` - 1 runs on the kept ones alone
+    before_mlp: bool = False  # True if the MLP of layer `first` - 1 sees only the kept ones
 
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder as Llama, Qwen2 and Qwen3 have it."""
+    """Sizes of a decoder such as Llama, Qwen2 or Qwen3."""
 
     layers: int
     hidden: int
@@ -28,7 +28,7 @@ class DecoderShape:
 
     @classmethod
     def of(cls, config: Any) -> DecoderShape:
-        """Read them from the configuration of the language model, or of a model that has one."""
+        """Read the sizes from the configuration of a language model, or of a model that contains one."""
         text = config.get_text_config()
         heads = int(text.num_attention_heads)
         return cls(
@@ -41,28 +41,28 @@ class DecoderShape:
             vocabulary=int(text.vocab_size),
         )
 
-    def prefill(self, before: int, after: int, cut: Cut = Cut()) -> int:
-        """Count a prompt of `before` tokens of which `after` are left by the `cut`; one row goes to the vocabulary."""
+    def prefill(self, before: int, after: int, cut: CutPoint = CutPoint()) -> int:
+        """Count the prefill of `before` tokens, of which `cut` keeps `after`; logits are computed for one row."""
         attention = cut.first * self._attention(before, before) + (self.layers - cut.first) * self._attention(
             after, after
         )
-        wide = cut.first - cut.before_mlp  # layers whose MLP sees all
-        return attention + wide * self._mlp(before) + (self.layers - wide) * self._mlp(after) + self.head
+        full_mlps = cut.first - cut.before_mlp  # layers whose MLP sees all tokens
+        return attention + full_mlps * self._mlp(before) + (self.layers - full_mlps) * self._mlp(after) + self.head
 
-    def decode(self, before: int, after: int, steps: int, cut: Cut = Cut()) -> int:
-        """Count `steps` tokens, one by one, behind such a prompt."""
+    def decode(self, before: int, after: int, steps: int, cut: CutPoint = CutPoint()) -> int:
+        """Count `steps` decoding steps after such a prefill."""
         late, total = self.layers - cut.first, 0
-        for past in range(1, steps + 1):  # a token attends to itself, too
+        for past in range(1, steps + 1):  # a token also attends to itself
             total += cut.first * self._attention(1, before + past) + late * self._attention(1, after + past)
         return total + steps * (self.layers * self._mlp(1) + self.head)
 
     @property
     def head(self) -> int:
-        """Operations from one state to the scores of all tokens of the vocabulary."""
+        """Operations from one hidden state to logits over the vocabulary."""
         return 2 * self.hidden * self.vocabulary
 
     def _attention(self, rows: int, keys: int) -> int:
-        """Projections of `rows` tokens, and their products with `keys` keys and values."""
+        """Count the projections of `rows` tokens, and their products with `keys` keys and values."""
         projections = 2 * rows * self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return projections + 4 * rows * keys * self.heads * self.head_dim
 
@@ -70,11 +70,11 @@ class DecoderShape:
         return 3 * 2 * rows * self.hidden * self.mlp
 
 
-def paper_style(shape: DecoderShape, before: int, after: int, cut: Cut = Cut()) -> int:
-    """The prefill as peers quote it: 4 n d^2 + 2 n^2 d + 2 n d m a layer (FastV, arXiv 2403.06764, section 4).
+def paper_style(shape: DecoderShape, before: int, after: int, cut: CutPoint = CutPoint()) -> int:
+    """Count the prefill as papers do: 4 n d^2 + 2 n^2 d + 2 n d m per layer (FastV, arXiv 2403.06764, section 4).
 
-    It takes every head for one of keys, too, an MLP of two matrices, and leaves out the vocabulary; a multiplication
-    and its addition are one operation.
+    The formula has as many key heads as query heads, an MLP of two matrices and no logits. A multiplication and its
+    addition are one operation.
     """
 
     def layer(n: int) -> int:

@@ -1,6 +1,6 @@
-"""What choosing costs, by the definition of each method: products of features, each similarity once.
+"""FLOPs of the selection, by the definition of each method: products of features, each similarity once.
 
-A kernel may do less, where bounds spare it similarities, or more, where it works one out again instead of keeping it.
+A kernel may need more if it computes a similarity again instead of storing it.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from methods.base import Method, Signal
 
 @dataclass(frozen=True)
 class Case:
-    """One sample: `n` tokens of `width` numbers, of which `k` stay, in a prompt of `length` tokens."""
+    """One selection: `n` visual tokens of width `width`, of which `k` are kept, in a prompt of `length` tokens."""
 
     method: Any
     n: int
     k: int
     width: int
     length: int
-    heads_width: int  # of a query over all heads of a decoder layer
-    keys: int  # width of the head-mean keys of the vision tower
+    heads_width: int  # width of a query over all heads of a decoder layer
+    keys: int  # width of the keys of the vision tower, averaged over heads
     grids: Sequence[tuple[int, int, int]]
 
     @property
     def rows(self) -> int:
-        """Similarities of every pick to all tokens."""
+        """Operations for the similarities of every pick to all tokens."""
         return 2 * self.k * self.n * self.width
 
     @property
     def row_of_attention(self) -> int:
-        """Scores of one query for the whole prompt."""
+        """Operations for the scores of one query against the whole prompt."""
         return 2 * self.length * self.heads_width
 
     def pairs(self, n: int) -> int:
-        """Similarities of all pairs of `n` tokens."""
+        """Count the similarities of all pairs of `n` tokens."""
         return 2 * n * n * self.width
 
 
@@ -50,7 +50,7 @@ def _hybrid(case: Case) -> int:
 
 
 def _determinant(case: Case) -> int:
-    return case.rows + case.k**2 * case.n  # the rows of a Cholesky factor, one longer with every pick
+    return case.rows + case.k**2 * case.n  # rows of a Cholesky factor, which grow by one with every pick
 
 
 def _visionzip(case: Case) -> int:
@@ -86,7 +86,7 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
         ("none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "hiprune"), lambda case: 0
     ),
     "idpruner": lambda case: case.rows,
-    "qmmr": lambda case: case.rows + 2 * (case.length - case.n) * case.n * case.width,  # of all text
+    "qmmr": lambda case: case.rows + 2 * (case.length - case.n) * case.n * case.width,  # similarities to all text
     "fps": _fps,
     "divprune": _fps,
     "hybrid": _hybrid,
@@ -103,12 +103,12 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
 }
 
 
-def selection(case: Case) -> int | None:
-    """Count the choice; None for a method of which no formula is known."""
+def selection_flops(case: Case) -> int | None:
+    """Count a selection; return None if there is no formula for the method."""
     formula = FORMULAS.get(case.method.name)
     return None if formula is None or case.k >= case.n else formula(case)
 
 
-def scorer(method: Method, n: int, width: int, hidden: int) -> int:
-    """Count the learned scorer of `hidden` units, where the method asks for it: one product with [N, D], two small."""
+def scorer_flops(method: Method, n: int, width: int, hidden: int) -> int:
+    """Count the learned scorer of `hidden` units if the method needs it: one product with [N, D] and two small ones."""
     return 2 * n * width + 4 * width * hidden if Signal.IMPORTANCE in method.needs else 0

@@ -1,4 +1,4 @@
-"""Vision towers: patches, windowed or full attention, MLP, and the projector; reading their attention beside them."""
+"""FLOPs of vision towers and projectors, and of recomputing the attention that a method reads."""
 
 from __future__ import annotations
 
@@ -13,84 +13,85 @@ from methods.tokens import Grid, num_tokens
 
 @dataclass(frozen=True)
 class Block:
-    """Sizes of one transformer block of a tower."""
+    """Sizes of one transformer block of a vision tower."""
 
     hidden: int
     mlp: int
-    matrices: int  # of the MLP: 3 with a gate, else 2
+    matrices: int  # in the MLP: 3 with a gate, else 2
 
     def count(self, rows: int, segments: Sequence[int]) -> int:
-        """Count a block on `rows` rows that attend within `segments`, rows of each."""
+        """Count a block on `rows` rows; attention stays within segments of the lengths `segments`."""
         linear = 2 * rows * self.hidden * (4 * self.hidden + self.matrices * self.mlp)
         return linear + 4 * self.hidden * sum(length**2 for length in segments)
 
 
 class VisionShape(ABC):
-    """What a family's tower and projector cost for images and videos of given grids (t, h, w), in tokens."""
+    """Sizes of a family's vision tower and projector; grids (t, h, w) of images and videos are in tokens."""
 
-    patches: int  # merged into one token
+    patches: int  # patches that are merged into one token
     has_cls: bool
     block: Block
 
     @abstractmethod
     def tower(self, grids: Sequence[Grid]) -> int:
-        """Count the tower, patches included, projector not."""
+        """Count the tower with its patch embedding, without the projector."""
 
     @abstractmethod
     def projector(self, grids: Sequence[Grid]) -> int:
-        """Count what makes visual tokens of what leaves the tower."""
+        """Count the projector."""
 
     def signals(self, grids: Sequence[Grid], method: Method) -> int:
-        """Count the scores that are recomputed from q and k for a method that reads the tower's attention."""
-        wanted = method.attention_spec
+        """Count the attention that is recomputed from q and k for a method that reads it."""
+        spec = method.attention_spec
         if Signal.VIT_ATTENTION not in method.needs:
             return 0
         total = 0
-        for rows in self._units(grids):
-            keys = rows + (self.has_cls and wanted.cls_key)
-            mean = not self.has_cls and wanted.mean_query_from is not None and rows >= wanted.mean_query_from
-            one = mean or (self.has_cls and wanted.queries == "cls")
-            queries = 1 if one else rows + self.has_cls
-            # Scores, and the sum over queries of what each spreads over the keys.
+        for rows in self._segments(grids):
+            keys = rows + (self.has_cls and spec.cls_key)
+            mean_query = not self.has_cls and spec.mean_query_from is not None and rows >= spec.mean_query_from
+            single_query = mean_query or (self.has_cls and spec.queries == "cls")
+            queries = 1 if single_query else rows + self.has_cls
+            # Scores of all queries, and their sum over queries.
             total += 2 * queries * keys * self.block.hidden + 2 * queries * keys * self.heads
-        return len(wanted.roles) * total
+        return len(spec.roles) * total
 
     heads: int
 
-    def _units(self, grids: Sequence[Grid]) -> list[int]:
-        """Patches of every image and every step of a video."""
+    def _segments(self, grids: Sequence[Grid]) -> list[int]:
+        """Return the number of patches of every image and every time step of a video."""
         return [self.patches * h * w for t, h, w in grids for _ in range(t)]
 
 
 @dataclass(frozen=True)
 class QwenVision(VisionShape):
-    """Qwen2.5-VL: windows of `side` x `side` tokens except in `full` layers; four patches become a token."""
+    """Qwen2.5-VL: windows of `side` x `side` tokens in all but `full` layers; four patches become a token."""
 
     block: Block
     depth: int
     full: int
     side: int
     patches: int
-    values: int  # numbers in a patch
+    values: int  # per patch
     out: int
     heads: int
     has_cls = False
 
     def tower(self, grids: Sequence[Grid]) -> int:
-        """Count patches, windowed layers and full ones."""
-        units, windows = self._units(grids), [n for t, h, w in grids for n in t * self._windows(h, w)]
-        rows = sum(units)
+        """Count the patch embedding, windowed layers and full ones."""
+        segments, windows = self._segments(grids), [n for t, h, w in grids for n in t * self._windows(h, w)]
+        rows = sum(segments)
         windowed = (self.depth - self.full) * self.block.count(rows, windows)
-        return 2 * rows * self.values * self.block.hidden + windowed + self.full * self.block.count(rows, units)
+        return 2 * rows * self.values * self.block.hidden + windowed + self.full * self.block.count(rows, segments)
 
     def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices on four patches at once."""
+        """Count two matrices, applied to four patches at once."""
         width = self.patches * self.block.hidden
         return 2 * num_tokens(grids) * width * (width + self.out)
 
     def _windows(self, h: int, w: int) -> list[int]:
-        """Patches of every window; those at the edges are smaller."""
-        return [self.patches * rows * columns for rows in _pieces(h, self.side) for columns in _pieces(w, self.side)]
+        """Return the number of patches of every window; windows at the edges are smaller."""
+        heights, widths = _window_sides(h, self.side), _window_sides(w, self.side)
+        return [self.patches * rows * columns for rows in heights for columns in widths]
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,13 @@ class RiceVision(VisionShape):
     has_cls = True
 
     def tower(self, grids: Sequence[Grid]) -> int:
-        """Count patches and layers."""
-        units = [rows + 1 for rows in self._units(grids)]
-        patches = sum(units) - len(units)
-        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(units), units)
+        """Count the patch embedding and all layers."""
+        segments = [rows + 1 for rows in self._segments(grids)]
+        patches = sum(segments) - len(segments)
+        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(segments), segments)
 
     def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices on four patches at once."""
+        """Count two matrices, applied to four patches at once."""
         width = self.patches * self.block.hidden
         return 2 * num_tokens(grids) * width * (width + self.out)
 
@@ -130,18 +131,18 @@ class ClipVision(VisionShape):
     has_cls = True
 
     def tower(self, grids: Sequence[Grid]) -> int:
-        """Count patches and layers, the one behind the features included."""
-        units = [rows + 1 for rows in self._units(grids)]
-        patches = sum(units) - len(units)
-        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(units), units)
+        """Count the patch embedding and all layers, also the one after the features."""
+        segments = [rows + 1 for rows in self._segments(grids)]
+        patches = sum(segments) - len(segments)
+        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(segments), segments)
 
     def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices on every patch."""
+        """Count two matrices, applied to every patch."""
         return 2 * num_tokens(grids) * self.out * (self.block.hidden + self.out)
 
 
 def vision_shape(config: Any) -> VisionShape:
-    """Read the tower's sizes from the configuration of a model; ValueError for a family that is not counted."""
+    """Read the sizes of the tower from a model's configuration; ValueError for a family without a formula."""
     vision, family = config.vision_config, config.model_type
     out = int(config.get_text_config().hidden_size)
     if family == "llava":
@@ -160,5 +161,5 @@ def vision_shape(config: Any) -> VisionShape:
     return QwenVision(Block(*sizes, 3), int(vision.depth), full, side, merge**2, values, out, int(vision.num_heads))
 
 
-def _pieces(length: int, side: int) -> list[int]:
+def _window_sides(length: int, side: int) -> list[int]:
     return [side] * (length // side) + [length % side] * (length % side > 0)

@@ -1,7 +1,7 @@
-"""LLaVA-OneVision-1.5 as a normal transformers model: our own port, written from a description of the released code.
+"""LLaVA-OneVision-1.5 as a standard transformers model: our own port, written from a description of the released code.
 
-transformers does not have this family, and the code that lies beside its weights runs with old versions only. After
-`register()` the Auto classes load the released tensors and the processor; nothing in a checkpoint is executed.
+transformers lacks this family, and the code that is shipped with its weights needs old versions. After `register()`,
+the Auto classes load the released tensors and the processor; no code in a checkpoint is executed.
 Paper: arXiv 2509.23661. Weights: lmms-lab/LLaVA-OneVision-1.5-8B-Instruct.
 """
 
@@ -9,9 +9,9 @@ MODEL_TYPE = "llavaonevision1_5"
 
 
 def register() -> None:
-    """Make transformers' Auto classes know the family; to be called before one of them reads a checkpoint of it.
+    """Register the family with transformers' Auto classes; call this before they read a checkpoint.
 
-    The processor is Qwen2.5-VL's, with the patches (temporal patch 1), pixel limits and template of the checkpoint.
+    The processor is Qwen2.5-VL's; patches (temporal patch 1), pixel limits and template come from the checkpoint.
     """
     import transformers as tf
 

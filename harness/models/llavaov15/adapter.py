@@ -1,6 +1,6 @@
-"""LLaVA-OneVision-1.5 under `prune`: a CLS row in front of every image and frame, plain 1-D positions, q and k norms.
+"""Adapter of LLaVA-OneVision-1.5: a CLS row before every image and frame, 1-D positions, norms of q and k.
 
-Placeholders, grids and how generate() hands over what was encoded are those of Qwen2.5-VL, whose processor it has.
+It has Qwen2.5-VL's processor, and so its placeholders, grids, and way in which generate() passes encoded images.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
 class RiceTower(QwenTower):
-    """Every image and frame is a unit [CLS, patches] that attention fills whole; four patches in sequence make a token.
+    """The vision tower. Attention is full within a unit [CLS, patches] of one image or frame; 4 patches make a token.
 
-    A score belongs to a patch by its place in its unit, as in the published comparison. With `unpack="released"` the
-    features of the second and later units stand one row further on for each earlier one, so that a token there has the
-    score of the place that it fills, not of every patch that went into it.
+    A patch gets the score of its place in its unit, as in the published comparison. With `unpack="released"`, features
+    of the second and later units are shifted by one row per earlier unit. A token there has the score of its place,
+    not of every patch that it was made from.
 
-    HiPrune's authors did not run this family: arXiv 2602.13315 took layer 16 of 24, and in the two families that both
-    ran its layer is the one behind the authors', as is 15 here.
+    HiPrune's authors did not run this family. arXiv 2602.13315 took layer 16 of 24; in the two families that both ran,
+    its layer is one after the authors', so "official" is 15 here.
     """
 
     has_cls: ClassVar[bool] = True
     middle_of: ClassVar[int] = 24
     rotate = staticmethod(apply_rotary_pos_emb_vision)
 
-    def units(self, call: Call) -> list[int]:
-        """Return the number of patches of every image and frame, and one for its CLS."""
-        return [patches + 1 for patches in super().units(call)]
+    def segments(self, call: Call) -> list[int]:
+        """Return the number of rows of every image and frame: its patches, and one for CLS."""
+        return [patches + 1 for patches in super().segments(call)]
 
 
 class LlavaOnevision15(Qwen25VL):
-    """`LlavaOnevision15ForConditionalGeneration`, cut in front of decoder layer 0 or between two later ones."""
+    """`LlavaOnevision15ForConditionalGeneration`, cut before decoder layer 0 or after a later one."""
 
     family = MODEL_TYPE
     version = 1
@@ -54,7 +54,7 @@ class LlavaOnevision15(Qwen25VL):
 
     @property
     def tower(self) -> RiceTower:
-        """How the vision tower is read."""
+        """Description of the vision tower, from which signals are read."""
         return RiceTower(self.model)
 
     def positions(self, call: Call) -> Tensor:
@@ -62,5 +62,5 @@ class LlavaOnevision15(Qwen25VL):
         return call.require("positions").expand(call.require("embeddings").shape[:2]).unsqueeze(0)
 
     def position_ids(self, positions: Tensor) -> Tensor:
-        """Return positions [1, B, L] as the decoder takes them, [B, L]."""
+        """Convert positions [1, B, L] to the decoder's form [B, L]."""
         return positions[0]

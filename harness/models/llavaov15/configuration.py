@@ -1,6 +1,6 @@
-"""Configurations of LLaVA-OneVision-1.5: the released field names, the 8B model's sizes as defaults.
+"""Configurations of LLaVA-OneVision-1.5, with the released field names and the 8B model's sizes as defaults.
 
-They have an `__init__` each, which every version of transformers takes; annotated fields are none before 5.4.
+Each has an `__init__`, because transformers before 5.4 does not support annotated fields.
 """
 
 from typing import Any, ClassVar
@@ -11,9 +11,9 @@ from transformers import PreTrainedConfig, Qwen3Config
 class RiceVitConfig(PreTrainedConfig):
     """The RICE vision tower with its merger.
 
-    unpack: how the CLS rows are taken out of the packed units. `released` repeats the released model, which shifts the
-    patches of every unit but the first by one row per earlier unit; `fixed` does what was meant.
-    text_hidden_size: width of the language model; the released class has the 4B model's.
+    unpack: how CLS rows are removed from the packed units. `released` does as the released model, which shifts the
+    patches of every unit but the first by one row per earlier unit; `fixed` removes exactly the CLS rows.
+    text_hidden_size: width of the language model; the default is the 4B model's, as in the released class.
     """
 
     model_type = "rice_vit"
@@ -80,9 +80,10 @@ class LlavaOnevision15TextConfig(Qwen3Config):
 
 
 class LlavaOnevision15Config(PreTrainedConfig):
-    """Vision tower and language model; `vocab_size` is the released top-level value, the text part has the real one.
+    """Configuration of the whole model.
 
-    The tokens of vision's start and end stand beside the placeholders of every image and video.
+    `vocab_size` is the released top-level value; the real one is in the text part. The tokens of vision's start and end
+    surround the placeholders of every image and video.
     """
 
     model_type = "llavaonevision1_5"
@@ -124,7 +125,7 @@ class LlavaOnevision15Config(PreTrainedConfig):
 
     @property
     def unpack(self) -> str:
-        """The vision tower's, so that `from_pretrained(..., unpack="fixed")` reaches it."""
+        """`unpack` of the vision tower, so that `from_pretrained(..., unpack="fixed")` sets it."""
         return str(self.vision_config.unpack)
 
     @unpack.setter

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision-1.5: RICE vision tower, Qwen3 decoder with plain 1-D positions, generation."""
+"""The model LLaVA-OneVision-1.5: RICE vision tower, Qwen3 decoder with 1-D positions, generation."""
 
 # ruff: noqa: RUF012 (transformers wants these class attributes as lists and dictionaries)
 
@@ -31,8 +31,8 @@ KINDS = {"image": 1, "video": 2}  # as in the processor's mm_token_type_ids
 class LlavaOnevision15TextModel(Qwen3Model):
     """Qwen3's modules, tensor names and arithmetic.
 
-    Positions serve the rotary embedding only. In Qwen3Model, and in the flash kernel's wrapper, a jump in them also
-    means that another packed sequence begins; here tokens may be missing from a sequence, and packing is not supported.
+    Positions are used by the rotary embedding only. In Qwen3Model, and in the wrapper of the flash kernel, a jump also
+    means that the next packed sequence begins. Here tokens may be missing, and packing is not supported.
     """
 
     config: LlavaOnevision15TextConfig
@@ -49,7 +49,7 @@ class LlavaOnevision15TextModel(Qwen3Model):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Token ids [B, S] or embeddings [B, S, D] -> `last_hidden_state` [B, S, D]; position_ids [B or 1, S]."""
+        """Run token ids [B, S] or embeddings [B, S, D] -> `last_hidden_state` [B, S, D]; position_ids [B or 1, S]."""
         hidden = embeddings_of(self.embed_tokens, input_ids, inputs_embeds)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -74,7 +74,7 @@ class LlavaOnevision15TextModel(Qwen3Model):
 
 
 class LlavaOnevision15PreTrainedModel(PreTrainedModel):
-    """What both models below tell transformers about themselves."""
+    """Settings for transformers that both models below share."""
 
     config: LlavaOnevision15Config
     base_model_prefix = "model"
@@ -89,7 +89,7 @@ class LlavaOnevision15PreTrainedModel(PreTrainedModel):
 
 
 class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
-    """Vision tower and decoder: visual tokens replace the embeddings of their placeholders."""
+    """Vision tower and decoder; visual tokens replace the embeddings of their placeholders."""
 
     def __init__(self, config: LlavaOnevision15Config) -> None:
         super().__init__(config)
@@ -98,21 +98,22 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the decoder's table, which not every version of transformers finds by itself."""
+        """Return the decoder's embedding table, which some versions of transformers do not find."""
         return self.language_model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder's table."""
+        """Replace the decoder's embedding table."""
         self.language_model.embed_tokens = value
 
-    # generate() calls the next two with those of its arguments that they name.
+    # generate() passes to the next two methods those of its arguments that are in their signatures.
     @can_return_tuple
     def get_image_features(
         self, pixel_values: Tensor, image_grid_thw: Tensor, mm_token_type_ids: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Encode images; `pooler_output` has one tensor [tokens, D] for each.
+        """Encode images; `pooler_output` has one tensor [tokens, D] per image.
 
-        `mm_token_type_ids` [B, S], 1 on image placeholders, keeps prompts apart: see `RiceVisionModel`.
+        `mm_token_type_ids` [B, S], 1 on image placeholders, says which prompt an image belongs to: see
+        `RiceVisionModel`.
         """
         return self._encode(pixel_values, image_grid_thw, "image", mm_token_type_ids)
 
@@ -124,7 +125,7 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         mm_token_type_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Encode videos, whose placeholders are 2 in `mm_token_type_ids`, as images."""
+        """Encode videos like images; their placeholders are 2 in `mm_token_type_ids`."""
         return self._encode(pixel_values_videos, video_grid_thw, "video", mm_token_type_ids)
 
     @can_return_tuple
@@ -146,10 +147,10 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Token ids [B, S] with placeholders, patches [P, values] and grids [n, 3] -> `last_hidden_state` [B, S, D].
+        """Run token ids [B, S] with patches [P, values] and grids [n, 3] -> `last_hidden_state` [B, S, D].
 
-        generate() encodes first and hands over `mm_encoder_outputs` instead of patches. `mm_token_type_ids` and
-        `second_per_grid_ts`, which the processor makes too, are not needed here.
+        generate() encodes images first and passes `mm_encoder_outputs` instead of patches. `mm_token_type_ids` and
+        `second_per_grid_ts` are outputs of the processor that are not needed here.
         """
         kinds = None if input_ids is None else self._kinds(input_ids)
         encoded = dict(mm_encoder_outputs or {})
@@ -159,7 +160,7 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
             encoded["video"] = self._encode(pixel_values_videos, video_grid_thw, "video", kinds)
         embeds = embeddings_of(self.language_model.embed_tokens, input_ids, inputs_embeds)
         prompt = cache is None or not cache.get_seq_length()
-        if encoded or (prompt and kinds is not None):  # a placeholder that was decoded is just a token
+        if encoded or (prompt and kinds is not None):  # a placeholder id in a decoding step is an ordinary token
             embeds = self._scatter(embeds, kinds, encoded)
         if position_ids is None:
             position_ids = text_positions(embeds, attention_mask, cache)
@@ -174,7 +175,7 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         return outputs
 
     def _kinds(self, input_ids: Tensor) -> Tensor:
-        """Return [B, S]: 1 where a placeholder of an image stands, 2 for a video, else 0."""
+        """Return [B, S]: 1 on placeholders of images, 2 on those of videos, else 0."""
         ids = {"image": self.config.image_token_id, "video": self.config.video_token_id}
         return sum((input_ids == ids[kind]) * code for kind, code in KINDS.items())  # type: ignore[return-value]
 
@@ -185,9 +186,9 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
             raise ValueError(f"{kind}s came without {kind}_grid_thw: pass all that the processor returned")
         tokens = grid_thw.prod(-1) // self.visual.spatial_merge_size**2
         prompts = None
-        if kinds is not None:  # an image belongs to the first prompt up to which there are placeholders for it
-            places = (kinds == KINDS[kind]).sum(1).cumsum(0)
-            prompts = torch.searchsorted(places, tokens.cumsum(0).to(places.device))
+        if kinds is not None:  # an image belongs to the prompt that contains its last placeholder
+            placeholders = (kinds == KINDS[kind]).sum(1).cumsum(0)
+            prompts = torch.searchsorted(placeholders, tokens.cumsum(0).to(placeholders.device))
         outputs: Any = self.visual(pixels, grid_thw=grid_thw, prompts=prompts)
         outputs.pooler_output = torch.split(outputs.pooler_output, tokens.tolist())
         return outputs
@@ -197,19 +198,19 @@ class LlavaOnevision15Model(LlavaOnevision15PreTrainedModel):
         if kinds is None:
             raise ValueError("images and videos need input_ids: their places are found by the placeholders")
         for kind, code in KINDS.items():
-            where, output = kinds == code, encoded.get(kind)
+            mask, output = kinds == code, encoded.get(kind)
             features = embeds[0, :0] if output is None else torch.cat(list(output.pooler_output))
-            places = int(where.sum())
+            places = int(mask.sum())
             if places != len(features):
                 raise ValueError(f"input_ids have {places} {kind} placeholders for {len(features)} {kind} tokens")
             if places:
-                where = where.unsqueeze(-1).to(embeds.device)
-                embeds = embeds.masked_scatter(where, features.to(embeds.device, embeds.dtype))
+                mask = mask.unsqueeze(-1).to(embeds.device)
+                embeds = embeds.masked_scatter(mask, features.to(embeds.device, embeds.dtype))
         return embeds
 
 
 class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, PixelsInPrefill, GenerationMixin):
-    """The model with its language-modelling head; tensor names are those of the released checkpoints."""
+    """The model with its language-modelling head, under the tensor names of the released checkpoints."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     accepts_loss_kwargs = False
@@ -242,7 +243,7 @@ class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, 
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Arguments of `LlavaOnevision15Model` -> `logits` [B, S, vocabulary], or of the last `logits_to_keep`."""
+        """Run the arguments of `LlavaOnevision15Model` -> `logits` [B, S, vocabulary], or the last `logits_to_keep`."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -272,17 +273,17 @@ class LlavaOnevision15ForConditionalGeneration(LlavaOnevision15PreTrainedModel, 
 
 
 def embeddings_of(table: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """Embeddings [B, S, D]: as given, else looked up."""
+    """Return `inputs_embeds`, or embeddings [B, S, D] of `input_ids`."""
     if inputs_embeds is not None:
         return inputs_embeds
     if input_ids is None:
         raise ValueError("pass input_ids or inputs_embeds")
-    found: Tensor = table(input_ids)
-    return found
+    embeddings: Tensor = table(input_ids)
+    return embeddings
 
 
 def text_positions(embeds: Tensor, attention_mask: Any, cache: Cache | None) -> Tensor:
-    """Positions [B, S] counted without padding, or [1, S] behind the cache if no padding mask [B, past + S] tells."""
+    """Return positions [B, S] that skip padding, or [1, S] after the cache if there is no mask [B, past + S]."""
     length = embeds.shape[1]
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         counted = attention_mask.long().cumsum(-1) - 1

@@ -1,4 +1,4 @@
-"""The RICE vision tower: packed units with a CLS row each, 2-D rotary positions, and the 2x2 merger."""
+"""The RICE vision tower: packed images and frames with a CLS row each, 2-D rotary positions, and the 2x2 merger."""
 
 # ruff: noqa: RUF012 (transformers wants these class attributes as lists)
 
@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-# A joint qkv projection, rotation in float32, units kept apart by cu_seqlens under every attention kernel.
+# It has a joint qkv projection and rotates in float32; cu_seqlens separates units under every attention kernel.
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 from harness.models.compat import MAX_SEQLEN
@@ -23,7 +23,7 @@ UNPACK = ("released", "fixed")
 
 
 class RicePatchEmbed(nn.Module):
-    """One linear map per patch, stored as a convolution."""
+    """A linear map of each patch, stored as a convolution."""
 
     def __init__(self, config: RiceVitConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class RicePatchEmbed(nn.Module):
 
 
 class RiceMLP(nn.Module):
-    """fc2(gelu(fc1(x)))."""
+    """The MLP fc2(gelu(fc1(x)))."""
 
     def __init__(self, config: RiceVitConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class RiceMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, D]."""
+        """Map [N, D] -> [N, D]."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
@@ -64,18 +64,18 @@ class RiceBlock(GradientCheckpointingLayer):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = Qwen2_5_VLVisionAttention(config)  # type: ignore[arg-type]  # it reads sizes and kernel only
+        self.attn = Qwen2_5_VLVisionAttention(config)  # type: ignore[arg-type]  # which reads only sizes and kernel
         self.mlp = RiceMLP(config)
 
     def forward(self, hidden_states: Tensor, **units: Any) -> Tensor:
-        """[N, D] -> [N, D]; `units` has cu_seqlens [U + 1] and position_embeddings 2 x [N, head_dim]."""
+        """Map [N, D] -> [N, D]; `units` holds cu_seqlens [U + 1] and position_embeddings 2 x [N, head_dim]."""
         hidden_states = hidden_states + self.attn(self.norm1(hidden_states), **units)
         out: Tensor = hidden_states + self.mlp(self.norm2(hidden_states))
         return out
 
 
 class RiceMerger(nn.Module):
-    """Four neighbouring patches, which stand in consecutive rows, become one visual token."""
+    """Merge four neighbouring patches, in consecutive rows, into one visual token."""
 
     def __init__(self, config: RiceVitConfig) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ class RiceMerger(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[P, D] -> [P / 4, width of the language model]."""
+        """Map [P, D] -> [P / 4, width of the language model]."""
         out: Tensor = self.mlp(self.ln_q(patches).view(-1, self.width))
         return out
 
 
 class RiceVisionModel(PreTrainedModel):
-    """Patches of images and frames to visual tokens. A unit is an image or a frame; attention never leaves it."""
+    """Encode patches into visual tokens. A unit is one image or frame; attention stays within it."""
 
     config: RiceVitConfig
     base_model_prefix = "visual"
@@ -130,17 +130,17 @@ class RiceVisionModel(PreTrainedModel):
     def forward(
         self, hidden_states: Tensor, grid_thw: Tensor, prompts: Tensor | None = None
     ) -> BaseModelOutputWithPooling:
-        """Encode patches [P, values], four of a 2x2 square consecutive; `grid_thw` [images, 3] counts patches.
+        """Encode patches [P, values], with the four of a 2x2 square in sequence; `grid_thw` [images, 3] is in patches.
 
-        `prompts` [images], ascending, tells which images belong together; without it all do. It matters to the
-        released unpacking only, which otherwise would let the images of one prompt shift those of the next.
-        Returns `last_hidden_state` [P, D], the patches as they enter the merger, and `pooler_output` [P / 4, width].
+        `prompts` [images], ascending, is the prompt of each image; without it, all belong to one. Only the released
+        unpacking uses it: otherwise the images of one prompt would shift those of the next.
+        Returns `last_hidden_state` [P, D], the input of the merger, and `pooler_output` [P / 4, width].
         """
         patches = self.patch_embed(hidden_states)
         grid = grid_thw.to(patches.device)
         lengths = (grid[:, 1] * grid[:, 2]).repeat_interleave(grid[:, 0])
         self._check(grid, lengths, len(patches))
-        # Every unit gets a CLS row in front: [CLS, patches, CLS, patches, ...].
+        # Rows are packed as [CLS, patches, CLS, patches, ...].
         bounds = nn.functional.pad((lengths + 1).cumsum(0), (1, 0))
         is_cls = torch.zeros(len(patches) + len(lengths), dtype=torch.bool, device=patches.device)
         is_cls[bounds[:-1]] = True
@@ -163,7 +163,7 @@ class RiceVisionModel(PreTrainedModel):
 
 
 def patch_angles(grid: Tensor, merge: int, dim: int) -> Tensor:
-    """Rotary angles [P, dim] in float32, rows then columns, in the order of the patches; `grid` [images, 3]."""
+    """Return rotary angles [P, dim] in float32, rows then columns, in the order of patches; `grid` is [images, 3]."""
     places = []
     for t, h, w in grid.tolist():
         row, column = torch.meshgrid(*(torch.arange(n, device=grid.device) for n in (h, w)), indexing="ij")
@@ -174,19 +174,19 @@ def patch_angles(grid: Tensor, merge: int, dim: int) -> Tensor:
 
 
 def released_rows(grid: Tensor, prompts: Tensor | None) -> Tensor:
-    """Packed rows [P] that the release takes for the patches of `grid` [images, 3].
+    """Return the packed rows [P] that the released model reads as the patches of `grid` [images, 3].
 
-    It skips the first CLS row and no other: from a prompt's second unit on, patches come from too far in front.
+    It skips only the first CLS row of a prompt, so that patches of its later units are read too early.
     """
-    units = grid[:, 0].cumsum(0) - grid[:, 0]  # [images], CLS rows before each image
-    prompts = torch.zeros_like(units) if prompts is None else prompts.to(units)
-    skipped = units[torch.searchsorted(prompts, prompts)]  # those before the first image of its prompt
+    cls_rows = grid[:, 0].cumsum(0) - grid[:, 0]  # [images], CLS rows before each image
+    prompts = torch.zeros_like(cls_rows) if prompts is None else prompts.to(cls_rows)
+    skipped = cls_rows[torch.searchsorted(prompts, prompts)]  # those before the first image of the prompt
     skipped = skipped.repeat_interleave(grid.prod(-1))
     return torch.arange(len(skipped), device=grid.device) + 1 + skipped
 
 
 def _interleave(rows: Tensor, cls: Tensor, is_cls: Tensor) -> Tensor:
-    """Put `cls` into the rows where `is_cls` [N] and `rows` [P, C] into the others, in order -> [N, C]."""
+    """Return [N, C] with `cls` in the rows `is_cls` [N], and `rows` [P, C] in the others, in order."""
     mixed = rows.new_empty(len(is_cls), rows.shape[1])
     mixed[is_cls] = cls.to(rows.dtype)
     mixed[~is_cls] = rows
