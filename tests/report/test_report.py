@@ -151,7 +151,7 @@ def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp
         for file in (tmp_path / "runs").rglob(name):
             file.unlink()
     assert make(*where)["questions"] == 0
-    assert "No pruned run here holds its answers" in (tmp_path / "page.html").read_text()
+    assert "No pruned run here has its answers" in (tmp_path / "page.html").read_text()
     assert set(agreement(tmp_path / "page.html")) == {"–"}
     assert make(*where, sample)["questions"] == 12
     assert (tmp_path / "sample.json").read_text() == kept
