@@ -16,7 +16,7 @@ from harness.models.calls import Arguments, Call, CallSite
 from harness.models.hooks import Handles, submodule
 from harness.models.layout import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
-from harness.models.vision_tower import VisionSignals, VisionTower
+from harness.models.vision_tower import VisionSignals, VisionTower, refuse_old_names
 from methods.base import Method, Signal
 
 
@@ -69,6 +69,11 @@ class Adapter(ABC):
     decoder: ClassVar[DecoderParts]
     arguments: ClassVar[Mapping[str, Arguments]] = {}  # in addition to ARGUMENTS, by hooked module
     rotate: ClassVar[Callable[..., tuple[Tensor, Tensor]]]  # transformers' function of (q, k [B, H, S, d], cos, sin)
+
+    def __init_subclass__(cls) -> None:
+        old_names = {"adding": "added_arguments", "saw_vision": "record_vision_pass"}
+        old_names |= {"given_grids": "declared_grids", "encode_here": "encoding_hint"}
+        refuse_old_names(cls, old_names)
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

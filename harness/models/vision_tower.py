@@ -17,6 +17,13 @@ from harness.models.hooks import Handles, submodule
 from methods.base import AttentionSpec, Method, Signal
 
 
+def refuse_old_names(cls: type, renamed: Mapping[str, str]) -> None:
+    """Raise TypeError if a class defines a method under a name that is no longer called."""
+    for old, new in renamed.items():
+        if old in cls.__dict__:
+            raise TypeError(f"{cls.__name__}.{old} would not be called: rename it to {new}")
+
+
 @dataclass(frozen=True, eq=False)
 class VisionSignals:
     """Signals of N visual tokens, in the order in which they enter the language model."""
@@ -55,6 +62,9 @@ class VisionTower(ABC):
     # HiPrune's layer, 0-based: "official" is its authors' choice, "paper" that of arXiv 2602.13315.
     middle: ClassVar[Mapping[str, int]]
     middle_of: ClassVar[int]  # depth of the tower for which `middle` was chosen; it is scaled to other depths
+
+    def __init_subclass__(cls) -> None:
+        refuse_old_names(cls, {"units": "segments", "merged": "merge", "group": "patches_per_token"})
 
     @property
     @abstractmethod

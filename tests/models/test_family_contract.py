@@ -23,7 +23,9 @@ import harness
 import methods
 from harness.evaluation.resize_baseline import resizing
 from harness.models import FAMILIES, adapter_class
+from harness.models.adapter import Adapter
 from harness.models.preprocessing import PixelLimits
+from harness.models.vision_tower import VisionTower
 from methods.budget import Budget
 
 TEXT_ALONE = ("just a question, no picture", [], [])
@@ -339,3 +341,11 @@ class TestNothingElseChanges:
             model(**family.inputs("one image"))
         assert torch.equal(watch.seen[0].features, prompt.states[0, prompt.visual])
         assert hooks(model) == before
+
+
+@pytest.mark.parametrize(
+    ("base", "old", "new"), [(Adapter, "adding", "added_arguments"), (VisionTower, "units", "segments")]
+)
+def test_a_family_that_overrides_an_old_name_is_refused(base, old, new):
+    with pytest.raises(TypeError, match=f"^Mine.{old} would not be called: rename it to {new}$"):
+        type("Mine", (base,), {old: lambda self: None})
