@@ -53,3 +53,14 @@ def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
         tie_word_embeddings=False,
     )
     return built(InternVLForConditionalGeneration, config, dtype, attn, seed, vision_std=0.3)
+
+
+def squares(patches):
+    """The patches [tiles, 8 x 8, ...] of each token: [tiles * 4 * 4, 4, ...], naive."""
+    tokens = []
+    for tile in patches:
+        for row in range(4):
+            for column in range(4):
+                four = [8 * (2 * row + y) + 2 * column + x for y in range(2) for x in range(2)]
+                tokens.append(tile[four])
+    return torch.stack(tokens)

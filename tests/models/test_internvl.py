@@ -1,4 +1,4 @@
-"""What is peculiar to InternVL under `prune`: tiles, tokens of 2 x 2 patches, and its vision tower."""
+"""What is peculiar to InternVL under `prune`: tiles, tokens of 2 x 2 patches, and its prompts."""
 
 import copy
 
@@ -8,14 +8,12 @@ import torch
 from PIL import Image
 from probes import Watch
 from reference_prune import generate, inputs_of
-from tiny_internvl import DEPTH, tiny_internvl, tiny_internvl_processor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.internvl.modeling_internvl import eager_attention_forward
+from tiny_internvl import squares, tiny_internvl, tiny_internvl_processor
 
 import harness
 import methods
 from harness.core.config import ModelConfig
-from harness.models import adapter_for, loading
+from harness.models import loading
 from harness.models.internvl import InternVL
 from harness.models.preprocessing import limits_of, to_inputs
 
@@ -43,17 +41,6 @@ def of(processor, *names):
     return inputs_of(processor, [SAMPLES[name] if isinstance(name, str) else name for name in names])
 
 
-def squares(patches):
-    """The patches [tiles, 8 x 8, ...] of each token: [tiles * 4 * 4, 4, ...], naive."""
-    tokens = []
-    for tile in patches:
-        for row in range(4):
-            for column in range(4):
-                four = [8 * (2 * row + y) + 2 * column + x for y in range(2) for x in range(2)]
-                tokens.append(tile[four])
-    return torch.stack(tokens)
-
-
 @pytest.mark.parametrize("name", SAMPLES)
 @torch.no_grad()
 def test_a_token_is_a_square_of_patches_and_a_tile_a_grid(processor, model, name):
@@ -66,47 +53,7 @@ def test_a_token_is_a_square_of_patches_and_a_tile_a_grid(processor, model, name
     torch.testing.assert_close(watch.seen[0].features, features, atol=1e-5, rtol=1e-4)
 
 
-class TestSignals:
-    @pytest.mark.parametrize("variant", ["official", "paper"])
-    @pytest.mark.parametrize("norm", [False, True])
-    @torch.no_grad()
-    def test_attention_and_keys(self, processor, variant, norm):
-        """Against eager maps: attention of CLS alone, or of all, by definition of the variant."""
-        model, notes = tiny_internvl(use_qk_norm=norm), {}
-
-        def spy(module, query, key, value, *args, **kwargs):
-            output, weights = eager_attention_forward(module, query, key, value, *args, **kwargs)
-            notes[id(module)] = key.double(), weights.double()
-            return output, weights
-
-        ALL_ATTENTION_FUNCTIONS.register("spy_intern", spy)
-        model.model.vision_tower.config._attn_implementation = "spy_intern"
-        for inputs in (of(processor, "two images"), of(processor, "one tile", "two tiles")):
-            watch, notes = Watch(variant=variant), {}
-            with harness.prune(model, watch, keep=0.5):
-                generate(model, inputs, max_new_tokens=1)
-            tower, layers = adapter_for(model).tower, model.model.vision_tower.encoder.layer
-            received = watch.attention_spec
-            for role in ("last", "middle"):
-                keys, maps = notes[id(layers[tower.layer(role, variant)].attention)]
-                rows = maps[:, :, :1] if received.queries == "cls" else maps
-                if not received.cls_key:
-                    rows = rows[..., 1:] / rows[..., 1:].sum(-1, keepdim=True)
-                scores = squares(rows.mean(1).sum(1)[:, -64:]).sum(1).float()
-                ours = torch.cat([tokens.vit_attention[role] for tokens in watch.seen])
-                torch.testing.assert_close(ours, scores, atol=1e-5, rtol=1e-4)
-                if role == "last":
-                    means = squares(keys.mean(1)[:, 1:]).mean(1).float()
-                    torch.testing.assert_close(torch.cat([tokens.vit_keys for tokens in watch.seen]), means)
-
-    def test_layers_of_the_released_tower(self, model):
-        assert adapter_for(model).tower.layer("last", "paper") == DEPTH - 1
-        config = copy.deepcopy(model.config)
-        config.vision_config.num_hidden_layers = 24
-        released = type("Released", (), {"config": config})
-        roles = [("last", "official"), ("middle", "official"), ("middle", "paper")]
-        assert [type(adapter_for(model).tower)(released).layer(*role) for role in roles] == [23, 8, 9]
-
+class TestQuestion:
     @torch.no_grad()
     def test_the_break_behind_an_image_is_not_the_question(self, processor, model):
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What\nis it?"}]}]

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from attention_kernels import KERNELS, with_kernel
-from tiny_llavaov15 import GRIDS, UNPACK, pixels_of, plain_vision, vision_of
+from probes import Watch
+from reference_prune import inputs_of
+from tiny_llavaov15 import GRIDS, UNPACK, llavaov15_processor, pixels_of, plain_vision, vision_of
 
+import harness
 from harness.models.llavaov15.vision import patch_angles
 
 
@@ -93,3 +96,14 @@ class TestVision:
             tower(pixels[:20], grid_thw=grid)
         with pytest.raises(ValueError, match="multiples of 2"):
             tower(pixels[:9], grid_thw=torch.tensor([[1, 3, 3]]))
+
+
+@pytest.mark.parametrize("unpack", ["released", "fixed"])
+@torch.no_grad()
+def test_methods_see_the_features_of_the_tower(llavaov15, monkeypatch, unpack):
+    monkeypatch.setattr(llavaov15.config, "unpack", unpack)
+    inputs, watch = inputs_of(llavaov15_processor(), ["adjacent"]), Watch()
+    with harness.prune(llavaov15, watch, keep=0.5):
+        llavaov15(**inputs)
+    features = llavaov15.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    torch.testing.assert_close(watch.seen[0].features, torch.cat(list(features)))
