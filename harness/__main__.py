@@ -15,7 +15,7 @@ from harness.core.config import validate
 from harness.core.console import table_lines
 from harness.core.distributed import launched
 from harness.evaluation.preflight import check_parameters, prepare
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 
 if TYPE_CHECKING:
     from harness.results.result import Result

@@ -103,7 +103,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     with as_user_error(OmegaConfBaseException):
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
     assert isinstance(run, RunConfig)
-    run.tasks.metrics = {name: metric or _published().get(name) for name, metric in run.tasks.metrics.items()}
+    run.tasks.metrics = {name: metric or _default_metrics().get(name) for name, metric in run.tasks.metrics.items()}
     if not isinstance(run.method.get("name"), str):
         raise UserError("method.name is missing: the configuration of a method needs its name")
     _check_budget(run)
@@ -144,7 +144,7 @@ def conf(*parts: str) -> Path:
 
 
 @cache
-def _published() -> dict[str, str]:
+def _default_metrics() -> dict[str, str]:
     """Map tasks of lmms-eval and of the pocket suite to the metrics that tables show."""
     files = [conf("tables", "metrics.yaml"), conf("tasks", "pocket.yaml")]
     published, pocket = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)

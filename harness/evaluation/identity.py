@@ -1,4 +1,4 @@
-"""The identity of a run: everything that can change an answer.
+"""What answers depend on; with the tasks, which `run_plan` adds, it is the identity of a run.
 
 Weights, data and parameters count by content. Our code counts by declared versions, so that a comment or a new name
 does not cost a sweep: `Method.version`, `Adapter.version`, `PREPROCESSING`, `CUT` and `task_overrides.SCORING`. The
@@ -46,7 +46,7 @@ ANSWERING = ("prune.py", "models/**/*.py", "pruning/*.py", "evaluation/*.py")
 
 
 class Identity:
-    """Everything that can change an answer, as JSON; equal identities share one run folder."""
+    """What the answer to a question depends on, as JSON; `run_plan` adds the tasks and names the run folder by both."""
 
     def __init__(self, run: RunConfig, folder: ModelFolder):
         self.run = run

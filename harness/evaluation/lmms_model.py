@@ -84,7 +84,7 @@ class PrunedModel(lmms):
         loaded: Loaded,
         pruner: Pruner,
         identity: dict[str, Any],
-        journal: ResponseLog | None = None,
+        log: ResponseLog | None = None,
         strict: bool = False,
         stages: Stages | None = None,
         looked_at: dict[tuple[str, int], QuestionDigest] | None = None,
@@ -96,7 +96,7 @@ class PrunedModel(lmms):
         self.loaded = loaded
         self.shared = shared
         self.pruner = pruner
-        self.journal = journal
+        self.log = log
         self.strict = strict
         self.stages = stages or Stages()
         self.device = loaded.device
@@ -134,7 +134,7 @@ class PrunedModel(lmms):
         raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer every request, in order; answers in the journal are not generated again.
+        """Answer every request, in order; answers in the log are not generated again.
 
         Of n processes, number i answers batches i, i + n, ... Only the first one returns, with all answers.
         """
@@ -155,8 +155,8 @@ class PrunedModel(lmms):
             raise WorkerDone
         pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
         check_some_answered([line for line, _ in pairs])
-        if self.journal:
-            self.journal.add([line for line, _ in pairs], [kept for _, kept in pairs])
+        if self.log:
+            self.log.add([line for line, _ in pairs], [kept for _, kept in pairs])
         self.asked += [line["key"] for line, _ in pairs]
         return [
             GenerationResult(line["response"], TokenCounts(line["input_tokens"], line["output_tokens"]))
@@ -194,13 +194,13 @@ class PrunedModel(lmms):
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return the (response, kept indices) lines of each question; lines on disk take precedence over new ones."""
-        journal = self.journal
-        if journal is None:
+        log = self.log
+        if log is None:
             pairs = list(zip(*self._attempt(batch, handle), strict=True))
         else:
-            if any(request.key not in journal.responses for request in batch):
-                journal.add(*self._attempt(batch, handle))
-            pairs = [(journal.responses[request.key], journal.kept[request.key]) for request in batch]
+            if any(request.key not in log.responses for request in batch):
+                log.add(*self._attempt(batch, handle))
+            pairs = [(log.responses[request.key], log.kept[request.key]) for request in batch]
         for line in (line for line, _ in pairs if "failed" in line):
             about = f"task {line['task']}, question {line['doc_id']}: {line['failed']}"
             if self.strict:

@@ -20,7 +20,7 @@ from harness.core.files import slug
 from harness.core.timing import Stages
 from harness.evaluation.identity import packages, sources
 from harness.evaluation.pruner import Pruner
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 from harness.evaluation.run_plan import PrunerRun, RunPlan
 from harness.evaluation.task_suite import TaskSuite
 from harness.models.calls import HookError
@@ -91,15 +91,15 @@ def _complete(
             locks.enter_context(folder.lock())
         if processes.gather(folder.done and not force)[0]:
             return  # another launch of the sweep was faster
-        journal = None
+        log = None
         if processes.first:
             about = _about(plan, pruner)
-            journal = folder.open(about, force)
+            log = folder.open(about, force)
             _record_other_code(folder, about)
         processes.gather()
-        if journal is None:
+        if log is None:
             locks.enter_context(folder.lock(processes.rank))
-            journal = ResponseLog(folder.path, processes.rank)
+            log = ResponseLog(folder.path, processes.rank)
         resumed = folder.about() if processes.first and not force else {}
         before = Proof(**resumed.get("decoding", {}).get("proof", {}))
 
@@ -111,7 +111,7 @@ def _complete(
             loaded,
             pruner,
             part.answers,
-            journal,
+            log,
             strict=config.strict,
             stages=stages,
             looked_at=suite.looked_at,
@@ -127,10 +127,10 @@ def _complete(
         decoding = _decoding(config, reduce(or_, proofs, before))
         folder.amend({"decoding": decoding})
         metrics, scores = results
-        journal.settle(model.asked)
-        failed = {key: line["task"] for key, line in journal.responses.items() if "failed" in line}
+        log.settle(model.asked)
+        failed = {key: line["task"] for key, line in log.responses.items() if "failed" in line}
         metrics["failed"] = {task: list(failed.values()).count(task) for task in config.tasks.metrics}
-        shown = [line for key, line in journal.kept.items() if key not in failed]
+        shown = [line for key, line in log.kept.items() if key not in failed]
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}

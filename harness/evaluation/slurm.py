@@ -22,7 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError
 from harness.evaluation.preflight import LocatedRun
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 from harness.evaluation.sweep_plan import shared, wanted_runs
 from harness.results.metrics import primary
 from harness.results.run_folder import RunFolder
@@ -128,7 +128,7 @@ def check(sweep: Sequence[RunConfig], params: Mapping[str, Any]) -> None:
     if processes > 1 and any(config.model.device_map for config in sweep):
         raise UserError("model.device_map spreads one process over the GPUs: set hydra.launcher.tasks_per_node=1")
     if any(config.force for config in sweep):
-        raise UserError("force=true would start a requeued job over: move the run folders away instead")
+        raise UserError("force=true repeats finished runs, which an array leaves out: move their folders away instead")
     if len({config.runs for config in sweep}) > 1:
         raise UserError("runs= cannot be swept on a cluster: a sweep has one folder")
 

@@ -68,7 +68,7 @@ def _sample(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame) -> 
     if cfg.gallery == "none":
         return gallery.EMPTY
     sample = gallery.gather(results, None if cfg.gallery == "all" else int(cfg.questions))
-    gallery.keep(sample, frame)
+    gallery.add_agreement(sample, frame)
     file = None if cfg.sample is None else Path(str(cfg.sample))
     if file is not None and file.is_file():
         fresh = {setting["setting"] for setting in sample["settings"]}

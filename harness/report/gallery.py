@@ -161,7 +161,7 @@ def _of(setting: dict[str, Any], hashes: set[str]) -> dict[str, Any]:
     return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": questions}
 
 
-def keep(sample: Sample, frame: pd.DataFrame) -> None:
+def add_agreement(sample: Sample, frame: pd.DataFrame) -> None:
     """Add "agreement" to every setting: benchmark -> percent for each run, as `full_summary` gives it."""
     rows = frame.dropna(subset="agreement").round({"agreement": 2})
     by_run = {run: dict(zip(of["benchmark"], of["agreement"], strict=True)) for run, of in rows.groupby("hash")}

@@ -1,1 +1,1 @@
-"""Greedy loops that are hot, as plain functions on tensors."""
+"""Plain torch loops that several methods share: greedy picks, similarities, sums of attention."""

@@ -149,27 +149,27 @@ def test_a_finished_run_is_reused(place, swept):
 def test_a_killed_run_resumes_to_the_same_bytes(place, swept):
     call = ["harness", *place.overrides("method=random", "keep=0.5", runs="killed")]
     command = place.forks.start(*call)
-    journal = None
+    log = None
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and command.process.is_alive():
-        journal = next(iter(place.root.glob("killed/*/*/random-*/responses.jsonl")), None)
-        if journal and journal.read_bytes().count(b"\n") >= 20:
+        log = next(iter(place.root.glob("killed/*/*/random-*/responses.jsonl")), None)
+        if log and log.read_bytes().count(b"\n") >= 20:
             break
         time.sleep(0.002)
     kill(command)
-    assert journal is not None
-    folder = journal.parent
-    whole = journal.read_bytes().splitlines(keepends=True)
+    assert log is not None
+    folder = log.parent
+    whole = log.read_bytes().splitlines(keepends=True)
     assert 20 <= len(whole) < QUESTIONS + 4
     assert not (folder / "DONE").exists()
-    journal.write_bytes(b"".join(whole[:-1]) + whole[-1][:-30])  # as if the kill had come in the middle of a write
+    log.write_bytes(b"".join(whole[:-1]) + whole[-1][:-30])  # as if the kill had come in the middle of a write
 
     place.run(*call)
     uninterrupted = folder_of(place, "random")
     assert (folder / "DONE").exists()
     for name in ("metrics.json", "responses.jsonl", "kept.jsonl"):
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
-    assert journal.read_bytes().startswith(b"".join(whole[: len(whole) - BATCH]))
+    assert log.read_bytes().startswith(b"".join(whole[: len(whole) - BATCH]))
 
 
 def test_a_run_that_other_code_goes_on_with_says_so(place, swept):

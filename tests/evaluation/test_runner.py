@@ -90,12 +90,12 @@ def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
     def answers():
         model = Talkative(loaded, pruner, {}, folder.open({}))
         texts = [result.text for result in model.generate_until([SimpleNamespace(args=(0, 0, 0, 0, "t", "test"))] * 2)]
-        return texts, [line["response"] for line in model.journal.responses.values()], list(model.journal.kept.values())
+        return texts, [line["response"] for line in model.log.responses.values()], list(model.log.kept.values())
 
     assert answers()[0] == ["a1", "b1"]
     file = folder.path / "responses.jsonl"
     file.write_bytes(file.read_bytes()[:-5])
-    texts, journalled, kept = answers()
-    assert texts == journalled == ["a1", "b2"]
+    texts, logged, kept = answers()
+    assert texts == logged == ["a1", "b2"]
     assert [line["k"] for line in kept] == [1, 2]
     assert answers()[0] == texts

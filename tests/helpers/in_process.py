@@ -1,7 +1,7 @@
 """Runs of the main command in this process, without its command line."""
 
 from harness.evaluation import runner
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 
 
 def run(config, context=None):

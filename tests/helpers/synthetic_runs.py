@@ -45,7 +45,7 @@ def write_run(
     about = {"method": method, "model": model, "budget": str(keep), "config": config, "git": "abc", "made_from": {}}
     about |= {"device": "x", "python": "3", "started": "2026-01-01T00:00:00+00:00"}
     folder = RunFolder(root / model / "suite" / f"{method}-{keep}-{digest(identity)[:8]}", identity)
-    journal = folder.open(about)
+    log = folder.open(about)
     rng = np.random.default_rng(int(digest(identity)[:8], 16))
     hard = np.random.default_rng(0).random((len(tasks), questions))
     responses, kept, scores = [], [], {}
@@ -60,7 +60,7 @@ def write_run(
             chosen = sorted(rng.choice(tokens, k, replace=False).tolist())
             grid = [1, 10, tokens // 10]
             kept.append(name | {"n": tokens, "k": k, "per_layer": float(k), "grids": [grid], "kept": chosen})
-    journal.add(responses, kept)
+    log.add(responses, kept)
     if finish:
         means = {task: {tasks[task]: float(np.mean(scores[task][tasks[task]]))} for task in tasks}
         counts = {task: {"all": tokens, "kept": k, "per_layer": k, "budget": k} for task in tasks}

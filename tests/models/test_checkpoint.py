@@ -12,7 +12,7 @@ from harness.core.config import ModelConfig
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 from harness.models import checkpoint
 from harness.pocket import WEIGHTS
 

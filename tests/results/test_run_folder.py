@@ -29,9 +29,9 @@ def folder(tmp_path):
 
 def test_what_was_added_is_there_after_reopening(folder):
     folder.open({"model": "tiny"}).add(*lines("a", "b"))
-    journal = folder.open({"model": "ignored"})
-    assert list(journal.responses) == ["a", "b"]
-    assert journal.kept["b"]["kept"] == [2]
+    log = folder.open({"model": "ignored"})
+    assert list(log.responses) == ["a", "b"]
+    assert log.kept["b"]["kept"] == [2]
     assert json.loads((folder.path / "run.json").read_text())["model"] == "tiny"
 
 
@@ -42,10 +42,10 @@ def test_a_line_cut_short_is_dropped_and_the_rest_kept(folder, name, cut):
     file = folder.path / name
     whole = file.read_bytes()
     file.write_bytes(whole[:-cut])
-    journal = folder.open({})
-    assert list(journal.responses) == ["a"]
-    assert list(journal.kept) == ["a"]
-    journal.add(*lines("a", "b"))
+    log = folder.open({})
+    assert list(log.responses) == ["a"]
+    assert list(log.kept) == ["a"]
+    log.add(*lines("a", "b"))
     assert file.read_bytes() == whole
 
 
@@ -86,15 +86,15 @@ def test_damage_in_the_middle_is_an_error_not_a_silent_loss(folder):
 
 
 def test_a_response_is_written_once(folder):
-    journal = folder.open({})
-    journal.add(*lines("a"))
+    log = folder.open({})
+    log.add(*lines("a"))
     responses, kept = lines("a", "b")
     responses[0]["response"], kept[0]["k"] = "another answer", 3
-    journal.add(responses, kept)
+    log.add(responses, kept)
     assert (folder.path / RESPONSES).read_text().count('"a"') == 1
     assert (folder.path / KEPT).read_text().count('"a"') == 1
     reopened = folder.open({})
-    assert (journal.responses, journal.kept) == (reopened.responses, reopened.kept)
+    assert (log.responses, log.kept) == (reopened.responses, reopened.kept)
 
 
 def test_a_folder_of_another_configuration_is_refused(folder):
@@ -130,8 +130,8 @@ def test_what_other_processes_answered_is_taken_in_and_their_files_go(folder):
     third.add(*lines("c", "d"))
     assert json.loads((folder.path / "responses.1.jsonl").read_text())["key"] == "b"
     (folder.path / "kept.2.jsonl").write_bytes((folder.path / "kept.2.jsonl").read_bytes()[:-3])  # killed
-    journal = folder.open({})
-    assert list(journal.responses) == list(journal.kept) == ["a", "b", "c"]
+    log = folder.open({})
+    assert list(log.responses) == list(log.kept) == ["a", "b", "c"]
     assert sorted(path.name for path in folder.path.iterdir()) == [KEPT, RESPONSES, "run.json"]
     assert (folder.path / RESPONSES).read_text().count("\n") == 3
 
@@ -151,19 +151,19 @@ def test_a_journal_that_another_process_still_writes_is_waited_for(folder):
 
 
 def test_in_the_end_the_lines_stand_as_they_were_asked_and_no_others(folder):
-    journal = folder.open({})
-    journal.add(*lines("c", "a", "b"))
-    journal.settle(["a", "b", "b"])
+    log = folder.open({})
+    log.add(*lines("c", "a", "b"))
+    log.settle(["a", "b", "b"])
     for file in (RESPONSES, KEPT):
         keys = [json.loads(line)["key"] for line in (folder.path / file).read_text().splitlines()]
         assert keys == ["a", "b"]
 
 
 def test_a_key_that_comes_twice_in_a_batch_is_written_once(folder):
-    journal = folder.open({})
-    journal.add(*lines("b", "a", "b"))
-    assert list(journal.responses) == list(folder.open({}).responses) == ["b", "a"]
-    assert journal.responses["b"]["doc_id"] == 0
+    log = folder.open({})
+    log.add(*lines("b", "a", "b"))
+    assert list(log.responses) == list(folder.open({}).responses) == ["b", "a"]
+    assert log.responses["b"]["doc_id"] == 0
 
 
 def test_responses_without_a_configuration_are_refused(folder):

@@ -21,7 +21,7 @@ from harness.core.errors import UserError
 from harness.evaluation import runner
 from harness.evaluation.preflight import locate, prepare
 from harness.evaluation.pruner import pruner_of
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 from harness.evaluation.run_plan import plan
 from harness.models import loading
 from harness.models.model_folder import ModelFolder

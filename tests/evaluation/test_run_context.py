@@ -15,7 +15,7 @@ from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
-from harness.evaluation.reuse import RunContext
+from harness.evaluation.run_context import RunContext
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import loading
 
