@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.files import digest
 from harness.results import archive
 from harness.results.method_groups import BASELINE, group_of, group_rank
@@ -22,9 +22,9 @@ class Result:
     folder: Path
     about: dict[str, Any]
     metrics: dict[str, Any]
-    finished: dict[str, Any]  # what `DONE` holds
     parts: tuple["Result", ...] = ()  # of a run that `merge_task_runs` made; its folder is that of the first
     archived_scores: archive.PerQuestion | None = None  # None: in the run's folder
+    archived_finish: dict[str, Any] | None = None  # None: in `DONE`
 
     def __post_init__(self) -> None:
         if (version := self.about.get("format", 1)) not in range(1, FORMAT + 1):
@@ -43,15 +43,23 @@ class Result:
         try:
             about = json.loads((path / "run.json").read_text(encoding="utf-8"))
             metrics = RunFolder(path, about["identity"]).metrics()
-            finished = json.loads((path / DONE).read_text(encoding="utf-8") or "{}")
         except (OSError, ValueError, KeyError, UserError) as error:
             raise UserError(f"{path} has {DONE} but is an incomplete run ({one_line(error)}): move it away") from error
-        return cls(path, about, metrics, finished)
+        return cls(path, about, metrics)
 
     @classmethod
     def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
         """Return a run of an archive; `path` is the archive's path and the run's name."""
-        return cls(path, run.about, run.metrics, run.finished, archived_scores=run.per_question)
+        return cls(path, run.about, run.metrics, archived_scores=run.per_question, archived_finish=run.finished)
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """When the run finished and where its time went; only commands that print it read `DONE`."""
+        if self.archived_finish is not None:
+            return self.archived_finish
+        with as_user_error((OSError, ValueError), f"{self.folder / DONE} cannot be read"):
+            content: dict[str, Any] = json.loads((self.folder / DONE).read_text(encoding="utf-8") or "{}")
+        return content
 
     @property
     def packages(self) -> dict[str, str | None]:
@@ -264,6 +272,5 @@ def _join(runs: Sequence[Result]) -> Result:
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
     keys = dict.fromkeys(key for run in runs for key in run.metrics)
     metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
-    return Result(
-        first.folder, first.about | {"identity": identity, "config": config}, metrics, first.finished, tuple(runs)
-    )
+    about = first.about | {"identity": identity, "config": config}
+    return Result(first.folder, about, metrics, tuple(runs), archived_finish=first.archived_finish)

@@ -236,7 +236,7 @@ def test_a_report(read):
     for part in (
         "Score against measured prefill time",
         "only where A is right and B is wrong",
-        "a layer",
+        "per layer",
         "lost / gained",
     ):
         assert part in page

@@ -99,14 +99,13 @@ def signed_squares(rows):
     return lambda i, j: ordered(min(i, j), max(i, j))
 
 
-def is_greedy(order, rows, scores, tolerance=ROUNDING):
-    """Tell whether every pick is the best token left, up to rounding, and the first of those with equal rows.
+def is_greedy(order, same, scores, tolerance=ROUNDING):
+    """Tell whether every pick is the best token left, up to rounding, and the first of those with equal keys.
 
-    `scores` maps earlier picks to the scores [N] of all tokens.
+    `same` holds the key of each token; `scores` maps earlier picks to the scores [N] of all tokens.
     """
-    same = directions(rows)
     for count, pick in enumerate(order):
-        now, left = scores(order[:count]), set(range(len(rows))) - set(order[:count])
+        now, left = scores(order[:count]), set(range(len(same))) - set(order[:count])
         earlier_copy = any(i < pick and same[i] == same[pick] and now[i] >= now[pick] for i in left)
         if pick not in left or earlier_copy or now[pick] < max(now[i] for i in left) - tolerance:
             return False
@@ -131,7 +130,7 @@ def is_farthest(order, rows, first=()):
             return [float(i == first[len(picked)]) for i in range(n)]
         return [-max((s[i][j] for j in picked or range(n) if j != i), default=-2) for i in range(n)]
 
-    return is_greedy(order, rows, scores)
+    return is_greedy(order, directions(rows), scores)
 
 
 def is_greedy_map(order, rows, quality, tolerance=1e-5):

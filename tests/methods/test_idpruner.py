@@ -31,7 +31,7 @@ def is_algorithm_1(order, features, logits, lam, parallel_k=1, epsilon=1e-6):
         seen = picked[: 1 + (len(picked) - 1) // parallel_k * parallel_k]  # at the beginning of the round
         return lam * imp - (1 - lam) * s[seen].max(0)
 
-    return is_greedy(order, features, scores)
+    return is_greedy(order, [tuple(row) for row in x.tolist()], scores)
 
 
 def sample(n, d, seed, kind="normal"):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from probes import Largest
-from reference_selection import attended, is_greedy, shuffled
+from reference_selection import attended, directions, is_greedy, shuffled
 
 from methods.base import Tokens
 from methods.kernels import cosine
@@ -31,7 +31,7 @@ def is_scope(order, features, saliency, alpha=1.0, combined="multi"):
         gain = np.maximum(0, c - covered[:, None]).sum(0)
         return gain * weight if combined == "multi" else gain + weight
 
-    return is_greedy(order, features, scores, tolerance=1e-6 * len(x) * max(1, weight.max()))
+    return is_greedy(order, directions(features), scores, tolerance=1e-6 * len(x) * max(1, weight.max()))
 
 
 def image(n, d, seed, kind="normal"):
