@@ -57,7 +57,7 @@ def test_a_gpu_that_the_login_node_lacks_is_no_mistake():
 @pytest.mark.parametrize(
     ("points", "params", "message"),
     [
-        (["method=random force=true"], {}, "move the run folders away"),
+        (["method=random force=true"], {}, "move their folders away"),
         (["runs=a", "runs=b"], {}, "a sweep has one folder"),
         (["method=random"], {"nodes": 2}, "nodes must be 1"),
         (["method=random"], {"tasks_per_node": 5}, "tasks_per_node=5 on gpus_per_node=4"),
