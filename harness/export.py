@@ -19,6 +19,7 @@ from harness.results import archive
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
+from harness.results.metrics import OF_QUESTION
 from harness.results.result import Result, folders_of, load_results
 from harness.results.run_folder import AGAIN, DONE, KEPT, RESPONSES
 
@@ -224,7 +225,7 @@ def as_lmms_eval(result: Result) -> dict[str, Any]:
             "task": task,
             "group": None,
             "output_type": "generate_until",
-            "metric_list": [{"metric": name} for name in result.per_question[task] if name != "doc_id"],
+            "metric_list": [{"metric": name} for name in result.per_question[task] if name not in OF_QUESTION],
         }
         for task in tasks
     }

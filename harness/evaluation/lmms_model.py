@@ -33,16 +33,24 @@ from harness.models.bad_input import BadInput, check_asked, check_some_answered,
 from harness.models.calls import PIXELS
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
+from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs, visual_digest
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
 from harness.results.response_log import ResponseLog
 from methods.base import Selection
 
-QuestionDigest = tuple[str | None, str | None]  # digest of a question's content, and why it cannot be shown
 DETAILED = 32  # questions of a task whose picking order and importance are recorded, for the gallery of the report
 MAX_NEW_TOKENS = 128  # if the task sets none; the default of lmms-eval's own chat model
+
+
+@dataclass(frozen=True)
+class QuestionDigest:
+    """Digests of a question's content and of its pictures and videos alone; `failed` says why it cannot be shown."""
+
+    shown: str | None = None
+    visual: str | None = None
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +158,11 @@ class PrunedModel(lmms):
                 if number % processes.count == processes.rank:
                     mine.append(self._pairs([self._request(instance) for instance in batch], handle))
                 progress.update(len(batch))
-        shares = processes.gather(mine)
+        shares, looked_at = processes.gather(mine), processes.gather(self._digests)
         if not processes.first:
             raise WorkerDone
+        for digests in looked_at:
+            self._digests.update(digests)
         pairs = [pair for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for pair in batch]
         check_some_answered([line for line, _ in pairs])
         if self.log:
@@ -187,10 +197,10 @@ class PrunedModel(lmms):
 
         if (task, doc_id) not in self._digests:
             self._digests[task, doc_id] = _digest_question(messages)
-        shown, failed = self._digests[task, doc_id]
-        key = digest([self._identity, task, doc_id, instance.idx, shown, generation])
+        looked_at = self._digests[task, doc_id]
+        key = digest([self._identity, task, doc_id, instance.idx, looked_at.shown, generation])
         in_detail = (task, doc_id) in self._detailed
-        return Request(key, task, doc_id, messages, shown, generation, failed, in_detail)
+        return Request(key, task, doc_id, messages, looked_at.shown, generation, looked_at.failed, in_detail)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return the (response, kept indices) lines of each question; lines on disk take precedence over new ones."""
@@ -310,15 +320,15 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
 
 
 def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
-    """Return the digest of a question's content, and the reason if it cannot be shown."""
-    shown = None
+    """Return a question's digests, and the reason if it cannot be shown."""
+    shown = visual = None
     try:
         with reading():
-            shown = messages_digest(messages())
+            shown, visual = messages_digest(messages()), visual_digest(messages())
         check_asked(messages())
     except BadInput as error:
-        return shown, str(error)
-    return shown, None
+        return QuestionDigest(shown, visual, str(error))
+    return QuestionDigest(shown, visual)
 
 
 def _kept_fields(record: Kept) -> dict[str, Any]:

@@ -121,7 +121,8 @@ class TaskSuite:
             versions[name] = task_overrides.version_of(task)
             scores[name] = numeric(results["results"][name])
             counts[name] = results["n-samples"][name]["effective"]
-            values[name] = per_question(results["samples"][name], list(results["results"][name]))
+            pictures = {doc_id: seen.visual for (of_task, doc_id), seen in self.looked_at.items() if of_task == name}
+            values[name] = per_question(results["samples"][name], list(results["results"][name]), pictures)
         if not scores:
             return None
         metrics = {

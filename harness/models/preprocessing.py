@@ -144,6 +144,19 @@ def messages_digest(messages: Sequence[Message]) -> str:
     return digest.hexdigest()
 
 
+def visual_digest(messages: Sequence[Message]) -> str | None:
+    """Return a digest of the images and videos that the model is shown; None without any.
+
+    Questions with the same one share their picture, so their answers are not independent.
+    """
+    digest, media = hashlib.sha256(), media_of([messages])
+    for kind, shown in media:
+        digest.update(kind.encode())
+        for item in shown if isinstance(shown, list | tuple) else [shown]:
+            _update(digest, item)
+    return digest.hexdigest() if media else None
+
+
 def _update(digest: Any, item: Any) -> None:
     if isinstance(item, Image.Image):
         digest.update(f"{item.mode}{item.size}".encode() + item.tobytes())

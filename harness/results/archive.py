@@ -18,11 +18,12 @@ from typing import Any
 
 from harness.core.errors import UserError, one_line
 from harness.core.files import write_atomic, writing
+from harness.results.metrics import OF_QUESTION
 
 PROVENANCE, SCORES = "provenance.jsonl", "scores.parquet"
-FORMAT = 1
+FORMAT = 2  # format 1 has no column `picture`
 
-PerQuestion = dict[str, dict[str, list[Any]]]  # task -> "doc_id" and each metric -> a value per question
+PerQuestion = dict[str, dict[str, list[Any]]]  # task -> "doc_id", "picture" and each metric -> a value per question
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def read(folder: Path) -> list[ArchivedRun]:
         provenance, scores = ((folder / name).read_bytes() for name in (PROVENANCE, SCORES))
         head, _, lines = provenance.partition(b"\n")
         header = json.loads(head)
-        if header["format"] != FORMAT:
-            hint = "install a newer harness"
-            raise UserError(f"{folder} is an archive of format {header['format']}, expected {FORMAT}: {hint}")
+        if header["format"] not in range(1, FORMAT + 1):
+            expected = f"expected 1 to {FORMAT}: install a newer harness"
+            raise UserError(f"{folder} is an archive of format {header['format']}, {expected}")
         for name, content in ((PROVENANCE, lines), (SCORES, scores)):
             if _sha256(content) != header["sha256"][name]:
                 raise ValueError(f"the SHA-256 of {name} is not the one in the header of {PROVENANCE}")
@@ -104,22 +105,24 @@ def _to_parquet(runs: Sequence[ArchivedRun]) -> bytes:
     """
     import pandas as pd  # here, since commands that read no archive import this module, too
 
-    columns: dict[str, list[Any]] = {name: [] for name in ("run", "task", "metric", "doc_id", "score", "record")}
+    names = ("run", "task", "metric", "doc_id", "picture", "score", "record")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for run in runs:
         for task, scores in run.per_question.items():
-            metrics: list[str | None] = [name for name in scores if name != "doc_id"]
+            metrics: list[str | None] = [name for name in scores if name not in OF_QUESTION]
             for metric in metrics or [None]:
                 values = scores[metric] if metric else [None] * len(scores["doc_id"])
                 columns["run"] += [run.name] * len(values)
                 columns["task"] += [task] * len(values)
                 columns["metric"] += [metric] * len(values)
                 columns["doc_id"] += scores["doc_id"]
+                columns["picture"] += scores.get("picture", [None] * len(values))
                 columns["score"] += [float(value) if isinstance(value, int | float) else None for value in values]
                 columns["record"] += [
                     None if value is None or type(value) is float else _json(value) for value in values
                 ]
-    names = dict.fromkeys(("run", "task", "metric"), "category")
-    frame = pd.DataFrame(columns).astype({**names, "score": "float64", "record": "string"})
+    categories = dict.fromkeys(("run", "task", "metric", "picture"), "category")
+    frame = pd.DataFrame(columns).astype({**categories, "score": "float64", "record": "string"})
     content: bytes = frame.to_parquet(None, index=False, compression="zstd")
     return content
 
@@ -135,7 +138,7 @@ def _from_parquet(content: bytes) -> dict[str, PerQuestion]:
     names = frame[["run", "task", "metric"]]
     codes = names.apply(lambda column: column.astype("category").cat.codes)
     starts = np.flatnonzero((codes != codes.shift()).any(axis=1))
-    doc_ids = frame["doc_id"].tolist()
+    of_questions = {name: _listed(frame[name]) for name in OF_QUESTION if name in frame}
     values = [
         json.loads(record) if isinstance(record, str) else None if math.isnan(score) else score
         for score, record in zip(frame["score"].tolist(), frame["record"].tolist(), strict=True)
@@ -143,10 +146,18 @@ def _from_parquet(content: bytes) -> dict[str, PerQuestion]:
     per_question: dict[str, PerQuestion] = {}
     ends = [*starts[1:], len(frame)]
     for start, end, (run, task, metric) in zip(starts, ends, names.iloc[starts].itertuples(index=False), strict=True):
-        scores = per_question.setdefault(run, {}).setdefault(task, {"doc_id": doc_ids[start:end]})
+        of_question = {name: column[start:end] for name, column in of_questions.items()}
+        of_question = {name: column for name, column in of_question.items() if None not in column}
+        scores = per_question.setdefault(run, {}).setdefault(task, of_question)
         if not pd.isna(metric):
             scores[metric] = values[start:end]
     return per_question
+
+
+def _listed(column: Any) -> list[Any]:
+    """Return a column's values, with None for what is missing."""
+    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+    return values
 
 
 def _json(value: Any) -> str:

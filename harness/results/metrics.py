@@ -3,10 +3,12 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from harness.core.errors import UserError
 
+OF_QUESTION = ("doc_id", "picture")  # columns of a question; the others are metrics
 TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")  # of a metric expression: a name, and an index into a list
 
 
@@ -29,8 +31,12 @@ def numeric(results: dict[str, Any]) -> dict[str, Any]:
     return scores
 
 
-def per_question(samples: list[dict[str, Any]], columns: list[str]) -> dict[str, list[Any]]:
-    """Return `doc_id` and, for each metric of `columns` ("accuracy,none"), the value per question.
+def per_question(
+    samples: list[dict[str, Any]], columns: list[str], pictures: Mapping[int, str | None]
+) -> dict[str, list[Any]]:
+    """Return `doc_id`, `picture` and, for each metric of `columns` ("accuracy,none"), the value per question.
+
+    `pictures` has the digest of what each document shows; it is shortened; "" stands for a question without one.
 
     These are the values that lmms-eval aggregates, from the task's own `process_results`. Most are numbers; some tasks
     have records (MME: category and score). `samples` has each document once per filter, in the order of the filters.
@@ -47,7 +53,8 @@ def per_question(samples: list[dict[str, Any]], columns: list[str]) -> dict[str,
         rows.setdefault(doc_id, {}).update(values)
     ids = sorted(rows)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    return {"doc_id": ids} | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
+    of_question: dict[str, list[Any]] = {"doc_id": ids, "picture": [(pictures[doc_id] or "")[:16] for doc_id in ids]}
+    return of_question | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
 
 
 def _plain(value: Any) -> Any:

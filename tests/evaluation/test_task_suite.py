@@ -199,9 +199,10 @@ def test_the_score_of_every_question_is_kept_in_the_order_of_the_questions_whate
         {"doc_id": 1, "exact": math.nan, "record": {"score": np.int64(3), "of": {1}}},
         {"doc_id": 0, "exact": 1},
     ]
-    found = per_question(strict + flexible, columns)
+    found = per_question(strict + flexible, columns, {0: "ab" * 32, 1: None})
     assert found == {
         "doc_id": [0, 1],
+        "picture": ["ab" * 8, ""],
         "exact,strict": [True, 0.5],
         "exact,flexible": [1, None],
         "record,flexible": [None, {"score": 3.0, "of": [1]}],

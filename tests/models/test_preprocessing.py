@@ -6,7 +6,14 @@ from questions import LIMITS, ask, clip, picture
 from tiny_models import tiny_processor
 
 from harness.models.bad_input import BadInput
-from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, messages_digest, to_inputs
+from harness.models.preprocessing import (
+    FRAME_TOKENS,
+    VIDEO_TOKENS,
+    PixelLimits,
+    messages_digest,
+    to_inputs,
+    visual_digest,
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +158,10 @@ def test_the_digest_sees_text_pixels_order_and_role():
     ]
     assert len({messages_digest(messages) for messages in variants}) == len(variants)
     assert messages_digest(ask(picture(56, 56), picture(56, 56, seed=1))) == messages_digest(variants[0])
+
+
+def test_questions_about_the_same_pictures_share_their_visual_digest():
+    one, other = picture(56, 56), picture(56, 56, seed=1)
+    assert visual_digest(ask(one, text="what?")) == visual_digest(ask(picture(56, 56), text="why?"))
+    assert len({visual_digest(ask(*pictures)) for pictures in ([one], [other], [one, other], [other, one])}) == 4
+    assert visual_digest([{"role": "user", "content": [{"type": "text", "text": "what?"}]}]) is None

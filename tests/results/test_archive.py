@@ -182,8 +182,8 @@ def test_a_damaged_one_is_refused_in_one_line(archived, damage, message):
 
 
 def test_an_unknown_format_is_refused(archived):
-    rewritten(archived, lambda header, lines: header.update(format=2))
-    with pytest.raises(UserError, match="is an archive of format 2, expected 1: install a newer harness"):
+    rewritten(archived, lambda header, lines: header.update(format=3))
+    with pytest.raises(UserError, match="is an archive of format 3, expected 1 to 2: install a newer harness"):
         load_results(str(archived))
 
 
