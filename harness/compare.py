@@ -16,9 +16,12 @@ from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
 from harness.results.run_folder import RESPONSES
-from harness.results.stats import AVERAGE, Draws, agreement, bootstrap_p, draw, flips, holm, interval, pairwise_p
+from harness.results.stats import AVERAGE, Estimate, Noise, agreement, flips, holm, is_binary, mcnemar_p, noise
 
-HEAD = ("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only", "p", "p (Holm)", "same answers")
+HEAD = (
+    *("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only"),
+    *("p", "p (Holm)", "McNemar", "same answers"),
+)
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -40,43 +43,48 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 
 
-def compare(a: Result, b: Result, baseline: Result | None, resamples: int, seed: int) -> pd.DataFrame:
+def compare(a: Result, b: Result, baseline: Result | None) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return a row per task, and with a `baseline` one for the average of percentages, with the columns of HEAD.
 
-    `difference` is A's score minus B's. `a_only` counts questions on which A scores more (A is right and B wrong).
-    Holm's correction is over the tasks.
+    `difference` is A's score minus B's, `p` that of no difference of this number. `a_only` counts questions on which A
+    scores more (A is right and B wrong). Holm's correction is over the tasks. `mcnemar` is McNemar's exact p, where the
+    score is a share of right answers; it takes questions about one picture as independent. Also returns the tasks whose
+    error is unknown, with the reason.
     """
-    scores, draws = questions([a, b]), draw([a, b], baseline, resamples, seed)
+    scores, errors = questions([a, b]), noise([a, b], baseline)
     texts = answers([a, b]) if all((run.folder / RESPONSES).is_file() for run in (a, b)) else None
-    rows = [_task(task, a, b, scores, draws, texts) for task in a.metrics["primary"]]
+    rows = [_task(task, a, b, scores, errors, texts) for task in a.metrics["primary"]]
     for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = corrected
     if baseline is not None:
         mean_a, mean_b = (average(relative(run, baseline)) for run in (a, b))
         if mean_a is not None and mean_b is not None:
-            drawn = draws.of(AVERAGE, a.hash) - draws.of(AVERAGE, b.hash)
-            low, high = interval(drawn)
             row = {"task": AVERAGE, "questions": len(scores), "a": mean_a, "b": mean_b, "difference": mean_a - mean_b}
-            rows.append(row | {"low": low, "high": high, "p": bootstrap_p(drawn, mean_a - mean_b)})
-    return pd.DataFrame(rows)
+            rows.append(row | _test(errors.shares.get(AVERAGE), errors, a, b))
+    return pd.DataFrame(rows), errors.untested
 
 
 def _task(
-    task: str, a: Result, b: Result, scores: pd.DataFrame, draws: Draws, texts: pd.DataFrame | None
+    task: str, a: Result, b: Result, scores: pd.DataFrame, errors: Noise, texts: pd.DataFrame | None
 ) -> dict[str, Any]:
     task_scores = select_task(scores, task)
     scores_a, scores_b = task_scores[a.hash], task_scores[b.hash]
-    place, runs = draws.tasks.index(task), [draws.runs.index(run.hash) for run in (a, b)]
-    drawn = draws.scores[place, runs]
-    low, high = interval(drawn[0] - drawn[1])
-    difference = a.score(task) - b.score(task)
-    p, test = pairwise_p(task_scores, drawn, [a.score(task), b.score(task)])
     unknown = (scores_a.isna() | scores_b.isna()).any()
     b_only, a_only = (math.nan, math.nan) if unknown else flips(scores_a, scores_b)
     same = math.nan if texts is None else agreement(*(select_task(texts, task)[run.hash] for run in (a, b)))
+    difference = a.score(task) - b.score(task)
     row = {"task": task, "questions": len(scores_a), "a": a.score(task), "b": b.score(task), "difference": difference}
-    row |= {"low": low, "high": high, "a_only": a_only, "b_only": b_only}
-    return row | {"p": float(p[0, 1]), "test": test, "agreement": same}
+    row |= _test(errors.scores.get(task), errors, a, b)
+    is_share = bool(errors.questions.get(task)) and is_binary(task_scores)
+    row["mcnemar"] = mcnemar_p(int(a_only), int(b_only)) if is_share else math.nan
+    return row | {"a_only": a_only, "b_only": b_only, "agreement": same}
+
+
+def _test(estimate: Estimate | None, errors: Noise, a: Result, b: Result) -> dict[str, float]:
+    """Return the interval of A's value minus B's, and the p of no difference; NaN where the error is unknown."""
+    if estimate is None:
+        return dict.fromkeys(("low", "high", "p"), math.nan)
+    return dict(zip(("low", "high", "p"), estimate.difference(errors.place(a.hash), errors.place(b.hash)), strict=True))
 
 
 def text(comparison: pd.DataFrame) -> str:
@@ -90,7 +98,7 @@ def text(comparison: pd.DataFrame) -> str:
             (
                 *(name, f"{row['questions']}", f"{row['a']:.{digits}f}", f"{row['b']:.{digits}f}"),
                 *(f"{row['difference']:+.{digits}f}", span, _shown(row["a_only"], ".0f"), _shown(row["b_only"], ".0f")),
-                *(_p(row["p"]), _p(row["p_holm"]), _shown(row["agreement"], ".1f", " %")),
+                *(_p(row["p"]), _p(row["p_holm"]), _p(row["mcnemar"]), _shown(row["agreement"], ".1f", " %")),
             )
         )
     return "\n".join(table_lines(rows))
@@ -117,7 +125,7 @@ def main(cfg: DictConfig) -> None:
     check(cfg)
     a, b = (Result.of(Path(str(cfg[key]))) for key in ("a", "b"))
     baseline = baseline_of(a, b)
-    comparison = compare(a, b, baseline, int(cfg.resamples), int(cfg.seed))
+    comparison, untested = compare(a, b, baseline)
     if cfg.csv is not None:
         write_atomic(Path(str(cfg.csv)), comparison.to_csv(index=False, float_format="%.6g"))
     settings = _settings(a, b)
@@ -126,7 +134,7 @@ def main(cfg: DictConfig) -> None:
     differences = "; ".join(f"{key}: {value_a} / {value_b}" for key, (value_a, value_b) in settings.items())
     print(f"settings that differ: {differences}" if differences else "settings: the same")
     print(f"\n{text(comparison)}\n")
-    for note in _notes(comparison, baseline, a, b):
+    for note in _notes(comparison, untested, baseline, a, b):
         print(note)
     report = {"a": str(a.folder), "b": str(b.folder), "settings": settings}
     rows = json.loads(comparison.to_json(orient="records"))
@@ -139,10 +147,11 @@ def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
     return {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in expected}
 
 
-def _notes(comparison: pd.DataFrame, baseline: Result | None, a: Result, b: Result) -> list[str]:
-    notes = [*failures([a, b]), "p: McNemar's exact test"]
-    if len(tasks := comparison.loc[comparison["test"] == "bootstrap", "task"]):
-        notes[-1] = f"p: McNemar's exact test; the paired bootstrap in {', '.join(tasks)} and the average"
+def _notes(
+    comparison: pd.DataFrame, untested: dict[str, str], baseline: Result | None, a: Result, b: Result
+) -> list[str]:
+    notes = [*failures([a, b]), "p: that A - B is 0, over pictures; McNemar: over questions, which are not independent"]
+    notes += [f"untested: {task}, since {why}" for task, why in untested.items() if task in set(comparison["task"])]
     if baseline is None:
         missing = f"no unpruned run of their settings is in {a.folder.parent}"
         reason = "their settings differ" if a.setting != b.setting else missing

@@ -82,12 +82,12 @@ def _record(columns: dict[str, list[Any]], metric: str | None, doc_id: int) -> s
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else None
 
 
-def leaderboard(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
+def leaderboard(results: Sequence[Result]) -> pd.DataFrame:
     """Return one row per run: the rank within model, tasks and budget, the columns of the table, and versions."""
     from harness.results.formats import sheet
     from harness.tables import of_runs
 
-    frame = sheet(of_runs(results, resamples, seed)[0])
+    frame = sheet(of_runs(results)[0])
     by_hash = {result.hash: result for result in results}
     runs = [by_hash[name] for name in frame["hash"]]
     average = pd.to_numeric(frame["avg"])
@@ -119,9 +119,9 @@ configs:
 """
 
 
-def write(results: Sequence[Result], out: Path, resamples: int, seed: int) -> list[Path]:
+def write(results: Sequence[Result], out: Path) -> list[Path]:
     """Write data/questions.parquet, leaderboard.csv and README.md below `out`; each file is complete or absent."""
-    rows, board = per_question(results), leaderboard(results, resamples, seed)
+    rows, board = per_question(results), leaderboard(results)
     models = ", ".join(dict.fromkeys(rows["model"]))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
     with as_user_error(OSError, f"cannot write below out={out}"):
@@ -253,7 +253,7 @@ def main(cfg: DictConfig) -> None:
     results = load_results(cfg.runs)
     if cfg.archive is not None:
         refuse_unfinished(folders_of(cfg.runs))
-    files = write(results, Path(str(cfg.out)), int(cfg.resamples), int(cfg.seed)) if cfg.out is not None else []
+    files = write(results, Path(str(cfg.out))) if cfg.out is not None else []
     if cfg.archive is not None:
         files += update_archive(results, Path(str(cfg.archive)))
     logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []

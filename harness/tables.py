@@ -17,13 +17,13 @@ from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
 from harness.core.files import check_parent, check_place, slug, write_atomic
-from harness.core.rules import at_least, one_of, require
+from harness.core.rules import one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
 from harness.results.labels import setting_notes
 from harness.results.latex import latex
-from harness.results.result import Result, failures, load_results, merge_task_runs, unproven
+from harness.results.result import Result, failures, load_results, merge_task_runs, pool_seeds, unproven
 from harness.results.summary import summary
 from harness.results.table import AVERAGE, Table, tables_of
 
@@ -34,9 +34,7 @@ TOKENS = {"K": "budget", "kept": "kept", "per_layer": "per_layer"}  # column -> 
 FORMATS = ("csv", "tex", "md", "html")
 
 
-def of_runs(
-    results: Sequence[Result], resamples: int, seed: int, errors_of: str | None = None
-) -> tuple[list[Table], pd.DataFrame]:
+def of_runs(results: Sequence[Result], errors_of: str | None = None) -> tuple[list[Table], pd.DataFrame]:
     """Build the tables of runs, and the frame of `harness.results.summary` with every run and benchmark.
 
     If `errors_of` is "score" or "relative", the tables have the standard errors of scores or relative scores.
@@ -45,7 +43,7 @@ def of_runs(
     tables, summaries = [], []
     for table in tables_of(raw(results)):
         runs = [by_hash[name] for name in table.frame["hash"]]
-        statistics, notes = summary(runs, resamples, seed)
+        statistics, notes = summary(runs)
         averages = statistics[statistics["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])
         as_best = statistics[statistics["as_best"]]
         frame = table.frame.assign(
@@ -102,8 +100,8 @@ def main(cfg: DictConfig) -> None:
         tables = paper.published_and_ours(shipped(str(cfg.paper)), load_results(cfg.runs))
     else:
         results = load_results(cfg.runs)
-        runs = merge_task_runs(results) if cfg.join else results
-        tables, statistics = of_runs(runs, int(cfg.resamples), int(cfg.seed), str(cfg.cells) if cfg.errors else None)
+        runs = pool_seeds(merge_task_runs(results) if cfg.join else results)
+        tables, statistics = of_runs(runs, str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
             _write(Path(str(cfg.stats)), statistics.to_csv(index=False), "stats")
     if cfg.cells == "relative":
@@ -127,7 +125,6 @@ def check(cfg: DictConfig) -> str:
         raise UserError(f"scores={cfg.scores} and source={source} exclude each other: leave one of them out")
     if source != "runs" and (cfg.stats is not None or cfg.join or cfg.errors):
         raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
-    require(cfg, {"resamples": at_least(100), "seed": at_least(0)})
     for key in (*FORMATS, "stats"):
         check_parent(cfg[key], key)
     if cfg.out is not None:

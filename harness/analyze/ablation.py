@@ -17,10 +17,9 @@ from omegaconf import DictConfig
 from harness.analyze.output import leave
 from harness.core.errors import UserError
 from harness.core.files import check_place
-from harness.core.rules import at_least, require
 from harness.results import plots
 from harness.results.result import Result, average, load_results, relative
-from harness.results.stats import AVERAGE, draw, interval
+from harness.results.stats import AVERAGE, noise
 from harness.results.summary import full_summary
 
 SWEEP = "start them with python -m harness -m experiment=ablation"
@@ -29,7 +28,6 @@ OURS = "idpruner"
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
-    require(cfg, {"resamples": at_least(100)})
     check_place(Path(str(cfg.out)), "out")
 
 
@@ -39,8 +37,8 @@ CHECKS = (check,)
 def ablation(cfg: DictConfig) -> None:
     """Compare the runs of a sweep over lambda and draw the result."""
     results = swept(cfg)
-    frame, notes = full_summary(results, cfg.resamples)
-    differences = compared(results, cfg.resamples, cfg.seed)
+    frame, notes = full_summary(results)
+    differences = compared(results)
     model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
     for note in notes:
         print(f"note: {note}")
@@ -73,20 +71,22 @@ def lam_of(result: Result) -> float | None:
     return None if lam is None else float(lam)
 
 
-def compared(results: Sequence[Result], resamples: int, seed: int) -> pd.DataFrame:
+def compared(results: Sequence[Result]) -> pd.DataFrame:
     """Compare ours with each other run of its budget at the same lambda, in points of the average.
 
     A run without lambda is compared at each of ours. The row with lambda "best" compares the best run of both. The same
-    questions choose and judge it, which favours the method with more values to choose from. Intervals: 95 %, bootstrap
-    over questions.
+    questions choose and judge it, which favours the method with more values to choose from. Intervals: 95 %.
     """
     baseline = next(result for result in results if result.is_baseline)
-    draws = draw(results, baseline, resamples, seed)
+    errors = noise(results, baseline)
+    if AVERAGE not in errors.shares:
+        task, reason = next(iter(errors.untested.items()))
+        raise UserError(f"the average has no interval: {task} is untested, since {reason}")
     means = {result.hash: _average(result, baseline) for result in results}
     rows = []
 
     def row(ours: Result, theirs: Result, lam: Any) -> dict[str, Any]:
-        low, high = interval(draws.of(AVERAGE, ours.hash) - draws.of(AVERAGE, theirs.hash))
+        low, high, _ = errors.shares[AVERAGE].difference(errors.place(ours.hash), errors.place(theirs.hash))
         numbers = {"difference": means[ours.hash] - means[theirs.hash], "low": low, "high": high}
         run = {"budget": ours.budget, "lambda": lam, "against": theirs.method}
         return {**run, **{key: round(value, 3) for key, value in numbers.items()}}

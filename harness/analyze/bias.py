@@ -19,13 +19,13 @@ from omegaconf import DictConfig
 
 from harness.analyze import settings
 from harness.analyze.collect import check_cut, kept
-from harness.analyze.output import leave, samples
+from harness.analyze.output import interval, leave, samples
 from harness.analyze.questions import Source
 from harness.core.errors import UserError
 from harness.models.loading import load
 from harness.pruning.handle import Kept
 from harness.results import plots
-from harness.results.stats import Array, interval
+from harness.results.stats import Array
 
 AXES = ("rows", "columns")
 CHECKS = (settings.check, settings.check_methods, check_cut)
@@ -76,17 +76,17 @@ def histograms(records: Sequence[Kept], axis: int, bands: int) -> tuple[Array, A
 def uneven(mine: Array, everyone: Array, resamples: int, seed: int) -> dict[str, float]:
     """Return the total variation distance between the places of kept and of all tokens, with its interval.
 
-    The interval is of 95 %, by bootstrap over images. Samples of images are less even than all of them, so the interval
-    leans upwards: compare it with that of `random`. `shift` says by how much of the image's side the kept tokens lie
-    further down, or to the right.
+    Few images are less even than many, and samples of them less even still: by how much the latter exceed the former,
+    the distance is corrected, and its 95 % interval (basic bootstrap over images) reaches below it.
+    `shift` says by how much of the image's side the kept tokens lie further down, or to the right.
     """
     middles = (np.arange(mine.shape[1]) + 0.5) / mine.shape[1]
     difference = mine - everyone
     drawn = samples(len(mine), resamples, seed) @ difference
-    low, high = interval(np.abs(drawn).sum(1) / 2)
-    shifts = interval(drawn @ middles)
-    mean = difference.mean(0)
-    numbers = {"distance": np.abs(mean).sum() / 2, "low": low, "high": high, "shift": mean @ middles}
+    mean, distances = difference.mean(0), np.abs(drawn).sum(1) / 2
+    twice, (low, high), shifts = np.abs(mean).sum(), interval(distances), interval(drawn @ middles)
+    numbers = {"distance": twice - distances.mean(), "low": twice - high, "high": twice - low}
+    numbers = {key: max(0.0, value) for key, value in numbers.items()} | {"shift": mean @ middles}
     numbers |= {"shift_low": shifts[0], "shift_high": shifts[1]}
     return {key: round(float(value), 5) for key, value in numbers.items()}
 

@@ -1,7 +1,7 @@
 """Choose variants by one half of the questions, judge them by the other: python -m harness.analyze heldout.
 
 Whoever tries forty variants on a suite and reports the best reports luck as well. Here every method, ours among them,
-chooses its variant by every other question of each benchmark; the rest, which nothing was chosen by, decides.
+chooses its variant by the questions about one half of the pictures; the rest, which nothing was chosen by, decides.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from omegaconf import DictConfig
 from harness.analyze.ablation import check
 from harness.analyze.output import leave
 from harness.core.errors import UserError
+from harness.core.files import digest
 from harness.results import plots
 from harness.results.labels import names
 from harness.results.result import Result, load_results
-from harness.results.stats import AVERAGE, Draws, draw, interval
+from harness.results.stats import AVERAGE, Noise, noise
 
-CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 CHECKS = (check,)
 
 
@@ -36,7 +36,10 @@ def heldout(cfg: DictConfig) -> None:
         raise UserError(f"no unpruned run below runs={cfg.runs}: start with python -m harness")
     if cfg.ours not in {result.method for result in results}:
         raise UserError(f"no run of ours={cfg.ours} below runs={cfg.runs}: name one that is there")
-    halves = [draw(results, baseline, cfg.resamples, cfg.seed, units) for units in (CHOOSE, JUDGE)]
+    halves = [noise(results, baseline, part) for part in (chooses, lambda picture: not chooses(picture))]
+    if untested := {task: reason for half in halves for task, reason in half.untested.items()}:
+        task, reason = next(iter(untested.items()))
+        raise UserError(f"task {task} cannot be divided, since {reason}: pass runs without it")
     table, verdicts = judged(results, halves[0], halves[1], cfg.ours)
     if not verdicts:
         raise UserError(f"ours={cfg.ours} was run at no budget at which another method was: run one of them there")
@@ -49,38 +52,48 @@ def heldout(cfg: DictConfig) -> None:
     leave(cfg, model, table, picture(table, str(cfg.ours)), summary)
 
 
+def chooses(picture: str) -> bool:
+    """Return whether the questions about a picture are those that choose; by its name, so that no half shares one."""
+    return int(digest(picture), 16) % 2 == 0
+
+
 def judged(
-    results: Sequence[Result], choose: Draws, judge: Draws, ours: str
+    results: Sequence[Result], choose: Noise, judge: Noise, ours: str
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return a row for each run, in percent of the unpruned model, and how far each method is above `ours`.
 
     Both are compared by the variant that was `chosen`; the first wins a tie. Scores of single tasks and the 95 %
-    intervals (bootstrap over questions) are those of the judging half.
+    intervals are those of the judging half.
     """
     called = names(results)
     rows, verdicts = [], []
     for budget in dict.fromkeys(result.budget for result in results if not result.is_baseline):
         here = [result for result in results if result.budget == budget]
         best = {
-            method: max((run for run in here if run.method == method), key=lambda run: choose.average(run.hash))
+            method: max((run for run in here if run.method == method), key=lambda run: _average(choose, run))
             for method in dict.fromkeys(run.method for run in here)
         }
         for run in here:
-            low, high = interval(judge.of(AVERAGE, run.hash))
+            low, high = judge.shares[AVERAGE].interval(judge.place(run.hash))
             row: dict[str, Any] = {"budget": budget, "method": run.method, "variant": called[run.hash]}
-            row |= {"chosen": run is best[run.method], "choosing": choose.average(run.hash)}
-            tasks = dict(zip(judge.tasks, judge.observed[:-1, judge.runs.index(run.hash)], strict=True))
-            rows.append({**row, "judging": judge.average(run.hash), "low": low, "high": high, **tasks})
+            row |= {"chosen": run is best[run.method], "choosing": _average(choose, run)}
+            tasks = {task: float(judge.shares[task].values[judge.place(run.hash)]) for task in judge.tasks}
+            rows.append({**row, "judging": _average(judge, run), "low": low, "high": high, **tasks})
         if ours not in best:
             continue
-        mine = best[ours].hash
+        mine = best[ours]
         for method, run in best.items():
             if method != ours:
-                low, high = interval(judge.of(AVERAGE, run.hash) - judge.of(AVERAGE, mine))
-                gain = judge.average(run.hash) - judge.average(mine)
-                row = {"budget": budget, "method": called[run.hash], "against": called[mine]}
+                places = judge.place(run.hash), judge.place(mine.hash)
+                low, high, _ = judge.shares[AVERAGE].difference(*places)
+                gain = _average(judge, run) - _average(judge, mine)
+                row = {"budget": budget, "method": called[run.hash], "against": called[mine.hash]}
                 verdicts.append(row | {k: round(v, 3) for k, v in (("gain", gain), ("low", low), ("high", high))})
     return pd.DataFrame(rows).round(3), verdicts
+
+
+def _average(half: Noise, run: Result) -> float:
+    return float(half.shares[AVERAGE].values[half.place(run.hash)])
 
 
 def picture(table: pd.DataFrame, ours: str) -> Figure:

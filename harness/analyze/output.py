@@ -14,13 +14,19 @@ from omegaconf import DictConfig
 from harness.core.errors import UserError
 from harness.core.files import to_json, write_atomic
 from harness.results import plots
-from harness.results.stats import Array, interval
+from harness.results.stats import LEVEL, Array
 
 
 def samples(n: int, resamples: int, seed: int) -> Array:
     """Draw weights [resamples, n] of n images with replacement; each row sums to 1."""
     weights: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
     return weights
+
+
+def interval(drawn: Array) -> tuple[float, float]:
+    """Return the percentile interval of bootstrap draws [B]."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def estimate(values: Array, resamples: int, seed: int) -> dict[str, float]:

@@ -21,14 +21,14 @@ from omegaconf import DictConfig
 import methods
 from harness.analyze import settings
 from harness.analyze.hopkins import REFERENCES
-from harness.analyze.output import estimate, leave, no_image, samples
+from harness.analyze.output import estimate, interval, leave, no_image, samples
 from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
 from harness.core.errors import UserError
 from harness.core.rules import one_of, require
 from harness.models.loading import load
 from harness.results import plots
-from harness.results.stats import Array, interval
+from harness.results.stats import Array
 
 POINT = ["curve", "parameter", "value", "label"]
 

@@ -20,7 +20,7 @@ LEGEND = {
     "best": "bold: best of its block",
     "second": "underlined: second best",
     "inside": "*: cuts inside the language model, so early layers see every token",
-    "same": "≈: not significantly different from the best of its block (paired tests, Holm, 5 %)",
+    "same": "≈: not told from the best of its block at 5 % (paired over pictures, all rows of the block at once)",
 }
 OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # relative to the unpruned model, so empty in its own row
 STYLE = """

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.core.errors import UserError, as_user_error
 from harness.core.files import read_jsonl
-from harness.results.aggregation import number, terms
+from harness.results.influence import number
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
 from harness.results.result import Result
@@ -180,7 +180,8 @@ def _numbers(result: Result) -> pd.Series:
     sums = {}
     for task, metric in result.metrics["primary"].items():
         columns = result.per_question[task]
-        values = [columns[name] for name in terms(metric) if name in columns]
+        names = [term.strip() for term in (metric or "").split("+")]
+        values = [columns[name] for name in names if name in columns]
         for place, doc_id in enumerate(columns["doc_id"]):
             parts = [number(column[place]) for column in values if column[place] is not None]
             sums[task, doc_id] = (

@@ -1,8 +1,9 @@
 """Finished runs as tables, statistics and reports read them."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Result:
     about: dict[str, Any]
     metrics: dict[str, Any]
     parts: tuple["Result", ...] = ()  # of a run that `merge_task_runs` made; its folder is that of the first
+    seeds: tuple["Result", ...] = ()  # of a run that `pool_seeds` made; everything else is of the first, or their mean
     archived_scores: archive.PerQuestion | None = None  # None: in the run's folder
     archived_finish: dict[str, Any] | None = None  # None: in `DONE`
 
@@ -145,6 +147,8 @@ class Result:
         """Task -> `doc_id` and, for each metric, the value per question that lmms-eval aggregates."""
         if self.parts:
             return {task: columns for part in self.parts for task, columns in part.per_question.items()}
+        if self.seeds:
+            return _mean([run.per_question for run in self.seeds])
         if self.archived_scores is not None:
             return self.archived_scores
         file = self.folder / SCORES
@@ -160,6 +164,8 @@ class Result:
     @property
     def has_questions(self) -> bool:
         """False for a run that is older than the file with the score of every question."""
+        if self.seeds:
+            return all(run.has_questions for run in self.seeds)
         parts = self.parts or (self,)
         return all(part.archived_scores is not None or (part.folder / SCORES).is_file() for part in parts)
 
@@ -255,6 +261,53 @@ def merge_task_runs(results: Sequence[Result]) -> list[Result]:
     for result in results:
         runs_by_key.setdefault(result.key_without_tasks, []).append(result)
     return [runs[0] if len(runs) == 1 else _join(runs) for runs in runs_by_key.values()]
+
+
+def pool_seeds(results: Sequence[Result]) -> list[Result]:
+    """Replace runs that differ in their seed alone by one, in the place of the first.
+
+    Its scores are their means. Runs with equal scores of every question count once: the method is deterministic.
+    """
+    runs_by_key: dict[str, list[Result]] = {}
+    for result in results:
+        runs_by_key.setdefault(digest({**result.about["identity"], "seed": None}), []).append(result)
+    return [_pooled(runs) for runs in runs_by_key.values()]
+
+
+def _pooled(runs: Sequence[Result]) -> Result:
+    first = runs[0]
+    if len(runs) == 1 or all(_equal_scores(first, run) for run in runs[1:]):
+        return first
+    primaries = [run.metrics["primary"] for run in runs]
+    if any(primary != primaries[0] for primary in primaries):
+        raise UserError(
+            f"the seeds of {first.title} show different metrics: run them again with the same tasks.metrics"
+        )
+    metrics = first.metrics | {key: _mean([run.metrics[key] for run in runs]) for key in ("scores", "visual_tokens")}
+    if "noise" in first.metrics:
+        metrics["noise"] = _mean([run.metrics["noise"] for run in runs])
+    metrics["failed"] = {task: sum(run.failed.get(task, 0) for run in runs) for task in first.metrics["questions"]}
+    return replace(first, metrics=metrics, seeds=tuple(runs))
+
+
+def _equal_scores(a: Result, b: Result) -> bool:
+    if not (a.has_questions and b.has_questions):
+        return a.metrics["scores"] == b.metrics["scores"]
+    return a.per_question == b.per_question
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of those in lists and mappings of one form; None for what differs in form."""
+    first = values[0]
+    if all(value == first for value in values):
+        return first
+    if all(isinstance(value, int | float) for value in values):
+        return math.fsum(values) / len(values)
+    if all(isinstance(value, dict) and value.keys() == first.keys() for value in values):
+        return {key: _mean([value[key] for value in values]) for key in first}
+    if all(isinstance(value, list) and len(value) == len(first) for value in values):
+        return [_mean(column) for column in zip(*values, strict=True)]
+    return None
 
 
 def _join(runs: Sequence[Result]) -> Result:

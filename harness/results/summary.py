@@ -3,59 +3,49 @@
 import json
 import math
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from harness.core.errors import UserError
 from harness.results.frames import answers, budget_key, questions, select_task
+from harness.results.influence import pictures
 from harness.results.labels import names, setting_notes
 from harness.results.method_groups import group_of
 from harness.results.result import Result, average, failures, relative, unproven
-from harness.results.stats import (
-    AVERAGE,
-    RESAMPLES,
-    Draws,
-    agreement,
-    draw,
-    flips,
-    holm,
-    interval,
-    pairwise_p,
-    task_strata,
-)
+from harness.results.stats import ALPHA, AVERAGE, Noise, agreement, flips, noise
 
-ALPHA = 0.05  # two runs differ significantly if Holm's p over all pairs of their block is smaller
 COLUMNS = [
-    *("hash", "setting", "budget", "benchmark", "score", "se", "relative", "relative_se", "low", "high"),
-    *("lost", "gained", "agreement", "best", "p_best", "as_best"),
+    *("hash", "setting", "budget", "benchmark", "score", "se", "score_low", "score_high"),
+    *("relative", "relative_se", "low", "high", "lost", "gained", "agreement"),
+    *("tested", "pictures", "seeds", "seed_sd", "best", "p_best", "as_best"),
 ]
 
 
-def summary(results: Sequence[Result], resamples: int = RESAMPLES, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """Return a row per run and benchmark, and per run and `AVERAGE`, with COLUMNS; and notes on missing statistics.
+def summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
+    """Return a row per run and benchmark, and per run and `AVERAGE`, with COLUMNS; and notes on the statistics.
 
-    `se` is the standard error of the score, and `relative_se` that of `relative`, whose interval is `low` to `high`.
-    `lost` and `gained` count the questions that score less and more than unpruned (right to wrong, wrong to right).
-    `agreement` is the percentage of answers that equal the unpruned model's. `best` marks the best of a setting and
-    budget. For the others, `p_best` is Holm's p of being as good, and `as_best` is true unless it is below ALPHA.
-    NaN means unknown.
+    `se` is the standard error of the score, whose interval is `score_low` to `score_high`; `relative_se` is that of
+    `relative`, whose interval is `low` to `high`. `lost` and `gained` count the questions that score less and more than
+    unpruned. `agreement` is the percentage of answers that equal the unpruned model's. `tested` says whether the error
+    is known; without it there is no mark. `pictures` counts the different pictures of a benchmark, and `seeds`
+    those whose mean a row shows; `seed_sd` is the standard deviation of their `relative`. `best` marks the
+    best of a setting and budget, `p_best` is the p that no other is better, and `as_best` is true for the others
+    unless it is below ALPHA. NaN means unknown.
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []
     for setting in dict.fromkeys(result.setting for result in results):
         same_setting = [result for result in results if result.setting == setting]
-        frame, more_notes = _of_setting(same_setting, resamples, seed)
+        frame, more_notes = _of_setting(same_setting)
         frames.append(frame)
         notes += more_notes
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=COLUMNS)
-    return frame.astype({"best": bool, "as_best": bool}), list(dict.fromkeys(notes))
+    return frame.astype({"best": bool, "as_best": bool, "tested": bool}), list(dict.fromkeys(notes))
 
 
-def _of_setting(results: Sequence[Result], resamples: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+def _of_setting(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows of runs that share a baseline, and notes."""
     baseline = next((result for result in results if result.is_baseline), None)
     cells = {key: cell for result in results for key, cell in _scores(result, baseline).items()}
@@ -72,10 +62,13 @@ def _of_setting(results: Sequence[Result], resamples: int, seed: int) -> tuple[p
         others = [result for result in scored if result.metrics["primary"] != baseline.metrics["primary"]]
         scored = [result for result in scored if result not in others]
         notes += [f"no statistics of {result.folder}: it shows other metrics than the unpruned" for result in others]
+    for result in (result for result in results if result.seeds):
+        spread = cells[result.hash, AVERAGE]["seed_sd"]
+        averages = f", whose averages have a standard deviation of {spread:.2f}" if math.isfinite(spread) else ""
+        notes.append(f"{result.title}: mean of {len(result.seeds)} seeds{averages}")
     if baseline is not None and baseline.has_questions and len(scored) > 1:
-        draws = draw(scored, baseline, resamples, seed)
-        notes += [f"no interval for {task}: {why}" for task, why in draws.unknown.items()]
-        _add_statistics(cells, scored, baseline, draws)
+        errors = noise(scored, baseline)
+        notes += _add_statistics(cells, scored, baseline, errors)
     return pd.DataFrame([{column: cell.get(column, math.nan) for column in COLUMNS} for cell in cells.values()]), notes
 
 
@@ -83,39 +76,76 @@ def _scores(result: Result, baseline: Result | None) -> dict[tuple[str, str], di
     """Return the columns that need no scores per question, by run and benchmark."""
     percent = relative(result, baseline) if baseline else dict.fromkeys(result.metrics["primary"])
     shared: dict[str, Any] = {"hash": result.hash, "setting": result.setting[:8], "budget": result.budget}
-    shared |= {"best": False, "as_best": False}
+    shared |= {"best": False, "as_best": False, "tested": False}
+    rows: dict[str, dict[str, Any]]
     rows = {task: {"score": result.score(task), "relative": share} for task, share in percent.items()}
     rows[AVERAGE] = {"relative": average(percent)}
+    of_seeds = [relative(run, baseline) for run in result.seeds] if baseline else []
+    for name, row in rows.items():
+        shares = [average(shares) if name == AVERAGE else shares[name] for shares in of_seeds]
+        known = [share for share in shares if share is not None]
+        spread = float(np.std(known, ddof=1)) if len(known) == len(shares) > 1 else math.nan
+        row |= {"seeds": len(result.seeds) or 1, "seed_sd": spread}
     return {(result.hash, name): {**shared, "benchmark": name, **row} for name, row in rows.items()}
 
 
 def _add_statistics(
-    cells: dict[tuple[str, str], dict[str, Any]],
-    results: Sequence[Result],
-    baseline: Result,
-    draws: Draws,
+    cells: dict[tuple[str, str], dict[str, Any]], results: Sequence[Result], baseline: Result, errors: Noise
+) -> list[str]:
+    """Add the columns that are computed from scores and answers per question; return notes."""
+    _add_errors(cells, results, baseline, errors)
+    _add_answers(cells, results, baseline)
+    luck = []
+    for budget in dict.fromkeys(result.budget for result in results if result.budget):
+        block = [result.hash for result in results if result.budget == budget]
+        for benchmark, estimate in errors.shares.items():
+            of_block = estimate.of([errors.place(run) for run in block])
+            best, p = of_block.values.max(), of_block.against_best()
+            for run, value, p_best in zip(block, of_block.values, p, strict=True):
+                equal = math.isclose(value, best, rel_tol=1e-9)
+                cells[run, benchmark] |= {"best": equal, "p_best": p_best, "as_best": not equal and p_best >= ALPHA}
+            if benchmark == AVERAGE and len(block) > 1:
+                luck.append(f"{of_block.luck():.2f} ({budget}, {len(block)} rows)")
+    notes = [f"untested: {task}, since {reason}" for task, reason in errors.untested.items()]
+    if luck:
+        notes.append(f"the best average was chosen on the same questions: expect it too high by {', '.join(luck)}")
+    return notes
+
+
+def _add_errors(
+    cells: dict[tuple[str, str], dict[str, Any]], results: Sequence[Result], baseline: Result, errors: Noise
 ) -> None:
-    """Add the columns that are computed from scores and answers per question."""
-    scores, texts = questions(results), _answers(results)
-    errors = _standard_errors(results, draws)
-    budgets = [budget for budget in dict.fromkeys(result.budget for result in results) if budget]
-    blocks = [[result.hash for result in results if result.budget == budget] for budget in budgets]
-    for benchmark in [*draws.tasks, AVERAGE]:
+    counts = {task: pictures(baseline, task) for task in errors.tasks}
+    for run in (result.hash for result in results):
+        place = errors.place(run)
+        for task, estimate in errors.scores.items():
+            low, high = errors.score_interval(task, run)
+            cells[run, task] |= {"se": float(estimate.errors[place]), "score_low": low, "score_high": high}
+        for benchmark, estimate in errors.shares.items():
+            low, high = estimate.interval(place)
+            cells[run, benchmark] |= {"relative_se": float(estimate.errors[place]), "low": max(0.0, low), "high": high}
+            cells[run, benchmark]["tested"] = True
+        for task, count in counts.items():
+            cells[run, task]["pictures"] = count
+
+
+def _add_answers(cells: dict[tuple[str, str], dict[str, Any]], results: Sequence[Result], baseline: Result) -> None:
+    """Add how many questions changed, on average over the seeds of a run."""
+    runs = {result.hash: [run.hash for run in result.seeds or (result,)] for result in results}
+    single = [run for result in results for run in result.seeds or (result,)]
+    scores, texts = questions(single), _answers(single)
+    for benchmark in [*baseline.metrics["primary"], AVERAGE]:
         is_average = benchmark == AVERAGE
         task_scores = scores if is_average else select_task(scores, benchmark)
         task_texts = texts if texts is None or is_average else select_task(texts, benchmark)
-        for run in (result.hash for result in results):
-            drawn = draws.of(benchmark, run)
-            low, high = interval(drawn)
-            relative_se = float(drawn.std(ddof=1)) if math.isfinite(low) else math.nan
-            cell = cells[run, benchmark]
-            cell |= {"se": errors.get((run, benchmark)), "relative_se": relative_se, "low": low, "high": high}
-            if not task_scores[[run, baseline.hash]].isna().to_numpy().any():
-                cell["lost"], cell["gained"] = flips(task_scores[run], task_scores[baseline.hash])
+        for name, seeds in runs.items():
+            cell = cells[name, benchmark]
+            if not task_scores[[*seeds, baseline.hash]].isna().to_numpy().any():
+                changed = [flips(task_scores[seed], task_scores[baseline.hash]) for seed in seeds]
+                cell["lost"], cell["gained"] = (sum(counts) / len(seeds) for counts in zip(*changed, strict=True))
             if task_texts is not None:
-                cell["agreement"] = agreement(task_texts[run], task_texts[baseline.hash])
-        for block in blocks:
-            _mark({run: cells[run, benchmark] for run in block}, None if is_average else task_scores[block], draws)
+                same = [agreement(task_texts[seed], task_texts[baseline.hash]) for seed in seeds]
+                cell["agreement"] = sum(same) / len(same)
 
 
 def _answers(results: Sequence[Result]) -> pd.DataFrame | None:
@@ -126,45 +156,15 @@ def _answers(results: Sequence[Result]) -> pd.DataFrame | None:
         return None
 
 
-def _standard_errors(results: Sequence[Result], draws: Draws) -> dict[tuple[str, str], float]:
-    """Return the standard error of the score by run and task: scores are weighted sums of independent means."""
-    errors = {}
-    for task in set(draws.tasks) - set(draws.unknown):
-        for result, parts in zip(results, task_strata(results, task), strict=True):
-            squares = [(weight * stats.sem(values)) ** 2 for weight, values in parts if len(values) > 1]
-            errors[result.hash, task] = math.sqrt(math.fsum(squares))
-    return errors
-
-
-def _mark(block: dict[str, dict[str, Any]], values: pd.DataFrame | None, draws: Draws) -> None:
-    """Set `best`, `p_best` and `as_best` of one column of a block; `values` per question are None for the average."""
-    runs, row = list(block), next(iter(block.values()))
-    shares = [block[run]["relative"] for run in runs]
-    scores = shares if values is None else [block[run]["score"] for run in runs]
-    if any(score is None or math.isnan(score) for score in [*scores, *shares]):
-        return
-    best = max(range(len(runs)), key=lambda place: scores[place])
-    drawn = np.stack([draws.of(row["benchmark"], run) for run in runs])
-    p, _ = pairwise_p(values, drawn, shares)
-    pairs = list(combinations(range(len(runs)), 2))
-    corrected = np.full_like(p, math.nan)
-    for (a, b), value in zip(pairs, holm([p[pair] for pair in pairs]), strict=True):
-        corrected[a, b] = corrected[b, a] = value
-    for place, run in enumerate(runs):
-        equal = math.isclose(scores[place], scores[best], rel_tol=1e-9)
-        p_best = math.nan if equal else float(corrected[place, best])
-        block[run] |= {"best": equal, "p_best": p_best, "as_best": p_best >= ALPHA}
-
-
 FACTS = ["hash", "model", "tasks", "method", "name", "group", "lambda", "params", "K", "per_layer", "questions"]
 
 
-def full_summary(results: Sequence[Result], resamples: int = 2000) -> tuple[pd.DataFrame, list[str]]:
+def full_summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     """Return the frame of `summary` joined with FACTS about each run, and all notes.
 
     `name` is unique within a setting and budget. `params` holds a method's parameters except lambda, as JSON.
     """
-    frame, notes = summary(results, resamples)
+    frame, notes = summary(results)
     for model, tasks in dict.fromkeys(map(_place, results)):
         runs = [result for result in results if _place(result) == (model, tasks)]
         notes += [f"{model} on {tasks}: {note}" for note in [*setting_notes(runs), *failures(runs), *unproven(runs)]]

@@ -14,10 +14,10 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     """Write a finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
 
     `more` may also hold `lam`, `model` (its name), `said` (task -> answers), `scores` (task -> metric -> score) and
-    `failed` (task -> number of questions).
+    `failed` (task -> number of questions) and `noise` (as in metrics.json). A column `picture` is no metric.
     """
     lam, model, said = more.pop("lam", None), more.pop("model", "m"), more.pop("said", {})
-    scores, failed = more.pop("scores", {}), more.pop("failed", {})
+    scores, failed, noise = more.pop("scores", {}), more.pop("failed", {}), more.pop("noise", {})
     limit = more.pop("limit", None)
     baseline = method == "none"
     keep = 1.0 if baseline else None if tokens else keep
@@ -39,11 +39,13 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     }
     folder = RunFolder(root / f"{method}-{digest(identity)[:8]}", identity)
     folder.open({"method": method, "model": model, "budget": str(keep), "config": config, "git": None})
-    results = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in columns.items()} for t, columns in each.items()}
+    metrics_of = {t: {k: v for k, v in columns.items() if k != "picture"} for t, columns in each.items()}
+    results = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in m.items()} for t, m in metrics_of.items()}
     counts = {t: len(next(iter(columns.values()))) for t, columns in each.items()}
     primary = {t: metric if metric in columns else next(iter(columns)) for t, columns in results.items()}
     tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
     metrics = {"scores": results, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
+    metrics |= {"noise": noise} if noise else {}
     folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
     lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
     if lines:

@@ -71,9 +71,7 @@ def test_every_kind_of_value_comes_back(tmp_path):
 
 @pytest.mark.parametrize("part", ["", PLACE, PLACE.parent])
 def test_tables_are_the_same(runs, archived, part):
-    one, two = (
-        tables.text_of("csv", tables.of_runs(load_results(str(root / part)), 200, 0)[0]) for root in (runs, archived)
-    )
+    one, two = (tables.text_of("csv", tables.of_runs(load_results(str(root / part)))[0]) for root in (runs, archived))
     assert one == two
     assert one.count("\n") == 4
 
@@ -83,7 +81,7 @@ def test_a_path_into_it_is_a_run(runs, archived, capsys):
     for root in (runs, archived):
         pair = sorted((runs / PLACE).glob("low-*"))
         a, b = (root / run.relative_to(runs) for run in pair)
-        compare.main(command.compose("compare", [f"a={a}", f"b={b}", "resamples=200"]))
+        compare.main(command.compose("compare", [f"a={a}", f"b={b}"]))
         said.append(capsys.readouterr().out.replace(str(root), "ROOT"))
         baseline = compare.baseline_of(Result.of(a), Result.of(b))
         assert baseline is not None
@@ -93,7 +91,7 @@ def test_a_path_into_it_is_a_run(runs, archived, capsys):
 
 def test_exported_files_are_the_same(runs, archived, tmp_path):
     for root in (runs, archived):
-        export.write(load_results(str(root)), tmp_path / f"{root.name}.out", 200, 0)
+        export.write(load_results(str(root)), tmp_path / f"{root.name}.out")
     one, two = (tmp_path / f"{root.name}.out" for root in (runs, archived))
     assert pd.read_parquet(one / export.QUESTIONS).equals(pd.read_parquet(two / export.QUESTIONS))
     assert (one / export.LEADERBOARD).read_bytes() == (two / export.LEADERBOARD).read_bytes()
@@ -240,7 +238,7 @@ def test_an_unpruned_run_stays_while_others_are_relative_to_it(archived, tmp_pat
         make_run(new, "low", half(BASE), code="new", tasks=NEWER)
         write(tmp_path / "new", archived)
         assert methods(archived) == ["baseline", "baseline new", "low", "low new"]
-        (table,), _ = tables.of_runs(collect(archived), 200, 0)
+        (table,), _ = tables.of_runs(collect(archived))
         assert table.frame["avg"].notna().all()
     make_run(new, "low", BASE, lam=0.5, code="new", tasks=NEWER)
     write(tmp_path / "new", archived)
@@ -257,5 +255,5 @@ FILES = {
 
 @pytest.mark.parametrize(("name", "part"), FILES.items())
 def test_committed_tables_are_those_of_the_committed_archive(name, part):
-    made, _ = tables.of_runs(load_results(str(COMMITTED / "runs" / part)), 2000, 0)
+    made, _ = tables.of_runs(load_results(str(COMMITTED / "runs" / part)))
     assert tables.text_of("csv", made) == (COMMITTED / name).read_text()

@@ -1,16 +1,20 @@
 """harness.compare: two runs on the same questions, against counts by hand."""
 
 import json
+import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from fork_server import completed
 from run_folders import make_run
+from scipy import stats
 
 from harness import compare
 from harness.core import command
 from harness.core.errors import UserError
 from harness.results.result import Result
+from harness.results.stats import OWN_ANSWER
 
 BASE = {"t_one": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": [0.5, 1.0, 0.25, 1.0]}
 LESS = {"t_one": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "t_two": [0.5, 0.5, 0.25, 1.0]}
@@ -26,33 +30,39 @@ def pair(tmp_path):
 
 def test_every_column_by_hand(pair):
     a, b = pair
-    found = compare.compare(a, b, a, resamples=500, seed=0).set_index("task")
+    found = compare.compare(a, b, a)[0].set_index("task")
     one, two, average = (found.loc[name] for name in ("t_one", "t_two", "avg"))
     assert (one["a"], one["b"], one["difference"]) == pytest.approx((5 / 6, 3 / 6, 2 / 6))
     assert (one["a_only"], one["b_only"]) == (3, 1)
-    assert one["p"] == pytest.approx(2 * (1 + 4) / 16)  # at most 1 of 4 discordant, either way
-    assert (one["test"], two["test"]) == ("mcnemar", "bootstrap")
+    assert one["mcnemar"] == pytest.approx(2 * (1 + 4) / 16)  # at most 1 of 4 discordant, either way
+    assert math.isnan(two["mcnemar"])
+    differences = np.subtract(BASE["t_one"], LESS["t_one"])
+    error = math.sqrt(differences.var(ddof=1) / 6 + 2 * OWN_ANSWER / 6**2)
+    assert one["p"] == pytest.approx(2 * stats.t.sf(2 / 6 / error, 5))
     assert one["agreement"] == pytest.approx(50)
     assert (two["a_only"], two["b_only"], two["agreement"]) == (1, 0, 100)
     assert average["a"] == 100
     assert average["b"] == pytest.approx((100 * 3 / 5 + 100 * 2.25 / 2.75) / 2)
     assert average["low"] <= average["difference"] <= average["high"]
-    assert sorted([one["p_holm"], two["p_holm"]]) == pytest.approx([min(1, 2 * min(one["p"], two["p"])), one["p"]])
+    small, large = sorted([one["p"], two["p"]])
+    assert sorted([one["p_holm"], two["p_holm"]]) == pytest.approx([2 * small, max(2 * small, large)])
 
 
 def test_failed_questions_are_noted(tmp_path):
     a, b = (Result.of(make_run(tmp_path, method, BASE, failed={"t_one": n})) for method, n in (("x", 0), ("y", 2)))
-    notes = compare._notes(compare.compare(a, b, None, 200, 0), None, a, b)
+    notes = compare._notes(*compare.compare(a, b, None), None, a, b)
     assert notes[0] == "t_one: 2 of 6 questions failed, scored as empty answers, in y keep=0.25"
-    assert notes[1].startswith("p: McNemar's exact test; the paired bootstrap in t_two")
+    assert notes[1].startswith("p: that A - B is 0, over pictures")
 
 
 def test_a_run_against_its_like_has_no_difference(tmp_path):
     a, b = (Result.of(make_run(tmp_path, method, BASE)) for method in ("x", "y"))
-    found = compare.compare(a, b, None, 200, 0)
+    found, untested = compare.compare(a, b, None)
+    assert untested == {}
     assert set(found["difference"]) == {0}
     assert set(found["p"]) == {1}
-    assert set(found["low"]) == set(found["high"]) == {0}
+    assert (found["low"] < 0).all()
+    assert (found["high"] == -found["low"]).all()
     assert "avg" not in set(found["task"])  # no unpruned run to be relative to
 
 
@@ -66,9 +76,9 @@ def test_the_unpruned_run_beside_is_found(tmp_path):
 
 def test_folders_are_given_by_place_or_by_name(tmp_path):
     (tmp_path / "a=b").mkdir()
-    overrides = compare.prepare(["one/x", str(tmp_path / "a=b"), "seed=3"])
+    overrides = compare.prepare(["one/x", str(tmp_path / "a=b"), "csv=c"])
     cfg = command.compose("compare", overrides)
-    assert (cfg.a, cfg.b, cfg.seed) == ("one/x", str(tmp_path / "a=b"), 3)
+    assert (cfg.a, cfg.b, cfg.csv) == ("one/x", str(tmp_path / "a=b"), "c")
     cfg = command.compose("compare", compare.prepare(["a=one", "b=two"]))
     assert (cfg.a, cfg.b) == ("one", "two")
     with pytest.raises(UserError, match="two run folders are compared, got 3"):

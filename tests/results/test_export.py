@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def exported(folder):
-    export.main(command.compose("export", [f"runs={folder / 'runs'}", f"out={folder / 'out'}", "resamples=200"]))
+    export.main(command.compose("export", [f"runs={folder / 'runs'}", f"out={folder / 'out'}"]))
     return folder / "out"
 
 

@@ -32,7 +32,7 @@ def finished(root, method="none", score=0.5, questions=20, **more):
 
 def made(folder):
     """The tables of a folder of runs."""
-    return tables.of_runs(collect(folder), 100, 0)[0]
+    return tables.of_runs(collect(folder))[0]
 
 
 def test_runs_that_differ_are_rows_that_differ(tmp_path):
@@ -144,7 +144,7 @@ def test_tasks_run_one_by_one_can_be_one_row(tmp_path):
             make_run(tmp_path, method, {task: [1.0] * share + [0.0] * (10 - share)})
     apart = made(tmp_path)
     assert [table.benchmarks for table in apart] == [["s"], ["t"]]
-    (table,) = tables.of_runs(merge_task_runs(collect(tmp_path)), 100, 0)[0]
+    (table,) = tables.of_runs(merge_task_runs(collect(tmp_path)))[0]
     assert table.benchmarks == ["s", "t"]
     assert table.frame["avg"].round(6).tolist() == [100.0, 75.0]
     assert table.frame["low"].notna().all()
@@ -183,7 +183,6 @@ def test_a_stray_marker_is_named(tmp_path, text):
         (["scores=nowhere.csv"], "cannot read scores=nowhere.csv"),
         (["scores=some.csv", "source=paper"], "exclude each other"),
         (["cells=percent"], "cells must be one of score, relative"),
-        (["resamples=5"], "resamples must be a whole number of at least 100"),
         (["source=paper", "join=true"], "are of runs, not of source=paper"),
         (["source=paper+runs", "runs=.", "paper=PAPER"], "none of the 1 runs is in a published table"),
     ],
@@ -280,7 +279,7 @@ def test_cells_can_be_percentages(tmp_path):
 def test_committed_tables_are_what_the_command_writes(runs, file, request):
     """But for the agreement of answers, which are not committed; bounds of intervals may move with the platform."""
     folder = request.config.rootpath / "results" / "pocket"
-    made_now = sheet(tables.of_runs(collect(folder / "runs" / runs), 2000, 0)[0])
+    made_now = sheet(tables.of_runs(collect(folder / "runs" / runs))[0])
     committed = pd.read_csv(folder / f"{file}.csv", dtype=str, keep_default_na=False)
     assert list(made_now) == list(committed)
     bounds = ["low", "high"]
