@@ -22,8 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from copy import copy
 from math import isclose
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -34,8 +33,9 @@ from numpy.typing import NDArray
 from harness.core.errors import one_line
 from harness.results.metrics import jackknife_groups, numeric, pictures
 
-SECONDS = 1800  # that one way may take for a task: a call for CIDEr of 5,000 captions takes 20
+SECONDS = 1800  # for all units of a metric, and for the jackknife of a task; CIDEr of 5,000 captions takes 20 a call
 PROBES = 8  # units that may refute a way to form units before the aggregation runs on all of them
+MEMBERS = 8  # questions that a unit may have if it is about several pictures; Vinoground's groups have four
 SHORT = 16  # a longer list of numbers is no list of scores
 TURNS = 1_000_000  # MMBench asks question i again as i + 1,000,000, with its options in another order
 
@@ -83,21 +83,23 @@ def noise(
     aggregated, `questions` what `scores.json` holds, and `shown` is the metric of the tables.
     """
 
-    def fresh() -> Any:
-        task = load()
-        task.args = args
-        return task
-
     names = pictures(questions)
     terms = _terms(scores, shown)
     records: dict[str, Record] = {}
-    for metric in dict.fromkeys(term.metric for term in terms.values()):
-        of_metric = {name: term for name, term in terms.items() if term.metric == metric}
-        records |= _numbers(fresh, questions.get(metric, []), of_metric)
-        if not records.keys() >= of_metric.keys():
-            records |= _units(fresh, items.get(metric, {}), of_metric, names)
-    left = {name: term for name, term in terms.items() if name not in records}
-    records |= _jackknife(fresh, items, left, names)
+    with TemporaryDirectory() as scratch:
+
+        def fresh() -> Any:
+            task = load()
+            task.args = Namespace(**{**vars(args), "output_path": mkdtemp(dir=scratch)})
+            return task
+
+        for metric in dict.fromkeys(term.metric for term in terms.values()):
+            of_metric = {name: term for name, term in terms.items() if term.metric == metric}
+            records |= _numbers(fresh, questions.get(metric, []), of_metric)
+            if not records.keys() >= of_metric.keys():
+                records |= _units(fresh, items.get(metric, {}), of_metric, names)
+        left = {name: term for name, term in terms.items() if name not in records}
+        records |= _jackknife(fresh, items, left, names)
     return {name: records[name] for name in terms}
 
 
@@ -194,7 +196,8 @@ def _partitions(items: Items, names: Mapping[int, str]) -> Iterator[Units]:
         except (KeyError, TypeError):  # the items are no records with such keys
             continue
         units = list(by_key.values())
-        if units not in tried:
+        small = (len(unit) <= MEMBERS or len({names[doc_id] for doc_id in unit}) == 1 for unit in units)
+        if units not in tried and all(small):
             tried.append(units)
             yield units
 
@@ -289,10 +292,10 @@ def _reasons(
     for metric in dict.fromkeys(term.metric for term in terms.values()):
         expected = [(term.place, term.score) for term in terms.values() if term.metric == metric]
         if not items.get(metric):
-            reasons[metric] = "lmms-eval computes it from other metrics"
+            reasons[metric] = "lmms-eval computes it from something else than values of questions"
             continue
         if count < 2:
-            reasons[metric] = "all questions show one picture"
+            reasons[metric] = "it has only one picture, or one question without"
             continue
         started = time.perf_counter()
         try:
@@ -334,8 +337,7 @@ def _aggregate(task: Any, metric: str, items: Sequence[Any]) -> Array:
 
     output = TaskOutput(task=task)
     output.sample_metrics[metric.rpartition(",")[::2]] = [copy(item) for item in items]
-    with _without_trace() as folder:
-        task.args = Namespace(**{**vars(task.args), "output_path": str(folder)})
+    with _without_trace(task.args.output_path):
         output.calculate_aggregate_metric(bootstrap_iters=0)
     scores = numeric(output.agg_metrics)
     if metric not in scores:
@@ -344,17 +346,16 @@ def _aggregate(task: Any, metric: str, items: Sequence[Any]) -> Array:
 
 
 @contextmanager
-def _without_trace() -> Iterator[Path]:
-    """Run a task's code in a folder that is removed, without its output and without the network."""
+def _without_trace(scratch: str) -> Iterator[None]:
+    """Run a task's code in a scratch folder, without its output and without the network."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise NetworkUsed
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
         null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         for context in (
-            chdir(folder),
+            chdir(scratch),
             redirect_stdout(null),
             redirect_stderr(null),
             warnings.catch_warnings(action="ignore"),
@@ -364,4 +365,4 @@ def _without_trace() -> Iterator[Path]:
             stack.enter_context(context)
         logger.disable("")
         stack.callback(logger.enable, "")
-        yield folder
+        yield

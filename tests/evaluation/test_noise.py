@@ -446,14 +446,22 @@ def test_a_slow_aggregation_is_called_once_or_twice(monkeypatch):
 
 
 def test_one_picture_has_no_error():
-    assert reason(ratio, pictures=["a"] * 40) == "all questions show one picture"
+    assert reason(ratio, pictures=["a"] * 40) == "it has only one picture, or one question without"
 
 
 def test_a_metric_that_lmms_eval_computes_from_others_says_so():
     questions = {"doc_id": [0, 1], "picture": ["a", "b"]}
     task = SimpleNamespace(aggregation=dict)
+    told = "lmms-eval computes it from something else than values of questions"
     records = noise(lambda: task, Namespace(), {}, {"m_expected_accuracy,none": 0.5}, questions, None)
-    assert records == {"m_expected_accuracy,none": {"from": None, "reason": "lmms-eval computes it from other metrics"}}
+    assert records == {"m_expected_accuracy,none": {"from": None, "reason": told}}
+
+
+def test_a_key_that_joins_many_questions_is_no_unit():
+    """Half of the questions share an index, of which the means give the score back."""
+    values = [{"index": place % 2, "score": float(place % 3 == 0)} for place in range(48)]
+    record = made_up(lambda items: np.mean([item["score"] for item in items]), values)
+    assert len(record["clusters"]) == 48
 
 
 def test_units_that_give_the_score_back_by_chance_are_not_believed():
