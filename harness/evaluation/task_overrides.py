@@ -16,6 +16,7 @@ from harness.evaluation.datasets import fingerprint
 
 SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
+VINOGROUND = 500  # groups of four questions, by which lmms-eval divides
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
 
 
@@ -34,10 +35,10 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
         raise UserError(f"task {name} is a Python class of its own: only tasks described by their file can be run")
     config["task"] = name
     _drop_submission(config)
-    if name in ADAPTED:
-        ADAPTED[name](config)
     if folder is not None:
         _point_to(config, folder)
+    if name in ADAPTED:
+        ADAPTED[name](config)
     datasets = {} if rows is None else rows
 
     class Task(ConfigurableMessagesTask):
@@ -135,20 +136,32 @@ def _static_mmbench(config: dict[str, Any]) -> None:
 
 
 def _ocrbench(config: dict[str, Any]) -> None:
-    """Divide by the questions that were asked; lmms-eval divides by 1,000, also if `limit` asked only 100."""
+    """Divide by the questions that were asked; lmms-eval divides by 1,000, and adds up all calls."""
     (metric,) = config["metric_list"]
     of_all = metric["aggregation"]
+    counts = of_all.__globals__["OCRBench_score"]
 
     def accuracy(results: list[dict[str, Any]], args: Any) -> float:
+        counts.update(dict.fromkeys(counts, 0))
         return float(of_all(results, args) * (OCRBENCH / len(results)))
 
     metric["aggregation"] = accuracy
 
 
 def _vinoground(config: dict[str, Any]) -> None:
-    """Count an empty answer as wrong; lmms-eval fails at its first character."""
+    """Count an empty answer as wrong, and score some of the groups; lmms-eval fails at both."""
     process = config["process_results"]
     config["process_results"] = lambda doc, results: process(doc, [results[0] or " "])
+    (metric,) = config["metric_list"]
+    of_all = metric["aggregation"]
+
+    def shares(results: list[dict[str, Any]]) -> list[float]:
+        asked = {int(result["index"].partition("_")[0]) for result in results}
+        wrong = {"categories": [], "question_type": "text", "pred": " "}
+        missing = [{"index": f"{group}_pos", **wrong} for group in range(VINOGROUND) if group not in asked]
+        return [share * VINOGROUND / len(asked) for share in of_all(results + missing)]
+
+    metric["aggregation"] = shares
 
 
 ADAPTED: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -2,8 +2,9 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ from harness.core.errors import UserError, one_line
 from harness.core.task_index import task_file
 from harness.core.timing import importing
 from harness.evaluation import task_overrides
-from harness.results.metrics import TERM, numeric, per_question, primary
+from harness.evaluation.noise import noise
+from harness.results.metrics import TERM, aggregated, numeric, per_question, primary
 
 if TYPE_CHECKING:
     from harness.evaluation.lmms_model import PrunedModel, QuestionDigest
@@ -112,6 +114,7 @@ class TaskSuite:
         from harness.evaluation.lmms_model import WorkerDone
 
         scores, counts, values, versions = {}, {}, {}, {}
+        measures: dict[str, Callable[[], dict[str, Any]]] = {}  # called last, when no other process waits for answers
         for name in self.tasks.metrics:
             task = self.load(name)
             try:
@@ -122,13 +125,17 @@ class TaskSuite:
             scores[name] = numeric(results["results"][name])
             counts[name] = results["n-samples"][name]["effective"]
             pictures = {doc_id: seen.visual for (of_task, doc_id), seen in self.looked_at.items() if of_task == name}
-            values[name] = per_question(results["samples"][name], list(results["results"][name]), pictures)
+            samples, columns = results["samples"][name], list(results["results"][name])
+            values[name] = per_question(samples, columns, pictures)
+            scored = task.args, aggregated(samples, columns), scores[name], values[name], self.tasks.metrics[name]
+            measures[name] = partial(noise, partial(self.load, name), *scored)
         if not scores:
             return None
         metrics = {
             "scores": scores,
             "primary": primary(scores, self.tasks.metrics),
             "questions": counts,
+            "noise": {name: measure() for name, measure in measures.items()},
             "scored_by": {"lmms-eval": version("lmms-eval"), "tasks": versions},
         }
         return metrics, values

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harness.results.result import Result
 
 Array = NDArray[np.float64]
+DIGITS = 16  # of a picture's name
 PAIRS = (("pred", "answer"), ("pred_answer", "answer"))  # keys of SEED-Bench and Video-MME
 OLDER = "the run does not say how its score follows from its questions: run it again"
 
@@ -85,8 +86,8 @@ def _of_metric(
     if part is not None:
         raise Untested("its score does not follow from its questions, so a part of them has none")
     score = result.score(task, metric)
-    # Groups of a jackknife have numbers for names, which mean nothing to another task.
-    clusters = tuple(f"{task}/{name}" if record["from"] == "jackknife" else name for name in record["clusters"])
+    # Groups of a jackknife and questions without a picture have numbers for names, which mean nothing to another task.
+    clusters = tuple(name if len(name) >= DIGITS else f"{task}/{name}" for name in record["clusters"])
     values = np.array(record["influence"], dtype=float)
     if len(clusters) < 2 or len(clusters) != len(values):
         raise Untested(f"it has influences of {len(values)} pictures, at least two are needed")

@@ -3,12 +3,13 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.core.errors import UserError
 
 OF_QUESTION = ("doc_id", "picture")  # columns of a question; the others are metrics
+GROUPS = 64  # of pictures, of which a jackknife leaves out one at a time
 TERM = re.compile(r"\s*(.+?)(?:\[(\d+)\])?\s*")  # of a metric expression: a name, and an index into a list
 
 
@@ -41,20 +42,37 @@ def per_question(
     These are the values that lmms-eval aggregates, from the task's own `process_results`. Most are numbers; some tasks
     have records (MME: category and score). `samples` has each document once per filter, in the order of the filters.
     """
+    values = aggregated(samples, columns)
+    ids = sorted({int(sample["doc_id"]) for sample in samples})
+    of_question: dict[str, list[Any]] = {"doc_id": ids, "picture": [(pictures[doc_id] or "")[:16] for doc_id in ids]}
+    return of_question | {name: [_plain(column.get(doc_id)) for doc_id in ids] for name, column in values.items()}
+
+
+def aggregated(samples: list[dict[str, Any]], columns: list[str]) -> dict[str, dict[int, Any]]:
+    """Return for each metric what lmms-eval aggregates, by document: not every document has a value for each."""
     pairs = [column.rpartition(",")[::2] for column in columns if "," in column]
     filters = list(dict.fromkeys(name for _, name in pairs))
     occurrences: Counter[int] = Counter()
-    rows: dict[int, dict[str, Any]] = {}
+    values: dict[str, dict[int, Any]] = {}
     for sample in samples:
         doc_id = int(sample["doc_id"])
         current = filters[occurrences[doc_id]]
         occurrences[doc_id] += 1
-        values = {f"{key},{name}": _plain(sample[key]) for key, name in pairs if name == current and key in sample}
-        rows.setdefault(doc_id, {}).update(values)
-    ids = sorted(rows)
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    of_question: dict[str, list[Any]] = {"doc_id": ids, "picture": [(pictures[doc_id] or "")[:16] for doc_id in ids]}
-    return of_question | {name: [rows[doc_id].get(name) for doc_id in ids] for name in names}
+        for key, name in pairs:
+            if name == current and key in sample:
+                values.setdefault(f"{key},{name}", {})[doc_id] = sample[key]
+    return values
+
+
+def pictures(questions: Mapping[str, Sequence[Any]]) -> dict[int, str]:
+    """Return the picture of each document of `per_question`; one without a picture is named by its own number."""
+    pairs = zip(questions["doc_id"], questions["picture"], strict=True)
+    return {doc_id: picture or str(doc_id) for doc_id, picture in pairs}
+
+
+def jackknife_groups(names: Iterable[str]) -> dict[str, int]:
+    """Return the group of each picture: the same in all runs, and of equal sizes but for one picture."""
+    return {name: place % GROUPS for place, name in enumerate(sorted(set(names)))}
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,14 @@ AGAIN = "run it again with force=true"  # what to do about a finished run that i
 FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages by their full version
 
 
+def _metrics_json(metrics: dict[str, Any]) -> str:
+    """Return indented JSON, but with the numbers of `noise`, which are long lists, in one last line."""
+    if "noise" not in metrics:
+        return to_json(metrics)
+    indented = to_json({key: part for key, part in metrics.items() if key != "noise"})
+    return f'{indented[:-3]},\n "noise": {json.dumps(metrics["noise"], allow_nan=False)}\n}}\n'
+
+
 class RunFolder:
     """One run on disk: `run.json`, `responses.jsonl`, `kept.jsonl`, `scores.json`, `metrics.json`, then `DONE`."""
 
@@ -65,7 +73,7 @@ class RunFolder:
         """Write the score of every question by task, then the metrics, then the marker."""
         lines = [f"{json.dumps(task)}: {json.dumps(part, allow_nan=False)}" for task, part in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
-        write_atomic(self.path / METRICS, to_json(metrics))
+        write_atomic(self.path / METRICS, _metrics_json(metrics))
         write_atomic(self.path / DONE, to_json(about))
 
     def check(self) -> None:
@@ -82,7 +90,7 @@ class RunFolder:
         """Set the metric of each task that tables show for a finished run; the scores stay."""
         metrics = self.metrics()
         if metrics["primary"] != primary:
-            write_atomic(self.path / METRICS, to_json({**metrics, "primary": primary}))
+            write_atomic(self.path / METRICS, _metrics_json({**metrics, "primary": primary}))
 
     @contextmanager
     def lock(self, process: int = 0) -> Iterator[None]:
