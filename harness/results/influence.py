@@ -80,7 +80,7 @@ def _of_metric(
     result: Result, task: str, metric: str, record: dict[str, Any] | None, part: Callable[[str], bool] | None
 ) -> Influence:
     if record is None or record["from"] == "questions":
-        return _of_questions(result, task, metric, part)
+        return _of_questions(result, task, metric, (1.0, 100.0) if record is None else (record["scale"],), part)
     if record["from"] is None:
         raise Untested(record["reason"])
     if part is not None:
@@ -94,15 +94,16 @@ def _of_metric(
     return Influence(score, clusters, values, abs(score) / len(clusters))
 
 
-def _of_questions(result: Result, task: str, metric: str, part: Callable[[str], bool] | None) -> Influence:
+def _of_questions(
+    result: Result, task: str, metric: str, scales: Sequence[float], part: Callable[[str], bool] | None
+) -> Influence:
     columns, score = result.per_question[task], result.score(task, metric)
     shown = columns.get("picture", [""] * len(columns["doc_id"]))
     rows = zip(columns.get(metric, []), shown, columns["doc_id"], strict=False)  # no value: an older run
     asked = [(picture or f"{task}/{doc_id}", number(value)) for value, picture, doc_id in rows if value is not None]
     values = np.array([value for _, value in asked], dtype=float)  # NaN for a record without a number
-    scale = next(
-        (s for s in (1.0, 100.0) if asked and math.isclose(s * values.mean(), score, rel_tol=1e-6, abs_tol=1e-9)), None
-    )
+    mean = float(values.mean()) if asked else math.nan
+    scale = next((scale for scale in scales if math.isclose(scale * mean, score, rel_tol=1e-6, abs_tol=1e-9)), None)
     if scale is None:
         raise Untested(OLDER)
     chosen = [part is None or part(cluster) for cluster, _ in asked]

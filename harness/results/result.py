@@ -285,9 +285,20 @@ def _pooled(runs: Sequence[Result]) -> Result:
         )
     metrics = first.metrics | {key: _mean([run.metrics[key] for run in runs]) for key in ("scores", "visual_tokens")}
     if "noise" in first.metrics:
-        metrics["noise"] = _mean([run.metrics["noise"] for run in runs])
+        metrics["noise"] = {
+            task: {name: _pooled_noise([run.metrics["noise"][task][name] for run in runs]) for name in records}
+            for task, records in first.metrics["noise"].items()
+        }
     metrics["failed"] = {task: sum(run.failed.get(task, 0) for run in runs) for task in first.metrics["questions"]}
     return replace(first, metrics=metrics, seeds=tuple(runs))
+
+
+def _pooled_noise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = records[0]
+    if all((record["from"], record.get("clusters")) == (first["from"], first.get("clusters")) for record in records):
+        pooled: dict[str, Any] = _mean(records)
+        return pooled
+    return {"from": None, "reason": "its seeds were scored in different ways"}
 
 
 def _equal_scores(a: Result, b: Result) -> bool:
