@@ -1,7 +1,8 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new; results/pocket/runs is an archive of scores and
-# provenance, written once all runs are whole. The runs with their answers are then in results/pocket/last.
+# make results: run again what results/pocket holds, in results/pocket/new, in three parts (results-pocket, results-llava-keep,
+# results-llava-tokens) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
+# provenance, and its tables. The runs with their answers are then in results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
 # make test-lowest, make test-newest: the same code on other versions, in .venv-lowest (Python 3.11 or 3.12) and .venv-newest.
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-lowest test-newest lock bench results report clean
+.PHONY: demo test test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -46,17 +47,30 @@ TABLES := $(BIN)/python -m harness.tables
 METHODS := random,uniform,avg_pool,greedy,visionselector,fastv,hiprune,fps,divprune,dart,idpruner,hybrid,dpp
 METHODS := $(METHODS),visionzip,vispruner,scope,cdpruner,d2pruner,id_selection,holov
 LLAVA := model=pocket_llava tasks=pocket_image
-results: .venv/.installed
-	$(BIN)/python -m harness method=none tasks=pocket_blank runs=$(NEW)
-	$(BIN)/python -m harness -m method=$(METHODS),resize keep=0.25,0.1 runs=$(NEW)
-	$(BIN)/python -m harness method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)
-	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)
-	$(BIN)/python -m harness -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)
-	$(BIN)/python -m harness.export runs=$(NEW) archive=$(RUNS)
+RUN := $(BIN)/python -m harness
+results-pocket: .venv/.installed
+	$(RUN) method=none tasks=pocket_blank runs=$(NEW)/pocket
+	$(RUN) -m method=$(METHODS),resize keep=0.25,0.1 runs=$(NEW)/pocket
+	$(RUN) -m method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/pocket
+	$(BIN)/python -m harness.export runs=$(NEW)/pocket archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
+
+results-llava-keep: .venv/.installed
+	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/llava_keep
+	$(BIN)/python -m harness.export runs=$(NEW)/llava_keep archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
+
+results-llava-tokens: .venv/.installed
+	$(RUN) -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)/llava_tokens
+	$(RUN) -m $(LLAVA) method=random seed=1,2 tokens=57,28,14 runs=$(NEW)/llava_tokens
+	$(BIN)/python -m harness.export runs=$(NEW)/llava_tokens archive=$(RUNS)
+	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
+
+results: results-pocket results-llava-keep results-llava-tokens
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last
