@@ -121,7 +121,7 @@ def _by_group(rows: pd.DataFrame) -> list[str]:
     return list(averages.sort_values("group", key=lambda names: names.map(groups.index), kind="stable")["hash"])
 
 
-def _series(rows: pd.DataFrame, frame: pd.DataFrame, by: str = "name") -> Iterator[tuple[str, dict[str, Any]]]:
+def series(rows: pd.DataFrame, frame: pd.DataFrame, by: str = "name") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each value of column `by` in `rows` with the style of its line.
 
     `frame` has the rows of all panels, so that a run has the same style in each of them.
@@ -168,10 +168,10 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
             axis.set_theta_direction(-1)  # type: ignore[attr-defined]
             own = rows[rows["hash"] == run]
-            for other in set(rows.loc[rows["group"] == own["group"].iloc[0], "hash"]):
+            for other in dict.fromkeys(rows.loc[rows["group"] == own["group"].iloc[0], "hash"]):
                 axis.plot(around, closed(other, "relative"), color=RULE, lw=0.6)
-            axis.plot(np.linspace(0, 2 * np.pi, 100), np.full(100, 100.0), color=MUTED, lw=0.8, ls=DASHED)
-            ((name, line),) = _series(own, rows)
+            axis.plot(np.linspace(0, 2 * np.pi, 49), np.full(49, 100.0), color=MUTED, lw=0.8, ls=DASHED)
+            ((name, line),) = series(own, rows)
             axis.fill_between(around, closed(run, "low"), closed(run, "high"), color=line["color"], alpha=0.25, lw=0)
             axis.plot(around, closed(run, "relative"), **{**line, "ms": 0.6 * line["ms"]}, lw=1.2, label=printed(name))
             axis.set_xticks(angles, [text.replace(" ", "\n") for text in titles(benchmarks).values()], fontsize=6)
@@ -183,6 +183,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_rlabel_position(180 / len(benchmarks))  # type: ignore[attr-defined]
             axis.set_ylim(0, top)
             axis.spines["polar"].set_visible(False)
+            axis.patch.set_visible(False)
             axis.set_title(printed(name), fontweight="bold", loc="center", pad=10)
     return figure
 
@@ -203,8 +204,8 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
             for _, other in rows[rows["group"] != group].groupby("name"):
                 axis.plot(other["K"], other["relative"], color=RULE, lw=0.9)
             own = rows[rows["group"] == group]
-            series = list(_series(own, rows))
-            for (name, line), shift in zip(series, _shifts(len(series), 0.03), strict=True):
+            shown = list(series(own, rows))
+            for (name, line), shift in zip(shown, _shifts(len(shown), 0.03), strict=True):
                 runs = own[own["name"] == name]
                 x = runs["K"] * 2**shift
                 fill = "none" if (runs["per_layer"] > runs["K"]).any() else line["color"]
@@ -317,8 +318,8 @@ def ablation(frame: pd.DataFrame) -> Figure | None:
         figure, axes = _panels(len(limits), 3, (3.7, 3.4), sharex=True, sharey=True)
         for axis, budget in zip(axes, limits, strict=True):
             own = rows[rows["budget"] == budget]
-            series = list(_series(own, rows, by="line"))
-            for (name, line), shift in zip(series, _shifts(len(series), 0.008), strict=True):
+            shown = list(series(own, rows, by="line"))
+            for (name, line), shift in zip(shown, _shifts(len(shown), 0.008), strict=True):
                 runs = own[own["line"] == name]
                 axis.plot(runs["lambda"] + shift, runs["relative"], **line, lw=1.3, label=printed(name))
                 _whiskers(axis, runs["lambda"] + shift, runs, line["color"])
@@ -395,6 +396,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
         figure.savefig(stream, format="svg", metadata=_undated("svg"))
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # a hundredth of a point
     box = re.findall(r'viewBox="[^"]+"', text)[0]
     text = f'<svg {box} role="img" aria-label="{title}">' + text[text.index(">") + 1 :]
     text = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
