@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from harness.core.rules import one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import raw, read_scores
-from harness.results.labels import setting_notes
+from harness.results.labels import setting_notes, settings, versions
 from harness.results.latex import latex
 from harness.results.result import Result, failures, load_results, merge_task_runs, pool_seeds, unproven
 from harness.results.summary import summary
@@ -50,15 +51,21 @@ def of_runs(results: Sequence[Result], errors_of: str | None = None) -> tuple[li
             questions=[sum(run.metrics["questions"].values()) for run in runs],
             **{name: _floats(run.tokens(which) for run in runs) for name, which in TOKENS.items()},
             **{name: averages[name].to_numpy() for name in OF_DIFFERENCE},
+            seeds=averages["seeds"].where(averages["seeds"] > 1).to_numpy(),
+            seed_sd=averages["seed_sd"].to_numpy(),
             as_best=[" ".join(as_best.loc[as_best["hash"] == run.hash, "benchmark"]) for run in runs],
         )
         if any(run.failed for run in runs):
             frame["failed"] = [sum(run.failed.values()) for run in runs]
         model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
-        caption = f"{model} on {tasks}, {_range(frame['questions'])} questions"
+        caption = f"{model} on {tasks}, {_range(frame['questions'])} questions, {versions(runs)}"
         errors = _errors(statistics, frame, table.benchmarks, errors_of) if errors_of else None
         notes = [*table.notes, *setting_notes(runs), *failures(runs), *unproven(runs), *notes]
-        tables.append(replace(table, frame=frame, caption=caption, notes=notes, errors=errors))
+        untested = frozenset(statistics.loc[(statistics["budget"] != "") & ~statistics["tested"], "benchmark"])
+        frame["untested"] = " ".join(sorted(untested))
+        differences = {setting[:8]: text for setting, text in settings(runs).items()}
+        table = replace(table, frame=frame, caption=caption, notes=notes)
+        tables.append(replace(table, errors=errors, untested=untested, settings=differences))
         summaries.append(statistics)
     return tables, pd.concat(summaries, ignore_index=True)
 
@@ -137,19 +144,26 @@ def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, 
     files: dict[Path, tuple[str, str]] = {}
     for key in FORMATS:
         if cfg[key] is not None:
-            files[Path(str(cfg[key]))] = (key, text_of(key, tables))
+            files[Path(str(cfg[key]))] = (key, text_of(key, tables, is_float=bool(cfg.float)))
     for table in tables if cfg.out is not None else []:
         for key in FORMATS:
-            text = text_of(key, [table], source.startswith("paper"))
+            text = text_of(key, [table], source.startswith("paper"), bool(cfg.float))
             files[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = ("out", text)
     return files
 
 
-def text_of(kind: str, tables: Sequence[Table], published: bool = False) -> str:
-    """Format tables as a file; for published tables, the CSV has no columns model and tasks."""
+def text_of(kind: str, tables: Sequence[Table], published: bool = False, is_float: bool = False) -> str:
+    """Format tables as a file; for published tables, the CSV has no columns model and tasks.
+
+    With `is_float`, LaTeX has a whole `table` with caption and label instead of a `tabular`.
+    """
     if kind == "csv":
         return sheet(tables).drop(columns=["model", "tasks"] if published else []).to_csv(index=False)
-    writers: dict[str, Callable[[Table], str]] = {"tex": latex, "md": formats.markdown, "html": formats.html}
+    writers: dict[str, Callable[[Table], str]] = {
+        "tex": partial(latex, is_float=is_float),
+        "md": formats.markdown,
+        "html": formats.html,
+    }
     text = "\n".join(writers[kind](table) for table in tables)
     return formats.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
 

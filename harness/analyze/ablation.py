@@ -18,9 +18,11 @@ from harness.analyze.output import leave
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.results import plots
+from harness.results.method_groups import title_of
 from harness.results.result import Result, average, load_results, relative
 from harness.results.stats import AVERAGE, noise
 from harness.results.summary import full_summary
+from harness.results.table import records
 
 SWEEP = "start them with python -m harness -m experiment=ablation"
 OURS = "idpruner"
@@ -125,7 +127,7 @@ def picture(frame: pd.DataFrame, title: str) -> Figure:
     """Plot the average over lambda, one panel a budget; dashed lines: methods without lambda."""
     rows = frame[(frame["benchmark"] == AVERAGE) & (frame["budget"] != "")]
     budgets = list(dict.fromkeys(rows["budget"]))
-    looks = dict(zip(dict.fromkeys(rows["method"]), zip(plots.SERIES, plots.MARKS, strict=True), strict=False))
+    looks = {method: plots.look(method) for method in dict.fromkeys(rows["method"])}
     with plots.style():
         figure = Figure(figsize=(3.9 * len(budgets) + 1.3, 3.5), layout="constrained")
         for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
@@ -134,14 +136,15 @@ def picture(frame: pd.DataFrame, title: str) -> Figure:
                 line = each.dropna(subset="lambda")
                 axis.plot(line["lambda"], line["relative"], color=color, marker=mark, ms=4.5, lw=1.5)
                 axis.fill_between(line["lambda"], line["low"], line["high"], color=color, alpha=0.14, lw=0)
-                for value in each.loc[each["lambda"].isna(), "relative"]:
-                    axis.axhline(value, color=color, lw=1.3, ls=(0, (4, 3)))
+                for run in records(each[each["lambda"].isna()]):
+                    axis.axhline(run["relative"], color=color, lw=1.3, ls=plots.DASHED)
+                    axis.axhspan(run["low"], run["high"], color=color, alpha=0.14, lw=0)
             axis.set_title(budget)
             axis.set_xlabel("lambda (1: importance, 0: diversity)")
         for method, (color, mark) in looks.items():
             curve = rows.loc[rows["method"] == method, "lambda"].notna().any()
-            look = {"marker": mark, "ms": 4.5} if curve else {"ls": (0, (4, 3))}
-            figure.axes[-1].plot([], [], color=color, lw=1.4, label=method, **look)
+            look = {"marker": mark, "ms": 4.5} if curve else {"ls": plots.DASHED}
+            figure.axes[-1].plot([], [], color=color, lw=1.4, label=title_of(method), **look)
         figure.axes[0].set_ylabel("average, % of unpruned")
         figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)

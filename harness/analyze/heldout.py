@@ -19,6 +19,7 @@ from harness.core.errors import UserError
 from harness.core.files import digest
 from harness.results import plots
 from harness.results.labels import names
+from harness.results.method_groups import title_of
 from harness.results.result import Result, load_results
 from harness.results.stats import AVERAGE, Noise, noise
 
@@ -97,22 +98,26 @@ def _average(half: Noise, run: Result) -> float:
 
 
 def picture(table: pd.DataFrame, ours: str) -> Figure:
-    """Plot the judging half over the choosing half, one panel a budget; filled: chosen; dashed: equal to the best."""
+    """Plot the judging half over the choosing half, one panel a budget; filled: chosen.
+
+    Lines are 95 % intervals of the judging half; the dashed line is where both halves agree.
+    """
     budgets = list(dict.fromkeys(table["budget"]))
-    looks = dict(zip(dict.fromkeys([ours, *table["method"]]), plots.SERIES, strict=False))
+    looks = {method: plots.look(method) for method in dict.fromkeys([ours, *table["method"]])}
     with plots.style():
         figure = Figure(figsize=(3.9 * len(budgets) + 1.5, 3.7), layout="constrained")
         for axis, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
             here = table[table["budget"] == budget]
-            for method, color in looks.items():
+            for method, (color, marker) in looks.items():
                 each = here[here["method"] == method]
                 faces = [color if chosen else "none" for chosen in each["chosen"]]
-                axis.scatter(each["choosing"], each["judging"], s=26, facecolors=faces, edgecolors=color)
-            axis.axline((here["choosing"].max(),) * 2, slope=1, lw=0.8, ls=(0, (4, 3)), color="0.6")
+                axis.vlines(each["choosing"], each["low"], each["high"], color=color, lw=0.7, alpha=0.5)
+                axis.scatter(each["choosing"], each["judging"], s=26, marker=marker, facecolors=faces, edgecolors=color)
+            axis.axline((here["choosing"].max(),) * 2, slope=1, lw=0.8, ls=plots.DASHED, color="0.6")
             axis.set_title(budget)
             axis.set_xlabel("questions that choose, % of unpruned")
-        for method, color in looks.items():
-            figure.axes[-1].scatter([], [], s=26, color=color, label=method)
+        for method, (color, marker) in looks.items():
+            figure.axes[-1].scatter([], [], s=26, color=color, marker=marker, label=title_of(method))
         figure.axes[0].set_ylabel("questions that judge, % of unpruned")
         figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from harness.core.errors import UserError
 from harness.core.rules import one_of, require
 from harness.models.loading import load
 from harness.results import plots
+from harness.results.method_groups import printed
 from harness.results.stats import Array
 
 POINT = ["curve", "parameter", "value", "label"]
@@ -113,16 +113,17 @@ def sentence(verdict: dict[str, Any]) -> str:
 def picture(frame: pd.DataFrame, reference: str, title: str) -> Figure:
     """Plot retention over the Hopkins statistic, one panel a budget; the ideal is top left."""
     keeps = list(dict.fromkeys(frame["keep"]))
-    looks = dict(zip(dict.fromkeys(frame["curve"]), zip(plots.SERIES, cycle(plots.MARKS), strict=False), strict=False))
+    frame = frame.assign(method=frame["curve"].str.partition(" ")[0])  # a curve is a method, with fixed parameters
     with plots.style():
         figure = Figure(figsize=(4.4 * len(keeps) + 1.4, 3.9), layout="constrained")
         for axis, keep in zip(figure.subplots(1, len(keeps), squeeze=False)[0], keeps, strict=True):
             here = frame[frame["keep"] == keep]
-            for curve, (color, mark) in looks.items():
+            for curve, look in plots.series(frame, frame, by="curve"):
                 line = here[here["curve"] == curve]
                 single = len(line) == 1
-                style = {"color": color, "marker": mark, "ms": 7 if single else 3.6, "lw": 1.3}
-                axis.plot(line[reference], line["retention"], label=curve, zorder=3 if single else 2, **style)
+                style = {**look, "ms": 7 if single else 3.6, "lw": 1.3, "zorder": 3 if single else 2}
+                axis.plot(line[reference], line["retention"], label=printed(curve), **style)
+                color = look["color"]
                 error = {"color": color, "lw": 0.7, "alpha": 0.25}  # of means; differences of methods are paired
                 axis.vlines(line[reference], line["retention_low"], line["retention_high"], **error)
                 axis.hlines(line["retention"], line[f"{reference}_low"], line[f"{reference}_high"], **error)

@@ -7,10 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.bench.screen import label
 from harness.core.files import slug
+from harness.results.method_groups import printed
+from harness.results.plots import series
 
 Row = dict[str, Any]
 # The parts of an answer in order; those of the pruning method have warm colours.
@@ -46,7 +49,7 @@ def _stages(rows: Sequence[Row]) -> Figure:
     """Plot a bar for each candidate, divided into stages."""
     figure = Figure(figsize=(9, 1.6 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    names, left = [label(row) for row in rows], [0.0] * len(rows)
+    names, left = [printed(label(row)) for row in rows], [0.0] * len(rows)
     for part, colour in PARTS.items():
         width = [_part(row, part) for row in rows]
         axes.barh(names, width, left=left, color=colour, label=part.replace("_", " "))
@@ -71,17 +74,18 @@ def _savings(rows: Sequence[Row]) -> Figure:
     """Plot the time saved end to end over visual tokens, with interquartile ranges."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(label(row) for row in rows if row["method"] != "none"):
+    pruned = pd.DataFrame([{"method": row["method"], "name": label(row)} for row in rows if row["method"] != "none"])
+    for name, line in series(pruned, pruned):
         selected = sorted((row for row in rows if label(row) == name), key=lambda row: row["visual_tokens"])
         selected = [row for row in selected if row["e2e_saving_ms"] is not None]
         if selected:
             sizes, saved = ([row[key] for row in selected] for key in ("visual_tokens", "e2e_saving_ms"))
             spread = [row["e2e_saving_iqr_ms"] / 2 for row in selected]
-            axes.errorbar(sizes, saved, spread, marker="o", capsize=2, label=name)
+            axes.errorbar(sizes, saved, spread, **line, capsize=2, label=printed(name))
     first = rows[0]
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("visual tokens before pruning")
     axes.set_ylabel("milliseconds saved end to end")
     axes.set_title(f"{first['model']}, batch {first['batch']}, {first['device']}: above the line a method pays")
-    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False, handlelength=3)
     return figure

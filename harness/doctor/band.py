@@ -46,7 +46,7 @@ def baselines(runs: Path, folder: Path) -> Iterator[Finding]:
 
 def _compare(name: str, benchmark: str, published: pd.Series, ours: pd.DataFrame) -> Iterator[Finding]:
     """Compare one benchmark of a model, which may have several published scores and several runs."""
-    from harness.results.paper import facts
+    from harness.results.benchmarks import facts
 
     full = facts()["benchmarks"][benchmark].get("of", 100)
     margin = facts()["band"] * full / 100

@@ -16,6 +16,7 @@ from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
+from harness.results.labels import settings
 from harness.results.result import Result, collect
 from harness.results.summary import full_summary, of_scores
 
@@ -36,6 +37,8 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     measured = files_of(cfg.prefill)
     times = read_times(measured) if measured else None
     frame, notes = full_summary(results)
+    differences = {setting[:8]: text for setting, text in settings(results).items()}
+    frame["differs"] = frame["setting"].map(differences).fillna("")
     sets = figures.draw(frame, times)
     written = len(_draw(cfg, sets))
     report = {"report": cfg.out, "runs": len(results), "plots": written, "bytes": None, "questions": 0}

@@ -14,7 +14,9 @@ from harness.report.answers import RIGHT
 from harness.report.html import plural
 from harness.report.provenance import provenance
 from harness.results import plots
-from harness.results.labels import ordered, short
+from harness.results.benchmarks import percent_scale, titles
+from harness.results.labels import ordered, qualified
+from harness.results.method_groups import printed, title_of
 from harness.results.result import Result
 from harness.results.stats import AVERAGE
 
@@ -29,13 +31,13 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
     for table in tables:
         for row in table["rows"]:
             row.update(params=params[row["hash"]], ids=["", *table["benchmarks"]])
-    methods = {result.method: "unpruned" if result.is_baseline else result.method for result in results}
-    titles = {id: name for table in reversed(tables) for id, name in table["benchmarks"].items()}
+    methods = {result.method: title_of(result.method) for result in results}
+    names = {id: name for table in reversed(tables) for id, name in table["benchmarks"].items()}
     questions = max(sum(result.metrics["questions"].values()) for result in results)
     models = list(dict.fromkeys(result.about["config"]["model"]["name"] for result in results))
     lead = (
         f"{plural(len(results), 'run')} of {plural(len(set(methods) - {'baseline'}), 'method')} on "
-        f"{plural(len(models), 'model')} and {plural(len(titles), 'benchmark')}, up to {questions:,} questions per run."
+        f"{plural(len(models), 'model')} and {plural(len(names), 'benchmark')}, up to {questions:,} questions per run."
     )
     return {
         "title": str(cfg.title),
@@ -44,7 +46,7 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
         "models": {name: name for name in models},
         "methods": methods,
         "budgets": {result.budget or "unpruned": result.budget or "all tokens" for result in results},
-        "benchmarks": {id: id if list(titles.values()).count(name) > 1 else name for id, name in titles.items()},
+        "benchmarks": {id: id if list(names.values()).count(name) > 1 else name for id, name in names.items()},
         "tables": tables,
         "plots": [_rendered(plot_set) for plot_set in sets],
         "provenance": origin,
@@ -53,7 +55,10 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
 
 
 def _identify(averages: pd.DataFrame, run: str) -> dict[str, Any]:
-    return {key: averages.loc[run, key] for key in ("name", "group", "model", "budget")}
+    """Return what names a run; settings in which it differs from others of its model and tasks are part of the name."""
+    about = averages.loc[run]
+    name = qualified(printed(str(about["name"])), str(about["differs"]))
+    return {"name": name, **{key: about[key] for key in ("method", "group", "model", "budget")}}
 
 
 def _rendered(plot_set: figures.Set) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def of_gallery(
     averages = frame[frame["benchmark"] == AVERAGE].set_index("hash")
     settings = []
     for place, setting in enumerate(sample["settings"]):
-        names = short(list(dict.fromkeys(question["task"] for question in setting["questions"])))
+        names = titles(list(dict.fromkeys(question["task"] for question in setting["questions"])))
         chunks: list[dict[str, Any]] = []
         for task, name in names.items():
             questions = [question for question in setting["questions"] if question["task"] == task]
@@ -148,23 +153,37 @@ def overview(frame: pd.DataFrame, results: Sequence[Result]) -> list[dict[str, A
 def _table(frame: pd.DataFrame, members: Sequence[Result]) -> dict[str, Any]:
     benchmarks = list(dict.fromkeys(task for result in members for task in result.metrics["primary"]))
     cells = {(row["hash"], row["benchmark"]): row for row in frame.to_dict("records")}
-    rows = [_row(result, [AVERAGE, *benchmarks], cells) for result in members]
-    return {"benchmarks": short(benchmarks), "rows": rows, "settings": len({r.setting for r in members})}
+    scales = {AVERAGE: 1, **{task: _scale(task, members) for task in benchmarks}}
+    rows = [_row(result, scales, cells) for result in members]
+    return {"benchmarks": titles(benchmarks), "rows": rows, "settings": len({r.setting for r in members})}
 
 
-def _row(result: Result, benchmarks: Sequence[str], cells: dict[tuple[str, str], Any]) -> dict[str, Any]:
+def _scale(task: str, members: Sequence[Result]) -> int:
+    runs = [result for result in members if task in result.metrics["primary"]]
+    metrics = " ".join(str(result.metrics["primary"][task]) for result in runs)
+    return percent_scale(task, metrics, [result.score(task) for result in runs])
+
+
+def _row(result: Result, scales: dict[str, int], cells: dict[tuple[str, str], Any]) -> dict[str, Any]:
     about = cells[result.hash, AVERAGE]
     return {
-        **{key: about[key] for key in ("name", "group", "model", "tasks", "per_layer")},
+        "name": qualified(printed(str(about["name"])), about["differs"]),
+        **{key: about[key] for key in ("group", "model", "tasks", "per_layer")},
         **{"hash": result.hash, "method": result.method, "budget": result.budget, "kept": result.tokens("kept")},
-        "cells": [_cell(cells.get((result.hash, benchmark))) for benchmark in benchmarks],
+        "cells": [_cell(cells.get((result.hash, benchmark)), scale) for benchmark, scale in scales.items()],
     }
 
 
-def _cell(row: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the numbers of one cell, NaN as None; None if the run has no such benchmark."""
+def _cell(row: dict[str, Any] | None, scale: int) -> dict[str, Any] | None:
+    """Return the numbers of one cell, NaN as None, scores times `scale`; None if the run has no such benchmark."""
     if row is None:
         return None
     numbers = ("score", "relative", "low", "high", "se", "lost", "gained", "agreement", "p_best")
     cell = {name: None if pd.isna(row[name]) else float(row[name]) for name in numbers}
-    return {**cell, "best": row["best"] is True or bool(row["best"] == 1), "as_best": bool(row["as_best"] == 1)}
+    cell |= {name: scale * value for name in ("score", "se") if (value := cell[name]) is not None}
+    return {
+        **cell,
+        "best": row["best"] is True or bool(row["best"] == 1),
+        "as_best": bool(row["as_best"] == 1),
+        "tested": bool(row["tested"]),
+    }

@@ -10,6 +10,9 @@ from harness.report.html import called, listed
 from harness.report.prefill_times import Times, join
 from harness.results import plots
 
+FRONT = "Dashed: the Pareto front of all budgets, on which runs whose quartiles overlap count as equally fast."
+NO_FRONT = "There is no front: times or scores of the runs do not differ by more than their noise, or it is not known."
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -43,7 +46,8 @@ def draw(frame: pd.DataFrame, times: Times | None) -> list[Set]:
 
 def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
     model, tasks = rows["model"].iloc[0], rows["tasks"].iloc[0]
-    plot_set = Set(called(model, tasks))
+    differs = rows["differs"].iloc[0] if "differs" in rows else ""
+    plot_set = Set(", ".join(filter(None, [called(model, tasks), differs])))
     if rows["relative"].isna().all():
         plot_set.missing.append(
             "No finished run of the unpruned model with these settings, so nothing to compare with."
@@ -54,15 +58,16 @@ def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
         plot_set,
         f"{stem}-budgets",
         "Score against budget",
-        "Average over the benchmarks by the number of visual tokens kept, with 95 % intervals; grey: the methods of "
-        "the other panels; hollow: cut inside the language model, so that its first layers see all tokens.",
+        "Average over the benchmarks by the number of visual tokens kept, with 95 % intervals; lines are shifted "
+        "sideways so that none hides another; grey: the methods of the other panels; hollow: cut inside the language "
+        "model, so that its first layers see all tokens.",
         plots.budgets(rows),
         "All runs have one budget, so there is no score against budget: run -m keep=0.5,0.25,0.1.",
     )
     _add_time(plot_set, rows, times, stem)
     for budget in dict.fromkeys(rows.loc[rows["budget"] != "", "budget"]):
         name = f"{stem}-{budget.replace('=', '')}"
-        caption = "Percent of the unpruned model's score, which is the dashed ring."
+        caption = "Percent of the unpruned model's score (dashed). Bands: 95 % intervals; grey: runs of the same group."
         few = f"Fewer than three benchmarks at {budget}, too few for a radar."
         _add(plot_set, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)
         caption = "Methods by group and average; lines are 95 % intervals, where questions have scores of their own."
@@ -72,7 +77,8 @@ def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
         plot_set,
         f"{stem}-lambda",
         "Ablation over lambda",
-        "Average over the benchmarks by the weight of importance against diversity; bands are 95 % intervals.",
+        "Average over the benchmarks by the weight of importance against diversity, with 95 % intervals; lines are "
+        "shifted sideways so that none hides another.",
         plots.ablation(rows),
         "No method was run with two values of lambda, so there is no ablation: run -m method.lam=0,0.25,0.5,0.75,1.",
     )
@@ -88,7 +94,9 @@ def _add_time(plot_set: Set, rows: pd.DataFrame, times: Times | None, stem: str)
         return
     measured, without = join(times, rows)
     gone = f" Not measured, or not told apart in the file: {listed(without)}." if without else ""
-    caption = "Dashed: the Pareto front; no run is both faster and better than one that lies on it. "
+    front = plots.front(plots.points(rows, measured))
+    caption = "Vertical lines: 95 % intervals; horizontal lines: from the lower to the upper quartile of the times. "
+    caption += f"{FRONT if len(front) else NO_FRONT} "
     how = times.measured.get(str(rows["model"].iloc[0]))
     caption += f"Measured by python -m harness.bench: {how}.{gone}" if how else gone.strip()
     none = "The file with prefill times has fewer than two of these runs, so there is no score against time."

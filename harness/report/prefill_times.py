@@ -10,15 +10,16 @@ import pandas as pd
 
 from harness.core.errors import UserError, as_user_error
 from harness.results.frames import budget_key
+from harness.results.method_groups import UNPRUNED, printed
 
 COLUMNS = ["model", "method", "budget", "prefill_ms"]
+SPREAD = "prefill_iqr_ms"  # the interquartile range of the times, NaN if the file has none
 CONDITIONS = ("workload", "batch", "weights", "device")  # columns of bench.csv that must agree for times to compare
-UNPRUNED = ("none", "baseline")
 
 
 @dataclass(frozen=True)
 class Times:
-    """COLUMNS of every measurement with budgets as in runs, and the conditions of each model in words."""
+    """COLUMNS and SPREAD of every measurement, budgets as in runs, and the conditions of each model in words."""
 
     frame: pd.DataFrame
     measured: dict[str, str]
@@ -36,7 +37,7 @@ def read_times(files: Sequence[Path]) -> Times:
     """Read bench.csv, bench.json, or any CSV or list of records with COLUMNS; UserError if times do not compare."""
     frame = pd.concat([_rows(file) for file in files], ignore_index=True)
     measured = {str(model): _shared(rows, str(model)) for model, rows in frame.groupby("model")}
-    frame = frame[COLUMNS].dropna(subset=["prefill_ms"])
+    frame = frame.reindex(columns=[*COLUMNS, SPREAD]).dropna(subset=["prefill_ms"])
     frame["budget"] = [_budget(*pair) for pair in zip(frame["method"], frame["budget"], strict=True)]
     return Times(frame, measured)
 
@@ -77,20 +78,22 @@ def _budget(method: str, budget: str | float | None) -> str:
 
 
 def join(times: Times, frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return (hash, prefill_ms) of the runs in `frame`, and the names of runs without exactly one time."""
-    measured_ms: dict[tuple[str, str, tuple[str, float]], list[float]] = {}
+    """Return (hash, prefill_ms, SPREAD) of the runs in `frame`, and the names of runs without exactly one time."""
+    measured_ms: dict[tuple[str, str, tuple[str, float]], list[tuple[float, float]]] = {}
     for row in times.frame.to_dict("records"):
-        measured_ms.setdefault(_key(row["model"], row["method"], row["budget"]), []).append(row["prefill_ms"])
+        measured_ms.setdefault(_key(row["model"], row["method"], row["budget"]), []).append(
+            (row["prefill_ms"], row[SPREAD])
+        )
     runs = frame.drop_duplicates("hash").to_dict("records")
     keys = [_key(run["model"], run["method"], run["budget"]) for run in runs]
     rows, without = [], []
     for run, key in zip(runs, keys, strict=True):
         if keys.count(key) == 1 and len(measured_ms.get(key, [])) == 1:
-            rows.append((run["hash"], measured_ms[key][0]))
+            rows.append((run["hash"], *measured_ms[key][0]))
         else:
-            without.append(f"{run['name']} {run['budget']}".strip())
-    return pd.DataFrame(rows, columns=["hash", "prefill_ms"]), sorted(without)
+            without.append(f"{printed(run['name'])} {run['budget']}".strip())
+    return pd.DataFrame(rows, columns=["hash", "prefill_ms", SPREAD]), sorted(without)
 
 
 def _key(model: str, method: str, budget: str) -> tuple[str, str, tuple[str, float]]:
-    return model, UNPRUNED[0] if method in UNPRUNED else method, budget_key(budget)
+    return model, "none" if method in UNPRUNED else method, budget_key(budget)

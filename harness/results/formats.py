@@ -1,7 +1,7 @@
 """Tables as CSV, Markdown and HTML, and the cells and marks that all formats share."""
 
 import html as escaping
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +9,20 @@ import pandas as pd
 
 from harness.results.labels import is_inside
 from harness.results.method_groups import BASELINE, title_of
-from harness.results.table import AVERAGE, Table, known_groups, marks, records
+from harness.results.table import AVERAGE, Table, in_percent, known_groups, marks, records
 
 LEADING = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
 OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]
-TRAILING = ["low", "high", "lost", "gained", "agreement", "as_best"]
-DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0}
+TRAILING = ["low", "high", "lost", "gained", "agreement", "seeds", "seed_sd", "as_best", "untested"]
+DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0, "seeds": 0, "seed_sd": 2}
+UNTESTED = "†"
 DASH = "–"
 LEGEND = {
     "best": "bold: best of its block",
     "second": "underlined: second best",
     "inside": "*: cuts inside the language model, so early layers see every token",
     "same": "≈: not told from the best of its block at 5 % (paired over pictures, all rows of the block at once)",
+    "untested": f"{UNTESTED}: untested, without interval and test: a missing ≈ says nothing there",
 }
 OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # relative to the unpruned model, so empty in its own row
 STYLE = """
@@ -53,17 +55,19 @@ class Line:
     rule: bool = False
 
 
-def head(table: Table) -> list[tuple[str, str]]:
-    """Return name and unit of every column."""
+def head(table: Table, without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return name and unit of every column; `without` names columns after the average that are left out."""
     keys = [(name, "") for name in keys_of(table).values()]
-    scores = [table.titles[benchmark] for benchmark in table.benchmarks]
-    return [*keys, *scores, ("Avg", "% of unpruned"), *_extra(table).values()]
+    titles = {**table.titles, AVERAGE: ("Avg", "% of unpruned")}
+    marked = {column: UNTESTED * (column in table.untested) for column in table.columns}
+    scores = [(titles[column][0] + mark, titles[column][1]) for column, mark in marked.items()]
+    return [*keys, *scores, *_extra(table, without).values()]
 
 
-def lines(table: Table) -> Iterator[Line]:
+def lines(table: Table, without: Collection[str] = ()) -> Iterator[Line]:
     """Yield the table row by row, the unpruned model first and a heading before every block."""
     marks_of = marks(table)
-    keys, extra = keys_of(table), _extra(table)
+    keys, extra = keys_of(table), _extra(table, without)
     previous: dict[str, Any] = {}
     for place, row in zip(table.frame.index, records(table.frame), strict=True):
         block = {key: row[key] for key in ("setting", "budget")}
@@ -72,7 +76,7 @@ def lines(table: Table) -> Iterator[Line]:
             yield Line([], heading=heading(str(row["budget"])))
         rule = bool(previous) and not new and row["group"] != previous["group"]
         repeated = not new and previous.get("group") == row["group"]
-        cells = [Cell(_key(key, row, repeated and key == "group")) for key in keys]
+        cells = [Cell(_key(key, row, repeated and key == "group", table.settings)) for key in keys]
         same = set(str(row.get("as_best") or "").split())
         for column in table.columns:
             text = _number(row[column], table.digits[column], signed=row.get("source") == "difference")
@@ -109,16 +113,18 @@ def _is_inside(row: Mapping[str, Any]) -> bool:
     return is_inside(row.get("kept"), row.get("per_layer")) and row["method"] != BASELINE
 
 
-def _key(key: str, row: Mapping[str, Any], repeated: bool) -> str:
+def _key(key: str, row: Mapping[str, Any], repeated: bool, settings: Mapping[str, str]) -> str:
     if key == "lambda":
         return "" if pd.isna(row[key]) else f"{row[key]:g}"
     if key == "label":
         name, separator, suffix = str(row["label"]).partition(" (")
         return title_of(name) + "*" * _is_inside(row) + separator + suffix
+    if key == "setting":
+        return settings.get(str(row[key]), str(row[key]))
     return "" if repeated else str(row[key]).capitalize() if key == "group" else str(row[key])
 
 
-def _extra(table: Table) -> dict[str, tuple[str, str]]:
+def _extra(table: Table, without: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """Return the columns after the average that are not empty, with titles and units."""
     titles = {
         "low": ("Interval", "95 % of avg"),
@@ -129,7 +135,8 @@ def _extra(table: Table) -> dict[str, tuple[str, str]]:
         "kept": ("Kept", "tokens"),
         "per_layer": ("A layer sees", "tokens"),
     }
-    return {key: title for key, title in titles.items() if key in table.frame and table.frame[key].notna().any()}
+    shown = [key for key in titles if key not in without and key in table.frame and table.frame[key].notna().any()]
+    return {key: titles[key] for key in shown}
 
 
 def _extra_text(key: str, row: Mapping[str, Any]) -> str:
@@ -151,12 +158,14 @@ def legend(table: Table) -> list[str]:
     """Explain the marks that occur in the table."""
     cells = [cell for line in lines(table) for cell in line.cells]
     used = {cell.mark for cell in cells} | {"same" for cell in cells if cell.same}
+    used |= {"untested"} if table.untested else set()
     used |= {"inside" for row in records(table.frame) if _is_inside(row)}
     return [text for mark, text in LEGEND.items() if mark in used]
 
 
 def markdown(table: Table) -> str:
     """Format the table for terminals and GitHub."""
+    table = in_percent(table)
     titles = [" ".join(filter(None, title)) for title in head(table)]
     keys = len(keys_of(table))
     rows = [titles, ["---"] * keys + ["---:"] * (len(titles) - keys)]
@@ -173,6 +182,7 @@ def markdown(table: Table) -> str:
 
 def html(table: Table) -> str:
     """Format the table as a `<table>` with its caption, legend and notes, without styles."""
+    table = in_percent(table)
     text: Callable[[str], str] = escaping.escape
     keys = list(keys_of(table))
     label = keys.index("label")

@@ -7,6 +7,7 @@ from typing import Any
 from harness.results.method_groups import group_rank
 from harness.results.result import Result
 
+SHOWN = 3  # differences between settings that a row names
 PRUNED_ONLY = ("contract", "seed", "positions")  # settings that the unpruned model does not have
 
 
@@ -69,9 +70,50 @@ def names(results: Sequence[Result]) -> dict[str, str]:
     return {key: f"{name}{stars[key]}{_in_brackets(suffixes[key])}" for key, name in methods.items()}
 
 
+def qualified(name: str, more: str) -> str:
+    """Add text to what a name has in brackets: "fps (seed 1, limit 20)" for "fps (seed 1)" and "limit 20"."""
+    method, _, suffix = name.partition(" (")
+    return method + _in_brackets([suffix.removesuffix(")"), more])
+
+
 def _in_brackets(suffixes: Sequence[str]) -> str:
     text = ", ".join(filter(None, suffixes))
     return f" ({text})" if text else ""
+
+
+def settings(results: Sequence[Result]) -> dict[str, str]:
+    """Return `Result.setting` -> in what it differs from others of its model and tasks, as "torch 2.10, limit 20".
+
+    The text is empty where all runs of a model and its tasks have one setting.
+    """
+    groups: dict[Any, list[Result]] = {}
+    for result in results:
+        config = result.about["config"]
+        groups.setdefault((config["model"]["name"], config["tasks"]["name"]), []).append(result)
+    texts = {}
+    for runs in groups.values():
+        different = list(differing(runs, ("model", "tasks")))
+        for run in runs:
+            values = flat(run.about["identity"])
+            parts = [_in_words(name.rpartition(".")[2], values.get(name)) for name in different[:SHOWN]]
+            more = [f"and {len(different) - SHOWN} more"] * (len(different) > SHOWN)
+            texts[run.setting] = ", ".join([*parts, *more])
+    return texts
+
+
+def _in_words(name: str, value: Any) -> str:
+    text = str(value)
+    return f"no {name}" if value is None else f"{name} {text if len(text) <= 16 else text[:8] + '…'}"
+
+
+def versions(results: Sequence[Result]) -> str:
+    """Return the releases of lmms-eval and transformers, and the dtype, as "lmms-eval 0.7.3, float32"."""
+    texts = []
+    for result in results:
+        releases = ((name, result.packages.get(name)) for name in ("lmms-eval", "transformers"))
+        dtype = str(result.about["identity"]["model"].get("dtype"))
+        texts.append(", ".join([*(f"{name} {release}" for name, release in releases if release), dtype]))
+    return " and ".join(dict.fromkeys(texts))
 
 
 def setting_notes(results: Sequence[Result]) -> list[str]:

@@ -1,5 +1,6 @@
-"""Groups of methods and their names in tables, from conf/tables/groups.yaml."""
+"""Groups of methods, their printed names and their looks in figures, from conf/tables/groups.yaml."""
 
+import re
 from functools import cache
 
 import yaml
@@ -8,13 +9,22 @@ from harness.core.config import conf
 
 BASELINE = "baseline"  # name of the unpruned model in the column `method`
 OTHER = "other"
+UNPRUNED = {BASELINE, "none", "unpruned"}  # names of the unpruned model in tables, commands and figures
 
 
 @cache
-def groups() -> dict[str, dict[str, str]]:
-    """Return group -> its methods and their names in tables, in the order of tables."""
-    members: dict[str, dict[str, str]] = yaml.safe_load(conf("tables", "groups.yaml").read_text(encoding="utf-8"))
+def groups() -> dict[str, dict[str, dict[str, str]]]:
+    """Return group -> its methods -> their `name` and `look`, in the order of tables."""
+    members: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(
+        conf("tables", "groups.yaml").read_text(encoding="utf-8")
+    )
     return members
+
+
+@cache
+def methods() -> dict[str, dict[str, str]]:
+    """Return each listed method's `name` and `look`."""
+    return {method: about for members in groups().values() for method, about in members.items()}
 
 
 def group_of(method: str) -> str:
@@ -31,7 +41,10 @@ def group_rank(group: str) -> int:
 
 
 def title_of(method: str) -> str:
-    """Return a method's name in tables; its own if conf/tables/groups.yaml has none."""
-    if method == BASELINE:
-        return "Unpruned"
-    return next((members[method] for members in groups().values() if method in members), method)
+    """Return a method's printed name; its own if conf/tables/groups.yaml has none."""
+    return "Unpruned" if method in UNPRUNED else methods().get(method, {"name": method})["name"]
+
+
+def printed(label: str) -> str:
+    """Return a row's label with the printed name of its method: "IDPruner* (seed 1)" for "idpruner* (seed 1)"."""
+    return re.sub(r"^[^ *(]+", lambda method: title_of(method[0]), label)

@@ -5,7 +5,6 @@ conf/tables/paper.yaml maps the paper's names of benchmarks and methods to ours.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,14 @@ import yaml
 
 from harness.core.config import conf
 from harness.core.errors import UserError
+from harness.results.benchmarks import facts
 from harness.results.frames import budget_key, read_scores
-from harness.results.labels import labels
+from harness.results.labels import labels, versions
 from harness.results.result import Result
 from harness.results.table import AVERAGE, Table, records, row_name, tables_of
 
 SCORES, AVERAGES = "published_scores.csv", "published_averages.csv"
 TOLERANCE = 0.01 + 1e-9  # published averages have two digits
-
-
-@cache
-def facts() -> dict[str, Any]:
-    """Read conf/tables/paper.yaml."""
-    content: dict[str, Any] = yaml.safe_load(conf("tables", "paper.yaml").read_text(encoding="utf-8"))
-    return content
 
 
 def published(folder: Path) -> list[Table]:
@@ -103,18 +96,12 @@ def ours(results: Sequence[Result]) -> pd.DataFrame:
             "run": [r.key_without_tasks for r, *_ in rows],
             "label": [names[r.hash] for r, *_ in rows],
             "limit": [r.about["identity"]["tasks"]["limit"] for r, *_ in rows],
-            "versions": [_versions(r) for r, *_ in rows],
+            "versions": [versions([r]) for r, *_ in rows],
             "benchmark": [benchmark for _, benchmark, *_ in rows],
             "score": [score for _, _, score, _ in rows],
             "relative": [share for *_, share in rows],
         }
     )
-
-
-def _versions(result: Result) -> str:
-    model = result.about["identity"]["model"]
-    releases = ((name, result.packages.get(name)) for name in ("lmms-eval", "transformers"))
-    return ", ".join([*(f"{name} {release}" for name, release in releases if release), str(model.get("dtype"))])
 
 
 def _lambda(method: str, lam: float | None) -> float | None:

@@ -1,37 +1,54 @@
 """Figures of a comparison, drawn with matplotlib from the frame of `harness.results.summary`.
 
 Each function takes the rows of one model on one set of tasks and returns a figure, or None if there are too few rows.
-Colours are legible on white and on black. `inline` lets a page recolour text and rules by its own theme.
+A method has one colour and one marker, which `look` gives, in every figure; runs of one method differ in the line's
+style. Colours are legible on white and on black, and differ with deuteranopia and protanopia. `inline` lets a page
+recolour text and rules by its own theme.
 """
 
 import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
-from harness.results.labels import ordered, short
+from harness.results.benchmarks import titles
+from harness.results.labels import ordered
+from harness.results.method_groups import BASELINE, methods, printed
 from harness.results.stats import AVERAGE
+from harness.results.table import records
 
 INK, MUTED, RULE = "#20242b", "#6b7480", "#d9dde3"
-GROUPS = {
-    "control": "#7b8591",
-    "importance": "#c26a1b",
-    "diversity": "#1f8f73",
-    "hybrid": "#4667cf",
-    "other": "#9350a8",
+# Any two differ by 11 or more in CIEDE2000, for normal vision, deuteranopia and protanopia, and contrast by 3 to 1 or
+# more with white and with the page's dark background.
+COLOURS = {
+    "blue": "#2f5fe0",
+    "orange": "#d9700a",
+    "green": "#1f8f73",
+    "pink": "#f50062",
+    "cyan": "#009fc7",
+    "brown": "#8a584c",
+    "magenta": "#b81297",
+    "olive": "#7a6200",
 }
-# Colours within a group: distinct hues, with similar contrast to white and to black.
-SERIES = ("#4667cf", "#c8602a", "#1f8f73", "#b3479b", "#8a7f1e", "#2b93b8", "#c23b55", "#7a5bd0", "#8d6a4b", "#5f7a3a")
-MARKS = "os^DvPX<>h"
+MARKERS = {
+    **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v"},
+    **{"plus": "P", "cross": "X", "star": "*", "left": "<", "right": ">"},
+}
+SERIES, MARKS = tuple(COLOURS.values()), "".join(MARKERS.values())
+LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHED = (0, (4, 3))
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -57,6 +74,8 @@ STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
+    "ps.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "harness",
 }
@@ -67,6 +86,18 @@ def style() -> Iterator[None]:
     """Apply this module's matplotlib settings within a block."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         yield
+
+
+@cache
+def look(method: str) -> tuple[str, str]:
+    """Return the colour and the marker of a method.
+
+    One that conf/tables/groups.yaml does not list gets them by its name, from those that no listed method has.
+    """
+    listed = {name: tuple(about["look"].split()) for name, about in methods().items()}
+    free = [pair for pair in product(COLOURS, MARKERS) if pair not in listed.values()]
+    colour, marker = listed.get(method) or free[crc32(method.encode()) % len(free)]
+    return COLOURS[colour], MARKERS[marker]
 
 
 def _panels(count: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, list[Axes]]:
@@ -83,86 +114,110 @@ def _pruned(frame: pd.DataFrame, budget: str | None = None) -> pd.DataFrame:
     return rows if budget is None else rows[rows["budget"] == budget]
 
 
-def _by_average(rows: pd.DataFrame) -> list[str]:
-    """Return hashes from the best average to the worst, then those of runs without an average."""
+def _by_group(rows: pd.DataFrame) -> list[str]:
+    """Return the hashes of runs by group, then from the best average to the worst."""
     averages = rows[rows["benchmark"] == AVERAGE].sort_values("relative", ascending=False, kind="stable")
-    return list(averages["hash"])
+    groups = ordered(list(rows["group"]))
+    return list(averages.sort_values("group", key=lambda names: names.map(groups.index), kind="stable")["hash"])
+
+
+def series(rows: pd.DataFrame, frame: pd.DataFrame, by: str = "name") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each value of column `by` in `rows` with the style of its line.
+
+    `frame` has the rows of all panels, so that a run has the same style in each of them.
+    """
+    for value, method in sorted(set(zip(rows[by], rows["method"], strict=True))):
+        runs = sorted(set(frame.loc[frame["method"] == method, by]))
+        colour, marker = look(method)
+        size = 6.5 if marker == "*" else 4.5
+        yield value, {"color": colour, "marker": marker, "ms": size, "ls": LINES[runs.index(value) % len(LINES)]}
+
+
+def _shifts(count: int, step: float) -> list[float]:
+    """Return shifts that are centred at 0, so that lines of equal values lie next to each other."""
+    return [step * (place - (count - 1) / 2) for place in range(count)]
+
+
+def _whiskers(axis: Axes, x: Any, runs: pd.DataFrame, color: str) -> None:
+    """Draw the 95 % intervals of `runs` at `x`, where they are known."""
+    axis.vlines(x, runs["low"], runs["high"], color=color, lw=0.9)
 
 
 def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
-    """Draw the percentages of the unpruned score per benchmark at one budget, a panel for each group of methods."""
+    """Draw the percentages of the unpruned score per benchmark at one budget, a panel for each run.
+
+    Bands are 95 % intervals; thin lines are the other runs of the group.
+    """
     rows = _pruned(frame, budget)
     rows = rows[rows["benchmark"] != AVERAGE].dropna(subset="relative")
     benchmarks = list(dict.fromkeys(rows["benchmark"]))
     if len(benchmarks) < 3:
         return None
-    groups = ordered(list(rows["group"]))
+    runs = [run for run in _by_group(_pruned(frame, budget)) if run in set(rows["hash"])]
     angles = np.linspace(0, 2 * np.pi, len(benchmarks), endpoint=False)
-    closed = np.append(angles, 0)
+
+    def closed(run: str, column: str) -> Any:
+        values = rows[rows["hash"] == run].set_index("benchmark")[column].reindex(benchmarks).to_numpy(dtype=float)
+        return np.append(values, values[0])
+
     with style():
-        figure, axes = _panels(len(groups), 4, (3.3, 3.6), subplot_kw={"projection": "polar"})
+        figure, axes = _panels(len(runs), 5, (2.3, 2.1), subplot_kw={"projection": "polar"})
         top = max(105.0, float(rows["relative"].max()))
-        for axis, group in zip(axes, groups, strict=True):
+        around = np.append(angles, 2 * np.pi)
+        for axis, run in zip(axes, runs, strict=True):
             axis.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
             axis.set_theta_direction(-1)  # type: ignore[attr-defined]
-            axis.plot(closed, np.full(len(closed), 100.0), color=MUTED, lw=1, ls=(0, (4, 3)))
-            for name, color, mark, run in _series(rows[rows["group"] == group], frame):
-                values = run.set_index("benchmark")["relative"].reindex(benchmarks).to_numpy(dtype=float)
-                values = np.append(values, values[0])
-                axis.plot(closed, values, color=color, lw=1.4, marker=mark, ms=2.6, label=name)
-            axis.set_xticks(angles, [name.replace(" ", "\n") for name in short(benchmarks).values()], fontsize=7.5)
+            own = rows[rows["hash"] == run]
+            for other in dict.fromkeys(rows.loc[rows["group"] == own["group"].iloc[0], "hash"]):
+                axis.plot(around, closed(other, "relative"), color=RULE, lw=0.6)
+            axis.plot(np.linspace(0, 2 * np.pi, 49), np.full(49, 100.0), color=MUTED, lw=0.8, ls=DASHED)
+            ((name, line),) = series(own, rows)
+            axis.fill_between(around, closed(run, "low"), closed(run, "high"), color=line["color"], alpha=0.25, lw=0)
+            axis.plot(around, closed(run, "relative"), **{**line, "ms": 0.6 * line["ms"]}, lw=1.2, label=printed(name))
+            axis.set_xticks(angles, [text.replace(" ", "\n") for text in titles(benchmarks).values()], fontsize=6)
             for label, angle in zip(axis.get_xticklabels(), angles, strict=True):
                 side = round(float(np.sin(angle)), 6)
                 label.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
-            axis.tick_params(axis="x", pad=-2)
-            axis.set_yticks([25, 50, 75, 100], ["25", "50", "75 %", ""], fontsize=6.5, color=MUTED)
+            axis.tick_params(axis="x", pad=-4)
+            axis.set_yticks([50, 100], ["50 %", ""], fontsize=5.5, color=MUTED)
             axis.set_rlabel_position(180 / len(benchmarks))  # type: ignore[attr-defined]
             axis.set_ylim(0, top)
             axis.spines["polar"].set_visible(False)
-            axis.set_title(group, color=GROUPS.get(group, INK), fontweight="bold", loc="center", pad=12)
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, handlelength=1.6, columnspacing=1)
+            axis.patch.set_visible(False)
+            axis.set_title(printed(name), fontweight="bold", loc="center", pad=10)
     return figure
 
 
-def _series(rows: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
-    """Yield each name in `rows` with its colour, its marker and its rows.
-
-    Colour and marker are the same in every figure of the setting.
-    """
-    group = frame[frame["group"].isin(set(rows["group"]))]
-    styles = dict(zip(sorted(set(group["name"])), zip(cycle(SERIES), cycle(MARKS), strict=False), strict=False))
-    for name in sorted(set(rows["name"])):
-        yield name, *styles[name], rows[rows["name"] == name]
-
-
 def budgets(frame: pd.DataFrame) -> Figure | None:
-    """Draw the average against the number of kept tokens, a panel for each group.
+    """Draw the average against the number of kept tokens with 95 % intervals, a panel for each group.
 
-    A hollow marker means that early layers see all tokens.
+    A hollow marker means that early layers see all tokens. Lines of a panel are shifted sideways against each other.
     """
     rows = _pruned(frame)
-    rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "K"])
+    rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "K"]).sort_values("K")
     if rows["budget"].nunique() < 2:
         return None
     groups = ordered(list(rows["group"]))
     with style():
-        figure, axes = _panels(len(groups), 4, (2.9, 3.7), sharex=True, sharey=True)
+        figure, axes = _panels(len(groups), 4, (2.9, 4.0), sharex=True, sharey=True)
         for axis, group in zip(axes, groups, strict=True):
             for _, other in rows[rows["group"] != group].groupby("name"):
-                axis.plot(other.sort_values("K")["K"], other.sort_values("K")["relative"], color=RULE, lw=0.9)
-            for name, color, mark, series in _series(rows[rows["group"] == group], rows):
-                runs = series.sort_values("K")
-                fill = "none" if (runs["per_layer"] > runs["K"]).any() else color
-                axis.plot(runs["K"], runs["relative"], color=color, marker=mark, ms=4.5, mfc=fill, lw=1.4, label=name)
-                if runs["low"].notna().all():
-                    axis.vlines(runs["K"], runs["low"], runs["high"], color=color, lw=1)
+                axis.plot(other["K"], other["relative"], color=RULE, lw=0.9)
+            own = rows[rows["group"] == group]
+            shown = list(series(own, rows))
+            for (name, line), shift in zip(shown, _shifts(len(shown), 0.03), strict=True):
+                runs = own[own["name"] == name]
+                x = runs["K"] * 2**shift
+                fill = "none" if (runs["per_layer"] > runs["K"]).any() else line["color"]
+                axis.plot(x, runs["relative"], **line, mfc=fill, lw=1.2, label=printed(name))
+                _whiskers(axis, x, runs, line["color"])
             axis.set_xscale("log", base=2)
-            ticks = sorted(set(rows["K"]))
-            axis.set_xticks(_spread(ticks), [f"{tick:g}" for tick in _spread(ticks)])
+            ticks = _spread(sorted(set(rows["K"])))
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
-            axis.set_title(group, color=GROUPS.get(group, INK), fontweight="bold")
+            axis.set_title(group, fontweight="bold")
             axis.set_xlabel("visual tokens kept (mean)")
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=1.6, columnspacing=1)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, handlelength=2.6, columnspacing=1)
         axes[0].set_ylabel("average, % of unpruned")
     return figure
 
@@ -176,67 +231,103 @@ def _spread(ticks: Sequence[float], ratio: float = 1.25) -> list[float]:
     return kept
 
 
-def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
-    """Draw the average against the measured prefill time, with the Pareto front.
+def points(frame: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    """Return the averages of the runs that have a time, with the quartiles of the time as `fast` and `slow`.
 
-    `times` has the columns hash and prefill_ms.
+    `times` has the columns hash, prefill_ms and prefill_iqr_ms, whose half lies on each side of the median.
     """
     rows = frame[frame["benchmark"] == AVERAGE].dropna(subset="relative")
-    rows = rows.merge(times[["hash", "prefill_ms"]].dropna(), on="hash").sort_values(["prefill_ms", "relative"])
+    rows = rows.merge(times.dropna(subset="prefill_ms"), on="hash").sort_values(["prefill_ms", "relative"])
+    half = rows["prefill_iqr_ms"].astype(float) / 2
+    return rows.assign(fast=rows["prefill_ms"] - half, slow=rows["prefill_ms"] + half)
+
+
+def front(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the Pareto front of `points`, from fast to slow, as far as it is wider than the noise.
+
+    Runs whose quartiles overlap with those of the fastest count as equally fast: the best of them is on the front, at
+    the time of the fastest. The next is sought among runs that are slower beyond the quartiles and better beyond the
+    95 % intervals. A run whose time or score has no known noise is on no front; fewer than two runs are none.
+    """
+    rest = rows.dropna(subset=["fast", "slow", "low", "high"])
+    chosen: dict[Any, float] = {}
+    while len(rest):
+        fastest = rest.iloc[0]  # `points` are sorted by time
+        place = rest.loc[rest["fast"] <= fastest["slow"], "relative"].idxmax()
+        chosen[place] = fastest["prefill_ms"]
+        rest = rest[(rest["fast"] > rest.loc[place, "slow"]) & (rest["low"] > rest.loc[place, "high"])]
+    best = rows.loc[list(chosen) if len(chosen) > 1 else []]
+    return best.assign(prefill_ms=best.index.map(chosen))
+
+
+def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
+    """Draw the average against the measured prefill time, a panel for each budget, with the `front` of all budgets.
+
+    Lines are 95 % intervals of the score and quartiles of the time; see `points` for `times`.
+    """
+    rows = points(frame, times)
     if len(rows) < 2:
         return None
-    best = rows["relative"].cummax()
-    front = rows[(rows["relative"] == best) & ~best.duplicated()]
+    limits = [budget for budget in dict.fromkeys(frame["budget"]) if budget in set(rows["budget"])]
+    shown = [budget for budget in limits if budget] or limits
+    best, in_order = front(rows), rows.set_index("hash").loc[_by_group(rows)]
     with style():
-        figure, (axis,) = _panels(1, 1, (7.4, 4.2))
-        axis.step(front["prefill_ms"], front["relative"], where="post", color=MUTED, lw=1, ls=(0, (4, 3)))
-        for place, budget in enumerate(dict.fromkeys(frame["budget"])):
-            for group, runs in rows[rows["budget"] == budget].groupby("group"):
-                color = GROUPS.get(str(group), INK)
-                axis.plot(runs["prefill_ms"], runs["relative"], MARKS[place % len(MARKS)], color=color, ms=5.5)
-            axis.plot([], [], MARKS[place % len(MARKS)], color=MUTED, label=budget or "unpruned")
-        for name, color in GROUPS.items():
-            if name in set(rows["group"]):
-                axis.plot([], [], "s", color=color, label=name)
-        for name, point in _labels(front, np.ptp(rows["prefill_ms"]), np.ptp(rows["relative"])):
-            axis.annotate(name, point, (-4, 4), textcoords="offset points", fontsize=7.5, ha="right")
-        axis.margins(x=0.16)  # leaves space for the names
-        axis.set_xlabel("measured prefill time, ms")
-        axis.set_ylabel("average, % of unpruned")
-        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure, axes = _panels(len(shown), 3, (3.7, 4.3), sharex=True, sharey=True)
+        for axis, budget in zip(axes, shown, strict=True):
+            axis.plot(rows["prefill_ms"], rows["relative"], "o", color=RULE, ms=2.5)
+            if len(best):
+                axis.step(best["prefill_ms"], best["relative"], where="post", color=MUTED, lw=1, ls=DASHED)
+            for run in records(in_order[in_order["budget"].isin({budget, ""})]):
+                unpruned = run["method"] == BASELINE
+                color, marker = (INK, "o") if unpruned else look(run["method"])
+                axis.hlines(run["relative"], run["fast"], run["slow"], color=color, lw=0.7, alpha=0.5)
+                axis.vlines(run["prefill_ms"], run["low"], run["high"], color=color, lw=0.9)
+                face = "none" if unpruned else color
+                size = 7.0 if marker == "*" else 5.0
+                (point,) = axis.plot(run["prefill_ms"], run["relative"], marker, color=color, ms=size, mfc=face)
+                point.set_label(printed(run["name"]))
+            axis.set_title(budget or "unpruned", fontweight="bold")
+            axis.set_xlabel("measured prefill time, ms")
+        for axis in axes[::3]:
+            axis.set_ylabel("average, % of unpruned")
+        _legend(figure, axes)
     return figure
 
 
-def _labels(front: pd.DataFrame, width: float, height: float) -> list[tuple[str, tuple[float, float]]]:
-    """Return names with their positions; points that are close together share a label."""
-    labels: list[tuple[str, tuple[float, float]]] = []
-    for name, x, y in zip(front["name"], front["prefill_ms"], front["relative"], strict=True):
-        if labels and x - labels[-1][1][0] < 0.12 * width and y - labels[-1][1][1] < 0.04 * height:
-            labels[-1] = (f"{labels[-1][0]}, {name}", labels[-1][1])
-        else:
-            labels.append((name, (x, y)))
-    return labels
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Draw one legend below all panels, each name once."""
+    handles = {label: item for axis in axes for item, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, round(figure.get_figwidth() / 1.5))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.6)
 
 
 def ablation(frame: pd.DataFrame) -> Figure | None:
-    """Draw the average over lambda, a line for each method, budget and set of other parameters; bands are intervals."""
+    """Draw the average over lambda with 95 % intervals, a panel for each budget and a line for each set of parameters.
+
+    Lines are shifted sideways against each other.
+    """
     rows = _pruned(frame)
-    rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "lambda"])
-    lines = [(key, runs) for key, runs in rows.groupby(["method", "budget", "params"]) if runs["lambda"].nunique() > 1]
-    if not lines:
+    rows = rows[rows["benchmark"] == AVERAGE].dropna(subset=["relative", "lambda"]).sort_values("lambda")
+    swept = rows.groupby(["method", "budget", "params"])["lambda"].transform("nunique") > 1
+    several = rows.groupby("method")["params"].transform("nunique") > 1
+    rows = rows.assign(line=rows["method"] + (" (" + rows["params"] + ")").where(several, ""))[swept]
+    if rows.empty:
         return None
-    labels = [f"{method}, {budget}" for (method, budget, _), _ in lines]
+    limits = list(dict.fromkeys(rows["budget"]))
     with style():
-        figure, (axis,) = _panels(1, 1, (7.4, 3.6))
-        styles = zip(lines, labels, cycle(SERIES), cycle(MARKS), strict=False)
-        for ((_, _, params), line), label, color, mark in styles:
-            runs = line.sort_values("lambda")
-            label += f" {params}" * (labels.count(label) > 1)
-            axis.plot(runs["lambda"], runs["relative"], color=color, marker=mark, ms=4.5, lw=1.5, label=label)
-            axis.fill_between(runs["lambda"], runs["low"], runs["high"], color=color, alpha=0.14, lw=0)
-        axis.set_xlabel("lambda (1: importance alone, 0: diversity alone)")
-        axis.set_ylabel("average, % of unpruned")
-        axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure, axes = _panels(len(limits), 3, (3.7, 3.4), sharex=True, sharey=True)
+        for axis, budget in zip(axes, limits, strict=True):
+            own = rows[rows["budget"] == budget]
+            shown = list(series(own, rows, by="line"))
+            for (name, line), shift in zip(shown, _shifts(len(shown), 0.008), strict=True):
+                runs = own[own["line"] == name]
+                axis.plot(runs["lambda"] + shift, runs["relative"], **line, lw=1.3, label=printed(name))
+                _whiskers(axis, runs["lambda"] + shift, runs, line["color"])
+            axis.set_title(budget, fontweight="bold")
+            axis.set_xlabel("lambda (1: importance, 0: diversity)")
+        for axis in axes[::3]:
+            axis.set_ylabel("average, % of unpruned")
+        _legend(figure, axes)
     return figure
 
 
@@ -249,12 +340,12 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
     benchmarks = list(dict.fromkeys(rows["benchmark"]))
     if rows["relative"].notna().sum() == 0:
         return None
-    rank = {name: place for place, name in enumerate(_by_average(rows))}
-    groups = ordered(list(rows["group"]))
-    order = sorted(rank, key=lambda name: (groups.index(_group(rows, name)), rank[name]))
-    names = [rows.loc[rows["hash"] == name, "name"].iloc[0] for name in order]
-    places = np.array([place + 0.6 * groups.index(_group(rows, name)) for place, name in enumerate(order)])
-    titles = {**short([name for name in benchmarks if name != AVERAGE]), AVERAGE: "average"}
+    order = _by_group(rows)
+    about = rows.drop_duplicates("hash").set_index("hash").loc[order]
+    looks = [look(method) for method in about["method"]]
+    gaps = about["group"].map(ordered(list(rows["group"])).index)
+    places = np.arange(len(order)) + 0.6 * gaps.to_numpy()
+    heads = {**titles([name for name in benchmarks if name != AVERAGE]), AVERAGE: "average"}
     panels = [AVERAGE, *(name for name in benchmarks if name != AVERAGE)]
     with style():
         columns = min(5, len(panels))
@@ -262,14 +353,15 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
         for axis, benchmark in zip(axes, panels, strict=True):
             runs = rows[rows["benchmark"] == benchmark].set_index("hash").reindex(order)
             values = runs["relative"].to_numpy(dtype=float)
-            colors = [GROUPS.get(_group(rows, name), INK) for name in order]
-            axis.barh(places, np.nan_to_num(values), color=colors, height=0.72, alpha=0.55, lw=0)
+            axis.barh(places, np.nan_to_num(values), color=[color for color, _ in looks], height=0.5, alpha=0.3, lw=0)
+            for value, place, (color, marker) in zip(values, places, looks, strict=True):
+                axis.plot(value, place, marker, color=color, ms=5.5 if marker == "*" else 4)
             low, high = runs["low"].to_numpy(dtype=float), runs["high"].to_numpy(dtype=float)
             finite = np.isfinite(low)
-            axis.hlines(places[finite], low[finite], high[finite], color=INK, lw=0.9)
-            axis.axvline(100, color=MUTED, lw=0.8, ls=(0, (4, 3)))
-            axis.set_title(titles[benchmark], fontweight="bold" if benchmark == AVERAGE else "normal")
-            axis.set_yticks(places, names, fontsize=7.5)
+            axis.hlines(places[finite], low[finite], high[finite], color=INK, lw=0.9, zorder=3)
+            axis.axvline(100, color=MUTED, lw=0.8, ls=DASHED)
+            axis.set_title(heads[benchmark], fontweight="bold" if benchmark == AVERAGE else "normal")
+            axis.set_yticks(places, [printed(name) for name in about["name"]], fontsize=7.5)
             axis.set_ylim(places[-1] + 0.6, -0.6)
             axis.grid(False, axis="y")
             axis.tick_params(axis="y", length=0)
@@ -277,10 +369,6 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_xticks([0, 50, 100])
         figure.supxlabel("% of the unpruned model's score", fontsize=8.5, color=MUTED)
     return figure
-
-
-def _group(rows: pd.DataFrame, run: str) -> str:
-    return str(rows.loc[rows["hash"] == run, "group"].iloc[0])
 
 
 def save(figures: dict[str, Figure], folder: Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
@@ -308,6 +396,7 @@ def inline(figure: Figure, name: str, title: str) -> str:
         figure.savefig(stream, format="svg", metadata=_undated("svg"))
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # a hundredth of a point
     box = re.findall(r'viewBox="[^"]+"', text)[0]
     text = f'<svg {box} role="img" aria-label="{title}">' + text[text.index(">") + 1 :]
     text = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)

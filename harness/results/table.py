@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-from harness.results.labels import short
+from harness.results.benchmarks import percent_scale
+from harness.results.benchmarks import titles as benchmark_titles
 from harness.results.method_groups import BASELINE, OTHER, group_rank
 
 AVERAGE = "avg"
@@ -33,6 +34,8 @@ class Table:
     notes: list[str] = field(default_factory=list)
     digits: Mapping[str, int] = field(default_factory=dict)
     errors: pd.DataFrame | None = None  # standard error of each cell, with the rows of `frame`
+    untested: frozenset[str] = frozenset()  # columns without interval and test
+    settings: Mapping[str, str] = field(default_factory=dict)  # value of `setting` -> in what it differs from others
 
     @property
     def columns(self) -> list[str]:
@@ -113,10 +116,10 @@ def _metrics(long: pd.DataFrame) -> list[str]:
 
 
 def _titles(long: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the benchmarks' short names, and their metrics without lmms-eval's filter."""
+    """Return the benchmarks' printed names, and their metrics without lmms-eval's filter."""
     metrics = dict(zip(long["benchmark"], long["metric"].fillna("").astype(str), strict=True))
     units = [" + ".join(t.strip().removesuffix(",none") for t in metrics[b].split("+")) for b in benchmarks]
-    return dict(zip(benchmarks, zip(short(benchmarks, "_").values(), units, strict=True), strict=True))
+    return dict(zip(benchmarks, zip(benchmark_titles(benchmarks, "_").values(), units, strict=True), strict=True))
 
 
 def _digits(frame: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, int]:
@@ -129,6 +132,24 @@ def _digits(frame: pd.DataFrame, benchmarks: Sequence[str]) -> dict[str, int]:
         else:
             digits[benchmark] = next((d for d in range(2) if (scores.round(d) - scores).abs().max() < 1e-9), 2)
     return digits
+
+
+def in_percent(table: Table) -> Table:
+    """Return the table as it is printed: scores that are shares between 0 and 1 are in percent."""
+    scales = {b: percent_scale(b, table.titles[b][1], table.frame[b].astype(float)) for b in table.benchmarks}
+    shares = [benchmark for benchmark, scale in scales.items() if scale != 1]
+    name_and_unit = {b: (table.titles[b][0], f"{table.titles[b][1]}, %".removeprefix(", ")) for b in shares}
+    return replace(
+        table,
+        frame=_scaled(table.frame, shares),
+        errors=None if table.errors is None else _scaled(table.errors, shares),
+        titles={**table.titles, **name_and_unit},
+        digits={**table.digits, **{benchmark: table.digits[benchmark] - 2 for benchmark in shares}},
+    )
+
+
+def _scaled(frame: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
+    return frame.assign(**{benchmark: 100 * frame[benchmark].astype(float) for benchmark in shares})
 
 
 def marks(table: Table) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from harness.core.overrides import compose
 from harness.evaluation import datasets
 from harness.evaluation.task_overrides import check_prompts
 from harness.evaluation.task_suite import TaskSuite
+from harness.results.benchmarks import facts
 from harness.results.metrics import value
-from harness.results.paper import facts
 
 SUITES = ("paper_image", "paper_video")
 METRICS = {

@@ -19,7 +19,7 @@ from harness.report.build import build
 from harness.report.prefill_times import join, read_times
 from harness.report.provenance import provenance
 from harness.results.frames import read_scores
-from harness.results.labels import names, short
+from harness.results.labels import names, settings, short
 from harness.results.result import collect
 from harness.results.summary import of_scores
 
@@ -190,6 +190,35 @@ def test_names_tell_runs_of_one_budget_apart(tmp_path):
     assert sorted(called.values()) == ["idpruner (lam 0.25)", "idpruner (lam 0.5)", "random", "unpruned"]
 
 
+def of_other_model(root, method, **model):
+    """A run whose identity has other values of the model."""
+    folder = write_run(root, method)
+    about = json.loads((folder.path / "run.json").read_text())
+    about["identity"]["model"] |= model
+    (folder.path / "run.json").write_text(json.dumps(about))
+
+
+def test_rows_of_other_settings_name_what_differs(tmp_path):
+    """Two runs of each method, by two releases of torch: no two rows and no two headings of plots are the same."""
+    for method in ("none", "random"):
+        for torch in ("2", "3"):
+            of_other_model(tmp_path / torch, method, packages={"torch": torch})
+    make(f"runs={tmp_path}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    text = (tmp_path / "page.html").read_text()
+    rows = re.findall(r'<th scope="row" title="[^"]*"><span class="dot"></span>([^<]*)', text)
+    assert sorted(rows) == ["Random (torch 2)", "Random (torch 3)", "Unpruned (torch 2)", "Unpruned (torch 3)"]
+    assert re.findall("<h3>(m.*?)</h3>", text) == ["m, tasks suite, torch 2", "m, tasks suite, torch 3"]
+
+
+def test_of_many_differences_a_row_names_three(tmp_path):
+    write_run(tmp_path, "none")
+    of_other_model(tmp_path / "other", "none", dtype="bfloat16", attn="sdpa", digest="0123456789abcdef0123", more=1)
+    assert sorted(settings(collect(tmp_path)).values()) == [
+        "dtype bfloat16, attn sdpa, digest 01234567…, and 1 more",
+        "dtype float32, no attn, no digest, and 1 more",
+    ]
+
+
 def test_benchmarks_lose_what_all_their_names_share():
     assert short(["pocket_text", "pocket_easy_vqa"]) == {"pocket_text": "text", "pocket_easy_vqa": "easy vqa"}
     assert short(["pope", "pocket"]) == {"pope": "pope", "pocket": "pocket"}
@@ -211,8 +240,9 @@ def test_times_join_the_runs_they_were_measured_for(tmp_path):
     runs.append(("e", "dpp", "tokens=64"))
     frame = pd.DataFrame([{"hash": h, "model": "m", "method": m, "budget": b, "name": m} for h, m, b in runs])
     known, without = join(read_times([file]), frame)
+    assert known["prefill_iqr_ms"].isna().all()
     assert dict(zip(known["hash"], known["prefill_ms"], strict=True)) == {"a": 40.5, "b": 12.0, "e": 7.0}
-    assert without == ["dart keep=0.25", "fps keep=0.25"]  # of another model, and measured twice
+    assert without == ["DART keep=0.25", "FPS keep=0.25"]  # of another model, and measured twice
 
 
 HEAD = "model,method,budget,prefill_ms,workload,weights\n"
@@ -238,12 +268,12 @@ def test_the_files_of_the_bench_are_read(tmp_path):
     from harness.bench import output  # imports torch
 
     shared = {"model": "m", "workload": "1x2x2", "weights": "real", "batch": 1, "device": "cpu"}
-    rows = [{**shared, "method": "none", "budget": "1.0", "prefill_ms": 9.0}]
+    rows = [{**shared, "method": "none", "budget": "1.0", "prefill_ms": 9.0, "prefill_iqr_ms": 1.5}]
     output.write(tmp_path / "bench", rows, {"machine": "x"})
     one, two = (read_times([tmp_path / f"bench.{kind}"]) for kind in ("csv", "json"))
     assert one.measured == two.measured == {"m": "workload 1x2x2, batch 1, weights real, device cpu"}
     assert one.frame.to_dict("records") == two.frame.to_dict("records")
-    assert one.frame.iloc[0].tolist() == ["m", "none", "", 9.0]
+    assert one.frame.iloc[0].tolist() == ["m", "none", "", 9.0, 1.5]
 
 
 def test_raw_scores_are_plotted_without_runs(tmp_path):

@@ -55,7 +55,9 @@ def test_other_sample_sets_are_marked_and_ranked_apart(tmp_path):
             finished(tmp_path, method, score, questions, limit=questions)
     (table,) = made(tmp_path)
     assert any("tasks.limit: 10 and 20" in note or "tasks.limit: 20 and 10" in note for note in table.notes)
-    assert markdown(table).count("**0.4000**") == 2
+    assert markdown(table).count("**40.00**") == 2
+    named = [line.split(" | ")[0] for line in markdown(table).splitlines() if line.startswith("| limit")]
+    assert sorted(named) == ["| limit 10"] * 3 + ["| limit 20"] * 3
 
 
 def test_versions_and_positions_that_differ_are_noted(tmp_path):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.results.formats import heading, html, markdown, page, sheet
+from harness.results.benchmarks import percent_scale, titles
+from harness.results.formats import head, heading, html, markdown, page, sheet
 from harness.results.frames import read_scores
 from harness.results.latex import SAME, latex, tex
-from harness.results.table import marks, tables_of
+from harness.results.table import in_percent, marks, tables_of
 
 SCORES = """method,benchmark,score,budget
 baseline,p_one,80,
@@ -107,6 +108,40 @@ def test_the_csv_has_the_same_numbers(table):
     assert frame["as_best"].tolist() == ["", "p_one avg", "", "", "", ""]
 
 
+def of_shares(tmp_path):
+    """A table of a share, of a score of 2000 and of CIDEr, which may exceed 1."""
+    rows = ["baseline,pope,0.8612,,pope_accuracy", "baseline,mme,1463.2,,mme_perception_score"]
+    rows += ["baseline,coco,0.9,,coco_CIDEr", "fps,pope,0.5,keep=0.5,pope_accuracy"]
+    rows += ["fps,mme,900,keep=0.5,mme_perception_score", "fps,coco,0.45,keep=0.5,coco_CIDEr"]
+    (tmp_path / "shares.csv").write_text("method,benchmark,score,budget,metric\n" + "\n".join(rows))
+    (table,) = tables_of(read_scores(tmp_path / "shares.csv"))
+    errors = {"pope": [0.012, 0.02], "mme": [20.0, 30.0], "coco": [0.01, 0.02], "avg": float("nan")}
+    return replace(table, errors=table.frame[table.columns].assign(**errors))
+
+
+def test_shares_are_printed_in_percent_under_printed_names_and_stay_as_they_are_in_the_csv(tmp_path):
+    table = of_shares(tmp_path)
+    heads = [("POPE", "pope_accuracy, %"), ("MME", "mme_perception_score"), ("coco", "coco_CIDEr")]
+    assert head(in_percent(table))[2:5] == heads
+    for text in (markdown(table), html(table)):
+        assert all(cell in text for cell in ("86.12 ± 1.20", "1463.2 ± 20.0", "0.9000 ± 0.0100", "50.00 ± 2.00"))
+    assert r"86.12$_{\pm1.20}$" in latex(table)
+    assert sheet([table])["pope"].tolist() == ["0.8612", "0.5000"]
+
+
+def test_which_metrics_are_shares():
+    assert percent_scale("vinoground", "vinoground_score[2]", [0.4, 0.2]) == 1  # of 100, by conf/tables/paper.yaml
+    assert percent_scale("other", "accuracy", [0.4, float("nan")]) == 100
+    assert percent_scale("other", "accuracy", [1.4, 0.4]) == 1
+    assert percent_scale("other", "accuracy", [float("nan")]) == 1
+
+
+def test_benchmarks_with_one_printed_name_keep_their_own():
+    tasks = ["mmbench_en_dev", "mmbench_en_dev_static", "textvqa_val"]
+    assert list(titles(tasks).values()) == ["mmbench en dev", "mmbench en dev static", "TextVQA"]
+    assert titles(["pocket_text", "pocket_charts"]) == {"pocket_text": "text", "pocket_charts": "charts"}
+
+
 def test_ties_share_a_mark_and_a_row_alone_has_none(table):
     found = marks(table)
     assert found["p_one"].tolist() == ["", "", "best", "best", "second", ""]
@@ -153,11 +188,12 @@ def test_missing_cells_are_dashes_in_every_format(table):
     assert isinstance(sheet([table]), pd.DataFrame)
 
 
-def compiles(folder, body):
-    (folder / "t.tex").write_text(
-        "\\documentclass{article}\n\\usepackage[landscape,margin=5mm]{geometry}\n\\usepackage{booktabs}\n"
-        f"\\begin{{document}}\n\\tiny\n{body}\n\\end{{document}}\n"
-    )
+LANDSCAPE = "\\usepackage[landscape,margin=5mm]{geometry}\n\\usepackage{booktabs}\n\\AtBeginDocument{\\tiny}\n"
+
+
+def compiles(folder, body, preamble=LANDSCAPE):
+    text = f"\\documentclass{{article}}\n{preamble}\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    (folder / "t.tex").write_text(text)
     call = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     return done.returncode, done.stdout
@@ -179,6 +215,33 @@ def test_latex_compiles(table, tmp_path, pdflatex):
     assert code == 0, log[-2000:]
     assert "Overfull" not in log
     assert (tmp_path / "t.pdf").is_file()
+
+
+def test_a_float_with_errors_fits_a_page_and_has_its_legend_in_the_caption(table, tmp_path, pdflatex):
+    """Of twelve benchmarks and a hundred rows, on a page with the margins of the class."""
+    frame = pd.concat([table.frame, *[table.frame.iloc[1:].assign(budget=f"tokens={k}") for k in range(65, 85)]])
+    frame = frame.reset_index(drop=True)
+    more = {f"more_{place}": frame["p_one"] for place in range(10)}
+    frame = frame.assign(**more, low=1.0, high=2.0, lost=3, gained=4)
+    benchmarks = [*table.benchmarks, *more]
+    wide = replace(
+        table,
+        caption="m on suite & more, 20 questions, lmms-eval 0.7.3",
+        frame=frame,
+        benchmarks=benchmarks,
+        titles={b: (b, "accuracy") for b in benchmarks},
+        digits={**dict.fromkeys(benchmarks, 2), "avg": 2},
+        errors=pd.DataFrame(1.25, index=frame.index, columns=[*benchmarks, "avg"]),
+    )
+    text = latex(wide, is_float=True)
+    caption = text[text.index(r"\caption") : text.index(r"\label")]
+    assert all(part in caption for part in (r"m on suite \& more", "Bold: best of its block", "0.7.3"))
+    assert "Lost" not in text
+    code, log = compiles(tmp_path, f"Text.\n{text}", "\\usepackage{booktabs,graphicx}\n")
+    assert code == 0, log[-2000:]
+    assert "Overfull" not in log
+    assert "Float too large" not in log
+    assert "(2 pages" in log  # the text, and the float
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 6, 7])

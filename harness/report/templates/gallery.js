@@ -172,8 +172,8 @@ function fill() {
   state.task = options("g-task", [...(setting().chunks.some((it) => it.src) ? [] : [["", "all"]]), ...tasks], state.task);
   const names = runs().map((name) => [name, title(name)]);
   const like = (hash, usual) => {
-    const name = data.runs[hash] ? title(hash) : usual;
-    const same = names.find(([, it]) => it === name) || names.find(([, it]) => it === usual);
+    const name = data.runs[hash] && title(hash);
+    const same = names.find(([, it]) => it === name) || names.find(([it]) => data.runs[it].method === usual);
     return same ? same[0] : "";
   };
   state.a = options("g-a", names, like(state.a, "idpruner"));

@@ -69,7 +69,7 @@ function filter() {
   for (const menu of menus) {
     const boxes = all("input", menu).length;
     const on = by[menu.dataset.key].size;
-    menu.querySelector("summary b").textContent = on === boxes ? "all" : on === 1 ? [...by[menu.dataset.key]][0] : `${on} of ${boxes}`;
+    menu.querySelector("summary b").textContent = on === boxes ? "all" : on === 1 ? menu.querySelector("input:checked").parentNode.textContent : `${on} of ${boxes}`;
   }
   document.getElementById("shown").textContent = count === total ? `${total} runs` : `${count} of ${total} runs`;
 }
