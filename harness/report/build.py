@@ -31,7 +31,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         files = _draw(cfg, figures.draw(frame, None))
         return {"report": None, "runs": 0, "plots": len(files), "bytes": None, "questions": 0}
     runs = Path(str(cfg.runs))
-    results = collect(runs)
+    results = pool_seeds(collect(runs))
     if not results:
         raise UserError(f"no finished run below runs={runs}: start with python -m harness")
     measured = files_of(cfg.prefill)

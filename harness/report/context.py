@@ -181,9 +181,4 @@ def _cell(row: dict[str, Any] | None, scale: int) -> dict[str, Any] | None:
     numbers = ("score", "relative", "low", "high", "se", "lost", "gained", "agreement", "p_best")
     cell = {name: None if pd.isna(row[name]) else float(row[name]) for name in numbers}
     cell |= {name: scale * value for name in ("score", "se") if (value := cell[name]) is not None}
-    return {
-        **cell,
-        "best": row["best"] is True or bool(row["best"] == 1),
-        "as_best": bool(row["as_best"] == 1),
-        "tested": bool(row["tested"]),
-    }
+    return {**cell, **{name: bool(row[name] == 1) for name in ("best", "as_best", "tested")}}
