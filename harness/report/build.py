@@ -17,7 +17,7 @@ from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
 from harness.results.labels import settings
-from harness.results.result import Result, collect
+from harness.results.result import Result, collect, pool_seeds
 from harness.results.summary import full_summary, of_scores
 
 MOST = 10_000_000  # bytes of the page
