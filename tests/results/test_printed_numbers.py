@@ -1,0 +1,74 @@
+"""The tables of README and docs show the cells of the committed CSV files."""
+
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "results" / "pocket"
+COLUMNS = {  # title in README -> file, budget
+    "`pocket` 0.25": ("table", "keep=0.25"),
+    "`pocket` 0.1": ("table", "keep=0.1"),
+    "`pocket_llava` 0.25": ("llava", "keep=0.25"),
+    "`pocket_llava` 0.1": ("llava", "keep=0.1"),
+    "`pocket_llava` 57 tokens": ("llava", "tokens=57"),
+    "`pocket_llava` 28 tokens": ("llava", "tokens=28"),
+    "`pocket_llava` 14 tokens": ("llava", "tokens=14"),
+}
+ROWS = [("table", "`pocket`"), ("blank", "blanked"), ("llava", "`pocket_llava`"), ("llava_blank", "blanked")]
+
+
+def rows_below(page: Path, title: str) -> list[list[str]]:
+    """Return the cells of the table whose head contains a title, without the line below the head."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|") and title in line)
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
+    return [rows[0], *rows[2:]]
+
+
+def sheet(name: str) -> pd.DataFrame:
+    frame = pd.read_csv(POCKET / f"{name}.csv", dtype=str, keep_default_na=False)
+    return frame.assign(name=frame["method"].str.partition(" (")[0])
+
+
+def test_readme_shows_the_averages():
+    head, *rows = rows_below(ROOT / "README.md", "`pocket` 0.25")
+    assert head[2:] == list(COLUMNS)
+    shown = {
+        (row[1].rstrip("*"), title): cell.strip("*") for row in rows for title, cell in zip(head, row, strict=True)
+    }
+    files = {name: sheet(name) for name in ("table", "llava")}
+    pruned = 0
+    for title, (name, budget) in COLUMNS.items():
+        block = files[name][files[name]["budget"] == budget]
+        assert block["name"].is_unique
+        for method, average in zip(block["name"], block["avg"], strict=True):
+            assert shown.pop((method, title)) == average, (method, title)
+            pruned += 1
+        earliest = rows_of_bold(head, rows, title)
+        before = block[block["kept"] == block["per_layer"]]
+        assert earliest == set(before.loc[before["avg"].astype(float) == before["avg"].astype(float).max(), "name"])
+    assert pruned > 140
+    assert {cell for (_, title), cell in shown.items() if title in COLUMNS} == {
+        "-"
+    }  # resize where all images are one size
+
+
+def rows_of_bold(head: list[str], rows: list[list[str]], title: str) -> set[str]:
+    place = head.index(title)
+    return {row[1] for row in rows if row[place].startswith("**")}
+
+
+@pytest.mark.parametrize(("place", "name"), [(place, name) for place, (name, _) in enumerate(ROWS)])
+def test_the_page_on_the_embedded_models_shows_their_scores(place, name):
+    head, *rows = rows_below(ROOT / "docs" / "pocket.md", "existence")
+    assert [row[0] for row in rows] == [label for _, label in ROWS]
+    frame = sheet(name)
+    (unpruned,) = frame[frame["method"] == "baseline"].to_dict("records")
+    for title, cell in list(zip(head, rows[place], strict=True))[1:]:
+        score = next((value for key, value in unpruned.items() if str(key).endswith(f"_{title}")), None)
+        expected = "" if score is None else f"{(Decimal(score) * 100).quantize(Decimal('0.1'), ROUND_HALF_UP)}"
+        assert cell == expected, (title, score)
