@@ -40,6 +40,7 @@ class Influence:
     values: Array  # [G]
     answer: float
     questions: int = 0
+    grouped: bool = False  # clusters are a jackknife's groups of pictures
 
     @classmethod
     def of_questions(cls, values: Array, clusters: Sequence[str], scale: float = 1.0) -> "Influence":
@@ -58,8 +59,10 @@ class Influence:
         for part in (self, other):
             for cluster, value in zip(part.clusters, part.values.tolist(), strict=True):
                 values[cluster] += value
+        if self.grouped != other.grouped:
+            raise Untested("its parts are known in different ways, by pictures and by groups of pictures")
         score, answer = self.score + other.score, max(self.answer, other.answer)
-        return Influence(score, tuple(values), np.array(list(values.values())), answer)
+        return Influence(score, tuple(values), np.array(list(values.values())), answer, 0, self.grouped)
 
 
 def influence(result: Result, task: str, part: Callable[[str], bool] | None = None) -> Influence:
@@ -91,7 +94,7 @@ def _of_metric(
     values = np.array(record["influence"], dtype=float)
     if len(clusters) < 2 or len(clusters) != len(values):
         raise Untested(f"it has influences of {len(values)} pictures, at least two are needed")
-    return Influence(score, clusters, values, abs(score) / len(clusters))
+    return Influence(score, clusters, values, abs(score) / len(clusters), 0, record["from"] == "jackknife")
 
 
 def _of_questions(

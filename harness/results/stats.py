@@ -186,6 +186,9 @@ def combine(
     scores, shares, questions, names = {}, {}, {}, {}
     untested = dict(untested)
     for task, of_runs in influences.items():
+        if len({one.grouped for one in of_runs}) > 1:
+            untested[task] = "its runs are known in different ways, by pictures and by groups of pictures"
+            continue
         clusters = sorted({cluster for one in of_runs for cluster in one.clusters})
         rows = {cluster: row for row, cluster in enumerate(clusters)}
         factor = np.zeros((len(clusters) + len(runs), len(runs)))

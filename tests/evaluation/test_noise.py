@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import miniature_datasets as miniatures
 import numpy as np
 import pytest
+from run_folders import make_run
 from scripted_model import Scripted
 
 from harness.core.config import TasksConfig
@@ -22,7 +23,9 @@ from harness.evaluation.lmms_model import QuestionDigest
 from harness.evaluation.noise import noise
 from harness.evaluation.task_suite import TaskSuite
 from harness.results.metrics import value
+from harness.results.result import Result
 from harness.results.run_folder import RunFolder
+from harness.results.summary import summary
 
 TASKS = {  # the task -> the metric of the tables, the column with the right answer, a wrong answer
     "pope": ("pope_f1_score,none", "answer", "yes"),
@@ -495,3 +498,84 @@ def test_numbers_of_a_list_have_records_of_their_own_but_a_long_list_has_only_wh
     long = noise(*args, {"m,none": [0.5] * 30}, questions, "m,none[7]")
     assert list(long) == ["m,none[7]"]
     assert value({"m,none": pair(RECORDS)}, "m,none[1]") == ratio(RECORDS)
+
+
+# What a table says of such benchmarks.
+
+SHOWN = ("pope", "mme", "mmbench_en_dev_static", "seedbench")
+
+
+@pytest.fixture(scope="module")
+def runs(root, tmp_path_factory):
+    """Return an unpruned run, one with few other answers and one with many, over four benchmarks."""
+    folder, made = tmp_path_factory.mktemp("runs"), []
+    for method, wrong in (("none", 0.1), ("near", 0.25), ("bad", 0.6)):
+        each, scores, records = {}, {}, {}
+        for task in SHOWN:
+            truth = answers(root, task, 0)[task]
+            right = np.random.default_rng(7).random(len(truth)) >= wrong  # the same questions are hard for all
+            given = [answer if good else TASKS[task][2] for answer, good in zip(truth, right, strict=True)]
+            metrics, values = suite(root, task, TASKS[task][0]).run(Scripted({task: given}), None, folder / method)
+            each[task] = {name: column for name, column in values[task].items() if name != "doc_id"}
+            scores |= metrics["scores"]
+            records |= metrics["noise"]
+        made.append(make_run(folder / "all", method, each, scores=scores, noise=records))
+        made[-1].show({task: TASKS[task][0] for task in SHOWN})
+    return [Result.of(run) for run in made]
+
+
+def statistics_of(result):
+    """Return for each task the picture of each question, and the metric's definition for chosen questions."""
+    of = result.per_question
+    pope, mme = of["pope"], of["mme"]
+    rows = [row for row in mme["mme_perception_score,none"] if row is not None]
+    shown = [p for p, row in zip(mme["picture"], mme["mme_perception_score,none"], strict=True) if row is not None]
+    pairs = {}
+    for row, picture in zip(rows, shown, strict=True):
+        pairs.setdefault((row["category"], row["question_id"], picture), []).append(row["score"])
+    points = np.array([50 * sum(pair) + 100 * (sum(pair) == 2) for pair in pairs.values()])
+    category = np.array([name for name, _, _ in pairs])
+    bench, turns = of["mmbench_en_dev_static"], {}
+    for row, picture in zip(bench["gpt_eval_score,none"], bench["picture"], strict=True):
+        turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
+    right = np.array([100.0 * all(turn) for turn in turns.values()])
+    seed = of["seedbench"]
+    seen = [(row, p) for row, p in zip(seed["seed_all,none"], seed["picture"], strict=True) if row is not None]
+    correct = np.array([row["pred"].lower() == row["answer"].lower() for row, _ in seen])
+    return {
+        "pope": (pope["picture"], lambda at: f1(pope["pope_f1_score,none"], at)),
+        "mme": (
+            [picture for _, _, picture in pairs],
+            lambda at: sum(points[at][category[at] == name].mean() for name in set(category)),
+        ),
+        "mmbench_en_dev_static": ([picture for _, picture in turns], lambda at: right[at].mean()),
+        "seedbench": ([picture for _, picture in seen], lambda at: correct[at].mean()),
+    }
+
+
+def test_real_benchmarks_have_intervals_and_marks_that_drawn_pictures_confirm(runs):
+    """Pictures are drawn by hand, the same for all runs, and every score follows from its definition."""
+    frame, notes = summary(runs)
+    assert frame["tested"].all()
+    assert not [note for note in notes if "untested" in note]
+    by_run = [statistics_of(run) for run in runs]
+    rng, draws = np.random.default_rng(0), []
+    names = sorted({picture for pictures, _ in by_run[0].values() for picture in pictures})
+    places = {t: {name: np.flatnonzero(np.array(ps) == name) for name in names} for t, (ps, _) in by_run[0].items()}
+    for task, (pictures, of) in by_run[1].items():
+        assert runs[1].score(task) == pytest.approx(of(np.arange(len(pictures))))
+    while len(draws) < 400:
+        drawn = [names[i] for i in rng.integers(0, len(names), len(names))]
+        at = {task: np.concatenate([of[name] for name in drawn]) for task, of in places.items()}
+        with np.errstate(invalid="ignore"):
+            scores = np.array([[of(at[task]) for task, (_, of) in tasks.items()] for tasks in by_run])
+        if np.isfinite(scores).all():
+            draws.append((100 * scores / scores[0]).mean(axis=1))
+    spread = np.array(draws)
+    cells = frame[frame["benchmark"] == "avg"].set_index("hash").loc[[run.hash for run in runs]]
+    for place in (1, 2):
+        assert cells["relative_se"].iloc[place] == pytest.approx(spread[:, place].std(ddof=1), rel=0.35)
+    gap = cells["relative"].iloc[1] - cells["relative"].iloc[2]
+    assert gap > 4 * (spread[:, 1] - spread[:, 2]).std()
+    assert cells["best"].tolist() == [False, True, False]
+    assert cells["p_best"].iloc[2] < 0.001

@@ -355,6 +355,16 @@ def test_a_record_of_the_run_takes_precedence(tmp_path):
         influence(run, "t", lambda cluster: True)
 
 
+def test_pictures_and_groups_of_them_are_not_mixed(tmp_path):
+    """As when a score is 0, which its pictures give back, too."""
+    runs = []
+    for method, way in (("none", "jackknife"), ("x", "units")):
+        record = {"from": way, "clusters": ["0" * 16, "1" * 16], "influence": [0.1, -0.1]}
+        runs.append(make_run(tmp_path, method, {"t": [1.0, 0.0]}, noise={"t": {"acc,none": record}}))
+    reason = "its runs are known in different ways, by pictures and by groups of pictures"
+    assert summary(results(*runs))[1] == [f"untested: t, since {reason}"]
+
+
 def test_what_has_no_record_and_does_not_follow_from_its_questions_is_untested(tmp_path):
     scores = {"t_one": {"acc,none": 0.3}}
     runs = [make_run(tmp_path, m, {"t_one": [1.0, 0.0], "t_two": [1.0, 1.0]}, scores=scores) for m in ("none", "x")]
