@@ -71,9 +71,9 @@ class Talkative(PrunedModel):
     calls = 0
 
     def _batches(self, requests):
-        yield [Request(key, "t", i, list, None, {}) for i, key in enumerate("ab")]
+        yield [(Request(key, "t", i, list, None, {}), 0) for i, key in enumerate("ab")]
 
-    def _request(self, request):
+    def _request(self, request, repeat):
         return request
 
     def _answer(self, batch, handle):
