@@ -27,6 +27,7 @@ KEY = re.compile(r"[A-Z0-9_]*(API_KEY|TOKEN)")
 # Their code asks a judge only by an option that they do not set
 ASK_NOBODY = {"mmbench_en_dev_static", "mmbench_cn_dev_static"}
 HOPELESS = 3  # requests without an answer, before the first answer: a judge that is not there, or a key that is wrong
+BUSY = "HTTP status 429"  # a judge that is there
 
 Definition = tuple["_Module", ast.AST]
 
@@ -76,7 +77,7 @@ def with_answers(task: str) -> Iterator[None]:
             failures.pop(key, None)  # a retry
             return
         failures[key] = failure
-        if not answered and len(failures) >= HOPELESS:
+        if not answered and sum(other != BUSY for other in failures.values()) >= HOPELESS:
             raise JudgeSilenceError
 
     def send(original: Callable[..., Any], body: Callable[[Any], Any], client: Any, request: Any, **more: Any) -> Any:

@@ -50,6 +50,9 @@ def test_even_questions_have_equal_distances_and_random_ones_depend_on_seed_and_
         for task in ("t", "u")
     }
     assert len(set(draws.values())) == 4
+    identity = {"limit": 20, "sample": "random", "sample_seed": 1}
+    assert QuestionSample(20, "random", 1).identity == identity
+    assert QuestionSample(20, "even", 1).identity == {"limit": 20, "sample": "even"}
     assert draws[0, "t"] == tuple(QuestionSample(0.02, "random", 0).numbers("t", 1000))
     counts = [0] * 10
     for seed in range(400):

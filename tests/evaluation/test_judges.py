@@ -222,6 +222,13 @@ def test_a_judge_that_is_not_there_stops_the_run_before_long(ask):
     assert len(asked) == judges.HOPELESS
 
 
+def test_a_judge_that_is_busy_at_first_is_not_given_up(judge):
+    with with_answers("t"):
+        for status in (429, 200):
+            for number in range(2 * judges.HOPELESS):  # several threads do so
+                assert by_requests(judge, {"number": number, "statuses": [429, 200]}) == status
+
+
 def test_an_error_of_the_task_about_a_missing_answer_is_told_as_such_and_another_one_is_not(judge):
     with pytest.raises(UserError, match="its judge left 1 requests"):
         score(by_requests, judge, [401], error=KeyError("choices"))

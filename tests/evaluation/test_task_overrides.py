@@ -266,6 +266,30 @@ def test_several_runs_in_one_process_score_as_one_does(root, tmp_path):
     assert wrong == {"ocrbench_accuracy,none": 0}
 
 
+@pytest.mark.parametrize("task", ["ai2d", "chartqa", "pope", "videomme"])
+@pytest.mark.parametrize("sample", [QuestionSample(5, "random", 2), QuestionSample(0.4, "even"), "single"])
+def test_chosen_questions_are_asked_and_scored_as_among_all(task, sample, root, tmp_path):
+    """The filter of ai2d looks at the choices of each question, so that answers and rows have to stay together."""
+    sample = QuestionSample(single={task: [2, 7, 11]}) if sample == "single" else sample
+    numbers = list(sample.numbers(task, 12))
+    paper, model = suite(root, task), Scripted(ANSWERS)
+    paper.check(sample=sample)
+    _, whole = paper.run(Scripted(ANSWERS), EVERY, tmp_path)
+    metrics, each = paper.run(model, sample, tmp_path)
+    assert len(model.asked[task]) == len(numbers) == metrics["questions"][task]
+    assert each[task] == {name: [column[n] for n in numbers] for name, column in whole[task].items()}
+
+
+def test_questions_that_split_a_pair_of_mme_are_refused(root):
+    suite(root, "mme").check(sample=QuestionSample(single={"mme": [0, 1, 6, 7]}))
+    with pytest.raises(UserError, match="its 2 chosen questions split a pair"):
+        suite(root, "mme").check(sample=QuestionSample(2, "even"))
+    with pytest.raises(UserError, match=r"or are not of perception: try limit=\d+"):
+        suite(root, "mme").check(sample=QuestionSample(single={"mme": [8, 9]}))
+    with pytest.raises(UserError, match="its last one is mme/11"):
+        suite(root, "mme").check(sample=QuestionSample(single={"mme": [12]}))
+
+
 def test_a_limit_counts_the_questions_that_were_asked(root, tmp_path):
     found = suite(root, "ocrbench").run(Scripted(ANSWERS), QuestionSample(4), tmp_path)[0]
     assert found["scores"]["ocrbench"] == {"ocrbench_accuracy,none": 0.75}
