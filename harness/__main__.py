@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.config import validate
+from harness.core.config import RunConfig, validate
 from harness.core.console import table_lines
 from harness.core.distributed import launched
 from harness.evaluation.preflight import check_parameters, prepare
@@ -51,7 +51,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
     runs = [baseline, result][result.is_baseline :]
-    for note in [*_overlaps(result), *_limit_notes(config.limit), *failures(runs), *unproven(runs)]:
+    for note in [*_overlaps(result), *_sample_notes(config), *failures(runs), *unproven(runs)]:
         print(f"note: {note}")
     report = {
         "run": str(folder.path),
@@ -86,11 +86,12 @@ def _overlaps(result: "Result") -> list[str]:
     return notes
 
 
-def _limit_notes(limit: int | None) -> list[str]:
-    """Return a note for a limited run: lmms-eval takes the first questions of a task."""
-    if limit is None:
+def _sample_notes(config: RunConfig) -> list[str]:
+    """Return a note for a run of first questions."""
+    if config.limit is None or config.sample != "first":
         return []
-    return [f"limit={limit} asks the first questions of each task; many tasks are sorted, so this is no random sample"]
+    sorted_tasks = "many tasks are sorted, so this is no random sample (sample=random draws one)"
+    return [f"limit={config.limit} asks the first questions of each task; {sorted_tasks}"]
 
 
 def _token_remarks(tokens: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.files import check_place, read_jsonl, slug, write_atomic
+from harness.core.question_sample import in_words
 from harness.results import archive
 from harness.results.frames import questions
 from harness.results.labels import labels
@@ -70,10 +71,10 @@ def _questions_of(result: Result, label: str) -> pd.DataFrame:
 
 
 def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the lines of a run's file by question; none if the run has no such file."""
+    """Return the lines of a run's file by question, the first of its repeats; none if the run has no such file."""
     file = result.folder / name
     lines = read_jsonl(file, AGAIN) if file.is_file() else ()
-    return {(line["task"], line["doc_id"]): line for line in lines}
+    return {(line["task"], line["doc_id"]): line for line in lines if not line.get("repeat")}
 
 
 def _record(columns: dict[str, list[Any]], metric: str | None, doc_id: int) -> str | None:
@@ -96,7 +97,8 @@ def leaderboard(results: Sequence[Result]) -> pd.DataFrame:
     for package in PACKAGES:
         frame[package] = [run.packages.get(package) for run in runs]
     frame["dtype"] = [run.about["identity"]["model"]["dtype"] for run in runs]
-    frame["limit"] = [run.about["identity"]["tasks"]["limit"] for run in runs]
+    frame["limit"] = [run.sample["limit"] for run in runs]
+    frame["asked"] = [in_words(run.sample) for run in runs]
     frame["seed"] = [run.about["identity"]["seed"] for run in runs]
     frame["verified"] = [not run.unverified for run in runs]
     frame["commit"] = [run.about["git"] for run in runs]

@@ -12,7 +12,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.errors import UserError, as_user_error
-from harness.core.rules import Rule, at_least, one_of, optional, require
+from harness.core.question_sample import ORDERS, QuestionSample, by_task
+from harness.core.rules import Rule, at_least, count_or_share, one_of, optional, require
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -74,7 +75,9 @@ class RunConfig:
     seed: int = 0
     positions: str = "keep"
     data_root: Any = None
-    limit: int | None = None
+    limit: int | float | None = None
+    sample: str = "first"
+    questions: Any = None
     strict: bool = False
     verify: bool = True
     force: bool = False
@@ -91,6 +94,11 @@ class RunConfig:
     def params(self) -> dict[str, Any]:
         """The parameters of the method, without its name."""
         return {key: value for key, value in self.method.items() if key != "name"}
+
+    @property
+    def question_sample(self) -> QuestionSample:
+        """Which questions of each task are asked."""
+        return QuestionSample(self.limit, self.sample, self.seed, by_task(self.questions or ()))
 
     @property
     def budget(self) -> Budget:
@@ -111,6 +119,7 @@ def validate(cfg: DictConfig) -> RunConfig:
     if not run.tasks.metrics:
         raise UserError("no task: name at least one, as in tasks=pocket_existence")
     require(run, RULES)
+    _check_questions(run)
     return run
 
 
@@ -163,7 +172,9 @@ RULES: dict[str, Rule] = {
     "data_root": ("be a folder or {task: folder, ...}", is_data_root),
     "seed": ("lie between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63),
     "share_gb": ("be at least 0, which shares no vision pass", lambda size: size >= 0),
-    "limit": optional(at_least(1)),
+    "limit": optional(count_or_share()),
+    "sample": one_of(ORDERS),
+    "questions": optional(("be a list of TASK/NUMBER, as in [pocket_text/7]", lambda q: q and isinstance(q, list))),
 }
 MODEL_RULES: dict[str, Rule] = {
     "model.dtype": one_of(DTYPES),
@@ -189,6 +200,22 @@ def _check_budget(run: RunConfig) -> None:
         raise UserError("no budget: pass keep=0.25 (a share) or tokens=64 (a count)")
     with as_user_error(ValueError):
         Budget(keep=run.keep, tokens=run.tokens)
+
+
+def _check_questions(run: RunConfig) -> None:
+    """Refuse contradicting choices of questions, and leave out tasks without a question in `questions`."""
+    if run.sample != "first" and run.limit is None:
+        raise UserError(f"sample={run.sample} chooses which questions a limit leaves: pass limit= too, or leave it out")
+    if run.questions is None:
+        return
+    if run.limit is not None:
+        raise UserError(f"questions= and limit={run.limit} exclude each other: pass one of them")
+    numbers = by_task(run.questions)
+    if other := sorted(set(numbers) - set(run.tasks.metrics)):
+        tasks = ", ".join(run.tasks.metrics)
+        raise UserError(f"questions names {', '.join(other)}, but the tasks are {tasks}: name the same in tasks=")
+    run.tasks.metrics = {name: metric for name, metric in run.tasks.metrics.items() if name in numbers}
+    run.questions = [f"{name}/{number}" for name in run.tasks.metrics for number in numbers[name]]
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -123,6 +123,8 @@ def _tasks(value: Any, values_by_key: dict[str, Any]) -> str:
         return value
     listed = [str(name) for name in value] if isinstance(value, list) else [str(value)]
     names = [task for name in listed for task in _suite(name)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"tasks=[{','.join(listed)}] has {', '.join(twice)} twice: name every task once")
     include = values_by_key.get("tasks.include")
     pocket = task_files(shipped(POCKET_TASKS))
     if include is None and any(name in pocket for name in names):

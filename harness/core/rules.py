@@ -24,6 +24,12 @@ def at_least(least: int) -> Rule:
     return words, lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def count_or_share() -> Rule:
+    """Return the rule of a whole number of at least 1 or of a share."""
+    words, is_count = at_least(1)
+    return f"{words}, or a share between 0 and 1", lambda value: is_count(value) or 0 < value < 1
+
+
 def between(low: float, high: float) -> Rule:
     """Return the rule of a number that lies between two others and equals neither."""
     return f"lie between {low} and {high}", lambda value: low < value < high

@@ -6,6 +6,9 @@ import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from harness.core.config import shipped
 from harness.core.errors import UserError, as_user_error
@@ -45,6 +48,35 @@ def lmms_eval_tasks() -> dict[str, Path]:
         raise UserError("lmms-eval is not installed: install the harness with its dependencies")
     tasks = _indexed(Path(spec.origin).parent / "tasks")
     return {**{name: tasks[base] for name, base in DERIVED.items() if base in tasks}, **tasks}
+
+
+@cache
+def collection_of(name: str) -> tuple[str, list[str]] | None:
+    """Return whether lmms-eval calls several tasks by `name` as a "group" or a "tag", and which; None if not.
+
+    A group has a file of its own, which lists tasks, other groups and tags. A tag stands in the files of its tasks.
+    """
+    tagged = []
+    for file in sorted(Path(os.path.commonpath(lmms_eval_tasks().values())).rglob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        if name not in text:
+            continue
+        entry = yaml.safe_load(text.replace("!function", ""))
+        task, tags = entry.get("task"), entry.get("tag", [])
+        if isinstance(task, list) and entry.get("group") == name:
+            return "group", list(dict.fromkeys(leaf for member in task for leaf in _leaves(member)))
+        if isinstance(task, str) and name in ([tags] if isinstance(tags, str) else tags):
+            tagged.append(task)
+    return ("tag", tagged) if tagged else None
+
+
+def _leaves(member: Any) -> list[str]:
+    """Return the tasks of a group's member: of a task, another collection, or a group that is written out there."""
+    task = member["task"] if isinstance(member, dict) else member
+    if isinstance(task, list):
+        return [leaf for inner in task for leaf in _leaves(inner)]
+    collection = None if task in lmms_eval_tasks() else collection_of(task)
+    return collection[1] if collection else [str(task)]
 
 
 def _indexed(folder: Path) -> dict[str, Path]:

@@ -125,8 +125,9 @@ def _plans(run: LocatedRun) -> list[PlannedRun]:
 
 
 def _key(config: RunConfig) -> str:
-    drawn = {} if config.pruned else {"seed": 0, "positions": "keep", "keep": None}
-    return digest({**asdict(config), **drawn})
+    seed = config.seed if config.sample == "random" else 0  # random questions depend on it, an unpruned answer does not
+    of_baseline = {} if config.pruned else {"seed": seed, "positions": "keep", "keep": None}
+    return digest({**asdict(config), **of_baseline})
 
 
 def _architecture(config: RunConfig) -> tuple[Any, int | None] | None:

@@ -143,6 +143,9 @@ def changes(about: Mapping[str, Any]) -> list[str]:
         today = flat({**now, "method": method_version(methods.get(config["method"]["name"]))})
         if was["tasks"]["scoring"] is not None:
             before["scoring"], today["scoring"] = was["tasks"]["scoring"], task_overrides.SCORING
+        before["reasoning tags"] = was["tasks"].get("reasoning_tags")
+        pretrained, include = config["model"]["pretrained"], config["tasks"]["include"]
+        today["reasoning tags"] = task_overrides.reasoning_tags(pretrained, include, was["tasks"]["names"])
     except KeyError as error:
         return [f"its run.json lacks {error}"]
     except ValueError as error:

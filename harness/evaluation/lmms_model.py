@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -65,11 +66,13 @@ class Request:
     generation: dict[str, Any]
     failed: str | None = None  # why it cannot be shown to the model
     detailed: bool = False  # whether picking order and importance are recorded
+    repeat: int = 0  # of a task with `repeats: K`, 0 to K - 1
 
     @property
     def name(self) -> dict[str, Any]:
         """The fields with which every logged line begins."""
-        return {"key": self.key, "task": self.task, "doc_id": self.doc_id}
+        repeat = {"repeat": self.repeat} if self.repeat else {}
+        return {"key": self.key, "task": self.task, "doc_id": self.doc_id, **repeat}
 
 
 class WorkerDone(Exception):  # noqa: N818  (nothing went wrong)
@@ -156,7 +159,7 @@ class PrunedModel(lmms):
         ):
             for number, batch in enumerate(self._batches(requests)):
                 if number % processes.count == processes.rank:
-                    mine.append(self._pairs([self._request(instance) for instance in batch], handle))
+                    mine.append(self._pairs([self._request(*numbered) for numbered in batch], handle))
                 progress.update(len(batch))
         shares, looked_at = processes.gather(mine), processes.gather(self._digests)
         if not processes.first:
@@ -177,15 +180,18 @@ class PrunedModel(lmms):
         tasks = {request.args[4] for request in requests}
         return f"{self.pruner.label} {tasks.pop() if len(tasks) == 1 else f'{len(tasks)} tasks'}"
 
-    def _batches(self, requests: list[Instance]) -> Iterator[list[Instance]]:
-        """Batch the requests by their order alone, so that every process and a resumed run form the same batches."""
+    def _batches(self, requests: list[Instance]) -> Iterator[list[tuple[Instance, int]]]:
+        """Batch the requests by their order alone, so that every process and a resumed run form the same batches.
+
+        A request comes with its repeat: of a task with `repeats: K`, lmms-eval passes each request K times.
+        """
         size = self.loaded.config.batch_size
-        for _, group in groupby(requests, key=lambda request: digest(request.args[2])):
+        for _, group in groupby(_numbered(requests), key=lambda numbered: digest(numbered[0].args[2])):
             block = list(group)
             for start in range(0, len(block), size):
                 yield block[start : start + size]
 
-    def _request(self, instance: Instance) -> Request:
+    def _request(self, instance: Instance, repeat: int = 0) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
         if self._prompts is not None:
             check_prompts(doc_to_messages.__self__, self._prompts)
@@ -198,9 +204,10 @@ class PrunedModel(lmms):
         if (task, doc_id) not in self._digests:
             self._digests[task, doc_id] = _digest_question(messages)
         looked_at = self._digests[task, doc_id]
-        key = digest([self._identity, task, doc_id, instance.idx, looked_at.shown, generation])
+        of_repeat = [repeat] if repeat else []  # the key of a first answer is that of a task without repeats
+        key = digest([self._identity, task, doc_id, instance.idx, looked_at.shown, generation, *of_repeat])
         in_detail = (task, doc_id) in self._detailed
-        return Request(key, task, doc_id, messages, looked_at.shown, generation, looked_at.failed, in_detail)
+        return Request(key, task, doc_id, messages, looked_at.shown, generation, looked_at.failed, in_detail, repeat)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return the (response, kept indices) lines of each question; lines on disk take precedence over new ones."""
@@ -319,6 +326,15 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
     return load(run.model, folder.path), pruner, Identity(run, folder).answers(pruner)
 
 
+def _numbered(requests: Iterable[Instance]) -> Iterator[tuple[Instance, int]]:
+    """Yield every request with the number of its earlier occurrences."""
+    occurrences: Counter[tuple[Any, ...]] = Counter()
+    for request in requests:
+        question = (*request.args[3:5], request.idx)
+        yield request, occurrences[question]
+        occurrences[question] += 1
+
+
 def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
     """Return a question's digests, and the reason if it cannot be shown."""
     shown = visual = None
@@ -374,8 +390,8 @@ def _empty_pair(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _seed(seed: int, request: Request) -> int:
-    """Derive a seed for the question, so that no answer depends on the order or on a restart."""
-    text = f"{seed} {request.task} {request.doc_id}"
+    """Derive a seed for the question and its repeat, so that no answer depends on the order or on a restart."""
+    text = f"{seed} {request.task} {request.doc_id}" + (f" {request.repeat}" if request.repeat else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 

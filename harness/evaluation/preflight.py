@@ -1,15 +1,12 @@
 """Checks of a configuration before anything is loaded, and the places of its model and data."""
 
 import importlib.util
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -19,16 +16,14 @@ from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place
 from harness.core.overrides import parse
-from harness.core.task_index import lmms_eval_tasks, task_files
-from harness.evaluation import datasets
+from harness.core.question_sample import QuestionSample
+from harness.core.task_index import collection_of, lmms_eval_tasks, task_file, task_files
+from harness.evaluation import datasets, judges
 from harness.models import checkpoint
 from harness.models.model_folder import ModelFolder
 
 if TYPE_CHECKING:
     from methods.base import Method
-
-_JUDGED = re.compile(r"mmbench_((en|cn|ru|ko)_dev(_lite)?|cn_cc)")
-_JUDGES = ("OPENAI_API_KEY", "AZURE_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ def prepare(overrides: list[str]) -> list[str]:
     """Register choices that have no file in conf/, and name a model of the user's own after its folder."""
     parsed = parse(overrides)
     for name in (name for o in parsed if o.key_or_group == "tasks" for name in _listed(o)):
-        refuse_group(name)
+        refuse_collection(name)
     keys = {override.key_or_group for override in parsed}
     if "model.pretrained" in keys and not keys & {"model", "model.name"}:
         overrides = [*overrides, "model.name='${basename:${model.pretrained}}'"]
@@ -74,7 +69,7 @@ def check(cfg: DictConfig) -> LocatedRun:
     config = validate(cfg)
     check_tasks(config.tasks)
     check_versions()
-    check_scoring(config.tasks, config.limit)
+    check_scoring(config.tasks, config.question_sample)
     data = datasets.local(config.tasks, config.data_root)
     check_place(Path(config.runs))
     return LocatedRun(config, data, _model_folder(config))
@@ -101,19 +96,19 @@ def check_family(run: LocatedRun) -> "Method":
     return checked_method(config, model)
 
 
-def check_scoring(tasks: TasksConfig, limit: int | None) -> None:
+def check_scoring(tasks: TasksConfig, sample: QuestionSample) -> None:
     """Refuse tasks that lmms-eval would fail to score after all answers are there, or would score over the network."""
     local = task_files(shipped(tasks.include)) if tasks.include else {}
     for name in set(tasks.metrics) & set(lmms_eval_tasks()):
         if name in local:
             raise UserError(f"task {name} in tasks.include={tasks.include} has a name of lmms-eval's own: rename it")
-        if name == "mme" and limit and limit % 2:
+        if name == "mme" and (limit := sample.limit) and limit >= 1 and limit % 2:
             raise UserError(f"task mme scores questions in pairs: limit={limit} must be even")
-        if name == "vinoground" and limit:
-            raise UserError(f"task vinoground scores all its questions together: leave limit={limit} out")
-        if _JUDGED.fullmatch(name) and not any(map(os.environ.get, _JUDGES)):
-            static = f"; {name}_static needs none" if f"{name}_static" in lmms_eval_tasks() else ""
-            raise UserError(f"task {name} asks a judge over the network: set {' or '.join(_JUDGES)}{static}")
+        if name == "vinoground" and not sample.whole:
+            choice = f"limit={sample.limit}" if sample.limit else "questions="
+            raise UserError(f"task vinoground scores all its questions together: leave {choice} out")
+    for name in tasks.metrics:
+        judges.check_key(name, task_file(name, tasks.include))
 
 
 def check_versions() -> None:
@@ -123,18 +118,11 @@ def check_versions() -> None:
         raise UserError(f"{versions}, which lacks filelock._api: pip install 'filelock<4'")
 
 
-def refuse_group(name: str) -> None:
-    """Refuse a group of lmms-eval's: some members have no labels or need a judge, so the user has to choose."""
-    tasks = lmms_eval_tasks()
-    if name in tasks:
-        return
-    line = re.compile(rf"^group:\s*[\"']?{re.escape(name)}[\"']?\s*$", re.MULTILINE)
-    for file in Path(os.path.commonpath(tasks.values())).rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if line.search(text):
-            members = yaml.safe_load(text.replace("!function", ""))["task"]
-            names = [str(m["task"] if isinstance(m, dict) else m) for m in members]
-            raise UserError(f"{name} is a group of tasks: choose some of tasks=[{','.join(names)}]")
+def refuse_collection(name: str) -> None:
+    """Refuse a group or a tag of lmms-eval's: some tasks have no labels or need a judge, so the user has to choose."""
+    if name not in lmms_eval_tasks() and (collection := collection_of(name)):
+        kind, members = collection
+        raise UserError(f"{name} is a {kind} of tasks: choose some of tasks=[{','.join(members)}]")
 
 
 def _model_folder(config: RunConfig) -> ModelFolder | None:

@@ -85,7 +85,7 @@ class RunContext:
         if key not in self._suites:
             suite = TaskSuite(config.tasks, family.prompts, plan.data)
             with stages("data"):
-                launched().in_turn(lambda: suite.check(family.media, config.limit))
+                launched().in_turn(lambda: suite.check(family.media, config.question_sample))
             self._suites[key] = suite
         return self._suites[key]
 

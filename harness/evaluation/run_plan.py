@@ -68,14 +68,16 @@ def plan(run: LocatedRun, device: str | None = None) -> RunPlan:
 
 def _tasks(run: LocatedRun, model: ModelFolder) -> dict[str, Any]:
     config, tasks = run.config, run.config.tasks
+    reasoning = task_overrides.reasoning_tags(config.model.pretrained, tasks.include, tasks.metrics)
     include = shipped(tasks.include) if tasks.include else None
     return {
         "names": list(tasks.metrics),  # which metric the tables show changes no answer
-        "limit": config.limit,
+        **config.question_sample.identity,
         "files": _files_digest(include) if include and set(tasks.metrics) & set(task_files(include)) else None,
         "prompts": model.adapter.prompts,
         "data": {name: datasets.fingerprint(copy) for name, copy in run.data.items()},
         "scoring": task_overrides.scoring(tasks.metrics),
+        **({"reasoning_tags": reasoning} if reasoning else {}),
     }
 
 

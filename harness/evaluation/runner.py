@@ -120,7 +120,7 @@ def _complete(
             shared=vision_cache,
         )
         with stages("scoring"):
-            results = suite.run(model, config.limit, folder.path / "submissions")
+            results = suite.run(model, config.question_sample, folder.path / "submissions")
         proofs = processes.gather(model.proof)
         if results is None:
             return
@@ -128,8 +128,9 @@ def _complete(
         folder.amend({"decoding": decoding})
         metrics, scores = results
         log.settle(model.asked)
-        failed = {key: line["task"] for key, line in log.responses.items() if "failed" in line}
-        metrics["failed"] = {task: list(failed.values()).count(task) for task in config.tasks.metrics}
+        failed = {key: line for key, line in log.responses.items() if "failed" in line}
+        questions = {(line["task"], line["doc_id"]) for line in failed.values()}  # a repeat is no question of its own
+        metrics["failed"] = {name: sum(task == name for task, _ in questions) for name in config.tasks.metrics}
         shown = [line for key, line in log.kept.items() if key not in failed]
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
         seconds = round((datetime.now(UTC) - started).total_seconds(), 1)

@@ -4,17 +4,25 @@ What is changed is the configuration of the one Task object that a run gets, nev
 The files' Python is executed again for every Task, so nothing that one run counts reaches the next.
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+from unittest.mock import patch
 
+from harness.core.config import SHIPPED, shipped
+from harness.core.config_groups import POCKET_TASKS
 from harness.core.errors import UserError
-from harness.evaluation.datasets import fingerprint
+from harness.core.task_index import task_files
+from harness.evaluation.datasets import described, fingerprint
 
 SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
+# Reasoning between these is no part of an answer that is scored, as in lmms-eval's own command
+REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
 VINOGROUND = 500  # groups of four questions, by which lmms-eval divides
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
@@ -30,7 +38,9 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
     from lmms_eval.utils import load_yaml_config
 
     import_module("lmms_eval.api.metrics")  # fills the registry in which a task looks up its metrics
-    config = load_yaml_config(str(file), mode="full")
+    from_copy = partial(_from_copy, described(file).get("dataset_path", ""), folder)
+    with from_copy():
+        config = load_yaml_config(str(file), mode="full")  # executes the task's code
     if "class" in config:
         raise UserError(f"task {name} is a Python class of its own: only tasks described by their file can be run")
     config["task"] = name
@@ -42,10 +52,23 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
     datasets = {} if rows is None else rows
 
     class Task(ConfigurableMessagesTask):
-        """A task that takes the rows of an earlier one.
+        """A task that takes the rows of an earlier one, and asks the questions `asked`: their numbers, in order.
 
         What `process_docs` notes reaches no other function of a task: lmms-eval reads the file for each of them.
         """
+
+        asked: Sequence[int]
+        _instances: list[Any]
+
+        def build_all_requests(self, **settings: Any) -> None:
+            super().build_all_requests(**settings)
+            asked = set(self.asked)
+            self._instances = [instance for instance in self._instances if instance.doc_id in asked]
+
+        def apply_filters(self) -> None:
+            docs = self.task_docs.select(self.asked)  # filters go through requests and documents in parallel
+            for ensemble in self._filters:
+                ensemble.apply(self._instances, docs)
 
         def download(self, dataset_kwargs: Any = None) -> None:
             if name not in datasets:
@@ -53,12 +76,30 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
                 datasets[name] = vars(self)["dataset"], vars(self)["dataset_no_image"]
             self.dataset, self.dataset_no_image = datasets[name]
 
-    return Task(config=config, model_name=prompts)
+        def doc_to_messages(self, doc: Any, **settings: Any) -> Any:
+            with from_copy():
+                return super().doc_to_messages(doc, **settings)
+
+        def process_results(self, doc: Any, results: list[str], **settings: Any) -> Any:
+            with from_copy():
+                return super().process_results(doc, results, **settings)
+
+    with from_copy():
+        return Task(config=config, model_name=prompts)
 
 
 def scoring(names: Iterable[str]) -> int | None:
     """Return the version of this file if one of the tasks is scored by it."""
     return SCORING if set(names) & set(ADAPTED) else None
+
+
+def reasoning_tags(pretrained: str, include: str | None, names: Iterable[str]) -> str | None:
+    """Return the tags as a part of what scores depend on; None for an embedded model on the pocket tasks.
+
+    Such a model writes no tags, so its runs from before they were taken out have the same scores.
+    """
+    pocket = include == POCKET_TASKS and set(names) <= set(task_files(shipped(POCKET_TASKS)))
+    return None if pocket and pretrained.startswith(SHIPPED) else REASONING_TAGS
 
 
 def version_of(task: Any) -> str | None:
@@ -68,18 +109,21 @@ def version_of(task: Any) -> str | None:
     return next((str(entry["version"]) for entry in entries if "version" in entry), None)
 
 
-def check_limit(name: str, task: Any, limit: int | None) -> None:
-    """Refuse a limit that splits a pair of MME's questions, or leaves none whose score the tables show."""
-    if name != "mme" or limit is None:
+def check_asked(name: str, task: Any, asked: Sequence[int]) -> None:
+    """Refuse questions that split a pair of MME's, or of which none has a score that the tables show."""
+    if name != "mme" or len(asked) == len(task.task_docs):
         return
     columns = [task.task_docs[key] for key in ("category", "question_id")]
     pairs = list(zip(*columns, strict=True))
     last = {pair: place for place, pair in enumerate(pairs)}
     shown = task.config.process_results.__globals__["eval_type_dict"]["Perception"]
     ends = [place + 1 for place, pair in enumerate(pairs) if last[pair] == place and pair[0] in shown]
-    whole = {pair for pair in pairs[:limit] if last[pair] < limit}
-    if whole != set(pairs[:limit]) or limit < min(ends, default=0):
-        raise UserError(f"task mme: its first {limit} questions split a pair or are not of perception: try {min(ends)}")
+    counts = Counter(pairs)
+    asked_pairs = Counter(pairs[place] for place in asked)
+    split = any(counts[pair] != count for pair, count in asked_pairs.items())
+    if split or not any(category in shown for category, _ in asked_pairs):
+        which = f"its {len(asked)} chosen questions split a pair or are not of perception"
+        raise UserError(f"task mme: {which}: try limit={min(ends)}")
 
 
 def check_prompts(task: Any, prompts: str) -> None:
@@ -102,13 +146,10 @@ def _drop_submission(config: dict[str, Any]) -> None:
 
 def _point_to(config: dict[str, Any], folder: Path) -> None:
     """Read the data set, and the videos that its rows name, from a copy of its repository."""
-    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
-
     kwargs = dict(config.get("dataset_kwargs") or {})
     config["dataset_path"] = str(folder)
     config["dataset_kwargs"] = {key: value for key, value in kwargs.items() if key not in _LOCAL}
-    # `datasets` finds its cache of a local repository by folder name and card, even after the rows have changed.
-    config["dataset_kwargs"]["cache_dir"] = str(Path(_resolve_hf_datasets_cache_dir(), "local", fingerprint(folder)))
+    config["dataset_kwargs"]["cache_dir"] = _cache_of(folder)
     if kwargs.get("video"):
         # A task's code looks for videos below base_cache_dir / cache_name: an absolute second part voids the first.
         modules = [function.__globals__ for function in _functions(config) if "cache_name" in function.__globals__]
@@ -117,6 +158,48 @@ def _point_to(config: dict[str, Any], folder: Path) -> None:
             raise UserError(f"task {config['task']} reads its videos from {where} alone: leave data_root out for it")
         for module in modules:
             module["cache_name"] = str(folder)
+
+
+@contextmanager
+def _from_copy(repository: str, folder: Path | None) -> Iterator[None]:
+    """Let a task's own code read the copy of its data set, too: GQA's loads pictures in `process_docs`.
+
+    Other repositories are read from the Hub: code that imports these functions by name in this block keeps them.
+    """
+    import datasets
+    import huggingface_hub
+
+    if folder is None:
+        yield
+        return
+    is_own = lambda path: "/" in path and not Path(path).exists() and Path(path).name == Path(repository).name  # noqa: E731
+    load_dataset, snapshot_download = datasets.load_dataset, huggingface_hub.snapshot_download
+    hf_hub_download = huggingface_hub.hf_hub_download
+
+    def load(path: str, *args: Any, **settings: Any) -> Any:
+        if not is_own(path):
+            return load_dataset(path, *args, **settings)
+        return load_dataset(str(folder), *args, **{**settings, "token": None, "cache_dir": _cache_of(folder)})
+
+    def snapshot(repo_id: str, *args: Any, **settings: Any) -> str:
+        return str(folder) if is_own(repo_id) else snapshot_download(repo_id, *args, **settings)
+
+    def download(repo_id: str, filename: str, *args: Any, **settings: Any) -> str:
+        return str(folder / filename) if is_own(repo_id) else hf_hub_download(repo_id, filename, *args, **settings)
+
+    with (
+        patch.object(datasets, "load_dataset", load),
+        patch.object(huggingface_hub, "snapshot_download", snapshot),
+        patch.object(huggingface_hub, "hf_hub_download", download),
+    ):
+        yield
+
+
+def _cache_of(folder: Path) -> str:
+    """Return a cache of `datasets`, which knows local repositories by name and card, even after rows have changed."""
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    return str(Path(_resolve_hf_datasets_cache_dir(), "local", fingerprint(folder)))
 
 
 def _functions(config: dict[str, Any]) -> list[FunctionType]:

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError, one_line
+from harness.core.question_sample import QuestionSample
 from harness.core.task_index import task_file
 from harness.core.timing import importing
 from harness.evaluation import task_overrides
+from harness.evaluation.judges import with_answers
 from harness.evaluation.noise import noise
 from harness.results.metrics import TERM, aggregated, numeric, per_question, primary
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 MODEL_ID = "harness"
 ALIASES = ("harness_qwen2_5_vl",)  # its name when there was one family
+EVERY = QuestionSample()
 CHECKED = 16  # questions that are checked of a task whose rows hold pictures, which take time to decode
 
 
@@ -57,10 +60,10 @@ class TaskSuite:
         file = task_file(name, self.tasks.include)
         return task_overrides.load(name, file, self.prompts, self.data.get(name), self._rows)
 
-    def check(self, media: Collection[str] = ("image", "video"), limit: int | None = None) -> None:
+    def check(self, media: Collection[str] = ("image", "video"), sample: QuestionSample = EVERY) -> None:
         """Load every task's data and look at its questions, so that what is missing shows before the model runs.
 
-        All questions where that takes no decoding, so that a missing video shows; `CHECKED` of them, spread over all,
+        All of `sample` where that takes no decoding, so that a missing video shows; `CHECKED` of them, spread over all,
         where the rows bring pictures. `media` is what the model can be shown besides text.
         """
         for name, metric in self.tasks.metrics.items():
@@ -68,7 +71,10 @@ class TaskSuite:
                 task = self.load(name)
                 if task.OUTPUT_TYPE != "generate_until":
                     raise UserError(f"task {name} is not of output_type generate_until: only those can be run")
-                kinds = {kind for doc_id in _to_check(task, limit) for kind in _kinds(task, doc_id)}
+                asked = sample.numbers(name, len(task.task_docs))
+                if not asked:
+                    raise UserError(f"task {name} has no questions")
+                kinds = {kind for doc_id in _to_check(task, asked) for kind in _kinds(task, doc_id)}
             except UserError:
                 raise
             except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
@@ -79,7 +85,7 @@ class TaskSuite:
                 shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
                 raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
             _check_metric(name, metric, task)
-            task_overrides.check_limit(name, task, limit)
+            task_overrides.check_asked(name, task, asked)
 
     def messages(self, task: Any, doc: Any) -> "list[Message]":
         """Return what a model is asked about a document of a loaded task."""
@@ -105,7 +111,7 @@ class TaskSuite:
                 yield from (part["url"] for part in message["content"] if part["type"] == "image")
 
     def run(
-        self, model: "PrunedModel", limit: int | None, scratch: Path
+        self, model: "PrunedModel", sample: QuestionSample, scratch: Path
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Answer and score every task; return what `metrics.json` and `scores.json` hold.
 
@@ -117,13 +123,14 @@ class TaskSuite:
         measures: dict[str, Callable[[], dict[str, Any]]] = {}  # called last, when no other process waits for answers
         for name in self.tasks.metrics:
             task = self.load(name)
+            task.asked = sample.numbers(name, len(task.task_docs))
             try:
-                results = self._score(task, name, model, limit, scratch)
+                results = self._score(task, name, model, scratch)
             except WorkerDone:
                 continue
             versions[name] = task_overrides.version_of(task)
             scores[name] = numeric(results["results"][name])
-            counts[name] = results["n-samples"][name]["effective"]
+            counts[name] = len(task.asked)
             pictures = {doc_id: seen.visual for (of_task, doc_id), seen in self.looked_at.items() if of_task == name}
             samples, columns = results["samples"][name], list(results["results"][name])
             values[name] = per_question(samples, columns, pictures)
@@ -141,7 +148,7 @@ class TaskSuite:
         return metrics, values
 
     @staticmethod
-    def _score(task: Any, name: str, model: "PrunedModel", limit: int | None, scratch: Path) -> dict[str, Any]:
+    def _score(task: Any, name: str, model: "PrunedModel", scratch: Path) -> dict[str, Any]:
         """One task per call, so that its limit is its own and its answers are on disk before the next begins."""
         from lmms_eval.evaluator import simple_evaluate
         from lmms_eval.tasks import TaskManager
@@ -152,11 +159,11 @@ class TaskSuite:
 
         _quiet_logger()  # importing more of lmms-eval has undone it
         try:
-            with redirect_stdout(sys.stderr):  # some tasks print tables
+            with redirect_stdout(sys.stderr), with_answers(name):  # some tasks print tables
                 results: dict[str, Any] = simple_evaluate(
                     model=model,
                     tasks=[task],
-                    limit=limit,
+                    limit=task.asked[-1] + 1,  # the task leaves out what is not asked before that
                     task_manager=TaskManager(include_defaults=False),  # to index lmms-eval's own takes seconds
                     bootstrap_iters=0,
                     log_samples=True,
@@ -165,7 +172,7 @@ class TaskSuite:
                     cli_args=Namespace(
                         output_path=str(scratch),
                         process_with_media=False,
-                        reasoning_tags=None,
+                        reasoning_tags=task_overrides.REASONING_TAGS,
                         agentic_trace_mode="basic",
                     ),
                 )
@@ -190,12 +197,11 @@ def _check_metric(name: str, metric: str | None, task: Any) -> None:
             raise UserError(f"tasks.metrics.{name}: no metric {term.strip()!r} among {', '.join(metrics)}")
 
 
-def _to_check(task: Any, limit: int | None) -> Iterable[int]:
+def _to_check(task: Any, asked: Sequence[int]) -> Sequence[int]:
     from datasets.features.features import require_decoding
 
-    count = min(len(task.task_docs), limit or len(task.task_docs))
     decoded = any(map(require_decoding, task.task_docs.features.values()))
-    return range(0, count, max(1, count // CHECKED) if decoded else 1)
+    return asked[:: max(1, len(asked) // CHECKED)] if decoded else asked
 
 
 def _kinds(task: Any, doc_id: int) -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
+from harness.core.question_sample import in_words
 from harness.results.result import Result
 
 
@@ -40,7 +41,7 @@ def _facts(result: Result) -> dict[str, str]:
         "batch size": model.get("batch_size"),
         "seed": config["seed"],
         "positions": config["positions"],
-        "limit": "all questions" if config["limit"] is None else f"first {config['limit']} of each task",
+        "questions": in_words(result.sample),
         f"weights of {config['model']['name']}": model["weights"][:12],
         f"files of tasks {config['tasks']['name']}": (result.about["identity"]["tasks"]["files"] or "of lmms-eval")[
             :12

@@ -150,18 +150,19 @@ def same_questions(results: Sequence[Result]) -> None:
             a, b = first.per_question[task]["doc_id"], other.per_question[task]["doc_id"]
             if a != b:
                 raise UserError(
-                    f"{pair} answer different questions of {task} ({len(a)} and {len(b)}): same limit= needed"
+                    f"{pair} answer different questions of {task} ({len(a)} and {len(b)}): "
+                    "same limit=, sample= and questions= needed"
                 )
 
 
 def answers(results: Sequence[Result]) -> pd.DataFrame:
     """Return the model's answers: rows (task, doc_id), one column per run, named by `Result.hash`.
 
-    UserError for a run without responses, such as an archived one.
+    Of a task with repeats, it is the first answer. UserError for a run without responses, such as an archived one.
     """
     columns = {}
     for result in results:
-        lines = [line for part in result.parts or (result,) for line in _responses(part)]
+        lines = [line for part in result.parts or (result,) for line in _responses(part) if not line.get("repeat")]
         columns[result.hash] = pd.Series({(line["task"], line["doc_id"]): line["response"] for line in lines})
     frame = pd.DataFrame(columns)
     frame.index.names = ["task", "doc_id"]

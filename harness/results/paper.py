@@ -13,6 +13,7 @@ import yaml
 
 from harness.core.config import conf
 from harness.core.errors import UserError
+from harness.core.question_sample import ALL, in_words
 from harness.results.benchmarks import facts
 from harness.results.frames import budget_key, read_scores
 from harness.results.labels import labels, versions
@@ -95,7 +96,7 @@ def ours(results: Sequence[Result]) -> pd.DataFrame:
             ],
             "run": [r.key_without_tasks for r, *_ in rows],
             "label": [names[r.hash] for r, *_ in rows],
-            "limit": [r.about["identity"]["tasks"]["limit"] for r, *_ in rows],
+            "asked": [in_words(r.sample) for r, *_ in rows],
             "versions": [versions([r]) for r, *_ in rows],
             "benchmark": [benchmark for _, benchmark, *_ in rows],
             "score": [score for _, _, score, _ in rows],
@@ -134,8 +135,8 @@ def _with_ours(table: Table, ours: pd.DataFrame) -> Table | None:
             rows.append(row | {c: cells[c] - row[c] for c in cells} | {"source": "difference", "label": ""})
             if lacking := [b for b in table.benchmarks if b not in scores]:
                 notes.append(f"ours lacks {name}: {', '.join(lacking)}")
-            if (limit := run["limit"].iloc[0]) is not None and not pd.isna(limit):
-                notes.append(f"our {name} answers only the first {limit:g} questions of each benchmark")
+            if (asked := run["asked"].iloc[0]) != ALL:
+                notes.append(f"our {name} answers only {asked}")
     if len(not_run) == len(table.frame):
         return None
     versions = " and ".join(dict.fromkeys(ours.loc[ours["benchmark"].isin(table.benchmarks), "versions"]))

@@ -89,8 +89,14 @@ class Result:
         """A digest that a run shares with its repetition by newer code: the options that are set and the files used."""
         config = self.about["config"]
         options = [{k: v for k, v in config[part].items() if v is not None} for part in ("model", "method")]
-        rest = [config.get(key) for key in ("seed", "positions", "limit")]
-        return digest([options, config["tasks"]["name"], self.label, self.budget, rest])
+        rest = [config.get(key) for key in ("seed", "positions")]
+        return digest([options, config["tasks"]["name"], self.label, self.budget, rest, self.sample])
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """Which questions of each task were asked: the part of the identity that `QuestionSample` makes."""
+        tasks = self.about["identity"]["tasks"]
+        return {key: tasks[key] for key in ("limit", "sample", "sample_seed", "questions") if key in tasks}
 
     @property
     def method(self) -> str:
@@ -174,7 +180,7 @@ class Result:
         """A digest that runs share if they differ only in their tasks."""
         identity = self.about["identity"]
         rest = {key: value for key, value in identity.items() if key != "tasks"}
-        return digest([self.about["model"], rest, identity["tasks"]["limit"]])
+        return digest([self.about["model"], rest, {**self.sample, "questions": "questions" in self.sample}])
 
 
 def relative(result: Result, baseline: Result) -> dict[str, float | None]:
@@ -329,9 +335,9 @@ def _join(runs: Sequence[Result]) -> Result:
         raise UserError(f"{first.title} was run more than once on {', '.join(sorted(repeated))}: leave join=true out")
     data = {name: digest for part in tasks for name, digest in part.get("data", {}).items()}
     files = [part["files"] for part in tasks]
-    identity = first.about["identity"] | {
-        "tasks": {"names": names, "limit": tasks[0]["limit"], "files": files, "data": data}
-    }
+    identity = first.about["identity"] | {"tasks": {"names": names, **first.sample, "files": files, "data": data}}
+    if "questions" in first.sample:
+        identity["tasks"]["questions"] = [question for part in tasks for question in part["questions"]]
     config = first.about["config"]
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
     keys = dict.fromkeys(key for run in runs for key in run.metrics)

@@ -131,6 +131,50 @@ def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_pat
     assert asked == ["Is there a dog?", "Is there a cat?"]
 
 
+READING = """
+from datasets import load_dataset
+
+
+def process_docs(rows):
+    words = load_dataset("owner/Things", "words", split="test", token=True)
+    return rows.map(lambda row, place: {"word": words[place]["word"]}, with_indices=True)
+
+
+def text(doc):
+    import datasets
+
+    return doc["word"] + datasets.load_dataset("former-owner/Things", "words", split="test")[0]["word"]
+
+
+def process_results(doc, results):
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    folder, file = snapshot_download("owner/Things"), hf_hub_download(repo_id="owner/Things", filename="README.md")
+    return {"same": float(file == folder + "/README.md")}
+"""
+
+
+def test_a_task_s_own_code_reads_the_copy_wherever_it_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    word = {"word": miniatures.TEXT}
+    miniatures.write(tmp_path / "Things", "test", {"number": miniatures.INT}, [{"number": 1}, {"number": 2}], "numbers")
+    miniatures.write(tmp_path / "Things", "test", word, [{"word": "one"}, {"word": "two"}], "words")
+    (tmp_path / "utils.py").write_text(READING)
+    (tmp_path / "things.yaml").write_text(
+        "task: things\ndataset_path: owner/Things\ndataset_name: numbers\ntest_split: test\n"
+        "output_type: generate_until\nprocess_docs: !function utils.process_docs\n"
+        "doc_to_text: !function utils.text\ndoc_to_target: word\nprocess_results: !function utils.process_results\n"
+        "metric_list: [{metric: same, aggregation: mean, higher_is_better: true}]\n"
+    )
+    config = TasksConfig(include=str(tmp_path), metrics={"things": None})
+    suite = TaskSuite(config, data=datasets.local(config, str(tmp_path)))
+    suite.check()
+    task = suite.load("things")
+    assert suite.messages(task, task.task_docs[1])[0]["content"][-1]["text"] == "twoone"
+    assert task.process_results(task.task_docs[1], ["two"]) == {"same": 1.0}
+
+
 @pytest.mark.usefixtures("fork_server")
 def test_the_command_runs_real_tasks_on_local_copies(root, model, tmp_path):
     call = ["harness", f"model.pretrained={model}", "tasks=[mme,ocrbench,seedbench,videomme]"]

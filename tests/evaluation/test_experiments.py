@@ -68,7 +68,7 @@ def test_every_job_of_an_experiment_passes_the_checks_that_need_no_weights(table
     monkeypatch.delenv("AZURE_API_KEY", raising=False)
     for job in jobs(f"experiment=table{table}"):
         check_tasks(job.tasks)
-        check_scoring(job.tasks, job.limit)
+        check_scoring(job.tasks, job.question_sample)
         method = methods.load(job.method["name"], **job.params)
         family = adapter_class(FAMILY[job.model.name])
         assert family.refusal(method) is None

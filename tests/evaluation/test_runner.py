@@ -71,9 +71,9 @@ class Talkative(PrunedModel):
     calls = 0
 
     def _batches(self, requests):
-        yield [Request(key, "t", i, list, None, {}) for i, key in enumerate("ab")]
+        yield [(Request(key, "t", i, list, None, {}), 0) for i, key in enumerate("ab")]
 
-    def _request(self, request):
+    def _request(self, request, repeat):
         return request
 
     def _answer(self, batch, handle):
@@ -99,3 +99,33 @@ def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
     assert texts == logged == ["a1", "b2"]
     assert [line["k"] for line in kept] == [1, 2]
     assert answers()[0] == texts
+
+
+class Counting(PrunedModel):
+    """Answers with the number of the repeat, and counts the batches."""
+
+    calls = 0
+
+    def _answer(self, batch, handle):
+        Counting.calls += 1
+        lines = [{**r.name, "response": str(r.repeat), "input_tokens": 1, "output_tokens": 1} for r in batch]
+        return lines, [r.name | {"n": 4, "k": 1} for r in batch]
+
+
+def test_every_repeat_of_a_question_is_asked_and_found_again(tmp_path):
+    folder = RunFolder(tmp_path / "run", {})
+    loaded = SimpleNamespace(model=None, device="cpu", config=SimpleNamespace(batch_size=2))
+    pruner = SimpleNamespace(attach=lambda model, shared: nullcontext(), label="none-1.0", seed=0)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
+    requests = [SimpleNamespace(args=("", lambda doc: messages, {}, n, "t", "test"), idx=0) for n in range(2)]
+    requests = [request for request in requests for _ in range(3)]  # the same object K times, as lmms-eval does
+
+    def answers():
+        model = Counting(loaded, pruner, {}, folder.open({}))
+        model.task_dict = {"t": {"test": [None, None]}}
+        texts = [result.text for result in model.generate_until(requests)]
+        return texts, [(line["doc_id"], line.get("repeat")) for line in model.log.responses.values()]
+
+    asked = [(number, repeat) for number in range(2) for repeat in (None, 1, 2)]
+    assert answers() == answers() == (["0", "1", "2"] * 2, asked)
+    assert Counting.calls == 3

@@ -15,9 +15,10 @@ from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
+from harness.core.question_sample import QuestionSample
 from harness.evaluation import datasets
 from harness.evaluation.task_overrides import check_prompts
-from harness.evaluation.task_suite import TaskSuite
+from harness.evaluation.task_suite import EVERY, TaskSuite
 from harness.results.benchmarks import facts
 from harness.results.metrics import value
 
@@ -199,7 +200,7 @@ def test_a_benchmark_is_loaded_asked_and_scored_as_by_hand_in_every_run_of_a_pro
     paper.check()
     for _ in range(2 if task != "vinoground" else 1):
         model = Scripted(ANSWERS)
-        metrics, each = paper.run(model, None, tmp_path)
+        metrics, each = paper.run(model, EVERY, tmp_path)
         found = metrics["scores"][task]
         for key, right in RIGHT[task].items():
             assert found[key] == pytest.approx(right if isinstance(right, list) else float(right)), key
@@ -227,21 +228,45 @@ def test_the_published_scale_is_that_of_percent_and_points():
 
 def test_several_runs_in_one_process_score_as_one_does(root, tmp_path):
     tasks = ("ocrbench", "mme", "ocrbench", "pope")
-    scores = [suite(root, task).run(Scripted(ANSWERS), None, tmp_path)[0]["scores"][task] for task in tasks]
-    wrong = suite(root, "ocrbench").run(Scripted({"ocrbench": ["-"] * 12}), None, tmp_path)[0]["scores"]["ocrbench"]
+    scores = [suite(root, task).run(Scripted(ANSWERS), EVERY, tmp_path)[0]["scores"][task] for task in tasks]
+    wrong = suite(root, "ocrbench").run(Scripted({"ocrbench": ["-"] * 12}), EVERY, tmp_path)[0]["scores"]["ocrbench"]
     assert scores[0] == scores[2] == {"ocrbench_accuracy,none": pytest.approx(8 / 12)}
     assert wrong == {"ocrbench_accuracy,none": 0}
 
 
+@pytest.mark.parametrize("task", ["ai2d", "chartqa", "pope", "videomme"])
+@pytest.mark.parametrize("sample", [QuestionSample(5, "random", 2), QuestionSample(0.4, "even"), "single"])
+def test_chosen_questions_are_asked_and_scored_as_among_all(task, sample, root, tmp_path):
+    """The filter of ai2d looks at the choices of each question, so that answers and rows have to stay together."""
+    sample = QuestionSample(single={task: [2, 7, 11]}) if sample == "single" else sample
+    numbers = list(sample.numbers(task, 12))
+    paper, model = suite(root, task), Scripted(ANSWERS)
+    paper.check(sample=sample)
+    _, whole = paper.run(Scripted(ANSWERS), EVERY, tmp_path)
+    metrics, each = paper.run(model, sample, tmp_path)
+    assert len(model.asked[task]) == len(numbers) == metrics["questions"][task]
+    assert each[task] == {name: [column[n] for n in numbers] for name, column in whole[task].items()}
+
+
+def test_questions_that_split_a_pair_of_mme_are_refused(root):
+    suite(root, "mme").check(sample=QuestionSample(single={"mme": [0, 1, 6, 7]}))
+    with pytest.raises(UserError, match="its 2 chosen questions split a pair"):
+        suite(root, "mme").check(sample=QuestionSample(2, "even"))
+    with pytest.raises(UserError, match=r"or are not of perception: try limit=\d+"):
+        suite(root, "mme").check(sample=QuestionSample(single={"mme": [8, 9]}))
+    with pytest.raises(UserError, match="its last one is mme/11"):
+        suite(root, "mme").check(sample=QuestionSample(single={"mme": [12]}))
+
+
 def test_a_limit_counts_the_questions_that_were_asked(root, tmp_path):
-    found = suite(root, "ocrbench").run(Scripted(ANSWERS), 4, tmp_path)[0]
+    found = suite(root, "ocrbench").run(Scripted(ANSWERS), QuestionSample(4), tmp_path)[0]
     assert found["scores"]["ocrbench"] == {"ocrbench_accuracy,none": 0.75}
 
 
 @pytest.mark.parametrize("task", ["ai2d", "docvqa_val", "mmbench_en_dev_static", "mmbench_cn_dev_static", "pope"])
 def test_no_answer_however_broken_stops_the_scoring(task, root, tmp_path):
     broken = ["", " ", "\x00\x0b", "\n\n", "A" * 3000, "🙂", "nan", "None", "((((", "\\frac{", "0/0", "-"]
-    metrics, _ = suite(root, task).run(Scripted({task: broken}), None, tmp_path)
+    metrics, _ = suite(root, task).run(Scripted({task: broken}), EVERY, tmp_path)
     assert value(metrics["scores"][task], METRICS[task]) < 20
     assert metrics["scored_by"]["lmms-eval"].count(".") == 2
     assert metrics["scored_by"]["tasks"] == {task: "0.0" if task in ("ai2d", "pope") else None}
@@ -249,7 +274,7 @@ def test_no_answer_however_broken_stops_the_scoring(task, root, tmp_path):
 
 def test_a_family_is_asked_with_its_own_prompts(root, tmp_path):
     model = Scripted(ANSWERS)
-    suite(root, "mmstar", prompts="qwen3_vl").run(model, None, tmp_path)
+    suite(root, "mmstar", prompts="qwen3_vl").run(model, EVERY, tmp_path)
     text = model.asked["mmstar"][0][0][-1]["text"]
     assert text.startswith("Question: ")
     assert text.endswith("Answer with the option letter only.")
@@ -266,18 +291,18 @@ def test_other_prompts_than_the_family_s_are_refused(root):
 
 @pytest.mark.parametrize("limit", [3, 9])
 def test_a_limit_that_parts_a_pair_of_mme_is_refused_before_the_model_runs(limit, root):
-    with pytest.raises(UserError, match=f"its first {limit} questions split a pair"):
-        suite(root, "mme").check(limit=limit)
-    suite(root, "mme").check(limit=limit + 1)
+    with pytest.raises(UserError, match=f"its {limit} chosen questions split a pair"):
+        suite(root, "mme").check(sample=QuestionSample(limit))
+    suite(root, "mme").check(sample=QuestionSample(limit + 1))
 
 
 def test_a_limit_under_which_mme_asks_nothing_that_the_tables_show_is_refused(tmp_path, monkeypatch):
     ordered = miniatures.write
     monkeypatch.setattr(miniatures, "write", lambda *args: ordered(*args[:3], args[3][8:] + args[3][:8]))
     miniatures.mme(tmp_path)
-    with pytest.raises(UserError, match=r"its first 4 questions .* are not of perception: try 6"):
-        suite(tmp_path, "mme").check(limit=4)
-    suite(tmp_path, "mme").check(limit=6)
+    with pytest.raises(UserError, match=r"its 4 chosen questions .* are not of perception: try limit=6"):
+        suite(tmp_path, "mme").check(sample=QuestionSample(4))
+    suite(tmp_path, "mme").check(sample=QuestionSample(6))
 
 
 def test_a_missing_video_shows_before_the_model_runs(tmp_path):
@@ -285,4 +310,4 @@ def test_a_missing_video_shows_before_the_model_runs(tmp_path):
     (tmp_path / "Video-MME" / "data" / "clip3.mp4").unlink()
     with pytest.raises(UserError, match=r"cannot load task videomme: .*clip3\.mp4 does not exist"):
         suite(tmp_path, "videomme").check()
-    suite(tmp_path, "videomme").check(limit=9)  # the first three videos
+    suite(tmp_path, "videomme").check(sample=QuestionSample(9))  # the first three videos

@@ -3,9 +3,12 @@
 import json
 import math
 import sys
+from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import requests
 import torch
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 from loguru import logger
@@ -13,8 +16,9 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.evaluation.preflight import check_scoring, check_versions, refuse_group
-from harness.evaluation.task_suite import TaskSuite, manifests
+from harness.core.question_sample import QuestionSample
+from harness.evaluation.preflight import check_scoring, check_versions, refuse_collection
+from harness.evaluation.task_suite import EVERY, TaskSuite, manifests
 from harness.results.metrics import numeric, per_question, primary, value
 from methods.base import Method, Selection, Tokens
 
@@ -62,7 +66,7 @@ def test_a_task_that_exits_is_one_line(tasks):
 def run(tasks, monkeypatch, instead):
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", instead)
     loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
-    suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), None, tasks)
+    suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), EVERY, tasks)
 
 
 def test_what_is_logged_while_a_task_runs_does_not_reach_stdout(tasks, monkeypatch, capfd):
@@ -74,7 +78,7 @@ def test_what_is_logged_while_a_task_runs_does_not_reach_stdout(tasks, monkeypat
     loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
     with pytest.raises(UserError):
-        TaskSuite._score(None, "t", type("Model", (), {"loaded": loaded})(), None, tasks)
+        TaskSuite._score(SimpleNamespace(asked=[0]), "t", type("Model", (), {"loaded": loaded})(), tasks)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "WARNING: question 3 failed\n")
 
@@ -85,6 +89,18 @@ def test_a_task_that_exits_while_it_runs_is_one_line(tasks, monkeypatch):
 
     with pytest.raises(UserError, match=r"task tiny_stills stopped: video b\.mp4 does not exist"):
         run(tasks, monkeypatch, leave)
+
+
+def test_a_judge_that_is_not_there_stops_a_task_that_would_score_on(tasks, monkeypatch):
+    def ask(**_):
+        for number in range(9):
+            with suppress(Exception):  # as tasks do, which then count a wrong answer
+                requests.post("http://127.0.0.1:9", json={"answer": number})
+
+    with pytest.raises(
+        UserError, match=r"task tiny_stills: its judge left 3 requests without an answer \(Conn.*are kept"
+    ):
+        run(tasks, monkeypatch, ask)
 
 
 def test_a_method_that_breaks_its_contract_is_one_line_and_a_bug_is_not(tasks, monkeypatch):
@@ -119,7 +135,7 @@ def test_a_local_task_with_a_name_of_lmms_evals_own_is_refused(tasks, others):
     (tasks / "tiny_stills.yaml").rename(tasks / "pope.yaml")
     change(tasks, "task: tiny_stills", "task: pope", "pope.yaml")
     with pytest.raises(UserError, match=r"task pope in tasks\.include=.* has a name of lmms-eval's own"):
-        check_scoring(TasksConfig(include=str(tasks), metrics=dict.fromkeys(["pope", *others])), None)
+        check_scoring(TasksConfig(include=str(tasks), metrics=dict.fromkeys(["pope", *others])), EVERY)
 
 
 @pytest.mark.parametrize(
@@ -130,13 +146,14 @@ def test_what_would_fail_after_all_answers_is_refused(name, limit, message, monk
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("AZURE_API_KEY", raising=False)
     with pytest.raises(UserError, match=message):
-        check_scoring(TasksConfig(metrics={name: None}), limit)
+        check_scoring(TasksConfig(metrics={name: None}), QuestionSample(limit))
 
 
 def test_what_can_be_scored_is_not_refused(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "key")
-    check_scoring(TasksConfig(metrics=dict.fromkeys(["mme", "pope", "mmbench_en_dev", "mmbench_en_dev_static"])), 4)
-    check_scoring(TasksConfig(metrics={"vinoground": None}), None)
+    tasks = TasksConfig(metrics=dict.fromkeys(["mme", "pope", "mmbench_en_dev", "mmbench_en_dev_static"]))
+    check_scoring(tasks, QuestionSample(4))
+    check_scoring(TasksConfig(metrics={"vinoground": None}), EVERY)
 
 
 def test_a_filelock_that_lmms_eval_cannot_use_is_refused_before_anything_is_loaded(monkeypatch):
@@ -148,11 +165,15 @@ def test_a_filelock_that_lmms_eval_cannot_use_is_refused_before_anything_is_load
         check_versions()
 
 
-def test_a_group_is_refused_with_its_members():
+def test_a_group_or_a_tag_is_refused_with_its_tasks():
     with pytest.raises(UserError, match=r"mmbench is a group of tasks: .*\[mmbench_en_dev,.*,mmbench_ru_dev\]"):
-        refuse_group("mmbench")
-    refuse_group("pope")
-    refuse_group("no_such_task")
+        refuse_collection("mmbench")
+    with pytest.raises(UserError, match=r"blink is a group of tasks: .*\[blink_art_style,blink_counting,"):
+        refuse_collection("blink")
+    with pytest.raises(UserError, match=r"blink_groups is a tag of tasks: .*\[blink_art_style,blink_counting,"):
+        refuse_collection("blink_groups")
+    refuse_collection("pope")
+    refuse_collection("no_such_task")
 
 
 def test_only_finite_numbers_are_kept():

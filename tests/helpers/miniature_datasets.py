@@ -344,6 +344,45 @@ def vinoground(root: Path) -> None:
     write(folder, "lmmseval", columns, rows)
 
 
+def gqa(root: Path) -> None:
+    """Write questions and, as another configuration of the same repository, the pictures that they name."""
+    texts = ("id", "imageId", "question", "answer", "fullAnswer", "semanticStr")
+    answers = ["red", "no", "left", "table", "yes", "dog"] * 2
+    rows = [
+        {
+            "id": f"{i:08}",
+            "imageId": f"n{i // 2}",
+            "question": f"What is number {i}?",
+            "isBalanced": True,
+            "answer": answer,
+            "fullAnswer": f"It is {answer}.",
+            "semanticStr": "select: thing->query: name",
+        }
+        for i, answer in enumerate(answers)
+    ]
+    columns = dict.fromkeys(texts, TEXT) | {"isBalanced": Value("bool")}
+    write(root / "GQA", "testdev", columns, rows, "testdev_balanced_instructions")
+    pictures = [{"id": f"n{i}", "image": picture(i)} for i in range(ROWS // 2)]
+    write(root / "GQA", "testdev", {"id": TEXT, "image": Image()}, pictures, "testdev_balanced_images")
+
+
+def aime24(root: Path) -> None:
+    """Write questions without pictures, which lmms-eval asks eight times each in `aime24_nofigures_agg8`."""
+    columns = {"id": INT, **dict.fromkeys(("problem", "solution", "answer", "url"), TEXT), "year": INT}
+    rows = [
+        {
+            "id": 60 + i,
+            "problem": f"What is {i} times {i}?",
+            "solution": f"It is {i * i}.",
+            "answer": str(i * i),
+            "url": "https://example.org",
+            "year": 2024,
+        }
+        for i in range(ROWS)
+    ]
+    write(root / "aime24_nofigures", "train", columns, rows)
+
+
 BENCHMARKS = (ai2d, chartqa, docvqa, mmbench, mme, mmstar, ocrbench, pope, scienceqa, textvqa, seedbench, videomme)
 
 

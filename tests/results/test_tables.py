@@ -49,6 +49,28 @@ def test_runs_that_differ_are_rows_that_differ(tmp_path):
     assert {"random (power None)", "random (power 2)"} < set(table["method"])
 
 
+def test_runs_of_single_or_random_questions_are_joined_with_their_like_alone(tmp_path):
+    def run(task, **choice):
+        tasks = {"names": [task], "limit": None, "files": "f", **choice}
+        return make_run(tmp_path, "random", {task: [1.0]}, tasks=tasks)
+
+    run("t", questions=["t/1"])
+    run("u", questions=["u/3", "u/4"])
+    run("v")
+    run("w", limit=1, sample="random", sample_seed=1)
+    run("x", limit=1, sample="random", sample_seed=2)
+    joined = merge_task_runs(collect(tmp_path))
+    assert sorted(tuple(sorted(result.about["identity"]["tasks"]["names"])) for result in joined) == [
+        ("t", "u"),
+        ("v",),
+        ("w",),
+        ("x",),
+    ]
+    (both,) = (result for result in joined if result.parts)
+    assert sorted(both.sample["questions"]) == ["t/1", "u/3", "u/4"]
+    assert len({result.cell for result in joined}) == 4
+
+
 def test_other_sample_sets_are_marked_and_ranked_apart(tmp_path):
     for questions in (20, 10):
         for method, score in (("none", 0.5), ("random", 0.2), ("dart", 0.4)):
