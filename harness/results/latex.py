@@ -16,6 +16,7 @@ FLOAT = r"""\begin{table}[tp]
 \centering
 \caption{%s}
 \label{tab:%s}
+\par\smallskip
 \setlength{\tabcolsep}{4pt}
 \sbox0{%%
 %s}%%
@@ -63,7 +64,8 @@ def latex(table: Table, is_float: bool = False) -> str:
     comments = [f"% {' '.join(note.split())}" for note in [table.caption, needs, *table.notes]]
     body = "\n".join(rows)
     if is_float:
-        caption = ". ".join([table.caption, *(text[0].upper() + text[1:] for text in legend(table))])
+        own = re.sub(r"^Table \d+: ", "", table.caption)  # LaTeX numbers tables itself
+        caption = ". ".join([own, *(text[0].upper() + text[1:] for text in legend(table))])
         body = (FLOAT % (tex(caption + "."), slug(table.name), body)).rstrip()
     return "\n".join([*comments, body]) + "\n"
 
