@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import SHARE, randomized
 
 import methods
 from harness import list as listing
@@ -65,14 +65,14 @@ def grids_of(draw):
 
 
 @pytest.mark.parametrize("name", PRUNING)
-@settings(deadline=None, max_examples=60)
-@given(
+@randomized(
+    60,
     grids=grids_of(),
-    d=st.integers(1, 9),
+    d=range(1, 10),
     share=st.floats(0, 1),
-    seed=st.integers(0, 999),
-    features=st.sampled_from(FEATURES),
-    scores=st.sampled_from(SCORES),
+    seed=range(1000),
+    features=FEATURES,
+    scores=SCORES,
     data=st.data(),
 )
 def test_exactly_k_on_any_finite_input(name, grids, d, share, seed, features, scores, data):
@@ -354,8 +354,7 @@ def test_visionselector_as_in_the_paper_ties_where_weights_saturate():
     assert methods.load("visionselector", variant="paper").select(tokens, 1).kept.tolist() == [1]
 
 
-@settings(deadline=None, max_examples=60)
-@given(grids=grids_of(), share=st.floats(0, 1, exclude_max=True))
+@randomized(60, grids=grids_of(), share=SHARE)
 def test_uniform_gives_every_step_its_share(grids, share):
     n = sum(t * h * w for t, h, w in grids)
     k = max(1, int(share * n))
@@ -381,8 +380,7 @@ def test_uniform_skips_time_steps_evenly():
     assert (kept // 4).diff().tolist() == [2] * 7
 
 
-@settings(deadline=None, max_examples=60)
-@given(h=st.integers(1, 12), w=st.integers(1, 12), share=st.floats(0, 1, exclude_max=True))
+@randomized(60, h=range(1, 13), w=range(1, 13), share=SHARE)
 def test_uniform_is_its_lattice_and_evenly_spread_rest(h, w, share):
     k = max(1, int(share * h * w))
     rows = min(max(round((k * h / w) ** 0.5), 1), h, k)

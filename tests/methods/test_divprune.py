@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from probes import Largest
+from properties import SEEDS, SHARE, VARIANTS, randomized
 from reference_selection import KINDS, is_farthest, sample, shuffled, worked_example
 
 from methods.base import Tokens
@@ -14,15 +13,7 @@ from methods.divprune import DivPrune
 from methods.kernels import cosine
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 20),
-    d=st.integers(1, 6),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(KINDS),
-    variant=st.sampled_from(["official", "paper"]),
-)
+@randomized(60, n=range(2, 21), d=range(1, 7), share=SHARE, seed=SEEDS, kind=KINDS, variant=VARIANTS)
 def test_same_order_as_the_objective_in_exact_arithmetic(n, d, share, seed, kind, variant):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
     assert is_farthest(DivPrune(variant=variant).select(tokens, k).order.tolist(), tokens.features)

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from probes import Largest
+from properties import SEEDS, SHARE, randomized
 from reference_selection import is_greedy_map, sample, shuffled, worked_example
 
 from methods.base import Tokens
@@ -23,14 +22,14 @@ def quality_of(scores, kind):
     return [{"minmax": s + 1e-6, "exp": math.exp(s / 2), "uniform": 1.0}[kind] for s in scaled]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 30),
-    d=st.integers(1, 40),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(["normal", "normal", "zero_rows", "opposite"]),
-    quality=st.sampled_from(["minmax", "exp"]),
+@randomized(
+    60,
+    n=range(2, 31),
+    d=range(1, 41),
+    share=SHARE,
+    seed=SEEDS,
+    kind=["normal", "normal", "zero_rows", "opposite"],
+    quality=["minmax", "exp"],
 )
 def test_same_order_as_the_textbook(n, d, share, seed, kind, quality):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
@@ -38,13 +37,8 @@ def test_same_order_as_the_textbook(n, d, share, seed, kind, quality):
     assert is_greedy_map(order, tokens.features, quality_of(tokens.importance, quality))
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 16),
-    d=st.integers(1, 5),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(["integers", "parallel", "zero_rows", "duplicates"]),
+@randomized(
+    60, n=range(2, 17), d=range(1, 6), share=SHARE, seed=SEEDS, kind=["integers", "parallel", "zero_rows", "duplicates"]
 )
 def test_copies_and_rank_are_those_of_exact_arithmetic(n, d, share, seed, kind):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))

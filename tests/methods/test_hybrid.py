@@ -4,8 +4,7 @@ from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import SEEDS, SHARE, randomized
 from reference_selection import KINDS, is_farthest, sample, worked_example
 
 from methods.base import Tokens
@@ -29,15 +28,15 @@ def is_hybrid(order, tokens, lam, mapping):
     return is_farthest([pool.index(i) for i in order], tokens.features[pool])
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    n=st.integers(2, 18),
-    d=st.integers(1, 6),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(KINDS),
-    lam=st.sampled_from([0, 0.1, 0.15, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1]),
-    mapping=st.sampled_from(["pool_linear", "pool_inverse", "quota"]),
+@randomized(
+    80,
+    n=range(2, 19),
+    d=range(1, 7),
+    share=SHARE,
+    seed=SEEDS,
+    kind=KINDS,
+    lam=[0, 0.1, 0.15, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1],
+    mapping=["pool_linear", "pool_inverse", "quota"],
 )
 def test_same_order_as_in_exact_arithmetic(n, d, share, seed, kind, lam, mapping):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))

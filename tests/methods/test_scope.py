@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from probes import Largest
+from properties import SEEDS, SHARE, VARIANTS, randomized
 from reference_selection import attended, directions, is_greedy, shuffled
 
 from methods.base import Tokens
@@ -42,16 +41,16 @@ def order(tokens, k, **params):
     return SCOPE(**params).select(tokens, k).order.tolist()
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    n=st.integers(2, 36),
-    d=st.integers(1, 16),
-    share=st.floats(0, 1, exclude_max=True),
-    alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
-    combined=st.sampled_from(["multi", "add"]),
-    variant=st.sampled_from(["official", "paper"]),
-    seed=st.integers(0, 10_000),
-    kind=st.sampled_from(KINDS),
+@randomized(
+    80,
+    n=range(2, 37),
+    d=range(1, 17),
+    share=SHARE,
+    alpha=[0.0, 0.5, 1.0, 2.0],
+    combined=["multi", "add"],
+    variant=VARIANTS,
+    seed=SEEDS,
+    kind=KINDS,
 )
 def test_same_order_as_the_authors_algorithm(n, d, share, alpha, combined, variant, seed, kind):
     tokens, k = image(n, d, seed, kind), max(1, int(share * n))

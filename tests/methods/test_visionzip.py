@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import SEEDS, SHARE, VARIANTS, randomized
 
 from methods.base import Tokens
 from methods.visionzip import VisionZip
@@ -52,15 +51,15 @@ def merged(tokens, k, **params):
     return selection.kept.tolist(), selection.owner.tolist()
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    n=st.integers(2, 40),
-    d=st.integers(1, 12),
-    share=st.floats(0, 1, exclude_max=True),
-    contextual=st.sampled_from([10 / 64, 10 / 64, 0.01, 0.5, 1.0]),
-    variant=st.sampled_from(["official", "paper"]),
-    seed=st.integers(0, 10_000),
-    kind=st.sampled_from(["normal", "duplicates", "equal", "zero_rows", "opposite", "levels"]),
+@randomized(
+    80,
+    n=range(2, 41),
+    d=range(1, 13),
+    share=SHARE,
+    contextual=[10 / 64, 10 / 64, 0.01, 0.5, 1.0],
+    variant=VARIANTS,
+    seed=SEEDS,
+    kind=["normal", "duplicates", "equal", "zero_rows", "opposite", "levels"],
 )
 def test_same_tokens_and_merges_as_the_authors_algorithm(n, d, share, contextual, variant, seed, kind):
     tokens, k = sample([(1, 1, n)], d, seed, kind), max(1, int(share * n))
