@@ -23,13 +23,6 @@ def run(*args, cwd, **env):
     return done, [line for line in lines if not line.startswith("import time:")], imported
 
 
-@pytest.fixture
-def empty(tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    return folder
-
-
 QUICK = {
     "help": (["--help"], None),
     "configuration": (["--cfg", "job"], None),

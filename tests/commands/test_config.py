@@ -43,13 +43,6 @@ def run_main(*args, cwd, early_torch="raise AssertionError('imported before the 
     return subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.fixture
-def empty(tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    return folder
-
-
 # Hydra reads a method's file and a model's one each into its own group: every file once will do.
 @pytest.mark.parametrize(("method", "model"), zip(METHODS, cycle(MODELS), strict=False))
 def test_every_method_and_model_composes(method, model):
