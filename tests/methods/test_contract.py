@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from properties import SHARE, randomized
+from reference_selection import sample, shuffled
 
 import methods
 from harness import list as listing
@@ -321,6 +322,14 @@ def test_ties_go_to_the_lowest_index(name, scores):
     assert method.select(tokens, 50).order.tolist() == expected
     one_level = dataclasses.replace(tokens, importance=torch.zeros(200))
     assert method.select(one_level, 50).order.tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("name", ["divprune", "fps", "idpruner", "dpp", "scope"])
+def test_permuting_tokens_permutes_the_picks_of_greedy_loops(name):
+    tokens = sample(60, 32, 5)
+    tokens = dataclasses.replace(tokens, vit_attention={"last": tokens.importance.sigmoid()})
+    (other, origin), method = shuffled(tokens), methods.load(name)
+    assert torch.equal(origin[method.select(other, 20).order], method.select(tokens, 20).order)
 
 
 def test_random_follows_its_generator_and_nothing_else():

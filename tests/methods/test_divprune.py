@@ -6,7 +6,7 @@ import pytest
 import torch
 from probes import Largest
 from properties import SEEDS, SHARE, VARIANTS, randomized
-from reference_selection import KINDS, is_farthest, sample, shuffled, worked_example
+from reference_selection import KINDS, is_farthest, sample, worked_example
 
 from methods.base import Tokens
 from methods.divprune import DivPrune
@@ -65,12 +65,6 @@ def test_copies_come_last_and_never_twice():
 def test_the_start_is_the_same_in_one_tile_or_several(n):
     tokens = sample(n, 16, 11)
     assert DivPrune().select(tokens, 1).order.tolist() == published(tokens.features, 1)
-
-
-def test_permuting_tokens_permutes_the_picks():
-    tokens = sample(60, 12, 5)
-    other, origin = shuffled(tokens)
-    assert torch.equal(origin[DivPrune().select(other, 20).order], DivPrune().select(tokens, 20).order)
 
 
 @pytest.mark.parametrize("kind", ["normal", "duplicates", "opposite"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from properties import SEEDS, SHARE, randomized
-from reference_selection import KINDS, is_farthest, sample, shuffled, worked_example
+from reference_selection import KINDS, is_farthest, sample, worked_example
 
 from methods.base import Signal, Tokens
 from methods.divprune import DivPrune
@@ -40,9 +40,3 @@ def test_only_the_start_by_importance_needs_a_scorer():
     assert FPS(start="max_importance").needs == {Signal.IMPORTANCE}
     with pytest.raises(ValueError, match="fps needs the signal 'importance'"):
         FPS(start="max_importance").select(bare, 3)
-
-
-def test_permuting_tokens_permutes_the_picks():
-    tokens = sample(60, 12, 5)
-    other, origin = shuffled(tokens)
-    assert torch.equal(origin[FPS().select(other, 20).order], FPS().select(tokens, 20).order)

@@ -145,14 +145,6 @@ def test_equal_rows_tie_exactly(copies, parallel_k):
         assert method.select(tokens, 4).order.tolist() == [0, 1, 2, 3]
 
 
-def test_permuting_tokens_permutes_the_picks():
-    tokens = sample(60, 12, 5)
-    shuffle = torch.randperm(60, generator=torch.Generator().manual_seed(1))
-    shuffled = Tokens(tokens.features[shuffle], [(1, 1, 60)], importance=tokens.importance[shuffle])
-    method = methods.load("idpruner")
-    assert torch.equal(shuffle[method.select(shuffled, 20).order], method.select(tokens, 20).order)
-
-
 @pytest.mark.parametrize("scale", [2.0**-10, 2.0**110])
 def test_scale_of_rows_and_of_logits_does_not_matter(scale):
     tokens = sample(60, 12, 5)

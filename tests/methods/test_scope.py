@@ -7,7 +7,7 @@ import pytest
 import torch
 from probes import Largest
 from properties import SEEDS, SHARE, VARIANTS, randomized
-from reference_selection import attended, directions, is_greedy, shuffled
+from reference_selection import attended, directions, is_greedy
 
 from methods.base import Tokens
 from methods.kernels import cosine
@@ -97,12 +97,6 @@ def test_scale_of_rows_and_of_saliency_does_not_matter():
 
 def scores_of(tokens):
     return tokens.vit_attention["last"]
-
-
-def test_permuting_tokens_permutes_the_picks():
-    tokens = image(60, 12, 5)
-    other, origin = shuffled(tokens)
-    assert origin[order(other, 20)].tolist() == order(tokens, 20)
 
 
 def test_copies_of_a_pick_add_nothing_and_ties_go_to_the_lowest_index():
