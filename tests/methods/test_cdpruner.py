@@ -104,13 +104,6 @@ def test_nearly_constant_relevance_stays_finite():
         assert len(CDPruner(theta=theta).select(tokens, 15).kept) == 15
 
 
-def test_length_of_rows_and_of_the_question_does_not_matter():
-    tokens = sample(60, 32, 6)
-    factors = 2.0 ** (torch.arange(60)[:, None] % 24 - 9)
-    scaled_up = dataclasses.replace(tokens, features=tokens.features * factors, text=tokens.text * 64)
-    assert torch.equal(CDPruner().select(scaled_up, 20).order, CDPruner().select(tokens, 20).order)
-
-
 @pytest.mark.parametrize("theta", [0, 1, 1.5, -0.5, "half", True])
 def test_a_balance_outside_its_range_is_refused(theta):
     with pytest.raises(ValueError, match=r"cdpruner: theta must be in \(0, 1\) or null"):

@@ -332,6 +332,27 @@ def test_permuting_tokens_permutes_the_picks_of_greedy_loops(name):
     assert torch.equal(origin[method.select(other, 20).order], method.select(tokens, 20).order)
 
 
+@pytest.mark.parametrize("kind", ["normal", "duplicates", "opposite"])
+@pytest.mark.parametrize("length", ["unequal", "huge"])
+@pytest.mark.parametrize("name", ["divprune", "fps", "idpruner", "hybrid", "dpp", "cdpruner", "scope"])
+def test_length_of_rows_and_scale_of_scores_do_not_matter_to_greedy_loops(name, length, kind):
+    tokens = sample(60, 32, 6, kind)
+    tokens = dataclasses.replace(tokens, vit_attention={"last": tokens.importance.sigmoid()})
+    factors = 2.0 ** (torch.arange(60)[:, None] % 24 - 9)  # exact, so that copies stay parallel
+    if length == "huge":
+        factors = 3e38 / tokens.features.abs().max()
+        assert torch.linalg.vector_norm(tokens.features * factors, dim=1).isinf().any()  # the norm overflows
+    scaled = dataclasses.replace(
+        tokens,
+        features=tokens.features * factors,
+        importance=tokens.importance * 2.0**9 + 64,
+        vit_attention={"last": tokens.vit_attention["last"] * 2.0**20},
+        text=tokens.text * 64,
+    )
+    method = methods.load(name)
+    assert torch.equal(method.select(scaled, 20).order, method.select(tokens, 20).order)
+
+
 def test_random_follows_its_generator_and_nothing_else():
     tokens, method = make_tokens(100), methods.load("random")
     torch.manual_seed(1)

@@ -84,13 +84,6 @@ def test_the_fill_is_by_importance():
     assert order[3:] == rest[:17]
 
 
-def test_length_of_rows_and_scale_of_logits_do_not_matter():
-    tokens = sample(80, 24, 6)
-    factors = 2.0 ** (torch.arange(80)[:, None] % 24 - 9)
-    scaled = Tokens(tokens.features * factors, tokens.grids, importance=tokens.importance * 2.0**9)
-    assert torch.equal(DPP(quality="exp").select(scaled, 20).order, DPP(quality="exp").select(tokens, 20).order)
-
-
 def test_soft_topk_weights_change_the_trade_off():
     tokens = sample(50, 64, 9)
     soft = DPP(importance="soft_topk").select(tokens, 25).order.tolist()

@@ -7,7 +7,6 @@ import torch
 from properties import SEEDS, SHARE, randomized
 from reference_selection import KINDS, is_farthest, sample, worked_example
 
-from methods.base import Tokens
 from methods.fps import FPS
 from methods.greedy import Greedy
 from methods.hybrid import Hybrid
@@ -63,13 +62,6 @@ def test_ends_are_diversity_and_importance(mapping, grids):
 def test_halves_of_the_pool_are_rounded_up_as_decimals():
     sizes = {lam: Hybrid(lam=lam).pool_size(20, 10) for lam in (0.05, 0.15, 0.25, 0.35, 0.45, 0.55)}
     assert sizes == {0.05: 19, 0.15: 18, 0.25: 17, 0.35: 16, 0.45: 15, 0.55: 14}
-
-
-def test_scale_of_importance_and_length_of_rows_do_not_matter():
-    tokens = sample(80, 12, 6)
-    factors = 2.0 ** (torch.arange(80)[:, None] % 24 - 9)
-    scaled = Tokens(tokens.features * factors, tokens.grids, importance=tokens.importance * 8 + 2)
-    assert torch.equal(Hybrid().select(scaled, 20).order, Hybrid().select(tokens, 20).order)
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1])

@@ -145,22 +145,6 @@ def test_equal_rows_tie_exactly(copies, parallel_k):
         assert method.select(tokens, 4).order.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("scale", [2.0**-10, 2.0**110])
-def test_scale_of_rows_and_of_logits_does_not_matter(scale):
-    tokens = sample(60, 12, 5)
-    scaled = Tokens(tokens.features * scale, [(1, 1, 60)], importance=tokens.importance * 2.0**9 + 64)
-    method = methods.load("idpruner")
-    assert torch.equal(method.select(scaled, 20).order, method.select(tokens, 20).order)
-
-
-def test_huge_rows_keep_their_direction():
-    tokens = sample(40, 16, 2)
-    huge = dataclasses.replace(tokens, features=tokens.features / tokens.features.abs().max() * 3e38)
-    assert torch.linalg.vector_norm(huge.features, dim=1).isinf().any()  # in float32 the norm does overflow
-    method = methods.load("idpruner")
-    assert torch.equal(method.select(huge, 20).order, method.select(tokens, 20).order)
-
-
 def test_many_tokens_never_form_the_similarity_of_all_pairs(monkeypatch):
     monkeypatch.setattr(cosine, "TABLE", 499)
     tokens = sample(500, 4, 0)

@@ -88,13 +88,6 @@ def test_worked_example():
     assert order(tokens, 2, combined="add") == [1, 3]
 
 
-def test_scale_of_rows_and_of_saliency_does_not_matter():
-    tokens = image(60, 12, 5)
-    rows = 2.0 ** torch.arange(-30, 30).float()
-    scaled = Tokens(tokens.features * rows[:, None], tokens.grids, vit_attention={"last": scores_of(tokens) * 2.0**20})
-    assert order(scaled, 20) == order(tokens, 20)
-
-
 def scores_of(tokens):
     return tokens.vit_attention["last"]
 
