@@ -96,8 +96,3 @@ def test_memory_of_many_tokens_is_k_rows_of_n(monkeypatch):
     with Largest() as seen:
         DPP().select(sample(500, 4, 0), 50)
     assert seen.numel <= 500 * 50
-
-
-def test_a_soft_count_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"dpp: soft_topk_ratio must be in \(0, 1\)"):
-        DPP(soft_topk_ratio=1.0)

@@ -123,8 +123,3 @@ def test_reads_two_layers_as_either_did():
     assert (official.queries, paper.queries) == ("all", "cls")
     assert (official.cls_key, paper.cls_key) == (True, False)
     assert (official.numbering, paper.numbering) == ("official", "paper")
-
-
-def test_a_strange_alpha_is_refused():
-    with pytest.raises(ValueError, match="hiprune: alpha must be in"):
-        HiPrune(alpha=2.0)

@@ -193,9 +193,3 @@ def test_largest_remainder(sizes, share):
 
 def test_both_variants_read_the_authors_attention():
     assert HoloV().attention_spec == HoloV(variant="paper").attention_spec == OFFICIAL
-
-
-def test_parameters():
-    for name, value in (("crops", -1), ("beta", -0.1), ("tau", 0)):
-        with pytest.raises(ValueError, match=f"holov: {name} must be"):
-            HoloV(**{name: value})

@@ -62,9 +62,3 @@ def test_ends_are_diversity_and_importance(mapping, grids):
 def test_halves_of_the_pool_are_rounded_up_as_decimals():
     sizes = {lam: Hybrid(lam=lam).pool_size(20, 10) for lam in (0.05, 0.15, 0.25, 0.35, 0.45, 0.55)}
     assert sizes == {0.05: 19, 0.15: 18, 0.25: 17, 0.35: 16, 0.45: 15, 0.55: 14}
-
-
-@pytest.mark.parametrize("lam", [-0.1, 1.1])
-def test_lam_outside_its_range_is_refused(lam):
-    with pytest.raises(ValueError, match=r"hybrid: lam must be in \[0, 1\]"):
-        Hybrid(lam=lam)

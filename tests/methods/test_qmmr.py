@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-import pytest
 import torch
 from properties import SEEDS, randomized
 from reference_selection import sample
@@ -82,9 +81,3 @@ def test_an_empty_question_leaves_importance_and_says_so(caplog):
         order = QMMR(share=0.5).select(mute, 9).order.tolist()
     assert order == picks(tokens, 9, 0.0, 0.5, "words")
     assert "the question is empty" in caplog.text
-
-
-@pytest.mark.parametrize("wrong", [{"share": 1.1}, {"lam": -0.1}, {"relevance": "some"}, {"epsilon": 0.0}])
-def test_wrong_parameters_are_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        QMMR(**wrong)

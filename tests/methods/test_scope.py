@@ -121,10 +121,3 @@ def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):
             SCOPE()._select(tokens, k, torch.Generator())
         assert seen.numel <= 64 * 400
         assert waits.reads + waits.sized <= 8
-
-
-def test_strange_parameters_are_refused():
-    with pytest.raises(ValueError, match="scope: alpha must be in"):
-        SCOPE(alpha=-1.0)
-    with pytest.raises(ValueError, match="scope: combined must be one of multi, add"):
-        SCOPE(combined="mean")

@@ -106,9 +106,3 @@ def test_scale_of_keys_and_of_attention_does_not_matter():
     attention = {"last": tokens.vit_attention["last"] * 2.0**30}
     scaled = Tokens(tokens.features, tokens.grids, vit_attention=attention, vit_keys=tokens.vit_keys * rows[:, None])
     assert merged(scaled, 20) == merged(tokens, 20)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.1])
-def test_a_strange_share_is_refused(share):
-    with pytest.raises(ValueError, match="visionzip: contextual must be in"):
-        VisionZip(contextual=share)

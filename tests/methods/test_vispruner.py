@@ -116,8 +116,3 @@ def test_permuting_tokens_permutes_the_official_picks():
     tokens = attended([(1, 8, 8)], 12, 5)
     other, origin = shuffled(tokens)
     assert sorted(origin[kept(other, 20)].tolist()) == kept(tokens, 20)
-
-
-def test_a_strange_ratio_is_refused():
-    with pytest.raises(ValueError, match="vispruner: ratio must be in"):
-        VisPruner(ratio=1.5)
