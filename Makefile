@@ -20,6 +20,7 @@ demo: .venv/.installed
 # Two test processes share the cores; torch with more threads than cores is many times slower. tests/conftest.py says
 # which files come first; pytest-xdist would begin with those that have the most tests.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =  # else every process compiles our files and rewrites the tests again
 test: .venv/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.console import table_lines
-from harness.core.errors import UserError
+from harness.core.errors import UserError, one_line
 from harness.results.archive import enclosing
-from harness.results.run_folder import FORMAT
+from harness.results.run_folder import REUSABLE, format_of
 from harness.results.submissions import REMAIN, Run, list_runs
 
 HEAD = ("state", "answers", "reusable", "job", "run")
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"runs={cfg.runs} is an archive, whose runs are never reused: pass a folder of runs")
     if not runs:
         raise UserError(f"no run below runs={cfg.runs}: start with python -m harness")
-    changed = [_changes(root / run.run / "run.json") for run in runs]
+    changed = [_changes(root / run.run) for run in runs]
     print(table(runs, changed))
     counts = Counter(run.state for run in runs)
     remain = sum(counts[state] for state in REMAIN)
@@ -58,13 +58,18 @@ def main(cfg: DictConfig) -> None:
     print(json.dumps({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs}))
 
 
-def _changes(file: Path) -> list[str] | None:
+def _changes(folder: Path) -> list[str] | None:
     """Return why today's code would not reuse a run; None if it has not started."""
+    file = folder / "run.json"
     if not file.is_file():
         return None
     about = json.loads(file.read_text(encoding="utf-8"))
-    if (version := about.get("format", 1)) != FORMAT:
-        return [f"its run.json has format {version}, today's is {FORMAT}"]
+    try:
+        version = format_of(folder, about)
+    except UserError as error:
+        return [one_line(error)]
+    if version < REUSABLE:
+        return [f"its run.json has format {version}, expected {REUSABLE} or newer"]
     from harness.evaluation.identity import changes  # imports torch, which takes seconds
 
     return changes(about)

@@ -3,7 +3,7 @@
 import pytest
 
 # These take longest. Started last, they would leave the other test process with nothing to do.
-FIRST = ("test_slurm.py", "test_bench_commands.py", "test_docs.py", "test_committed_results.py", "test_decoding.py")
+FIRST = ("test_slurm.py", "test_docs.py", "test_report.py", "test_decoding.py", "test_archive.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 import harness
 import methods
 from harness.analyze import settings
-from harness.analyze.questions import Question, Source
+from harness.analyze.questions import Prompt, Source
 from harness.core.errors import UserError, as_user_error
 from harness.evaluation.pruner import pruner_of
 from harness.models.loading import Loaded
@@ -47,25 +47,25 @@ class TokenProbe(Method):
         return Selection.of(torch.arange(k, device=tokens.features.device))
 
 
-def read(loaded: Loaded, question: Question, probe: TokenProbe, scorer: nn.Module | None = None) -> Tokens | None:
+def read(loaded: Loaded, prompt: Prompt, probe: TokenProbe, scorer: nn.Module | None = None) -> Tokens | None:
     """Read the visual tokens of a question's pictures; None if there are fewer than two."""
     probe.seen.clear()
     with harness.prune(loaded.model, probe, tokens=1, scorer=scorer), torch.inference_mode():
-        loaded.model(**question.inputs(loaded))
+        loaded.model(**prompt.inputs(loaded))
     return probe.seen[0] if probe.seen else None
 
 
 def collect_tokens(
     cfg: DictConfig, loaded: Loaded, source: Source, probes: Sequence[TokenProbe], scorer: nn.Module | None = None
-) -> Iterator[tuple[Question, list[Tokens]]]:
+) -> Iterator[tuple[Prompt, list[Tokens]]]:
     """Yield `limit` random questions on pictures of at least `min_tokens`, with what each probe recorded."""
     with tqdm(total=cfg.limit, desc="images") as progress:
-        for question in source.drawn(cfg.seed):
-            readings = [read(loaded, question, probe, scorer) for probe in probes]
+        for prompt in source.drawn(cfg.seed):
+            readings = [read(loaded, prompt, probe, scorer) for probe in probes]
             seen = [tokens for tokens in readings if tokens is not None and len(tokens.features) >= cfg.min_tokens]
             if len(seen) < len(probes):
                 continue
-            yield question, seen
+            yield prompt, seen
             progress.update()
             if progress.n >= cfg.limit:
                 return
@@ -78,13 +78,13 @@ def check_cut(cfg: DictConfig) -> None:
             raise UserError(f"{point.name} makes images smaller, of which it keeps every token: leave it out")
 
 
-def kept(cfg: DictConfig, loaded: Loaded, questions: Sequence[Question]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
+def kept(cfg: DictConfig, loaded: Loaded, prompts: Sequence[Prompt]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
     """Yield method, keep ratio and what was kept of each question, by one forward pass for each of them."""
     runs = [(point, keep) for keep in settings.keeps(cfg) for point in settings.method_points(cfg)]
     folder = ModelFolder(loaded.folder)
     pruners = [pruner_of(settings.run_of(cfg, point, keep), folder) for point, keep in runs]
     for (point, keep), pruner in zip(runs, tqdm(pruners, desc="methods"), strict=True):
         with as_user_error(ValueError), pruner.attach(loaded.model) as pruning, torch.inference_mode():
-            for question in questions:
-                loaded.model(**question.inputs(loaded))
+            for prompt in prompts:
+                loaded.model(**prompt.inputs(loaded))
         yield point.label, keep, pruning.take()

@@ -19,7 +19,7 @@ from PIL import Image
 from harness.analyze import settings
 from harness.analyze.collect import check_cut, kept
 from harness.analyze.output import leave
-from harness.analyze.questions import Question, Source
+from harness.analyze.questions import Prompt, Source
 from harness.core.errors import UserError
 from harness.models.loading import Loaded, load
 from harness.pruning.handle import Kept
@@ -44,9 +44,9 @@ def masks(cfg: DictConfig) -> None:
     """Ask every method about the same images and draw what it kept."""
     config = settings.about(cfg)
     loaded = load(config.model)
-    questions = chosen(cfg, Source(config, loaded))
-    kept_by = {(label, keep): records for label, keep, records in kept(cfg, loaded, questions)}
-    names = [f"{question.task}/{question.doc_id}" for question in questions]
+    prompts = chosen(cfg, Source(config, loaded))
+    kept_by = {(label, keep): records for label, keep, records in kept(cfg, loaded, prompts)}
+    names = [f"{prompt.task}/{prompt.doc_id}" for prompt in prompts]
     rows = [
         {
             "question": name,
@@ -60,21 +60,21 @@ def masks(cfg: DictConfig) -> None:
         for name, record in zip(names, records, strict=True)
     ]
     about = {"analysis": "masks", "model": config.model.name, "questions": names, "overlaps": overlaps(kept_by)}
-    leave(cfg, config.model.name, pd.DataFrame(rows), picture(loaded, questions, kept_by), about)
+    leave(cfg, config.model.name, pd.DataFrame(rows), picture(loaded, prompts, kept_by), about)
 
 
-def chosen(cfg: DictConfig, source: Source) -> list[Question]:
+def chosen(cfg: DictConfig, source: Source) -> list[Prompt]:
     """Return the questions named by `docs`, or random ones."""
     if not cfg.docs:
         return list(islice(source.drawn(cfg.seed), cfg.limit))
-    questions = []
+    prompts = []
     for place in cfg.docs:
         task, _, doc_id = str(place).partition("/")
-        question = source.question(task, int(doc_id))
-        if not question.pictures:
+        prompt = source.prompt(task, int(doc_id))
+        if not prompt.pictures:
             raise UserError(f"{place} is not about images alone: choose another one")
-        questions.append(question)
-    return questions
+        prompts.append(prompt)
+    return prompts
 
 
 def overlaps(kept_by: dict[tuple[str, float], Sequence[Kept]]) -> list[dict[str, Any]]:
@@ -91,27 +91,27 @@ def _jaccards(a: Sequence[Kept], b: Sequence[Kept]) -> list[float]:
     return [len(mine & theirs) / len(mine | theirs) for mine, theirs in sets]
 
 
-def picture(loaded: Loaded, questions: Sequence[Question], kept_by: dict[tuple[str, float], Sequence[Kept]]) -> Figure:
+def picture(loaded: Loaded, prompts: Sequence[Prompt], kept_by: dict[tuple[str, float], Sequence[Kept]]) -> Figure:
     """Draw a row for each question: its first picture, then what each method kept of it."""
-    size = (1.55 * (1 + len(kept_by)), 1.8 * len(questions))
+    size = (1.55 * (1 + len(kept_by)), 1.8 * len(prompts))
     with plots.style():
         figure = Figure(figsize=size, layout="constrained")
-        lines = figure.subplots(len(questions), 1 + len(kept_by), squeeze=False)
-        for place, (question, line) in enumerate(zip(questions, lines, strict=True)):
+        lines = figure.subplots(len(prompts), 1 + len(kept_by), squeeze=False)
+        for place, (prompt, line) in enumerate(zip(prompts, lines, strict=True)):
             for axis in line:
                 axis.set_axis_off()
             grids = next(iter(kept_by.values()))[place].grids
-            (image, *_), _ = shown(loaded.processor, question.inputs(loaded).to("cpu"), question.messages, grids)
+            (image, *_), _ = shown(loaded.processor, prompt.inputs(loaded).to("cpu"), prompt.messages, grids)
             line[0].imshow(image)
-            line[0].set_title(fill(_text(question), 26, max_lines=3), fontsize=6, loc="left")
+            line[0].set_title(fill(_text(prompt), 26, max_lines=3), fontsize=6, loc="left")
             for ((label, _), records), axis in zip(kept_by.items(), line[1:], strict=True):
                 axis.imshow(faded(image, records[place]))
                 axis.set_title(f"{label}\n{records[place].k} of {records[place].n}", fontsize=7, loc="left")
     return figure
 
 
-def _text(question: Question) -> str:
-    parts = [part["text"] for message in question.messages for part in message["content"] if part["type"] == "text"]
+def _text(prompt: Prompt) -> str:
+    parts = [part["text"] for message in prompt.messages for part in message["content"] if part["type"] == "text"]
     return next((line for line in "\n".join(parts).splitlines() if line.strip()), "")
 
 

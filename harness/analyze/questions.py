@@ -20,8 +20,8 @@ from harness.models.preprocessing import Message, limits_of, messages_digest, to
 
 
 @dataclass(frozen=True)
-class Question:
-    """A document of a task, as messages."""
+class Prompt:
+    """A question of a task, as the messages that the model gets."""
 
     task: str
     doc_id: int
@@ -49,16 +49,16 @@ class Source:
         self.suite = TaskSuite(config.tasks, family.prompts, local(config.tasks, config.data_root))
         self.tasks = {name: self.suite.load(name) for name in config.tasks.metrics}
 
-    def question(self, task: str, doc_id: int) -> Question:
+    def prompt(self, task: str, doc_id: int) -> Prompt:
         """Return one question; UserError if the task has none of that number."""
         if task not in self.tasks:
             raise UserError(f"{task} is not among the tasks {', '.join(self.tasks)}: name it in tasks=")
         docs = self.tasks[task].task_docs
         if not 0 <= doc_id < len(docs):
             raise UserError(f"task {task} has {len(docs)} questions, there is no number {doc_id}")
-        return Question(task, doc_id, self.suite.messages(self.tasks[task], docs[doc_id]))
+        return Prompt(task, doc_id, self.suite.messages(self.tasks[task], docs[doc_id]))
 
-    def drawn(self, seed: int) -> Iterator[Question]:
+    def drawn(self, seed: int) -> Iterator[Prompt]:
         """Yield questions in random order, from all tasks in turn; every picture once, no video."""
         shown = {""}
         rng = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ class Source:
         ]
         for turn in zip_longest(*orders):
             for place in (place for place in turn if place is not None):
-                question = self.question(*place)
-                if question.pictures not in shown:
-                    shown.add(question.pictures)
-                    yield question
+                prompt = self.prompt(*place)
+                if prompt.pictures not in shown:
+                    shown.add(prompt.pictures)
+                    yield prompt

@@ -58,10 +58,10 @@ def measured(cfg: DictConfig, loaded: Loaded, source: Source) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     reader = Reader(adapter_for(loaded.model))
     with tqdm(total=cfg.limit, desc="images") as progress:
-        for question in source.drawn(cfg.seed):
+        for prompt in source.drawn(cfg.seed):
             if progress.n >= cfg.limit:
                 break
-            states = reader.read(question.inputs(loaded))
+            states = reader.read(prompt.inputs(loaded))
             if len(states[0]) < cfg.min_tokens:
                 continue
             rows += [

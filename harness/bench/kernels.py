@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 KERNELS = ("mmr", "divprune", "coverage", "dpp", "attention", "scorer")
+RENAMED = {"maxmin": "divprune"}  # old names of kernels, removed in the next release
 NO_CHOICE = ("attention", "scorer")  # which are numbers: features do not matter, and so one kind of them will do
 KINDS = ("clusters", "image", "noise")
 LOADS = ("idle", "busy")
@@ -44,6 +45,7 @@ def settings(cfg: DictConfig) -> Row:
     for key in ("kernels", "data", "sizes", "load"):
         if chosen[key] is not None and not isinstance(chosen[key], list):
             chosen[key] = [chosen[key]]
+    chosen["kernels"] = [RENAMED.get(name, name) for name in chosen["kernels"] or KERNELS]
     for key, known in (("kernels", KERNELS), ("data", KINDS), ("load", LOADS)):
         if unknown := [name for name in chosen[key] or [] if name not in known]:
             raise UserError(f"{key} must be some of {', '.join(known)}, got {unknown[0]}")

@@ -1,6 +1,7 @@
 """Compare answers and kept tokens of the embedded models with `harness/pocket/expected.json`.
 
-A run answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of unequal lengths, greedy generation.
+A sweep answers on the same path: lmms-eval's tasks, `PrunedModel`, batches of unequal lengths, greedy generation, and
+vision passes that all settings of a model share.
 `python -m harness.doctor.reproduction` writes the file; do so on the locked versions, on a CPU.
 
 Every answer must be equal. Kept tokens may differ where two scores differ only by rounding. Of 9,308 kept tokens, none
@@ -31,6 +32,7 @@ PART, NAME = "reproduces", "pocket"
 EXPECTED = HOME / "expected.json"
 REMEDY = "take the committed file, or write it on the locked versions: python -m harness.doctor.reproduction"
 QUESTIONS = 3  # of each task
+MEMORY = 10**9  # bytes of passes through a vision tower; the rest goes to a temporary file
 MAX_KEPT_DIFFERENCE = 0.005  # share of the kept tokens; see above
 
 
@@ -95,16 +97,18 @@ class Reply:
 
 
 class PocketModel:
-    """An embedded model and the first questions of each of its tasks."""
+    """An embedded model and the first questions of each of its tasks; all settings share the passes of its tower."""
 
     def __init__(self, name: str) -> None:
         from harness.evaluation.task_suite import TaskSuite
         from harness.models.loading import load
         from harness.models.model_folder import ModelFolder
+        from harness.pruning.vision_cache import VisionCache
 
         config = Setting(name, "none").config()
         self.loaded = load(config.model)
         self.folder = ModelFolder(self.loaded.folder)
+        self.vision_cache = VisionCache(self.loaded.model, MEMORY)
         self.suite = TaskSuite(config.tasks, self.folder.adapter.prompts)
         self.tasks = [self.suite.load(task) for task in config.tasks.metrics]
 
@@ -120,8 +124,10 @@ class PocketModel:
         pruner = pruner_of(setting.config(), self.folder)
         with tempfile.TemporaryDirectory() as folder:
             log = ResponseLog(Path(folder))
-            looked_at = self.suite.looked_at
-            model = PrunedModel(self.loaded, pruner, {}, log, strict=True, looked_at=looked_at, verify=verify)
+            looked_at, cache = self.suite.looked_at, self.vision_cache
+            model = PrunedModel(
+                self.loaded, pruner, {}, log, strict=True, looked_at=looked_at, verify=verify, shared=cache
+            )
             of_tasks = [self.suite.requests(task, range(QUESTIONS), model) for task in self.tasks]
             if count is not None:
                 of_tasks = [[request for turn in zip(*of_tasks, strict=True) for request in turn][:count]]

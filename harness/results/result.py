@@ -13,7 +13,7 @@ from harness.core.files import digest
 from harness.results import archive
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import DONE, FORMAT, SCORES, RunFolder
+from harness.results.run_folder import DONE, SCORES, RunFolder, format_of
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,7 @@ class Result:
     archived_finish: dict[str, Any] | None = None  # None: in `DONE`
 
     def __post_init__(self) -> None:
-        if (version := self.about.get("format", 1)) not in range(1, FORMAT + 1):
-            expected = f"expected 1 to {FORMAT}: install a newer harness"
-            raise UserError(f"{self.folder} has a run.json of format {version}, {expected}")
+        format_of(self.folder, self.about)
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":

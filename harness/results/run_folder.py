@@ -12,13 +12,22 @@ from harness.core.errors import UserError
 from harness.core.files import digest, load, to_json, write_atomic, writing
 from harness.results.response_log import KEPT, RESPONSES, ResponseLog, other_processes, part_name, remove_logs
 
-__all__ = ["AGAIN", "DONE", "FORMAT", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
+__all__ = ["AGAIN", "DONE", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
 SCORES = "scores.json"
 METRICS = "metrics.json"
 DONE = "DONE"
 AGAIN = "run it again with force=true"  # what to do about a finished run that is damaged
-FORMAT = 2  # of run.json: format 1 knew code by its source text, and packages by their full version
+FORMAT = 2  # of run.json
+REUSABLE = 2  # oldest format of runs that can be reused; before, code was known by its source text
+
+
+def format_of(path: Path, about: dict[str, Any]) -> int:
+    """Return the format of a `run.json`; UserError if it is newer than this code. `path` is the run's folder."""
+    version: int = about.get("format", 1)
+    if version not in range(1, FORMAT + 1):
+        raise UserError(f"{path} has a run.json of format {version}, expected 1 to {FORMAT}: install a newer harness")
+    return version
 
 
 def _metrics_json(metrics: dict[str, Any]) -> str:
@@ -117,7 +126,9 @@ class RunFolder:
         file = self.path / "run.json"
         hint = "move it away or choose another runs="
         if file.is_file():
-            if digest(self.about()["identity"]) != digest(self.identity):
+            about = self.about()
+            format_of(self.path, about)
+            if digest(about["identity"]) != digest(self.identity):
                 raise UserError(f"{self.path} holds a run of another configuration: {hint}")
         elif any(self.path.glob("*.jsonl")) or self.done:
             raise UserError(f"{self.path} holds responses but no run.json: {hint}")

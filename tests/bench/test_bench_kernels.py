@@ -25,6 +25,10 @@ def test_public_implementations_choose_the_same_where_rounding_decides_nothing(n
         assert not comparison.same(ours, wrong)
 
 
+def test_an_old_name_stays_for_a_release():
+    assert kernels.settings(compose("bench_kernels", ["kernels=[maxmin,mmr]"]))["kernels"] == ["divprune", "mmr"]
+
+
 def test_a_public_implementation_never_takes_a_token_twice():
     x = torch.ones(9, 4)  # all tokens are equal
     for picked in (

@@ -12,6 +12,7 @@ import prove_decoding as script
 import pytest
 import torch
 
+import methods
 from harness.pruning.decoding_proof import Proof
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -26,7 +27,7 @@ def first_gpu(folder, **environment):
 
 
 def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
-    done = first_gpu(tmp_path, DEVICE="cpu", STEPS="kernels")
+    done = first_gpu(tmp_path, DEVICE="cpu")
     assert done.returncode == 3, done.stderr
     proof = json.loads((tmp_path / "proof.json").read_text())
     flash = [case for case in proof["cases"] if case["kernel"] == "flash_attention_2"]
@@ -36,7 +37,13 @@ def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
     assert {case["state"] for case in flash} == {proof["verdict"]} == {"not run"}
     assert "NOT PASSED" in done.stdout
     assert "NOT PASSED" in done.stderr
-    assert (tmp_path / "kernels.csv").is_file()
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert [len(report["rows"]) for report in reports] == [14, len(methods.names()), 2 * 9]
+    assert {row["visual_tokens"] for row in reports[1]["rows"]} == {2 * 4 * 6}
+    assert {row["error"] for report in reports[1:] for row in report["rows"]} == {None}
+    assert "pays" in done.stdout
+    written = {"kernels.csv", "kernels.json", "table4.csv", "table4.json", "sweep.csv", "savings-qwen25vl7b-batch1.png"}
+    assert written <= {file.name for file in tmp_path.rglob("*.*")}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

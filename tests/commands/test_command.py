@@ -23,13 +23,6 @@ def run(*args, cwd, **env):
     return done, [line for line in lines if not line.startswith("import time:")], imported
 
 
-@pytest.fixture
-def empty(tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    return folder
-
-
 QUICK = {
     "help": (["--help"], None),
     "configuration": (["--cfg", "job"], None),
@@ -63,14 +56,12 @@ def test_answers_before_anything_heavy_is_imported(name, empty):
     assert [path.name for path in empty.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(
-    "shadow", ["methods/__init__.py", "methods", "conf", "conf/__init__.py", "datasets", "torch/__init__.py"]
-)
-def test_a_folder_in_the_working_directory_hides_no_package(shadow, empty):
-    place = empty / shadow
-    (place.parent if place.suffix else place).mkdir()
-    if place.suffix:
-        place.write_text("raise AssertionError('the working directory came first')")
+@pytest.mark.parametrize("shadows", ["methods conf datasets", "methods/__init__.py conf/__init__.py torch/__init__.py"])
+def test_folders_in_the_working_directory_hide_no_package(shadows, empty):
+    for place in map(empty.joinpath, shadows.split()):
+        (place.parent if place.suffix else place).mkdir()
+        if place.suffix:
+            place.write_text("raise AssertionError('the working directory came first')")
     done, stderr, _ = run("method=idpruner", "method.lam=7", cwd=empty)
     assert (done.returncode, len(stderr)) == (2, 1)
     assert "lam" in stderr[0]

@@ -222,6 +222,7 @@ def test_a_family_that_is_added_runs_every_method(read):
 def test_a_cluster(read):
     reader = read("cluster.md")
     listed, submitted, status, _, gathered, _ = reader.said
+    assert not (reader.folder / "results" / "runs" / ".sweeps").exists()  # of a sweep that was only listed
     beside = pd.read_csv(reader.folder / "beside.csv")
     assert len(listed.report["runs"]) == len(json.loads(submitted.err.splitlines()[-1])["runs"]) == 1 + 9 * 2
     assert status.report["counts"] == {"done": 2}

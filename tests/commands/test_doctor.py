@@ -305,5 +305,8 @@ def test_the_command(tmp_path):
     report = json.loads(done.stdout.splitlines()[-1])
     parts = {finding["part"] for finding in report["findings"]}
     assert parts == set(command.PARTS)
+    (reproduced,) = [finding for finding in report["findings"] if finding["part"] == "reproduces"]
+    assert reproduced["state"] == "ok"
+    assert reproduced["said"].startswith("reproduces: 255 of 255 answers equal, ")
     assert list((tmp_path / "here").iterdir()) == []
     assert {path.name for path in (tmp_path / "home").iterdir()} == {"datasets"}  # the cache that every run makes

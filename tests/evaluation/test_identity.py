@@ -156,21 +156,13 @@ class TestDeclaredVersions:
 class TestPrivateMethods:
     """They count by their source text, unless they declare a version."""
 
-    @pytest.mark.parametrize("name", SHARED)
-    def test_what_all_methods_share_counts(self, name, answers, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("name", [*SHARED, "uniform.py", "idpruner.py", "__init__.py"])
+    def test_what_all_methods_share_counts_and_other_methods_do_not(self, name, answers, tmp_path, monkeypatch):
         monkeypatch.setattr(identity, "METHODS", shutil.copytree(identity.METHODS, tmp_path / "methods"))
         mine = private(tmp_path / "mine.py")
         before = answers(mine)
         append(tmp_path / "methods" / name)
-        assert answers(mine) != before
-
-    @pytest.mark.parametrize("name", ["uniform.py", "idpruner.py", "__init__.py"])
-    def test_other_methods_do_not(self, name, answers, tmp_path, monkeypatch):
-        monkeypatch.setattr(identity, "METHODS", shutil.copytree(identity.METHODS, tmp_path / "methods"))
-        mine = private(tmp_path / "mine.py")
-        before = answers(mine)
-        append(tmp_path / "methods" / name)
-        assert answers(mine) == before
+        assert (answers(mine) != before) == (name in SHARED)
 
     def test_every_class_that_a_method_is_derived_from_counts(self, answers, tmp_path):
         parent = private(tmp_path / "parent.py")

@@ -5,8 +5,8 @@ from math import lcm
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import randomized
 from questions import LIMITS, ask, clip, picture
 
 import harness
@@ -36,8 +36,7 @@ def naive(grids, k):
             return shown
 
 
-@settings(deadline=None, max_examples=40)
-@given(grids=GRIDS, share=st.floats(0, 1))
+@randomized(40, grids=GRIDS, share=st.floats(0, 1))
 def test_the_rule(grids, share):
     k = max(1, round(share * count(grids)))
     shown = smaller(grids, k)

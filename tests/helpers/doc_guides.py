@@ -103,13 +103,13 @@ class Reader:
             key, _, env[key] = words.pop(0).partition("=")
         match words:
             case ["python", "-m", "pytest", path, *rest] if path.startswith("tests/"):
-                return self._called(sys.executable, "-m", "pytest", str(ROOT / path), *rest)
+                processes = [self.forks.start("pytest", str(ROOT / path), *rest)]
             case ["python", "-m", *call]:
                 processes = [self.forks.start(*call, env=env)]
             case ["torchrun", "--nproc-per-node", _, "-m", *call] | ["accelerate", "launch", "-m", *call]:
                 processes = self.forks.launch(LAUNCHED, *call)  # with the environment of either launcher
             case ["python", file] if file in self.page.files:
-                return self._called(sys.executable, file)
+                processes = [self.forks.start(file)]
             case ["make", target]:
                 return self._called("make", "--dry-run", "-C", str(ROOT), target)  # a real make installs everything
             case [script, *rest] if script.startswith("scripts/"):

@@ -58,7 +58,7 @@ class Forks:
     _agents: list = field(default_factory=list)
 
     def start(self, *call: str, env: dict | None = None, before=None) -> Command:
-        """Start `python -m call` with more environment variables; `before()` runs first in the new process."""
+        """Start `python -m call`, or a script, with more environment variables; `before()` runs first in it."""
         self.count += 1
         files = tuple(self.said / f"{self.count}.{name}" for name in ("out", "err"))
         process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before))
@@ -102,6 +102,9 @@ def _command(call, folder, env, files, before):
     sys.argv[0] = module
     if before is not None:
         before()
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+        return
     if not hasattr(sys.modules.get(module), "__path__"):
         sys.modules.pop(module, None)  # runpy warns about a module that is already imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import SHARE, randomized
 from torch.nn.functional import adaptive_avg_pool2d
 
 from methods.avg_pool import AvgPool
@@ -41,8 +41,7 @@ def test_worked_example():
     assert selection.kept.tolist() == [1, 3, 8, 9, 11]
 
 
-@settings(deadline=None, max_examples=150)
-@given(grids=GRIDS, share=st.floats(0, 1, exclude_max=True))
+@randomized(150, grids=GRIDS, share=SHARE)
 def test_k_rectangles_that_share_all_tokens_evenly(grids, share):
     n = sum(t * h * w for t, h, w in grids)
     k = max(1, int(share * n))
@@ -74,8 +73,7 @@ def test_a_video_with_fewer_cells_than_steps_is_averaged_over_time():
     assert selection.kept.tolist() == [4, 12, 20, 28]
 
 
-@settings(deadline=None, max_examples=150)
-@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), share=st.floats(0, 1), equal=st.booleans())
+@randomized(150, sizes=st.lists(st.integers(1, 30), min_size=1, max_size=8), share=st.floats(0, 1), equal=[False, True])
 def test_shares_add_up_and_keep_within_limits(sizes, share, equal):
     k = round(share * sum(sizes))
     given_ = rounded(k, sizes, equal)
@@ -103,8 +101,7 @@ def test_shares_by_hand(sizes, k, equal, expected):
     assert rounded(k, sizes, equal) == expected
 
 
-@settings(deadline=None, max_examples=100)
-@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), share=st.floats(0, 1))
+@randomized(100, sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), share=st.floats(0, 1))
 def test_shares_by_largest_remainder_are_proportional(sizes, share):
     n = sum(sizes)
     k = max(1, round(share * n))
@@ -130,8 +127,7 @@ def test_spans_skip_what_is_empty():
     assert frames(grids) == [(0, 6), (6, 4), (10, 4)]
 
 
-@settings(deadline=None, max_examples=60)
-@given(grids=GRIDS, share=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
+@randomized(60, grids=GRIDS, share=SHARE, seed=range(100))
 def test_stratified_random_takes_one_token_of_each_cell(grids, share, seed):
     tokens = sample(grids)
     k = max(1, int(share * len(tokens.features)))

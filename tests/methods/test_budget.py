@@ -5,8 +5,8 @@ from decimal import ROUND_HALF_EVEN, Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
+from properties import randomized
 
 from methods.budget import Budget
 
@@ -39,8 +39,7 @@ def test_absolute(n, tokens, k):
     assert Budget(tokens=tokens).count(n) == k
 
 
-@settings(deadline=None, max_examples=200)
-@given(n=st.integers(1, 100_000), thousandths=st.integers(1, 1000))
+@randomized(200, n=range(1, 100_001), thousandths=range(1, 1001))
 def test_share_is_the_decimal_that_was_written(n, thousandths):
     exact = (Decimal(thousandths) * n / 1000).quantize(Decimal(1), ROUND_HALF_EVEN)
     assert Budget(keep=thousandths / 1000).count(n) == max(1, int(exact))
@@ -60,8 +59,7 @@ def test_counts_of_another_type():
     assert type(budget.tokens) is type(budget.count(np.int32(9))) is int
 
 
-@settings(deadline=None, max_examples=200)
-@given(n=st.integers(1, 100_000), keep=st.floats(0, 1, exclude_min=True))
+@randomized(200, n=range(1, 100_001), keep=st.floats(0, 1, exclude_min=True))
 def test_any_share_is_within_bounds_and_half_a_token(n, keep):
     k = Budget(keep=keep).count(n)
     assert isinstance(k, int)

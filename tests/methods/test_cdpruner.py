@@ -6,8 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import SEEDS, SHARE, randomized
 from reference_selection import is_greedy_map, sample
 
 from methods.base import Tokens
@@ -33,15 +32,15 @@ def scaled(c):
     return (c - c.min() + 1e-6) / (c.max() - c.min())
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    grids=st.sampled_from(GRIDS),
-    d=st.integers(2, 48),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    sign=st.sampled_from(["auto", "positive", "negative"]),
-    pool=st.sampled_from(["mean_embedding", "mean_cosine"]),
-    theta=st.sampled_from([None, 0.3, 0.5, 0.9]),
+@randomized(
+    50,
+    grids=GRIDS,
+    d=range(2, 49),
+    share=SHARE,
+    seed=SEEDS,
+    sign=["auto", "positive", "negative"],
+    pool=["mean_embedding", "mean_cosine"],
+    theta=[None, 0.3, 0.5, 0.9],
 )
 def test_same_order_as_the_formulas(grids, d, share, seed, sign, pool, theta):
     tokens, k = sample(36, d, seed, grids=grids), max(1, int(share * 36))
@@ -103,19 +102,6 @@ def test_nearly_constant_relevance_stays_finite():
     tokens = Tokens(rows, [(1, 5, 6)], text=torch.randn(2, 8, generator=torch.Generator().manual_seed(0)))
     for theta in (None, 0.5, 0.999):
         assert len(CDPruner(theta=theta).select(tokens, 15).kept) == 15
-
-
-def test_length_of_rows_and_of_the_question_does_not_matter():
-    tokens = sample(60, 32, 6)
-    factors = 2.0 ** (torch.arange(60)[:, None] % 24 - 9)
-    scaled_up = dataclasses.replace(tokens, features=tokens.features * factors, text=tokens.text * 64)
-    assert torch.equal(CDPruner().select(scaled_up, 20).order, CDPruner().select(tokens, 20).order)
-
-
-@pytest.mark.parametrize("theta", [0, 1, 1.5, -0.5, "half", True])
-def test_a_balance_outside_its_range_is_refused(theta):
-    with pytest.raises(ValueError, match=r"cdpruner: theta must be in \(0, 1\) or null"):
-        CDPruner(theta=theta)
 
 
 def test_a_question_of_another_width_is_refused():

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from probes import Largest
-from reference_selection import is_greedy_map, sample, shuffled, worked_example
+from properties import SEEDS, SHARE, randomized
+from reference_selection import is_greedy_map, sample, worked_example
 
 from methods.base import Tokens
 from methods.dpp import DPP
@@ -23,14 +22,14 @@ def quality_of(scores, kind):
     return [{"minmax": s + 1e-6, "exp": math.exp(s / 2), "uniform": 1.0}[kind] for s in scaled]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 30),
-    d=st.integers(1, 40),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(["normal", "normal", "zero_rows", "opposite"]),
-    quality=st.sampled_from(["minmax", "exp"]),
+@randomized(
+    60,
+    n=range(2, 31),
+    d=range(1, 41),
+    share=SHARE,
+    seed=SEEDS,
+    kind=["normal", "normal", "zero_rows", "opposite"],
+    quality=["minmax", "exp"],
 )
 def test_same_order_as_the_textbook(n, d, share, seed, kind, quality):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
@@ -38,13 +37,8 @@ def test_same_order_as_the_textbook(n, d, share, seed, kind, quality):
     assert is_greedy_map(order, tokens.features, quality_of(tokens.importance, quality))
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 16),
-    d=st.integers(1, 5),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(["integers", "parallel", "zero_rows", "duplicates"]),
+@randomized(
+    60, n=range(2, 17), d=range(1, 6), share=SHARE, seed=SEEDS, kind=["integers", "parallel", "zero_rows", "duplicates"]
 )
 def test_copies_and_rank_are_those_of_exact_arithmetic(n, d, share, seed, kind):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
@@ -90,19 +84,6 @@ def test_the_fill_is_by_importance():
     assert order[3:] == rest[:17]
 
 
-def test_length_of_rows_and_scale_of_logits_do_not_matter():
-    tokens = sample(80, 24, 6)
-    factors = 2.0 ** (torch.arange(80)[:, None] % 24 - 9)
-    scaled = Tokens(tokens.features * factors, tokens.grids, importance=tokens.importance * 2.0**9)
-    assert torch.equal(DPP(quality="exp").select(scaled, 20).order, DPP(quality="exp").select(tokens, 20).order)
-
-
-def test_permuting_tokens_permutes_the_picks():
-    tokens = sample(60, 32, 5)
-    other, origin = shuffled(tokens)
-    assert torch.equal(origin[DPP().select(other, 20).order], DPP().select(tokens, 20).order)
-
-
 def test_soft_topk_weights_change_the_trade_off():
     tokens = sample(50, 64, 9)
     soft = DPP(importance="soft_topk").select(tokens, 25).order.tolist()
@@ -115,8 +96,3 @@ def test_memory_of_many_tokens_is_k_rows_of_n(monkeypatch):
     with Largest() as seen:
         DPP().select(sample(500, 4, 0), 50)
     assert seen.numel <= 500 * 50
-
-
-def test_a_soft_count_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match=r"dpp: soft_topk_ratio must be in \(0, 1\)"):
-        DPP(soft_topk_ratio=1.0)

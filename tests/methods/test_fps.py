@@ -2,24 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference_selection import KINDS, is_farthest, sample, shuffled, worked_example
+from properties import SEEDS, SHARE, randomized
+from reference_selection import KINDS, is_farthest, sample, worked_example
 
 from methods.base import Signal, Tokens
 from methods.divprune import DivPrune
 from methods.fps import FPS
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 20),
-    d=st.integers(1, 6),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(KINDS),
-    start=st.sampled_from(["maximin", "max_importance"]),
-)
+@randomized(60, n=range(2, 21), d=range(1, 7), share=SHARE, seed=SEEDS, kind=KINDS, start=["maximin", "max_importance"])
 def test_same_order_as_in_exact_arithmetic(n, d, share, seed, kind, start):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
     first = [max(range(n), key=lambda i: (tokens.importance[i].item(), -i))] if start == "max_importance" else []
@@ -49,9 +40,3 @@ def test_only_the_start_by_importance_needs_a_scorer():
     assert FPS(start="max_importance").needs == {Signal.IMPORTANCE}
     with pytest.raises(ValueError, match="fps needs the signal 'importance'"):
         FPS(start="max_importance").select(bare, 3)
-
-
-def test_permuting_tokens_permutes_the_picks():
-    tokens = sample(60, 12, 5)
-    other, origin = shuffled(tokens)
-    assert torch.equal(origin[FPS().select(other, 20).order], FPS().select(tokens, 20).order)

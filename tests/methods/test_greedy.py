@@ -3,20 +3,13 @@
 import dataclasses
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import SHARE, randomized
 from reference_selection import sample, worked_example
 
 from methods.greedy import Greedy
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 80),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 999),
-    kind=st.sampled_from(["normal", "integers"]),
-)
+@randomized(60, n=range(2, 81), share=SHARE, seed=range(1000), kind=["normal", "integers"])
 def test_same_order_as_a_sort(n, share, seed, kind):
     tokens, k = sample(n, 3, seed, kind), max(1, int(share * n))
     expected = sorted(range(n), key=lambda i: (-tokens.importance[i].item(), i))[:k]

@@ -4,11 +4,9 @@ from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import SEEDS, SHARE, randomized
 from reference_selection import KINDS, is_farthest, sample, worked_example
 
-from methods.base import Tokens
 from methods.fps import FPS
 from methods.greedy import Greedy
 from methods.hybrid import Hybrid
@@ -29,15 +27,15 @@ def is_hybrid(order, tokens, lam, mapping):
     return is_farthest([pool.index(i) for i in order], tokens.features[pool])
 
 
-@settings(deadline=None, max_examples=80)
-@given(
-    n=st.integers(2, 18),
-    d=st.integers(1, 6),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(KINDS),
-    lam=st.sampled_from([0, 0.1, 0.15, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1]),
-    mapping=st.sampled_from(["pool_linear", "pool_inverse", "quota"]),
+@randomized(
+    80,
+    n=range(2, 19),
+    d=range(1, 7),
+    share=SHARE,
+    seed=SEEDS,
+    kind=KINDS,
+    lam=[0, 0.1, 0.15, 0.25, 0.3, 0.5, 0.7, 0.75, 0.9, 1],
+    mapping=["pool_linear", "pool_inverse", "quota"],
 )
 def test_same_order_as_in_exact_arithmetic(n, d, share, seed, kind, lam, mapping):
     tokens, k = sample(n, d, seed, kind), max(1, int(share * n))
@@ -64,16 +62,3 @@ def test_ends_are_diversity_and_importance(mapping, grids):
 def test_halves_of_the_pool_are_rounded_up_as_decimals():
     sizes = {lam: Hybrid(lam=lam).pool_size(20, 10) for lam in (0.05, 0.15, 0.25, 0.35, 0.45, 0.55)}
     assert sizes == {0.05: 19, 0.15: 18, 0.25: 17, 0.35: 16, 0.45: 15, 0.55: 14}
-
-
-def test_scale_of_importance_and_length_of_rows_do_not_matter():
-    tokens = sample(80, 12, 6)
-    factors = 2.0 ** (torch.arange(80)[:, None] % 24 - 9)
-    scaled = Tokens(tokens.features * factors, tokens.grids, importance=tokens.importance * 8 + 2)
-    assert torch.equal(Hybrid().select(scaled, 20).order, Hybrid().select(tokens, 20).order)
-
-
-@pytest.mark.parametrize("lam", [-0.1, 1.1])
-def test_lam_outside_its_range_is_refused(lam):
-    with pytest.raises(ValueError, match=r"hybrid: lam must be in \[0, 1\]"):
-        Hybrid(lam=lam)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from fork_server import completed
-from questions import LIMITS, ask, clip, picture
+from questions import LIMITS, ask, picture
 from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
 from tiny_llavaov15 import llavaov15_processor, released_folder, save_older_files
@@ -21,7 +21,7 @@ from harness.evaluation.pruner import check_scorer, pruner_of
 from harness.models import llavaov15, loading, scorer
 from harness.models.llavaov15.modeling import LlavaOnevision15ForConditionalGeneration
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits, to_inputs
+from harness.models.preprocessing import to_inputs
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +113,6 @@ class TestInputs:
         inputs = to_inputs(processor, [ask([picture(84, 56, seed=i) for i in range(frames)])], LIMITS)
         assert inputs["video_grid_thw"].tolist() == [[min(frames, 4), 4, 6]]
         assert [float(seconds) for seconds in inputs["second_per_grid_ts"]] == [0.5]
-
-    def test_files_and_lists_have_one_cap(self, processor, tmp_path):
-        images = clip(tmp_path / "clip.mp4", 4, 1120, 840)
-        generous = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=4)
-        grids = [
-            to_inputs(processor, [ask(media)], generous)["video_grid_thw"].tolist()
-            for media in (images, str(tmp_path / "clip.mp4"))
-        ]
-        assert grids[0] == grids[1]
-        assert grids[0][0][1] * grids[0][0][2] // 4 <= FRAME_TOKENS < 40 * 30
-
-    def test_a_long_video_has_a_cap_on_all_its_tokens(self):
-        limits = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=2000)
-        wanted = limits.of_frames(1000, 14, 1)
-        assert wanted["max_pixels"] * 1000 == VIDEO_TOKENS * 784
-        assert wanted["total_pixels"] / 1000 * 2 == wanted["max_pixels"]  # as fetch_video computes it
 
 
 class TestConfiguration:

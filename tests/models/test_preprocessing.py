@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from questions import LIMITS, ask, clip, picture
+from tiny_llavaov15 import llavaov15_processor
 from tiny_models import tiny_processor
 
 from harness.models.bad_input import BadInput
@@ -107,7 +108,9 @@ def test_sound_alone_is_no_video(processor, tmp_path, reader):
         to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)
 
 
-def test_frames_of_files_and_of_lists_have_one_cap(processor, tmp_path, reader):
+@pytest.mark.parametrize("make", [tiny_processor, llavaov15_processor])
+def test_frames_of_files_and_of_lists_have_one_cap(make, tmp_path, reader):
+    processor = make()
     images = clip(tmp_path / "clip.mp4", 4, 1120, 840)
     generous = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=4)
     grids = [
@@ -129,6 +132,9 @@ def test_the_cap_does_not_depend_on_the_environment(processor, tmp_path, monkeyp
 def test_a_long_video_has_a_cap_on_all_its_tokens():
     limits = PixelLimits(min_pixels=4 * 784, max_pixels=2000 * 784, max_frames=2000)
     assert limits.of_frames(2000, 14, 2)["max_pixels"] * 1000 == VIDEO_TOKENS * 784
+    wanted = limits.of_frames(1000, 14, 1)
+    assert wanted["max_pixels"] * 1000 == VIDEO_TOKENS * 784
+    assert wanted["total_pixels"] / 1000 * 2 == wanted["max_pixels"]  # as fetch_video computes it
     assert limits.of_frames(4, 14, 2)["max_pixels"] == FRAME_TOKENS * 784
     assert PixelLimits(784, 10 * 784, 4).of_frames(4, 14, 2)["max_pixels"] == 10 * 784
 

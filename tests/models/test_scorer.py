@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from properties import randomized
 from safetensors.torch import save_file
 
 from harness.models.scorer import PARTS, VisionSelectorScorer, load_scorer, save_scorer, shipped_scorer
@@ -33,8 +32,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@settings(deadline=None, max_examples=25)
-@given(n=st.integers(1, 40), seed=st.integers(0, 1000))
+@randomized(25, n=range(1, 41), seed=range(1001))
 def test_equals_the_mean_over_all_pairs(n, seed):
     generator = torch.Generator().manual_seed(seed)
     scorer = VisionSelectorScorer(D, H)

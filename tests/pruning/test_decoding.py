@@ -77,6 +77,16 @@ def show(processor, scene, side="left"):
     return inputs_of(processor, samples, side), [inputs_of(processor, [sample]) for sample in samples]
 
 
+PLAIN = {}  # id of inputs -> these inputs, so that no others get the id, and what `Prompt` says of them
+
+
+def plain(model, inputs):
+    """Return what the plain model passes to its decoder, once for inputs that tests share."""
+    if id(inputs) not in PLAIN:
+        PLAIN[id(inputs)] = inputs, Prompt.of(model, inputs)
+    return PLAIN[id(inputs)][1]
+
+
 class Block:
     """A prune block that notes what its method chose, and the comparison with the same cut made by hand."""
 
@@ -108,7 +118,7 @@ class Block:
         selections = self.selections[-len(prompts) :]
         assert len(answers) == len(logits) == len(selections) == len(prompts)
         for inputs, selection, answer, steps in zip(prompts, selections, answers, logits, strict=True):
-            prompt = Prompt.of(self.model, inputs)
+            prompt = plain(self.model, inputs)
             visual = len(prompt.visual)
             assert len(selection.kept) == round(KEEP * visual)
             assert len(answer) >= TOKENS

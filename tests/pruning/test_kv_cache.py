@@ -18,6 +18,17 @@ def steps_of(model, steps):
     return layer.register_forward_pre_hook(lambda module, args: steps.append(args[0].shape[1]))
 
 
+def check_assisted_decoding(model, inputs):
+    """Drafted tokens give the answer of single steps, and some were accepted."""
+    steps = []
+    with harness.prune(model, "uniform", keep=0.25):
+        handle = steps_of(model, steps)
+        assisted = generate(model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=40)
+        handle.remove()
+        assert assisted == generate(model, inputs, max_new_tokens=40)
+    assert max(steps[1:]) > 1
+
+
 class TestLikeGatheringByHand:
     @pytest.mark.parametrize("name", SAMPLES)
     @torch.no_grad()
@@ -71,13 +82,7 @@ class TestLikeGatheringByHand:
 
     @torch.no_grad()
     def test_assisted_decoding(self, model, processor):
-        inputs, steps = inputs_of(processor, [(IMAGE + EVERY_LETTER + "?", [(112, 112)], [])]), []
-        with harness.prune(model, "uniform", keep=0.25):
-            handle = steps_of(model, steps)
-            assisted = generate(model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=40)
-            handle.remove()
-            assert assisted == generate(model, inputs, max_new_tokens=40)
-        assert max(steps[1:]) > 1
+        check_assisted_decoding(model, inputs_of(processor, [(IMAGE + EVERY_LETTER + "?", [(112, 112)], [])]))
 
 
 class TestCaches:
@@ -181,13 +186,7 @@ class TestAClockThatRunsPastTheText:
 
     @torch.no_grad()
     def test_assisted_decoding(self, model, processor):
-        inputs, steps = self.inputs(processor), []
-        with harness.prune(model, "uniform", keep=0.25):
-            handle = steps_of(model, steps)
-            assisted = generate(model, inputs, prompt_lookup_num_tokens=3, max_new_tokens=40)
-            handle.remove()
-            assert assisted == generate(model, inputs, max_new_tokens=40)
-        assert max(steps[1:]) > 1
+        check_assisted_decoding(model, self.inputs(processor))
 
     @torch.no_grad()
     def test_by_hand_the_model_counts_on_from_the_last_frame(self, model, processor):

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from harness import status
 from harness.core.errors import UserError
 from harness.results.run_folder import RunFolder
 from harness.results.submissions import PlannedRun, key_of, last_error, list_runs, write_plan
@@ -188,11 +190,25 @@ def test_the_command(runs):
     table = done.stdout.splitlines()
     assert table[0].split() == ["state", "answers", "reusable", "job", "run"]
     assert table[1].split() == ["done", "3", "no", "12_0", f"{RUN}1-0123abcd"]
-    assert table[2].strip() == "not reusable: its run.json has format 1, today's is 2"
+    assert table[2].strip() == "not reusable: its run.json has format 1, expected 2 or newer"
     assert table[-2] == "1 done, 1 running, 1 missing: the same submission again runs what remains"
     report = json.loads(table[-1])
     assert (report["counts"], report["remain"]) == ({"done": 1, "running": 1, "missing": 1}, 1)
     assert not {"torch", "pandas"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("version", "reasons"),
+    [(2, []), (3, []), (4, ["has a run.json of format 4, expected 1 to 3: install a newer harness"])],
+)
+def test_a_run_of_another_format_is_reused_where_status_says_so(version, reasons, runs, monkeypatch):
+    folder = begin(runs, 1)
+    folder.amend({"format": version})
+    monkeypatch.setattr("harness.results.run_folder.FORMAT", 3)
+    monkeypatch.setattr("harness.evaluation.identity.changes", lambda about: [])
+    assert status._changes(folder.path) == [f"{folder.path} {reason}" for reason in reasons]
+    with pytest.raises(UserError, match=reasons[0]) if reasons else nullcontext():
+        folder.open({})
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path):

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kernel_cases import KERNELS, KINDS, LAMS, scores_of, tokens_of
+from properties import SEEDS, SHARE, randomized
 from torch import Tensor
 
 import methods
@@ -50,14 +49,7 @@ def naive(kernel, tokens, k, seed):
 
 
 @pytest.mark.parametrize("kernel", ["mmr", "maxmin", "coverage"])
-@settings(deadline=None, max_examples=60)
-@given(
-    n=st.integers(2, 80),
-    d=st.integers(1, 40),
-    share=st.floats(0, 1, exclude_max=True),
-    seed=st.integers(0, 9999),
-    kind=st.sampled_from(KINDS),
-)
+@randomized(60, n=range(2, 81), d=range(1, 41), share=SHARE, seed=SEEDS, kind=KINDS)
 def test_picks_are_those_of_the_naive_loop(kernel, n, d, share, seed, kind):
     k, tokens = max(1, int(share * n)), tokens_of(n, d, seed, kind)
     assert select(kernel, tokens, k, seed).tolist() == naive(kernel, tokens, k, seed)
