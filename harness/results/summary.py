@@ -107,6 +107,10 @@ def _add_statistics(
             if benchmark == AVERAGE and len(block) > 1:
                 luck.append(f"{of_block.luck():.2f} ({budget}, {len(block)} rows)")
     notes = [f"untested: {task}, since {reason}" for task, reason in errors.untested.items()]
+    counts = {task: (baseline.metrics["questions"][task], pictures(baseline, task)) for task in errors.tasks}
+    shared = [f"{task}: {n:,} about {shown:,}" for task, (n, shown) in counts.items() if shown and shown < n]
+    if shared:
+        notes.append(f"questions share pictures ({', '.join(shared)}), and errors are over pictures")
     if luck:
         notes.append(f"the best average was chosen on the same questions: expect it too high by {', '.join(luck)}")
     return notes

@@ -21,7 +21,7 @@ from harness.evaluation import datasets
 from harness.evaluation import noise as module
 from harness.evaluation.lmms_model import QuestionDigest
 from harness.evaluation.noise import noise
-from harness.evaluation.task_suite import TaskSuite
+from harness.evaluation.task_suite import EVERY, TaskSuite
 from harness.results.metrics import value
 from harness.results.result import Result
 from harness.results.run_folder import RunFolder
@@ -106,7 +106,7 @@ def answers(root, task, seed):
 
 def score(root, task, tmp_path, seed=0):
     model = Scripted(answers(root, task, seed))
-    metrics, values = suite(root, task, TASKS[task][0]).run(model, None, tmp_path)
+    metrics, values = suite(root, task, TASKS[task][0]).run(model, EVERY, tmp_path)
     return metrics["scores"][task], metrics["noise"][task], values[task]
 
 
@@ -263,7 +263,7 @@ def test_vinoground_is_scored_by_groups_of_several_videos(tmp_path):
         Scripted.looked_at["vinoground", doc_id] = QuestionDigest(None, digest)
         members.setdefault(int(number) // 2, set()).add(digest[:16])
         right[int(number), int(kind == "video"), int(side == "neg")] = given[doc_id] == truth[doc_id]
-    metrics, _ = tasks.run(Scripted({"vinoground": given}), None, tmp_path / "out")
+    metrics, _ = tasks.run(Scripted({"vinoground": given}), EVERY, tmp_path / "out")
     text, video = 100 * right.all(axis=2).T
     for place, points in enumerate((text, video, np.minimum(text, video))):
         assert metrics["scores"]["vinoground"]["vinoground_score,none"][place] == pytest.approx(points.mean())
@@ -294,7 +294,7 @@ def test_more_aggregations_leave_scores_files_and_output_as_they_were(task, root
         folder = tmp_path / f"run{len(runs)}"
         (folder / "cwd").mkdir(parents=True)
         monkeypatch.chdir(folder / "cwd")
-        metrics, values = suite(root, task).run(Scripted(answers(root, task, 0)), None, folder / "submissions")
+        metrics, values = suite(root, task).run(Scripted(answers(root, task, 0)), EVERY, folder / "submissions")
         noted = metrics.pop("noise")[task]
         runs.append((metrics, values, tree(folder), capfd.readouterr().out))
         assert bool(noted) == (len(runs) == 1)
@@ -303,7 +303,7 @@ def test_more_aggregations_leave_scores_files_and_output_as_they_were(task, root
 
 
 def test_records_stay_when_tables_show_another_metric(root, tmp_path):
-    metrics, values = suite(root, "pope").run(Scripted(answers(root, "pope", 0)), None, tmp_path)
+    metrics, values = suite(root, "pope").run(Scripted(answers(root, "pope", 0)), EVERY, tmp_path)
     folder = RunFolder(tmp_path / "run", {})
     folder.open({})
     folder.finish(metrics, values, {})
@@ -515,7 +515,7 @@ def runs(root, tmp_path_factory):
             truth = answers(root, task, 0)[task]
             right = np.random.default_rng(7).random(len(truth)) >= wrong  # the same questions are hard for all
             given = [answer if good else TASKS[task][2] for answer, good in zip(truth, right, strict=True)]
-            metrics, values = suite(root, task, TASKS[task][0]).run(Scripted({task: given}), None, folder / method)
+            metrics, values = suite(root, task, TASKS[task][0]).run(Scripted({task: given}), EVERY, folder / method)
             each[task] = {name: column for name, column in values[task].items() if name != "doc_id"}
             scores |= metrics["scores"]
             records |= metrics["noise"]

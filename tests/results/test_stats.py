@@ -337,7 +337,9 @@ def test_pictures_are_counted_and_questions_of_one_are_a_cluster(tmp_path):
     widths = []
     for place, pictures in (("one", names), ("two", spread)):
         runs = [make_run(tmp_path / place, m, asked(v, pictures)) for m, v in (("none", base), ("x", mine))]
-        frame, _ = summary(results(*runs))
+        frame, notes = summary(results(*runs))
+        shared = "questions share pictures (t_one: 240 about 30), and errors are over pictures"
+        assert (shared in notes) == (place == "one")
         cell = frame.set_index(["hash", "benchmark"]).loc[results(runs[1])[0].hash, "t_one"]
         assert cell["pictures"] == len(set(pictures))
         widths.append(cell["high"] - cell["low"])

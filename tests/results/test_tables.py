@@ -16,7 +16,21 @@ from harness.results.formats import markdown, sheet
 from harness.results.result import collect, merge_task_runs, relative
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K", "kept"]
-COLUMNS = [*FRONT, "per_layer", "t", "avg", "low", "high", "lost", "gained", "agreement", "as_best"]
+COLUMNS = [
+    *FRONT,
+    "per_layer",
+    "t",
+    "avg",
+    "low",
+    "high",
+    "lost",
+    "gained",
+    "agreement",
+    "seeds",
+    "seed_sd",
+    "as_best",
+    "untested",
+]
 
 
 @pytest.fixture(autouse=True)
