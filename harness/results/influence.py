@@ -108,7 +108,8 @@ def _of_questions(
     mean = float(values.mean()) if asked else math.nan
     scale = next((scale for scale in scales if math.isclose(scale * mean, score, rel_tol=1e-6, abs_tol=1e-9)), None)
     if scale is None:
-        raise Untested(OLDER)
+        other = f"its questions give {scales[0] * mean:g} and not its score {score:g}: run it again with force=true"
+        raise Untested(OLDER if len(scales) > 1 else other)
     chosen = [part is None or part(cluster) for cluster, _ in asked]
     if not any(chosen):
         raise Untested("none of its questions is in this part")

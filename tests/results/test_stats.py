@@ -379,6 +379,13 @@ def test_what_has_no_record_and_does_not_follow_from_its_questions_is_untested(t
     assert by_benchmark["low"].count().to_dict() == {"t_one": 0, "t_two": 2, AVERAGE: 0}
 
 
+def test_a_score_that_its_questions_contradict_is_not_believed(tmp_path):
+    record, scores = {"t": {"acc,none": {"from": "questions", "scale": 1}}}, {"t": {"acc,none": 0.9}}
+    runs = [make_run(tmp_path, m, {"t": [1.0, 0.0]}, scores=scores, noise=record) for m in ("none", "x")]
+    reason = "its questions give 0.5 and not its score 0.9: run it again with force=true"
+    assert summary(results(*runs))[1] == [f"untested: t, since {reason}"]
+
+
 def test_a_run_gives_the_reason_why_it_is_untested(tmp_path):
     record = {"t": {"acc,none": {"from": None, "reason": "its aggregation needs a judge"}}}
     runs = [make_run(tmp_path, m, {"t": [1.0, 0.0]}, noise=record) for m in ("none", "x")]
