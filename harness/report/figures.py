@@ -70,7 +70,7 @@ def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
         caption = "Percent of the unpruned model's score (dashed). Bands: 95 % intervals; grey: runs of the same group."
         few = f"Fewer than three benchmarks at {budget}, too few for a radar."
         _add(plot_set, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)
-        caption = "Methods by group and average; lines are 95 % intervals, where questions have scores of their own."
+        caption = "Methods by group and average; lines are 95 % intervals, where the error is known."
         none = f"No run of the unpruned model to compare with at {budget}."
         _add(plot_set, f"{name}-bars", f"Benchmarks at {budget}", caption, plots.bars(rows, budget), none)
     _add(
