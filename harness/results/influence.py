@@ -31,7 +31,8 @@ class Untested(ValueError):  # noqa: N818  (a state of a score, and no fault)
 class Influence:
     """The influence of every cluster on one run's score of one task.
 
-    `answer` is what one answer can move the score by, so that scores without observed noise do not count as exact.
+    `answer` is what one answer can move the score by, so that scores without observed noise do not count as exact; as
+    many answers about one picture as are alike count as one.
     `questions` is the number of right or wrong answers whose mean is the score, 0 if it is no such mean.
     """
 
@@ -49,7 +50,9 @@ class Influence:
         shares = np.bincount(places, values - values.mean(), len(names)) / len(values)
         binary = bool(np.isin(values, (0.0, 1.0)).all())
         bounded = bool((values >= 0).all() and (values <= 1).all())
-        answer = scale / len(values) if bounded else 0.0
+        alone = float(np.square(values - values.mean()).sum()) / len(values) ** 2
+        alike = max(1.0, float(np.square(shares).sum()) / alone) if alone else 1.0  # the design effect
+        answer = scale * math.sqrt(alike) / len(values) if bounded else 0.0
         name = tuple(names.tolist())
         return cls(scale * float(values.mean()), name, scale * shares, answer, len(values) if binary else 0)
 
