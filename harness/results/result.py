@@ -279,6 +279,7 @@ def pool_seeds(results: Sequence[Result]) -> list[Result]:
 
 
 def _pooled(runs: Sequence[Result]) -> Result:
+    runs = sorted(runs, key=lambda run: int(run.about["identity"]["seed"]))
     first = runs[0]
     if len(runs) == 1 or all(_equal_scores(first, run) for run in runs[1:]):
         return first

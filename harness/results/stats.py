@@ -122,7 +122,7 @@ class Estimate:
         """Return by how much the best value is expected to lie above the truth because it was chosen as the best."""
         draws = self._draws(seed)
         chosen = (self.values + draws).argmax(axis=1)
-        return float(draws[np.arange(len(draws)), chosen].mean())
+        return max(0.0, float(draws[np.arange(len(draws)), chosen].mean()))
 
 
 def _beyond(limit: float, correlation: Array, freedom: float, seed: int) -> float:

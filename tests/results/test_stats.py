@@ -434,8 +434,9 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     base = coins(0, 0.9)
     seeds = [{t: v * coins(s, 0.7)[t] for t, v in base.items()} for s in (1, 2, 3)]
     runs = [make_run(tmp_path, each=base), *(make_run(tmp_path, "random", v, seed=i) for i, v in enumerate(seeds))]
-    unpruned, pooled = pool_seeds(results(*runs))
-    assert len(pooled.seeds) == 3
+    unpruned, pooled = pool_seeds(results(runs[0], *reversed(runs[1:])))
+    assert [run.about["identity"]["seed"] for run in pooled.seeds] == [0, 1, 2]
+    assert pooled.hash == Result.of(runs[1]).hash
     assert pooled.score("t_one") == pytest.approx(np.mean([np.mean(seed["t_one"]) for seed in seeds]))
     frame, notes = summary([unpruned, pooled])
     cell = frame.set_index(["hash", "benchmark"]).loc[pooled.hash, "t_one"]
