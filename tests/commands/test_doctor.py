@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import constants
-from omegaconf import OmegaConf
 from run_folders import make_run
 
 from harness import doctor
@@ -115,11 +114,6 @@ def test_kernels(gpu, monkeypatch, tmp_path):
 
 
 MODELS = presence._choices("model")
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_read_as_the_main_job_composes_it(name):
-    assert presence.model(name) == OmegaConf.to_container(compose("config", [f"model={name}"]).model)
 
 
 def test_models_that_are_here_not_here_and_damaged(monkeypatch, tmp_path):
