@@ -198,7 +198,7 @@ def test_unpruned_scores_lie_in_the_published_band_or_outside(tmp_path):
 def test_the_first_questions_alone_are_not_judged(tmp_path):
     unpruned(tmp_path, limit=20)
     state, said = states(band.baselines(tmp_path, PAPER))["qwen25vl7b mme"]
-    assert (state, said.partition(" (")[0]) == ("absent", "1600.00 of only the first 20 questions")
+    assert (state, said.partition(" (")[0]) == ("absent", "1600.00 of only the first 20 questions of each task")
 
 
 def test_no_runs_and_no_published_scores(tmp_path):
