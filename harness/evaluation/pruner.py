@@ -10,10 +10,10 @@ from typing import Any
 import harness
 import methods
 from harness.core.config import RunConfig, shipped
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
-from harness.models import checkpoint
+from harness.models import adapter_class, checkpoint
 from harness.models.model_folder import ModelFolder
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import VisionCache
@@ -116,8 +116,14 @@ def check_scorer(scorer: Path, model: ModelFolder) -> None:
     load_scorer(scorer, model.config.get_text_config().hidden_size)
 
 
-def random_method(run: RunConfig) -> Method:
-    """Return the method of a run on random weights, which have no companion files."""
-    name, params = run.method["name"], dict(run.params)
-    params |= {parameter: NO_FILE for parameter in methods.get(name).companion_files if params.get(parameter) is None}
-    return methods.load(name, **params)
+def method_without_weights(run: RunConfig, config: Any) -> Method:
+    """Load the method of a run from a model's configuration alone: UserError if the model cannot run it.
+
+    It has no companion files, which lie next to weights.
+    """
+    with as_user_error((ValueError, TypeError)):
+        method = methods.load(run.method["name"], **{**run.params, **dict.fromkeys(missing_companions(run), NO_FILE)})
+        family = adapter_class(config.model_type)
+        family.check(method, config)
+        family.check_positions(run.positions, method)
+    return method
