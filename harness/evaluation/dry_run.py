@@ -132,7 +132,7 @@ def _key(config: RunConfig) -> str:
 
 def _architecture(config: RunConfig) -> tuple[Any, int | None] | None:
     """Return the configuration of a model whose weights are not here and its scorer's width; None if unknown."""
-    cached = checkpoint.cached_config(config.model)
+    cached = checkpoint.cached_folder(config.model.pretrained, config.model.revision)
     if cached is not None:
         return ModelFolder(cached).config, None
     name = architectures.of_checkpoint(config.model.pretrained)
