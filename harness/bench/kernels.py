@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,9 @@ def bench(cfg: DictConfig) -> None:
     print(table(rows))
     about = {"machine": machine(device), "settings": {key: chosen[key] for key in chosen if key != "out"}}
     if chosen["out"] is not None:
-        write(Path(str(chosen["out"])).expanduser(), rows, about)
+        from harness.bench import output
+
+        output.write(Path(str(chosen["out"])).expanduser(), rows, about)
     print(json.dumps({**about, "rows": rows}, allow_nan=False))
     if wrong := sorted({row["kernel"] for row in rows if not row["same"]}):
         raise UserError(f"these kernels do not choose what public implementations choose: {', '.join(wrong)}")
@@ -173,17 +174,3 @@ def table(rows: list[Row]) -> str:
             f"worst of {name}: {worst['ratio']:.2f} ({worst['tokens']} tokens, {worst['data']}, {worst['load']})"
         )
     return "\n".join(lines)
-
-
-def write(out: Path, rows: list[Row], about: Row) -> None:
-    """Write FILE.csv and FILE.json whole."""
-    import pandas as pd
-
-    from harness.bench.output import csv_of, json_of
-    from harness.core.files import to_json, write_atomic
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = StringIO()
-    pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n")
-    write_atomic(csv_of(out), text.getvalue())
-    write_atomic(json_of(out), to_json({**about, "rows": rows}))

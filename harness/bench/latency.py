@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from harness.bench.columns import COLUMNS
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
 from harness.core.errors import UserError
@@ -75,7 +76,7 @@ def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[s
                 results = rounds(candidates, tensors, runner, chosen.warmup, chosen.repeats, say)
             rows += output.rows(chosen, model.config, candidates, inputs, results, about, batch)
             if chosen.out is not None:
-                output.write(chosen.out, rows, about)
+                output.write(chosen.out, rows, {**about, "columns": COLUMNS}, list(COLUMNS))
     return rows, about
 
 

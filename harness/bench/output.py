@@ -134,8 +134,8 @@ def json_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
-def write(out: Path, rows: Sequence[Row], common: Row) -> None:
-    """Write both files atomically."""
+def write(out: Path, rows: Sequence[Row], common: Row, columns: list[str] | None = None) -> None:
+    """Write both files atomically; `columns` are those of the CSV file, by default all that the rows have."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(csv_of(out), pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n"))
-    write_atomic(json_of(out), to_json({**common, "columns": COLUMNS, "rows": list(rows)}))
+    write_atomic(csv_of(out), pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
+    write_atomic(json_of(out), to_json({**common, "rows": list(rows)}))

@@ -17,8 +17,8 @@ from harness.bench.timers import Clock
 from harness.bench.workloads import Workload
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
-from harness.evaluation.pruner import pruner_of, random_method
-from harness.models import adapter_class, checkpoint
+from harness.evaluation.pruner import method_without_weights, pruner_of
+from harness.models import checkpoint
 from harness.models.cost import architectures
 from harness.models.loading import device_of, load
 from harness.models.model_folder import ModelFolder
@@ -84,19 +84,17 @@ def allowed_in(
 
     Scorers and other files are searched in `folder`; without a folder, methods run without them.
     """
-    family, allowed = adapter_class(config.model_type), []
+    allowed = []
     for run in chosen.runs:
         try:
             if folder is not None:
                 pruner = pruner_of(run, folder)
                 method, scorer = pruner.method, pruner.scorer
             else:
-                method, scorer = random_method(run), None
-                family.check(method, config)
-                family.check_positions(run.positions, method)
-        except (ValueError, TypeError, UserError) as error:
+                method, scorer = method_without_weights(run, config), None
+        except UserError as error:
             if not chosen.all_methods:
-                raise UserError(one_line(error)) from error
+                raise
             tell(f"left out: {one_line(error)}")
             continue
         allowed.append((run, method, scorer))

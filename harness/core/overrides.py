@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
@@ -48,8 +50,9 @@ def parse(overrides: list[str]) -> list[Override]:
 def compose(config_name: str, overrides: list[str], **options: bool) -> DictConfig:
     """Compose the configuration of one job; UserError names an unknown key. `options` go to Hydra's compose."""
     register_resolvers()
+    initialized = GlobalHydra.instance().is_initialized()  # in a command that Hydra runs, with the same folder
     try:
-        with hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
+        with nullcontext() if initialized else hydra.initialize_config_dir(str(conf()), version_base=VERSION_BASE):
             return hydra.compose(config_name, overrides, **options)
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
+from harness.core.question_sample import ALL
 from harness.doctor import ABSENT, BROKEN, OK, Finding
 from harness.results.method_groups import BASELINE
 
@@ -54,9 +55,9 @@ def _compare(name: str, benchmark: str, published: pd.Series, ours: pd.DataFrame
     band = f"published {published.iloc[0]:g}, band {low:g} to {high:g}"
     if not len(ours):
         yield Finding("baselines", name, ABSENT, f"no run ({band})")
-    for score, limit, versions in zip(ours["score"], ours["limit"], ours["versions"], strict=True):
-        if not pd.isna(limit):
-            yield Finding("baselines", name, ABSENT, f"{score:.2f} of only the first {limit:g} questions ({band})")
+    for score, asked, versions in zip(ours["score"], ours["asked"], ours["versions"], strict=True):
+        if asked != ALL:
+            yield Finding("baselines", name, ABSENT, f"{score:.2f} of only {asked} ({band})")
         elif low <= score <= high:
             yield Finding("baselines", name, OK, f"{score:.2f} ({band})")
         else:

@@ -10,6 +10,7 @@ import yaml
 
 from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
 from harness.core.errors import UserError, one_line
+from harness.core.overrides import compose
 from harness.core.task_index import task_file
 from harness.doctor import ABSENT, BROKEN, OK, Finding
 from harness.evaluation import datasets as data
@@ -19,7 +20,7 @@ from harness.models import checkpoint
 def models() -> Iterator[tuple[Finding, Path | None]]:
     """Look for every model of conf/model; yield a finding and the model's folder."""
     for name in _choices("model"):
-        config = ModelConfig(**model(name))
+        config = ModelConfig(**compose("config", [f"model={name}"]).model)
         try:
             folder = checkpoint.local_folder(config)
         except UserError as error:
@@ -31,15 +32,6 @@ def models() -> Iterator[tuple[Finding, Path | None]]:
         else:
             kind = "ships with the harness" if config.pretrained.startswith(SHIPPED) else f"in {folder}"
             yield Finding("models", name, OK, kind), folder
-
-
-def model(name: str) -> dict[str, Any]:
-    """Read a file of conf/model and those that it is based on, since Hydra composes one configuration per command."""
-    own = yaml.safe_load(conf("model", f"{name}.yaml").read_text(encoding="utf-8"))
-    base: dict[str, Any] = {}
-    for other in own.pop("defaults", []):
-        base |= model(other)
-    return base | own
 
 
 def scorers(folders: dict[str, Path | None]) -> Iterator[Finding]:

@@ -18,14 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
 from harness.core import files
-from harness.core.config import RunConfig, conf, validate
+from harness.core.config import RunConfig, validate
 from harness.core.errors import UserError, as_user_error, one_line
+from harness.core.overrides import compose
 from harness.doctor import BROKEN, OK, Finding, machine
-from harness.doctor.presence import model as model_config
 from harness.pocket import HOME
 
 PART, NAME = "reproduces", "pocket"
@@ -51,17 +48,9 @@ class Setting:
 
     def config(self) -> RunConfig:
         """Return the configuration of the run, at a quarter of the visual tokens."""
-        return validate(
-            OmegaConf.create(
-                {
-                    "method": _group("method", self.method),
-                    "model": model_config(self.model),
-                    "tasks": _group("tasks", SUITES[self.model]),
-                    "keep": 1.0 if self.method == "none" else 0.25,
-                    "positions": self.positions,
-                }
-            )
-        )
+        chosen = [f"model={self.model}", f"method={self.method}", f"tasks={SUITES[self.model]}"]
+        budget = [] if self.method == "none" else ["keep=0.25"]
+        return validate(compose("config", [*chosen, *budget, f"positions={self.positions}"]))
 
 
 SUITES = {"pocket": "pocket", "pocket_llava": "pocket_image"}  # model -> its tasks
@@ -233,12 +222,6 @@ def compare(expected: Mapping[str, Sequence[Reply]], actual: Mapping[str, Sequen
 def _difference(expected: Sequence[int], actual: Sequence[int]) -> int:
     a, b = set(expected), set(actual)
     return max(len(a - b), len(b - a))
-
-
-def _group(group: str, name: str) -> dict[str, Any]:
-    """Read a file of conf/, since Hydra composes only one configuration per command."""
-    content: dict[str, Any] = yaml.safe_load(conf(group, f"{name}.yaml").read_text(encoding="utf-8"))
-    return content
 
 
 def _parsed(tree: dict[str, list[dict[str, Any]]]) -> dict[str, list[Reply]]:

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -92,16 +92,26 @@ def _check(task: str, folder: Path) -> None:
             )
 
 
-class _Plain(yaml.SafeLoader):
-    """Read task files without the functions that they name."""
+class NamedFunction(NamedTuple):
+    """A function that a task file names as `!function module.name`."""
 
-
-_Plain.add_constructor("!function", lambda loader, node: None)
+    folder: Path  # of the task file
+    module: str
+    name: str
 
 
 def described(file: Path) -> dict[str, Any]:
     """Read a task file and those that it includes; lmms-eval's own reader imports what they name, which is slow."""
-    own = yaml.load(file.read_text(encoding="utf-8"), _Plain)
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> NamedFunction:
+        module, _, name = loader.construct_scalar(node).rpartition(".")
+        return NamedFunction(file.parent, module, name)
+
+    Loader.add_constructor("!function", function)
+    own: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader)
     included = own.get("include", [])
     merged: dict[str, Any] = {}
     for path in reversed(included if isinstance(included, list) else [included]):

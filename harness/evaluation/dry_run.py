@@ -18,17 +18,17 @@ from qwen_vl_utils.vision_process import smart_resize
 from harness.core.config import RunConfig
 from harness.core.console import table_lines
 from harness.core.distributed import only_one
-from harness.core.errors import as_user_error, one_line
+from harness.core.errors import one_line
 from harness.core.files import digest, slug
 from harness.evaluation.preflight import LocatedRun
-from harness.evaluation.pruner import checked_method, random_method
+from harness.evaluation.pruner import checked_method, method_without_weights
 from harness.evaluation.sweep_plan import of_folders, wanted_runs
-from harness.models import adapter_class, checkpoint
+from harness.models import checkpoint
 from harness.models.cost import architectures, count
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
-from methods.base import Method, Signal
+from methods.base import Signal
 from methods.resize import smaller
 from methods.tokens import Grid, num_tokens
 
@@ -96,7 +96,7 @@ def cost(run: LocatedRun) -> Cost:
         where = f"{config.model.pretrained} is not here, nor is its configuration"
         return Cost(None, config.tokens, notes=(f"{where}: its tokens and operations are known once it is",))
     (model, scorer_hidden), notes = architecture, []
-    method = _checked(config, model) if run.model is None else checked_method(config, run.model)
+    method = method_without_weights(config, model) if run.model is None else checked_method(config, run.model)
     if run.model is None and Signal.IMPORTANCE in method.needs and config.model.scorer is None:
         notes.append(f"{method.name} needs a learned scorer: model.scorer=FOLDER")
     grids = _grids(model, config)
@@ -132,19 +132,11 @@ def _key(config: RunConfig) -> str:
 
 def _architecture(config: RunConfig) -> tuple[Any, int | None] | None:
     """Return the configuration of a model whose weights are not here and its scorer's width; None if unknown."""
-    cached = checkpoint.cached_config(config.model)
+    cached = checkpoint.cached_folder(config.model.pretrained, config.model.revision)
     if cached is not None:
         return ModelFolder(cached).config, None
     name = architectures.of_checkpoint(config.model.pretrained)
     return None if name is None else (architectures.config_of(name), architectures.scorer_hidden(name))
-
-
-def _checked(config: RunConfig, model: Any) -> Method:
-    with as_user_error((ValueError, TypeError)):
-        method, family = random_method(config), adapter_class(model.model_type)
-        family.check(method, model)
-        family.check_positions(config.positions, method)
-    return method
 
 
 def _grids(model: Any, config: RunConfig) -> list[Grid] | None:

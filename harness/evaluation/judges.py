@@ -10,15 +10,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest
+from harness.evaluation.datasets import NamedFunction, described
 
 CLIENTS = {"openai", "anthropic", "httpx", "aiohttp", "litellm", "dashscope", "google"}  # packages
 SENDERS = {"post", "request", "Session"}  # of the package `requests`, which tasks also download pictures with
@@ -36,13 +35,14 @@ def check_key(task: str, file: Path) -> None:
     """Refuse a task whose judge has no key: most tasks would count its silence as a wrong answer."""
     keys = None if task in ASK_NOBODY else judge_keys(file)
     if keys and not any(map(os.environ.get, keys)):
-        raise UserError(f"task {task} asks a judge over the network: set {' or '.join(keys)}{_without_judge(task)}")
+        variant = f"; {task}_static needs none" if f"{task}_static" in ASK_NOBODY else ""
+        raise UserError(f"task {task} asks a judge over the network: set {' or '.join(keys)}{variant}")
 
 
 def judge_keys(file: Path) -> list[str] | None:
     """Return the variables of which a task's judge needs one, none if its code reads none; None without a judge."""
     reach = _Reach()
-    for code, name in _scoring_functions(_read(file)):
+    for code, name in _scoring_functions(described(file)):
         reach.follow(_module(code), name)
     reach.finish()
     return sorted(reach.keys, key=lambda key: (key != "OPENAI_API_KEY", key)) if reach.sends else None
@@ -67,11 +67,12 @@ def with_answers(task: str) -> Iterator[None]:
     answered = False
     cause: BaseException | None = None
 
-    def note(method: str, url: Any, body: Any, failure: str | None) -> None:
+    def note(request: Any, failure: str | None) -> None:
         nonlocal answered
-        if method != "POST":
+        if request.method != "POST":
             return
-        key = digest([str(url), body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)])
+        body = request.body if isinstance(request, requests.PreparedRequest) else request.content
+        key = digest([str(request.url), body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)])
         if failure is None:
             answered = True
             failures.pop(key, None)  # a retry
@@ -80,32 +81,38 @@ def with_answers(task: str) -> Iterator[None]:
         if not answered and sum(other != BUSY for other in failures.values()) >= HOPELESS:
             raise JudgeSilenceError
 
-    def send(original: Callable[..., Any], body: Callable[[Any], Any], client: Any, request: Any, **more: Any) -> Any:
+    @contextmanager
+    def noted(request: Any) -> Iterator[Callable[[Any], None]]:
+        """Note what comes of a request; the block passes on the response."""
+        responses: list[Any] = []
         try:
-            response = original(client, request, **more)
+            yield responses.append
         except Exception as error:  # of whatever kind, the task's code gets it
-            note(request.method, request.url, body(request), f"{type(error).__name__}: {one_line(error)[:200]}")
+            note(request, f"{type(error).__name__}: {one_line(error)[:200]}")
             raise
-        note(request.method, request.url, body(request), _failure(response.status_code))
-        return response
+        status = responses[0].status_code
+        note(request, f"HTTP status {status}" if status >= 400 else None)
 
-    async def send_async(original: Callable[..., Any], client: Any, request: Any, **more: Any) -> Any:
-        try:
-            response = await original(client, request, **more)
-        except Exception as error:  # as above
-            note(request.method, request.url, request.content, f"{type(error).__name__}: {one_line(error)[:200]}")
-            raise
-        note(request.method, request.url, request.content, _failure(response.status_code))
-        return response
+    def watched(send: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_send(client: Any, request: Any, **more: Any) -> Any:
+            with noted(request) as receive:
+                receive(response := send(client, request, **more))
+            return response
 
-    def method(function: Callable[..., Any], *first: Any) -> Any:
-        return lambda client, request, **more: function(*first, client, request, **more)
+        return watched_send
 
-    content, plain_body = (lambda request: request.content), (lambda request: request.body)
+    def watched_async(send: Callable[..., Any]) -> Callable[..., Any]:
+        async def watched_send(client: Any, request: Any, **more: Any) -> Any:
+            with noted(request) as receive:
+                receive(response := await send(client, request, **more))
+            return response
+
+        return watched_send
+
     with (
-        patch.object(httpx.Client, "send", method(partial(send, httpx.Client.send, content))),
-        patch.object(httpx.AsyncClient, "send", method(partial(send_async, httpx.AsyncClient.send))),
-        patch.object(requests.Session, "send", method(partial(send, requests.Session.send, plain_body))),
+        patch.object(httpx.Client, "send", watched(httpx.Client.send)),
+        patch.object(httpx.AsyncClient, "send", watched_async(httpx.AsyncClient.send)),
+        patch.object(requests.Session, "send", watched(requests.Session.send)),
     ):
         try:
             yield
@@ -117,15 +124,6 @@ def with_answers(task: str) -> Iterator[None]:
         what = f"its judge left {len(failures)} requests without an answer ({next(iter(failures.values()))})"
         remedy = "start the run again once the judge answers, the model's answers are kept"
         raise UserError(f"task {task}: {what}: {remedy}") from cause
-
-
-def _failure(status: int) -> str | None:
-    return f"HTTP status {status}" if status >= 400 else None
-
-
-def _without_judge(task: str) -> str:
-    """Name the variant of a task that asks no judge, as a message continues."""
-    return f"; {task}_static needs none" if f"{task}_static" in ASK_NOBODY else ""
 
 
 @dataclass
@@ -214,53 +212,36 @@ def _variable(node: ast.AST) -> str | None:
     return text if isinstance(text, str) and KEY.fullmatch(text) else None
 
 
-def _scoring_functions(config: Mapping[str, Any]) -> list[tuple[Path, str]]:
-    """Return file and name of the functions that score a task's answers."""
+def _scoring_functions(config: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield file and name of the functions that score a task's answers."""
     metrics = filter(None, config.get("metric_list") or [])
-    values = [config.get("process_results"), *(metric.get("aggregation") for metric in metrics)]
-    return [value for value in values if isinstance(value, tuple) and value[0].is_file()]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Read a task file and those that it includes; a function that one names becomes its file and its name."""
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> tuple[Path, str]:
-        module, _, name = loader.construct_scalar(node).rpartition(".")
-        return _file_of(module) or file.parent / f"{module}.py", name
-
-    Loader.add_constructor("!function", function)
-    own: dict[str, Any] = yaml.load(file.read_text(encoding="utf-8"), Loader)
-    included = own.get("include", [])
-    merged: dict[str, Any] = {}
-    for path in reversed(included if isinstance(included, list) else [included]):
-        merged |= _read(file.parent / path)
-    return merged | own
+    for function in (config.get("process_results"), *(metric.get("aggregation") for metric in metrics)):
+        if isinstance(function, NamedFunction):
+            file = _file_of(function.module) or function.folder / f"{function.module}.py"
+            if file.is_file():
+                yield file, function.name
 
 
 @cache
 def _module(file: Path) -> _Module:
     module = _Module(file)
-    _collect(ast.parse(file.read_text(encoding="utf-8")).body, module)
-    return module
-
-
-def _collect(body: list[ast.stmt], module: _Module) -> None:
-    """Note what statements define, also below `if` and `try`."""
-    for node in body:
-        module.imports |= _imports(node, module.file)
+    for node in _top_level(ast.parse(file.read_text(encoding="utf-8"))):
+        module.imports |= _imports(node, file)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             module.definitions.setdefault(node.name, []).append(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 for name in (part.id for part in ast.walk(target) if isinstance(part, ast.Name)):
                     module.definitions.setdefault(name, []).append(node.value)
-        for block in ("body", "orelse", "finalbody", "handlers"):
-            if isinstance(node, ast.If | ast.Try | ast.With):
-                for part in getattr(node, block, []):
-                    _collect(part.body if isinstance(part, ast.ExceptHandler) else [part], module)
+    return module
+
+
+def _top_level(block: ast.AST) -> Iterator[ast.AST]:
+    """Yield the parts of a block at the top level of a module, also those below `if`, `try` and `with`."""
+    for node in ast.iter_child_nodes(block):
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.ExceptHandler | ast.With):
+            yield from _top_level(node)
 
 
 def _imports(node: ast.AST, file: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 import methods
 from harness.core.config import RunConfig, TasksConfig, shipped, validate
 from harness.core.config_groups import check_tasks, register
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.core.files import check_place
 from harness.core.overrides import parse
 from harness.core.question_sample import QuestionSample
@@ -77,10 +77,8 @@ def check(cfg: DictConfig) -> LocatedRun:
 
 def check_parameters(config: RunConfig) -> None:
     """Refuse parameters that the method does not know or cannot work with; this imports torch."""
-    try:
+    with as_user_error((ValueError, TypeError)):
         methods.load(config.method["name"], **config.params)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from error
 
 
 def check_family(run: LocatedRun) -> "Method":

@@ -10,10 +10,10 @@ from typing import Any
 import harness
 import methods
 from harness.core.config import RunConfig, shipped
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
-from harness.models import checkpoint
+from harness.models import adapter_class, checkpoint
 from harness.models.model_folder import ModelFolder
 from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import VisionCache
@@ -64,15 +64,13 @@ class Pruner:
 def pruner_of(run: RunConfig, model: ModelFolder) -> Pruner:
     """Load the method of a run and check it and its scorer; UserError for what is wrong or missing."""
     method, scorer = checked_method(run, model), None
-    try:
+    with as_user_error(ValueError):
         _check_made_for(method, model.path)
         if Signal.IMPORTANCE in method.needs:
             scorer = shipped(run.model.scorer) if run.model.scorer else shipped_scorer(str(model.path))
             if scorer is None:
                 raise UserError(f"{method.name} needs a learned scorer, {model.path} has none: pass model.scorer=/path")
             check_scorer(scorer, model)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
 
 
@@ -81,15 +79,13 @@ def checked_method(run: RunConfig, model: ModelFolder) -> Method:
 
     Of the model only config.json is read, and the files of `missing_companions` where they exist.
     """
-    try:
+    with as_user_error((ValueError, TypeError)):
         paths = {parameter: model.path / file for parameter, file in missing_companions(run).items()}
         companions = {parameter: str(path) for parameter, path in paths.items() if path.is_file()}
         method = methods.load(run.method["name"], **{**run.params, **companions})
         method.check()
         model.adapter.check(method, model.config)
         model.adapter.check_positions(_positions(run), method)
-    except (ValueError, TypeError) as error:
-        raise UserError(one_line(error)) from error
     return method
 
 
@@ -116,8 +112,14 @@ def check_scorer(scorer: Path, model: ModelFolder) -> None:
     load_scorer(scorer, model.config.get_text_config().hidden_size)
 
 
-def random_method(run: RunConfig) -> Method:
-    """Return the method of a run on random weights, which have no companion files."""
-    name, params = run.method["name"], dict(run.params)
-    params |= {parameter: NO_FILE for parameter in methods.get(name).companion_files if params.get(parameter) is None}
-    return methods.load(name, **params)
+def method_without_weights(run: RunConfig, config: Any) -> Method:
+    """Load the method of a run from a model's configuration alone: UserError if the model cannot run it.
+
+    It has no companion files, which lie next to weights.
+    """
+    with as_user_error((ValueError, TypeError)):
+        method = methods.load(run.method["name"], **{**run.params, **dict.fromkeys(missing_companions(run), NO_FILE)})
+        family = adapter_class(config.model_type)
+        family.check(method, config)
+        family.check_positions(run.positions, method)
+    return method

@@ -15,7 +15,7 @@ import torch
 import harness
 from harness.core.config import PACKAGE, RunConfig
 from harness.core.distributed import launched
-from harness.core.errors import UserError, one_line
+from harness.core.errors import UserError, as_user_error
 from harness.core.files import slug
 from harness.core.timing import Stages
 from harness.evaluation.identity import packages, sources
@@ -66,11 +66,8 @@ def _is_done(folder: RunFolder, strict: bool) -> bool:
 
 def _try_on(pruner: Pruner, loaded: Loaded) -> None:
     """Refuse a scorer of another width or an unsupported model before anything is written."""
-    try:
-        with pruner.attach(loaded.model):
-            pass
-    except (ValueError, HookError) as error:
-        raise UserError(one_line(error)) from error
+    with as_user_error((ValueError, HookError)), pruner.attach(loaded.model):
+        pass
 
 
 def _complete(

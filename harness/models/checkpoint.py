@@ -37,7 +37,7 @@ def local_folder(model: ModelConfig) -> Path | None:
     if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not _is_hub_id(name):
         check_folder(folder)
         return folder
-    cached = cached_config(model)
+    cached = cached_folder(name, model.revision)
     if cached is None:
         return None
     try:
@@ -47,11 +47,11 @@ def local_folder(model: ModelConfig) -> Path | None:
     return cached
 
 
-def cached_config(model: ModelConfig) -> Path | None:
+def cached_folder(repo: str, revision: str | None = None) -> Path | None:
     """Return the folder in the Hub's cache with a model's config.json, maybe without weights; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(model.pretrained, "config.json", revision=model.revision)
+    config = try_to_load_from_cache(repo, "config.json", revision=revision) if _is_hub_id(repo) else None
     return Path(config).parent if isinstance(config, str) else None
 
 

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harness.models.checkpoint import cached_folder
+
 INIT_SCALE = 1e-4  # standard deviation of the initial weights in the released code
 ARCHITECTURE = "TransformerScorer"
 PARTS = ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
@@ -96,29 +98,14 @@ def load_scorer(path: str | Path, dim: int) -> VisionSelectorScorer:
 
 def shipped_scorer(name_or_path: str) -> Path | None:
     """Return the path of the scorer that is shipped with a model, or None: a folder `scorer`, or the weights."""
-    folder = _local_folder(name_or_path)
+    local = Path(name_or_path).expanduser()
+    folder = local if name_or_path and local.is_dir() else cached_folder(name_or_path)
     if folder is None:
         return None
     if (folder / SCORER_FOLDER).is_dir():
         return folder / SCORER_FOLDER
     has_weights = any(True for suffix in SUFFIXES[:2] for _ in folder.glob(f"*{suffix}"))
     return folder if has_weights and any(_is_scorer(name) for name in _tensor_files(folder)[0]) else None
-
-
-def _local_folder(name_or_path: str) -> Path | None:
-    if not name_or_path:
-        return None
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name_or_path, "config.json")
-    except HFValidationError:  # a path that does not exist any more
-        return None
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def _is_scorer(name: str) -> bool:

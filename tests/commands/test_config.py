@@ -11,6 +11,7 @@ from itertools import cycle
 
 import pytest
 import yaml
+from composed_sweeps import composed
 
 import methods
 from harness.core.config import conf, validate
@@ -26,10 +27,6 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 INDEX = "model.safetensors.index.json"
 TASKS = sorted(path.stem for path in (CONF / "tasks").glob("*.yaml"))
-
-
-def composed(*overrides):
-    return validate(compose("config", register(list(overrides))))
 
 
 def run_main(*args, cwd, early_torch="raise AssertionError('imported before the configuration was checked')", **env):
@@ -84,12 +81,6 @@ def test_the_defaults():
 
 def test_tokens_switches_the_default_share_off():
     assert composed("tokens=64").budget.label == "64tok"
-
-
-def test_the_unpruned_model_has_no_budget():
-    assert composed("method=none").budget.label == "1.0"
-    with pytest.raises(UserError, match=r"leave keep=0\.1 out"):
-        composed("method=none", "keep=0.1")
 
 
 def test_a_single_task_of_lmms_eval_takes_the_published_metric():
@@ -149,7 +140,7 @@ def test_slurm_composes():
 
 def test_published_metrics_belong_to_tasks_that_lmms_eval_has():
     metrics = yaml.safe_load(conf("tables", "metrics.yaml").read_text())
-    check_tasks(validate(compose("config", register([f"tasks=[{','.join(metrics)}]"]))).tasks)
+    check_tasks(composed(f"tasks=[{','.join(metrics)}]").tasks)
 
 
 MISTAKES = {
@@ -207,22 +198,22 @@ def check_one_line(code, out, err, message):
 
 def test_what_a_method_leaves_to_be_said_is_asked_for_before_the_model_is_loaded(tmp_path):
     (tmp_path / "config.json").write_bytes((WEIGHTS / "config.json").read_bytes())
-    run = validate(compose("config", register(["method=d2pruner"])))
+    run = composed("method=d2pruner")
     with pytest.raises(UserError, match=r"d2pruner has no debiasing prior: make one with python -m harness\.d2prior"):
         checked_method(run, ModelFolder(tmp_path))
-    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    said = composed("method=d2pruner", "method.prior=none")
     assert checked_method(said, ModelFolder(tmp_path)).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_is_taken_unless_another_is_named():
-    run = validate(compose("config", register(["method=d2pruner"])))
+    run = composed("method=d2pruner")
     assert checked_method(run, ModelFolder(WEIGHTS)).file_metadata["prior"]["tasks"] == "pocket_scenes"
-    said = validate(compose("config", register(["method=d2pruner", "method.prior=none"])))
+    said = composed("method=d2pruner", "method.prior=none")
     assert checked_method(said, ModelFolder(WEIGHTS)).file_metadata["prior"]["digest"] == "none"
 
 
 def test_a_file_beside_the_weights_that_does_not_fit_says_what_to_do():
-    run = validate(compose("config", register(["method=d2pruner", "method.layer=0"])))
+    run = composed("method=d2pruner", "method.layer=0")
     remedy = "the method is at layer:0: make one with python -m harness.d2prior .* layer=0, or say method.prior=none"
     with pytest.raises(UserError, match=remedy):
         checked_method(run, ModelFolder(WEIGHTS))

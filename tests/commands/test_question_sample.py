@@ -1,16 +1,14 @@
 """limit=, sample= and questions=: which questions they choose, what they are known by, and what is refused."""
 
 import pytest
+from composed_sweeps import composed
 
-from harness.core.config import validate
-from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.core.question_sample import QuestionSample, in_words
 
 
 def config(*overrides: str):
-    return validate(compose("config", register(["method=none", *overrides])))
+    return composed("method=none", *overrides)
 
 
 def test_the_default_is_every_question():

@@ -5,13 +5,12 @@ import shutil
 
 import miniature_datasets as miniatures
 import pytest
+from composed_sweeps import composed
 from fork_server import completed
 from tiny_models import tiny_folder
 
-from harness.core.config import TasksConfig, validate
-from harness.core.config_groups import register
+from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.evaluation import datasets
 from harness.evaluation.preflight import locate
 from harness.evaluation.run_plan import plan
@@ -51,7 +50,7 @@ def test_each_task_may_have_a_folder_of_its_own(root):
 
 
 def test_tasks_that_bring_their_data_need_no_copy(root):
-    config = validate(compose("config", register(["tasks=pocket_existence"]))).tasks
+    config = composed("tasks=pocket_existence").tasks
     assert datasets.local(config, str(root)) == {}
 
 
@@ -79,11 +78,11 @@ def test_archives_that_were_not_unpacked_are_named(root, tmp_path):
 @pytest.mark.parametrize("value", ["3", "[a,b]", "{pope: 3}"])
 def test_a_data_root_that_is_no_folder_is_refused(value):
     with pytest.raises(UserError, match="data_root must be a folder or"):
-        validate(compose("config", [f"data_root={value}"]))
+        composed(f"data_root={value}")
 
 
 def identity(model, *overrides):
-    config = validate(compose("config", register([f"model.pretrained={model}", "method=random", *overrides])))
+    config = composed(f"model.pretrained={model}", "method=random", *overrides)
     return plan(locate(config)).runs[-1].folder.identity
 
 

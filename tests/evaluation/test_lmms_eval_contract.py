@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import miniature_datasets as miniatures
 import pytest
-from lmms_eval.api.model import lmms
+from scripted_model import Scripted
 
 from harness.core.config import TasksConfig
 from harness.core.question_sample import QuestionSample
@@ -49,32 +49,17 @@ FORMS = [
 ]
 
 
-class Scripted(lmms):
+class InTurns(Scripted):
     """A model whose answers depend on the question and on how often it was asked."""
-
-    is_simple = False
-
-    def __init__(self):
-        super().__init__()
-        self.loaded = SimpleNamespace(config=SimpleNamespace(batch_size=1))
 
     def generate_until(self, requests):
         answers, turns = [], {}
         for request in requests:
             doc_id, task = request.args[3:5]
             turn = turns[task, doc_id] = turns.get((task, doc_id), -1) + 1
-            pool = ANSWERS[task]
+            pool = self.answers[task]
             answers.append(FORMS[(doc_id + 2 * turn) % len(FORMS)].format(pool[(5 * doc_id + 3 * turn) % len(pool)]))
         return answers
-
-    def clean(self):
-        """Nothing to free; lmms-eval's own collects garbage for seconds."""
-
-    def loglikelihood(self, requests):
-        raise AssertionError
-
-    def generate_until_multi_round(self, requests):
-        raise AssertionError
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +105,7 @@ def theirs(root, tmp_path_factory):
         places = [root / path, root / Path(path).name]
         return load_dataset(str(next((place for place in places if place.is_dir()), path)), *args, **settings)
 
-    model = SimpleNamespace(create_from_arg_string=lambda *_: Scripted())
+    model = SimpleNamespace(create_from_arg_string=lambda *_: InTurns(ANSWERS))
 
     def run(tasks, *more):
         call = ["lmms_eval", "--model", "harness", "--tasks", ",".join(tasks), "--log_samples", *more]
@@ -148,7 +133,7 @@ def ours(root, tmp_path_factory):
         suite = TaskSuite(config, data=data)
         suite.looked_at = {(name, doc_id): QuestionDigest() for name in tasks for doc_id in range(miniatures.ROWS)}
         suite.check(sample=sample)
-        return suite.run(Scripted(), sample, tmp_path_factory.mktemp("ours"))
+        return suite.run(InTurns(ANSWERS), sample, tmp_path_factory.mktemp("ours"))
 
     return {"all": run(ANSWERS, EVERY), "share": run(["pope"], QuestionSample(0.3))}
 

@@ -139,6 +139,33 @@ def bootstrapped(clusters, statistic, resamples=600):
     return np.std(draws, ddof=1)
 
 
+def pairs_of_mme(values):
+    """Return points, category and picture of each pair of perception questions."""
+    pairs = {}
+    for row, picture in zip(values["mme_perception_score,none"], values["picture"], strict=True):
+        if row is not None:
+            pairs.setdefault((row["category"], row["question_id"], picture), []).append(row["score"])
+    points = np.array([50 * sum(pair) + 100 * (sum(pair) == 2) for pair in pairs.values()])
+    return points, np.array([category for category, _, _ in pairs]), [picture for _, _, picture in pairs]
+
+
+def turns_of_mmbench(values):
+    """Return for each question whether all its turns are right, in percent, and its picture."""
+    turns = {}
+    for row, picture in zip(values["gpt_eval_score,none"], values["picture"], strict=True):
+        turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
+    return np.array([100.0 * all(turn) for turn in turns.values()]), [picture for _, picture in turns]
+
+
+def effects_on_means(values, category):
+    """Return the effect of each value on the sum of the means of its category's values."""
+    effects = np.zeros(len(values))
+    for name in set(category):
+        of_name = category == name
+        effects[of_name] = (values[of_name] - values[of_name].mean()) / of_name.sum()
+    return effects
+
+
 def f1(rows, places):
     said = np.array([row["prediction"] == "yes" for row in rows])[places]
     true = np.array([row["ground_truth"] == "yes" for row in rows])[places]
@@ -176,21 +203,10 @@ def test_accuracy_of_pope_has_the_error_of_a_mean_over_pictures(root, tmp_path):
 
 def test_mme_is_scored_by_pairs_in_categories(root, tmp_path):
     _, records, values = score(root, "mme", tmp_path)
-    pairs = {}
-    for row, picture in zip(values["mme_perception_score,none"], values["picture"], strict=True):
-        if row is not None:
-            pairs.setdefault((row["category"], row["question_id"], picture), []).append(row["score"])
-    points = np.array([50 * sum(pair) + 100 * (sum(pair) == 2) for pair in pairs.values()])
-    category = np.array([category for category, _, _ in pairs])
-    pictures = [picture for _, _, picture in pairs]
-    effects = np.zeros(len(points))
-    for name in set(category):
-        effects[category == name] = (points[category == name] - points[category == name].mean()) / (
-            category == name
-        ).sum()
-    assert 1 < len(pairs) / len(set(pictures)) < 3
+    points, category, pictures = pairs_of_mme(values)
+    assert 1 < len(points) / len(set(pictures)) < 3
     record = records["mme_perception_score,none"]
-    by_picture(record, effects, pictures)
+    by_picture(record, effects_on_means(points, category), pictures)
 
     def total(places):
         return sum(points[places][category[places] == name].mean() for name in set(category))
@@ -202,15 +218,10 @@ def test_mme_is_scored_by_pairs_in_categories(root, tmp_path):
 @pytest.mark.parametrize("task", ["mmbench_en_dev_static", "mmbench_cn_dev_static"])
 def test_mmbench_is_scored_by_questions_with_all_their_turns(task, root, tmp_path):
     scores, records, values = score(root, task, tmp_path)
-    rows = values["gpt_eval_score,none"]
-    turns = {}
-    for row, picture in zip(rows, values["picture"], strict=True):
-        turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
-    right = np.array([100.0 * all(turn) for turn in turns.values()])
+    right, pictures = turns_of_mmbench(values)
     assert scores["gpt_eval_score,none"] == pytest.approx(right.mean())
     assert 0 < right.mean() < 100
-    by_picture(records["gpt_eval_score,none"], (right - right.mean()) / len(right), [name for _, name in turns])
-    pictures = [picture for _, picture in turns]
+    by_picture(records["gpt_eval_score,none"], (right - right.mean()) / len(right), pictures)
     assert len(pictures) == 2 * len(set(pictures))
     clustered = bootstrapped(pictures, lambda places: right[places].mean())
     assert error(records["gpt_eval_score,none"]) == pytest.approx(clustered, rel=0.15)
@@ -220,10 +231,7 @@ def test_mmstar_is_a_mean_over_categories(root, tmp_path):
     _, records, values = score(root, "mmstar", tmp_path)
     rows = values["average,none"]
     right, category = (np.array([row[key] for row in rows]) for key in ("score", "l2_category"))
-    effects = np.zeros(len(right))
-    for name in set(category):
-        of_name = category == name
-        effects[of_name] = (right[of_name] - right[of_name].mean()) / of_name.sum() / len(set(category))
+    effects = effects_on_means(right, category) / len(set(category))
     by_picture(records["average,none"], effects, values["picture"])
 
 
@@ -527,28 +535,18 @@ def runs(root, tmp_path_factory):
 def statistics_of(result):
     """Return for each task the picture of each question, and the metric's definition for chosen questions."""
     of = result.per_question
-    pope, mme = of["pope"], of["mme"]
-    rows = [row for row in mme["mme_perception_score,none"] if row is not None]
-    shown = [p for p, row in zip(mme["picture"], mme["mme_perception_score,none"], strict=True) if row is not None]
-    pairs = {}
-    for row, picture in zip(rows, shown, strict=True):
-        pairs.setdefault((row["category"], row["question_id"], picture), []).append(row["score"])
-    points = np.array([50 * sum(pair) + 100 * (sum(pair) == 2) for pair in pairs.values()])
-    category = np.array([name for name, _, _ in pairs])
-    bench, turns = of["mmbench_en_dev_static"], {}
-    for row, picture in zip(bench["gpt_eval_score,none"], bench["picture"], strict=True):
-        turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
-    right = np.array([100.0 * all(turn) for turn in turns.values()])
+    pope, (points, category, shown) = of["pope"], pairs_of_mme(of["mme"])
+    right, turned = turns_of_mmbench(of["mmbench_en_dev_static"])
     seed = of["seedbench"]
     seen = [(row, p) for row, p in zip(seed["seed_all,none"], seed["picture"], strict=True) if row is not None]
     correct = np.array([row["pred"].lower() == row["answer"].lower() for row, _ in seen])
     return {
         "pope": (pope["picture"], lambda at: f1(pope["pope_f1_score,none"], at)),
         "mme": (
-            [picture for _, _, picture in pairs],
+            shown,
             lambda at: sum(points[at][category[at] == name].mean() for name in set(category)),
         ),
-        "mmbench_en_dev_static": ([picture for _, picture in turns], lambda at: right[at].mean()),
+        "mmbench_en_dev_static": (turned, lambda at: right[at].mean()),
         "seedbench": ([picture for _, picture in seen], lambda at: correct[at].mean()),
     }
 

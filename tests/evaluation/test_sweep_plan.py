@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from composed_sweeps import composed
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from harness.core.config import validate
 from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.core.overrides import compose, parse
+from harness.core.overrides import parse
 from harness.evaluation.preflight import locate
 from harness.evaluation.sweep_plan import shared
 
@@ -17,7 +17,7 @@ slurm = pytest.importorskip("harness.evaluation.slurm")
 
 def sweep(*points: str):
     """(located run, overrides) of every point, given as "method=random keep=0.5"."""
-    return [(locate(validate(compose("config", register(point.split())))), point.split()) for point in points]
+    return [(locate(composed(*point.split())), point.split()) for point in points]
 
 
 def names(wanted) -> list[str]:

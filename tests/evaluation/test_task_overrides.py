@@ -9,12 +9,11 @@ from fractions import Fraction
 
 import miniature_datasets as miniatures
 import pytest
+from composed_sweeps import composed
 from scripted_model import Scripted
 
-from harness.core.config import TasksConfig, validate
-from harness.core.config_groups import register
+from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.core.question_sample import QuestionSample
 from harness.evaluation import datasets
 from harness.evaluation.task_overrides import check_prompts
@@ -23,11 +22,7 @@ from harness.results.benchmarks import facts
 from harness.results.metrics import value
 
 SUITES = ("paper_image", "paper_video")
-METRICS = {
-    task: metric
-    for suite in SUITES
-    for task, metric in validate(compose("config", register([f"tasks={suite}"]))).tasks.metrics.items()
-}
+METRICS = {task: metric for suite in SUITES for task, metric in composed(f"tasks={suite}").tasks.metrics.items()}
 
 # Task -> the answers to its questions, in order. Right ones are those marked in `RIGHT`, unless said otherwise there.
 ANSWERS = {

@@ -1,4 +1,4 @@
-"""Sweeps composed as the main command composes them."""
+"""Runs and sweeps composed as the main command composes them."""
 
 from dataclasses import replace
 from functools import cache
@@ -6,8 +6,14 @@ from functools import cache
 from harness.core import command
 from harness.core.config import validate
 from harness.core.config_groups import register
+from harness.core.overrides import compose
 from harness.evaluation.preflight import locate
 from harness.evaluation.sweep_plan import shared
+
+
+def composed(*overrides):
+    """Return the configuration of the one run of `python -m harness OVERRIDES`."""
+    return validate(compose("config", register(list(overrides))))
 
 
 @cache

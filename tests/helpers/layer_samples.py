@@ -5,10 +5,7 @@ import torch
 
 from methods.base import LayerState, Tokens
 
-# Rows 0..7 and attention of the worked examples.
-WORKED = [
-    [4, 1, 0, 0], [4, 2, 0, 0], [1, 4, 0, 0], [0, 3, 1, 0], [0, 0, 4, 1], [0, 0, 3, 3], [1, 0, 0, 4], [1, 1, 1, 1],
-]  # fmt: skip
+# Of the rows of `reference_selection.WORKED`.
 ATTENTION = [0.30, 0.25, 0.05, 0.10, 0.02, 0.08, 0.12, 0.08]
 
 

@@ -1,9 +1,6 @@
-"""Prompts for the tiny model, and the reference for pruning: the kept rows, gathered by hand."""
-
-from dataclasses import dataclass
+"""Prompts for the tiny models, and what they generate."""
 
 import numpy as np
-import torch
 from PIL import Image
 from tiny_models import IMAGE, VIDEO
 
@@ -42,57 +39,6 @@ def equally_long(processor, samples):
     lengths = [inputs_of(processor, [sample])["input_ids"].shape[1] for sample in samples]
     fill = ["x" * (max(lengths) - length) for length in lengths]
     return [(letters + text, *rest) for letters, (text, *rest) in zip(fill, samples, strict=True)]
-
-
-@dataclass
-class Gathered:
-    """One sample with its kept rows gathered by hand, without cache and hooks."""
-
-    embeddings: torch.Tensor  # [1, L, D]
-    positions: torch.Tensor  # [3, 1, L], or [1, L] where a model counts tokens
-    following: torch.Tensor  # [3, 1, 1] or [1, 1] position of the next token
-
-    @classmethod
-    def of(cls, model, inputs, kept):
-        inner, ids = model.model, inputs["input_ids"]
-        embeddings = model.get_input_embeddings()(ids).clone()
-        visual = torch.zeros_like(ids, dtype=torch.bool)
-        for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            if pixels in inputs:
-                encode = getattr(inner, f"get_{kind}_features")
-                features = encode(inputs[pixels], inputs[f"{kind}_grid_thw"], return_dict=True).pooler_output
-                where = ids == getattr(model.config, f"{kind}_token_id")
-                embeddings[where] = torch.cat(list(features))
-                visual |= where
-        positions = _positions(inner, inputs)
-        where = visual[0].nonzero().squeeze(1)
-        rows = sorted(set(range(ids.shape[1])) - set(where.tolist()) | set(where[kept].tolist()))
-        return cls(embeddings[:, rows], positions[..., rows], positions[..., -1:] + 1)
-
-    def logits(self, model):
-        return model.lm_head(model.model.language_model(inputs_embeds=self.embeddings, position_ids=self.positions)[0])
-
-    def append(self, model, token):
-        self.embeddings = torch.cat([self.embeddings, model.get_input_embeddings()(token.view(1, 1))], dim=1)
-        self.positions = torch.cat([self.positions, self.following], dim=-1)
-        self.following = self.following + 1
-
-    def answer(self, model, pick=lambda logits: logits.argmax()):
-        tokens = []
-        for _ in range(TOKENS):
-            tokens.append(pick(self.logits(model)[0, -1]))
-            if int(tokens[-1]) == model.generation_config.eos_token_id:
-                break
-            self.append(model, tokens[-1])
-        return torch.stack(tokens).tolist()
-
-
-def _positions(inner, inputs):
-    ids = inputs["input_ids"]
-    if not hasattr(inner, "get_rope_index"):
-        return torch.arange(ids.shape[1]).unsqueeze(0)
-    keys = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-    return inner.get_rope_index(ids, **{key: inputs[key] for key in keys if key in inputs})[0]
 
 
 def generate(model, inputs, **kwargs):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from methods.base import Tokens
+from methods.tokens import num_tokens
 
 WORKED = [
     [4, 1, 0, 0],
@@ -30,48 +31,54 @@ def worked_example():
 
 
 def sample(n, d, seed, kind="normal", grids=None):
-    """Return tokens whose rows tie as `kind` says; "integers" and "parallel" tie only in exact arithmetic."""
+    """Return tokens with all signals of an image, of which rows or scores tie as `kind` says.
+
+    "integers" and "parallel" rows tie only in exact arithmetic; "huge", "tiny" and "parallel" rows are not zero.
+    """
     g = torch.Generator().manual_seed(seed)
-    x, w = torch.randn(n, d, generator=g), torch.randn(n, generator=g)
-    if kind == "duplicates":
-        x = x[torch.randint(0, max(n // 3, 1), (n,), generator=g)]
-        w = w.round()
+    x, importance = torch.randn(n, d, generator=g), torch.randn(n, generator=g)
+    last, middle = torch.rand(2, n, generator=g)
+    copies = torch.randint(0, max(n // 3, 1), (n,), generator=g)
+    if kind == "positive":
+        x = x.abs()
+    elif kind == "duplicates":
+        x, importance, last = x[copies], importance[copies], last[copies]
+    elif kind == "clustered":
+        x = x[copies] + 0.3 * x
     elif kind == "zero_rows":
         x[::3] = 0
     elif kind == "opposite":
         x[1::2] = -x[: n // 2 * 2 : 2]
     elif kind == "integers":
-        x, w = torch.randint(-2, 3, (n, d), generator=g).float(), w.round()
+        x, importance = torch.randint(-2, 3, (n, d), generator=g).float(), importance.round()
     elif kind == "parallel":
-        x = torch.randint(-1, 2, (n, d), generator=g) * torch.tensor([0.25, 1.0, 3.0, 7.0])[torch.arange(n) % 4, None]
-    return Tokens(x, grids or [(1, 1, n)], importance=w, text=torch.randn(3, d, generator=g))
-
-
-def attended(grids, d, seed, kind="normal"):
-    """Return tokens with attention instead of importance; "huge", "tiny" and "parallel" rows are not zero."""
-    g = torch.Generator().manual_seed(seed)
-    n = sum(t * h * w for t, h, w in grids)
-    x, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)  # repeats some rows
-    if kind == "positive":
-        x = x.abs()
-    elif kind == "duplicates":
-        x, scores = x[rows], scores[rows]
-    elif kind == "parallel":
-        x = (x * 4).round()[rows] * torch.randint(1, 6, (n, 1), generator=g)
+        x = (x * 4).round()[copies] * torch.tensor([0.25, 1.0, 3.0, 7.0])[torch.arange(n) % 4, None]
     elif kind == "equal":
         x = x[:1].repeat(n, 1)
-    elif kind == "zero_rows":
-        x[::3] = 0
-    elif kind == "opposite":
-        x[1::2] = -x[: n // 2 * 2 : 2]
     elif kind == "huge":
         x = x / x.abs().max() * 3e38
     elif kind == "tiny":
         x = x * 1e-30
     elif kind == "levels":
-        scores = (scores * 4).round()
-    return Tokens(x, grids, vit_attention={"last": scores})
+        importance, last, middle = importance.round(), (last * 4).round(), (middle * 4).round()
+    elif kind == "constant":
+        importance, last, middle = (torch.full((n,), value) for value in (-2.5, 0.3, 0.3))
+    elif kind == "dark":
+        last = torch.zeros(n)
+    elif kind == "peaked":
+        last = last**12
+    elif kind == "sums":  # attention as on Qwen2.5-VL, where it averages 1 and may exceed it by far
+        last, middle = last.exp() ** 3, middle * 2
+    elif kind.startswith("outlier"):
+        importance[n // 2] = last[n // 2] = 1e13
+        x = x[:1].repeat(n, 1) if kind == "outlier_equal" else x[torch.arange(n) // 2]
+    signals = {"vit_attention": {"last": last, "middle": middle}, "vit_keys": x, "text": torch.randn(3, d, generator=g)}
+    return Tokens(x, grids or [(1, 1, n)], importance=importance, **signals)
+
+
+def attended(grids, d, seed, kind="normal"):
+    """Return the sample of some images or videos."""
+    return sample(num_tokens(grids), d, seed, kind, grids)
 
 
 def shuffled(tokens):

@@ -8,8 +8,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from layer_samples import ATTENTION, WORKED, attention_of, best, cosine_of, layer_tokens
+from layer_samples import ATTENTION, attention_of, best, cosine_of, layer_tokens
 from properties import SEEDS, SHARE, randomized
+from reference_selection import WORKED
 
 from methods import d2pruner_prior
 from methods.base import LayerState, Tokens

@@ -4,14 +4,11 @@ from math import isqrt
 
 import pytest
 import torch
+from layer_samples import best
 from properties import SEEDS, SHARE, VARIANTS, randomized
+from reference_selection import attended
 
-from methods.base import Tokens
 from methods.hiprune import HiPrune
-
-
-def best(scores, k):
-    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
 
 
 def hierarchy(middle, last, width, k, variant="official", alpha=0.1):
@@ -31,19 +28,6 @@ def hierarchy(middle, last, width, k, variant="official", alpha=0.1):
     return sorted(near | set(best(last, k - len(near))))
 
 
-def sample(grids, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    n = sum(t * h * w for t, h, w in grids)
-    middle, last = torch.rand(2, n, generator=g)
-    if kind == "levels":
-        middle, last = (middle * 3).round(), (last * 3).round()
-    elif kind == "equal":
-        middle, last = torch.ones(n), torch.ones(n)
-    elif kind == "sums":  # as on Qwen2.5-VL, where they average 1 and may exceed it by far
-        middle, last = middle * 2, last.exp() ** 3
-    return Tokens(torch.randn(n, 4, generator=g), grids, vit_attention={"middle": middle, "last": last})
-
-
 def kept(tokens, k, **params):
     return HiPrune(**params).select(tokens, k).kept.tolist()
 
@@ -58,10 +42,10 @@ def kept(tokens, k, **params):
     variant=VARIANTS,
     row=["grid", "sqrt"],
     seed=SEEDS,
-    kind=["normal", "levels", "equal", "sums"],
+    kind=["normal", "levels", "constant", "sums"],
 )
 def test_same_tokens_as_the_authors_algorithm(t, h, w, share, alpha, variant, row, seed, kind):
-    tokens, k = sample([(t, h, w)], seed, kind), max(1, int(share * t * h * w))
+    tokens, k = attended([(t, h, w)], 4, seed, kind), max(1, int(share * t * h * w))
     width = w if row == "grid" else isqrt(t * h * w)
     expected = hierarchy(tokens.vit_attention["middle"], tokens.vit_attention["last"], width, k, variant, alpha)
     assert kept(tokens, k, alpha=alpha, variant=variant, row=row) == expected
@@ -70,14 +54,14 @@ def test_same_tokens_as_the_authors_algorithm(t, h, w, share, alpha, variant, ro
 @pytest.mark.parametrize("variant", ["official", "paper"])
 @pytest.mark.parametrize("k", [4, 5, 25, 26, 32, 64, 75, 128, 192])
 def test_same_tokens_on_576(variant, k):
-    tokens = sample([(1, 24, 24)], k)
+    tokens = attended([(1, 24, 24)], 4, k)
     expected = hierarchy(tokens.vit_attention["middle"], tokens.vit_attention["last"], 24, k, variant)
     assert kept(tokens, k, variant=variant) == expected
 
 
 def test_official_subtracts_one_where_that_is_enough():
     """The released arithmetic, on attention that no token exceeds another's in by 1."""
-    tokens = sample([(1, 24, 24)], 0)
+    tokens = attended([(1, 24, 24)], 4, 0)
     middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"].clone()
     anchors = middle.topk(round(128 * 0.1 / 5)).indices
     near = torch.cat([anchors, anchors - 1, anchors + 1, anchors - 24, anchors + 24]).clamp(0, 575).unique()
@@ -87,14 +71,14 @@ def test_official_subtracts_one_where_that_is_enough():
 
 
 def test_exactly_k_where_subtracting_one_is_not_enough():
-    tokens = sample([(1, 16, 16)], 1, "sums")
+    tokens = attended([(1, 16, 16)], 4, 1, "sums")
     tokens.vit_attention["last"][:40] += 50
     tokens.vit_attention["middle"][:2] += 50
     assert len(kept(tokens, 64)) == 64
 
 
 def test_official_is_one_sequence_with_the_first_width_and_paper_takes_each_image():
-    tokens = sample([(1, 6, 8), (2, 4, 6), (1, 8, 12)], 3)
+    tokens = attended([(1, 6, 8), (2, 4, 6), (1, 8, 12)], 4, 3)
     middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"]
     for k, shares in [(48, (12, 12, 24)), (96, (24, 24, 48)), (190, (48, 47, 95)), (2, (1, 0, 1))]:
         assert kept(tokens, k) == hierarchy(middle, last, 8, k)
@@ -106,13 +90,13 @@ def test_official_is_one_sequence_with_the_first_width_and_paper_takes_each_imag
 
 
 def test_alpha_0_ranks_by_the_last_layer():
-    tokens = sample([(1, 8, 8)], 5)
+    tokens = attended([(1, 8, 8)], 4, 5)
     expected = sorted(best(tokens.vit_attention["last"].tolist(), 16))
     assert kept(tokens, 16, alpha=0.0) == kept(tokens, 16, alpha=0.0, variant="paper") == expected
 
 
 def test_anchors_bring_their_neighbours():
-    tokens = sample([(1, 10, 10)], 5)
+    tokens = attended([(1, 10, 10)], 4, 5)
     tokens.vit_attention["middle"][55] = 9
     assert {45, 54, 55, 56, 65} <= set(kept(tokens, 30))
 

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from hypothesis import strategies as st
-from layer_samples import ATTENTION, WORKED, best, cosine_of
+from layer_samples import ATTENTION, best, cosine_of
 from properties import SHARE, randomized
+from reference_selection import WORKED, attended
 
 from methods import holov
 from methods.base import OFFICIAL, Tokens
@@ -86,21 +87,6 @@ def definition(tokens, k, **parameters):
     return sorted(kept)
 
 
-def sample(grids, seed=0, d=6, kind="normal"):
-    g, n = torch.Generator().manual_seed(seed), sum(t * h * w for t, h, w in grids)
-    x, a = torch.randn(n, d, generator=g), torch.randn(n, generator=g).abs()
-    if kind == "duplicates":
-        rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)
-        x, a = x[rows], a[rows]
-    elif kind == "peaked":
-        a = a**12
-    elif kind == "constant":
-        a = torch.full((n,), 0.3)
-    elif kind == "dark":
-        a = torch.zeros(n)
-    return Tokens(x, grids, vit_attention={"last": a})
-
-
 @randomized(
     60,
     grids=st.lists(st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=3),
@@ -112,7 +98,7 @@ def sample(grids, seed=0, d=6, kind="normal"):
     seed=range(10_000),
 )
 def test_same_tokens_as_the_definition(grids, share, variant, crops, tau, kind, seed):
-    tokens = sample(grids, seed, kind=kind)
+    tokens = attended(grids, 6, seed, kind)
     n = len(tokens.features)
     k = max(1, int(share * n))
     if k < n:
@@ -123,7 +109,7 @@ def test_same_tokens_as_the_definition(grids, share, variant, crops, tau, kind, 
 @pytest.mark.parametrize("variant", ["official", "paper"])
 @pytest.mark.parametrize("k", [64, 100])
 def test_same_tokens_at_the_size_of_an_image(variant, k):
-    tokens = sample([(1, 24, 24)], seed=3, d=8)
+    tokens = attended([(1, 24, 24)], 8, 3)
     assert HoloV(variant=variant).select(tokens, k).kept.tolist() == definition(tokens, k, variant=variant)
 
 
@@ -138,8 +124,8 @@ def test_worked_examples():
 
 
 def test_spread_does_not_touch_the_quotas_of_the_released_code():
-    tokens = sample([(1, 8, 8)], seed=1)
-    other = dataclasses.replace(tokens, features=sample([(1, 8, 8)], seed=2).features)
+    tokens = attended([(1, 8, 8)], 6, 1)
+    other = dataclasses.replace(tokens, features=attended([(1, 8, 8)], 6, 2).features)
     assert torch.equal(HoloV().select(tokens, 16).kept, HoloV().select(other, 16).kept)
     assert not torch.equal(
         HoloV(variant="paper").select(tokens, 16).kept, HoloV(variant="paper").select(other, 16).kept
@@ -147,7 +133,7 @@ def test_spread_does_not_touch_the_quotas_of_the_released_code():
 
 
 def test_spread_in_tiles_is_spread(monkeypatch):
-    tokens = sample([(2, 5, 7)], seed=1)
+    tokens = attended([(2, 5, 7)], 6, 1)
     whole = [HoloV(variant="paper", crops=c).select(tokens, 20).kept for c in (1, 4, 0)]
     monkeypatch.setattr(holov, "TILE", 30)
     tiled = [HoloV(variant="paper", crops=c).select(tokens, 20).kept for c in (1, 4, 0)]
@@ -156,13 +142,13 @@ def test_spread_in_tiles_is_spread(monkeypatch):
 
 @pytest.mark.parametrize(("k", "crops"), [(64, 16), (144, 7), (58, 17), (575, 1)])
 def test_number_of_bands_is_the_released_rule(k, crops):
-    tokens = sample([(1, 24, 24)])
+    tokens = attended([(1, 24, 24)], 6, 0)
     assert torch.equal(HoloV().select(tokens, k).kept, HoloV(crops=crops).select(tokens, k).kept)
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 1000 * 2.0**30])
 def test_scale_of_attention_and_of_rows_does_not_matter(scale):
-    tokens = sample([(1, 6, 6), (2, 3, 3)], seed=4)
+    tokens = attended([(1, 6, 6), (2, 3, 3)], 6, 4)
     attention = {"last": tokens.vit_attention["last"] * scale}
     scaled = dataclasses.replace(tokens, features=tokens.features * 2.0**9, vit_attention=attention)
     for variant in ("official", "paper"):
@@ -172,7 +158,7 @@ def test_scale_of_attention_and_of_rows_does_not_matter(scale):
 
 
 def test_one_spot_of_attention_fills_its_band_first_and_the_next_heaviest_then():
-    tokens = sample([(1, 4, 4)])
+    tokens = attended([(1, 4, 4)], 6, 0)
     tokens.vit_attention["last"] = torch.tensor([0.0] * 8 + [1000.0, 0, 0, 0, 3, 0, 0, 0])
     assert HoloV(crops=4).select(tokens, 6).kept.tolist() == [8, 9, 10, 11, 12, 13]
 

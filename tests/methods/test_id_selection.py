@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-from layer_samples import WORKED, attention_of, cosine_of, layer_tokens
+from layer_samples import attention_of, cosine_of, layer_tokens
 from properties import SEEDS, SHARE, randomized
+from reference_selection import sample, worked_example
 
 from methods.base import Signal, Tokens
 from methods.id_selection import IDSelection
 
-SCORES = [0.9, 0.8, 0.2, 0.7, 0.1, 0.3, 0.5, 0.4]
 UPDATES = ("subtract_guarded", "subtract", "subtract_clamp0", "multiply")
 
 
@@ -36,23 +36,6 @@ def definition(features, importance, k, gamma=20.0, update="subtract_guarded"):
                 s[j] -= weight * winner
                 s[j] = max(s[j], 0) if update == "subtract_clamp0" else s[j]
     return order
-
-
-def sample(n, d, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    x, w = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    if kind == "clustered":
-        x = x[torch.randint(0, n // 4 + 1, (n,), generator=g)] + 0.3 * x
-    elif kind == "duplicates":
-        rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)
-        x, w = x[rows], w[rows]
-    elif kind == "zero_rows":
-        x[::3] = 0
-    elif kind == "constant":
-        w = torch.full((n,), 0.25)
-    elif kind == "outlier":
-        w[n // 2] = 1e13
-    return Tokens(x, [(1, 1, n)], vit_attention={"last": w})
 
 
 @randomized(
@@ -86,9 +69,9 @@ def test_same_order_at_the_size_of_an_image():
     ],
 )
 def test_worked_example(update, order):
-    tokens = Tokens(torch.tensor(WORKED) * 1.0, [(1, 2, 4)], vit_attention={"last": torch.tensor(SCORES)})
+    learned = worked_example()
+    tokens = dataclasses.replace(learned, vit_attention={"last": learned.importance})
     assert IDSelection(update=update).select(tokens, 6).order.tolist() == order
-    learned = Tokens(torch.tensor(WORKED) * 1.0, [(1, 2, 4)], importance=torch.tensor(SCORES))
     assert IDSelection(update=update, importance="visionselector").select(learned, 6).order.tolist() == order
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from probes import Largest
 from properties import SEEDS, SHARE, randomized
-from reference_selection import is_greedy
+from reference_selection import is_greedy, sample, worked_example
 
 import methods
 from methods.base import Tokens
@@ -32,28 +32,6 @@ def is_algorithm_1(order, features, logits, lam, parallel_k=1, epsilon=1e-6):
         return lam * imp - (1 - lam) * s[seen].max(0)
 
     return is_greedy(order, [tuple(row) for row in x.tolist()], scores)
-
-
-def sample(n, d, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    x, w = torch.randn(n, d, generator=g), torch.randn(n, generator=g)
-    if kind == "duplicates":
-        rows = torch.randint(0, max(n // 3, 1), (n,), generator=g)
-        x, w = x[rows], w[rows]
-    elif kind == "zero_rows":
-        x[::3] = 0
-    elif kind == "opposite":
-        x[1::2] = -x[: n // 2 * 2 : 2]
-    elif kind == "positive":
-        x = x.abs()
-    elif kind == "constant":
-        w = torch.full((n,), -2.5)
-    elif kind.startswith("outlier"):
-        w[n // 2] = 1e13
-        x = x[:1].repeat(n, 1) if kind == "outlier_equal" else x[torch.arange(n) // 2]
-    elif kind == "levels":
-        x, w = x.round(), w.round()
-    return Tokens(x, [(1, 1, n)], importance=w)
 
 
 @randomized(
@@ -84,12 +62,7 @@ def test_same_order_at_the_size_of_an_image(lam):
     ("lam", "order"), [(0, [0, 4, 6, 3]), (0.1, [0, 5, 3, 6]), (0.5, [0, 3, 6, 1]), (0.9, [0, 1, 3, 6])]
 )
 def test_worked_example(lam, order):
-    rows = [
-        [4, 1, 0, 0], [4, 2, 0, 0], [1, 4, 0, 0], [0, 3, 1, 0], [0, 0, 4, 1], [0, 0, 3, 3], [1, 0, 0, 4], [1, 1, 1, 1],
-    ]  # fmt: skip
-    scores = torch.tensor([0.9, 0.8, 0.2, 0.7, 0.1, 0.3, 0.5, 0.4])
-    tokens = Tokens(torch.tensor(rows, dtype=torch.float32), [(1, 2, 4)], importance=scores)
-    assert methods.load("idpruner", lam=lam).select(tokens, 4).order.tolist() == order
+    assert methods.load("idpruner", lam=lam).select(worked_example(), 4).order.tolist() == order
 
 
 def test_defaults_are_the_papers():

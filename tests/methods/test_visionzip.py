@@ -3,6 +3,7 @@
 import pytest
 import torch
 from properties import SEEDS, SHARE, VARIANTS, randomized
+from reference_selection import attended
 
 from methods.base import Tokens
 from methods.visionzip import VisionZip
@@ -29,23 +30,6 @@ def zip_unit(scores, keys, k, share=10 / 64):
     return kept, owner
 
 
-def sample(grids, d, seed, kind="normal"):
-    g = torch.Generator().manual_seed(seed)
-    n = sum(t * h * w for t, h, w in grids)
-    keys, scores = torch.randn(n, d, generator=g), torch.rand(n, generator=g)
-    if kind == "duplicates":
-        keys = keys[torch.randint(0, max(n // 3, 1), (n,), generator=g)]
-    elif kind == "equal":
-        keys = keys[:1].repeat(n, 1)
-    elif kind == "zero_rows":
-        keys[::3] = 0
-    elif kind == "opposite":
-        keys[1::2] = -keys[: n // 2 * 2 : 2]
-    elif kind == "levels":
-        scores = (scores * 4).round()
-    return Tokens(torch.randn(n, 6, generator=g), grids, vit_attention={"last": scores}, vit_keys=keys)
-
-
 def merged(tokens, k, **params):
     selection = VisionZip(**params).select(tokens, k)
     return selection.kept.tolist(), selection.owner.tolist()
@@ -62,14 +46,14 @@ def merged(tokens, k, **params):
     kind=["normal", "duplicates", "equal", "zero_rows", "opposite", "levels"],
 )
 def test_same_tokens_and_merges_as_the_authors_algorithm(n, d, share, contextual, variant, seed, kind):
-    tokens, k = sample([(1, 1, n)], d, seed, kind), max(1, int(share * n))
+    tokens, k = attended([(1, 1, n)], d, seed, kind), max(1, int(share * n))
     expected = zip_unit(tokens.vit_attention["last"], tokens.vit_keys, k, contextual)
     assert merged(tokens, k, contextual=contextual, variant=variant) == expected
 
 
 @pytest.mark.parametrize(("k", "contextual"), [(64, 10), (128, 20), (192, 30), (32, 5)])
 def test_the_split_of_the_presets(k, contextual):
-    tokens = sample([(1, 24, 24)], 8, k)
+    tokens = attended([(1, 24, 24)], 8, k)
     kept, owner = merged(tokens, k)
     assert (kept, owner) == zip_unit(tokens.vit_attention["last"], tokens.vit_keys, k)
     sizes = torch.bincount(torch.tensor(owner), minlength=k)
@@ -78,7 +62,7 @@ def test_the_split_of_the_presets(k, contextual):
 
 
 def test_images_and_time_steps_are_units_of_their_own():
-    tokens = sample([(1, 4, 4), (3, 2, 4), (1, 8, 8)], 6, 4)
+    tokens = attended([(1, 4, 4), (3, 2, 4), (1, 8, 8)], 6, 4)
     sizes = (16, 8, 8, 8, 64)
     for k, shares in [(26, (4, 2, 2, 2, 16)), (52, (8, 4, 4, 4, 32)), (5, (1,) * 5), (101, (15, 8, 8, 8, 62))]:
         expected_kept, expected_owner, start = [], [], 0
@@ -92,16 +76,16 @@ def test_images_and_time_steps_are_units_of_their_own():
 
 
 def test_fewer_tokens_than_units():
-    tokens = sample([(6, 2, 3)], 6, 4)
+    tokens = attended([(6, 2, 3)], 6, 4)
     assert merged(tokens, 4) == zip_unit(tokens.vit_attention["last"], tokens.vit_keys, 4)
 
 
 def test_one_token_takes_all():
-    assert merged(sample([(1, 3, 3)], 4, 0), 1) == ([0], [0] * 9)
+    assert merged(attended([(1, 3, 3)], 4, 0), 1) == ([0], [0] * 9)
 
 
 def test_scale_of_keys_and_of_attention_does_not_matter():
-    tokens = sample([(1, 8, 8)], 12, 5)
+    tokens = attended([(1, 8, 8)], 12, 5)
     rows = 2.0 ** torch.arange(-32, 32).float()
     attention = {"last": tokens.vit_attention["last"] * 2.0**30}
     scaled = Tokens(tokens.features, tokens.grids, vit_attention=attention, vit_keys=tokens.vit_keys * rows[:, None])

@@ -6,6 +6,7 @@ from itertools import cycle
 import pytest
 import torch
 from accelerate import dispatch_model
+from composed_sweeps import composed
 from fake_devices import pretended_devices
 from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
@@ -15,11 +16,9 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
 from harness.core import distributed
-from harness.core.config import ModelConfig, validate
-from harness.core.config_groups import register
+from harness.core.config import ModelConfig
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.evaluation import identity
 from harness.models import loading
 from harness.models.model_folder import ModelFolder
@@ -162,7 +161,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused_when_spread_too(folder, tmp_pat
 )
 def test_what_makes_no_sense_is_refused(overrides, says):
     with pytest.raises(UserError, match=says):
-        validate(compose("config", register(overrides)))
+        composed(*overrides)
 
 
 def test_one_process_spreads_a_model(monkeypatch):
@@ -172,7 +171,7 @@ def test_one_process_spreads_a_model(monkeypatch):
 
 
 def test_every_kind_of_gpu_that_it_lies_on_is_in_the_key(folder, monkeypatch):
-    run = validate(compose("config", register([f"model.pretrained={folder}", "model.device_map=auto"])))
+    run = composed(f"model.pretrained={folder}", "model.device_map=auto")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: ["small", "large", "small"][gpu])
     assert identity.Identity(run, ModelFolder(folder)).model["device"] == "large, small"

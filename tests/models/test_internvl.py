@@ -2,11 +2,10 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from probes import Watch
+from questions import ask, picture
 from reference_prune import generate, inputs_of
 from tiny_internvl import squares, tiny_internvl, tiny_internvl_processor
 
@@ -82,10 +81,8 @@ def test_a_checkpoint_loads_and_answers(processor, model, tmp_path):
         part.save_pretrained(tmp_path)
     config = ModelConfig(name="tiny", pretrained=str(tmp_path), dtype="float32", device="cpu")
     loaded = loading.load(config)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 224, 3), dtype=np.uint8))
-    ask = [{"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": "what?"}]}]
     assert limits_of(loaded.processor, config) is None
-    inputs = to_inputs(loaded.processor, [ask, ask], None)
+    inputs = to_inputs(loaded.processor, [ask(picture(224, 112))] * 2, None)
     with harness.prune(loaded.model, "divprune", keep=0.25) as pruning:
         assert generate(loaded.model, inputs) != generate(model, inputs)
     assert [(record.n, record.k) for record in pruning.records] == [(48, 12)] * 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composed_sweeps import composed
 from in_process import run
 from PIL import Image
 from questions import LIMITS, ask, picture
@@ -14,10 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor
 from tiny_tasks import write_tiny_tasks
 
-from harness.core.config import ModelConfig, validate
-from harness.core.config_groups import register
+from harness.core.config import ModelConfig
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.evaluation.pruner import pruner_of
 from harness.models import loading
 from harness.models.bad_input import BadInput
@@ -109,7 +108,7 @@ class TestLoading:
 
 
 def test_a_scorer_beside_the_weights_is_found_and_must_fit(folder):
-    run_of = validate(compose("config", register([f"model.pretrained={folder}", "method=idpruner", *NULLS])))
+    run_of = composed(f"model.pretrained={folder}", "method=idpruner", *NULLS)
     for width in (HIDDEN, HIDDEN + 1):
         save_scorer(VisionSelectorScorer(width, 8), folder / "scorer")
         if width == HIDDEN:
@@ -127,7 +126,7 @@ class TestRun:
         def start(*overrides, task="tiny_stills"):
             place = [f"model.pretrained={pristine}", f"tasks.include={tasks}", f"runs={tmp_path / 'runs'}"]
             settings = ["model.name=tiny", "model.device=cpu", "model.batch_size=2", *NULLS, f"tasks={task}"]
-            return run(validate(compose("config", register([*place, *settings, *overrides]))))
+            return run(composed(*place, *settings, *overrides))
 
         return start
 

@@ -4,34 +4,15 @@ import pytest
 import torch
 from attention_kernels import KERNELS, with_kernel
 from reference_prune import inputs_of
-from tiny_llavaov15 import TEXT, plain_decoder, plain_vision, tiny_llavaov15
-from tiny_models import CHAT_TEMPLATE, tiny_tokenizer
-from transformers import (
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3Config,
-    Qwen3Model,
-)
-
-
-@pytest.fixture(scope="module")
-def processor():
-    patches = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 1}
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**patches, **pixels),
-        tokenizer=tiny_tokenizer(),
-        video_processor=Qwen2VLVideoProcessor(**patches, **pixels),
-        chat_template=CHAT_TEMPLATE,
-    )
+from tiny_llavaov15 import TEXT, llavaov15_processor, plain_decoder, plain_vision, tiny_llavaov15
+from transformers import Qwen3Config, Qwen3Model
 
 
 class TestDecoder:
     @pytest.mark.parametrize("attn", ["sdpa", "eager"])
     @torch.no_grad()
-    def test_whole_model_like_the_plain_transcriptions(self, processor, attn):
-        model, inputs = tiny_llavaov15(attn), inputs_of(processor, ["mixed"])
+    def test_whole_model_like_the_plain_transcriptions(self, attn):
+        model, inputs = tiny_llavaov15(attn), inputs_of(llavaov15_processor(), ["mixed"])
         ids = inputs["input_ids"][0]
         embeds = model.get_input_embeddings().weight[ids].double()
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from composed_sweeps import composed
 from safetensors.torch import load_file, save_file
 from tiny_models import HIDDEN, tiny_folder
 
-from harness.core.config import ModelConfig, RunConfig, validate
-from harness.core.config_groups import register
+from harness.core.config import ModelConfig, RunConfig
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.evaluation.pruner import check_scorer, checked_method, pruner_of
 from harness.models import FAMILIES, loading
@@ -36,7 +35,7 @@ def config_of(folder: Path, device: str = "cpu") -> ModelConfig:
 
 
 def run_of(folder: Path, *overrides: str) -> RunConfig:
-    return validate(compose("config", register([f"model.pretrained={folder}", *overrides])))
+    return composed(f"model.pretrained={folder}", *overrides)
 
 
 def refused(call, *args) -> str:

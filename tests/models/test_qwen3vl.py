@@ -1,10 +1,9 @@
 """What is peculiar to Qwen3-VL under `prune`: DeepStack features, and the times of frames in its prompts."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from probes import Keys, Watch
+from questions import ask, picture
 from reference_prune import generate, inputs_of
 from tiny_models import VIDEO
 from tiny_qwen3 import DEEP, LAYERS, tiny_qwen3, tiny_qwen3_processor
@@ -76,15 +75,6 @@ def test_times_of_frames_are_not_the_question(processor, model):
 
 
 LIMITS = PixelLimits(min_pixels=4 * 1024, max_pixels=64 * 1024, max_frames=4)
-
-
-def picture(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def ask(*media):
-    kinds = [{"type": "video" if isinstance(m, list) else "image", "url": m} for m in media]
-    return [{"role": "user", "content": [*kinds, {"type": "text", "text": "what?"}]}]
 
 
 class TestInputs:

@@ -8,16 +8,14 @@ from unittest import mock
 
 import pytest
 import torch
+from composed_sweeps import composed
 from in_process import run
 from reference_prune import generate, inputs_of
 from run_folders import make_run
 from tiny_families import BUILDERS
 
 import harness
-from harness.core.config import validate
-from harness.core.config_groups import register
 from harness.core.errors import UserError
-from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.models import FAMILIES, adapter_for, calls
 from harness.pruning import decoding_proof as decoding
@@ -221,7 +219,7 @@ def job(tmp_path, monkeypatch):
 
     def of(*overrides):
         plain = ["tasks=[pocket_existence]", "limit=3", "method=uniform", "keep=0.5", f"runs={tmp_path / 'runs'}"]
-        return validate(compose("config", register([*plain, *overrides])))
+        return composed(*plain, *overrides)
 
     return of
 

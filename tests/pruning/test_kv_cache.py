@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from reference_prune import SAMPLES, TOKENS, Gathered, generate, inputs_of
+from reference_prune import generate, inputs_of
 from tiny_models import IMAGE, VIDEO
+from uncached_reference import Cut, Prompt
 
 import harness
 
@@ -29,29 +30,24 @@ def check_assisted_decoding(model, inputs):
     assert max(steps[1:]) > 1
 
 
-class TestLikeGatheringByHand:
-    @pytest.mark.parametrize("name", SAMPLES)
-    @torch.no_grad()
-    def test_generation_with_cache_equals_a_loop_without(self, model, processor, name):
-        inputs = inputs_of(processor, [name])
-        with harness.prune(model, "uniform", tokens=3) as pruning:
-            answer = generate(model, inputs)
-        (record,) = pruning.records
-        assert record.k == 3
-        assert answer[0] == Gathered.of(model, inputs, record.kept).answer(model)
-        assert answer != generate(model, inputs)
+def before_each(model, inputs, record, answer=()):
+    """Return the logits [A + 1, V] before each token of an answer and after it, from one pass without a cache."""
+    rows = Prompt.of(model, inputs).logits(model, Cut(-1, torch.tensor(record.kept)), answer)
+    return rows[-len(answer) - 1 :]
+
+
+class TestLikeAPassWithoutCache:
+    """As far as tests/pruning/test_decoding.py, which asks this of every family, does not ask it."""
 
     @torch.no_grad()
     def test_sampling(self, model, processor):
         inputs = inputs_of(processor, ["one image"])
         with harness.prune(model, "uniform", keep=0.3) as pruning:
             torch.manual_seed(3)
-            answer = generate(model, inputs, do_sample=True, top_k=0)
+            (answer,) = generate(model, inputs, do_sample=True, top_k=0)
+        steps = before_each(model, inputs, pruning.records[0], answer)[:-1].softmax(-1)
         torch.manual_seed(3)
-        draw = Gathered.of(model, inputs, pruning.records[0].kept).answer(
-            model, lambda logits: torch.multinomial(logits.softmax(0), 1)[0]
-        )
-        assert answer[0] == draw
+        assert answer == [int(torch.multinomial(step, 1)) for step in steps]
 
     @torch.no_grad()
     def test_beam_search_scores_its_answer_as_the_reference_does(self, model, processor):
@@ -61,24 +57,10 @@ class TestLikeGatheringByHand:
             length = {"max_new_tokens": 6, "min_new_tokens": 6}
             out = model.generate(**inputs, **length, num_beams=3, return_dict_in_generate=True, output_scores=True)
         assert len(pruning.records) == 2  # one per prompt, not one per beam
-        for row, (name, record) in enumerate(zip(names, pruning.records, strict=True)):
-            reference = Gathered.of(model, inputs_of(processor, [name]), record.kept)
-            total = 0.0
-            for token in out.sequences[row, inputs["input_ids"].shape[1] :]:
-                total += float(reference.logits(model)[0, -1].log_softmax(0)[token])
-                reference.append(model, token)
-            assert total / 6 == pytest.approx(float(out.sequences_scores[row]), abs=1e-4)
-
-    @torch.no_grad()
-    def test_decoding_by_hand_continues_from_the_unpruned_length(self, model, processor):
-        inputs = inputs_of(processor, ["text between"])
-        with harness.prune(model, "uniform", keep=0.2) as pruning:
-            out, answer = model(**inputs, use_cache=True), []
-            for _ in range(TOKENS):
-                answer.append(int(out.logits[0, -1].argmax()))
-                step = torch.tensor([[answer[-1]]])
-                out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
-        assert answer == Gathered.of(model, inputs, pruning.records[0].kept).answer(model)
+        answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        for name, record, answer, score in zip(names, pruning.records, answers, out.sequences_scores, strict=True):
+            steps = before_each(model, inputs_of(processor, [name]), record, answer)[:-1].log_softmax(-1)
+            assert float(steps[range(6), answer].mean()) == pytest.approx(float(score), abs=1e-4)
 
     @torch.no_grad()
     def test_assisted_decoding(self, model, processor):
@@ -88,22 +70,6 @@ class TestLikeGatheringByHand:
 class TestCaches:
     """What a cache holds is written on it, whatever happens to it."""
 
-    def continued(self, model, inputs, record, turn):
-        reference = Gathered.of(model, inputs, record.kept)
-        for token in turn[0]:
-            reference.append(model, token)
-        return reference.logits(model)[:, -turn.shape[1] :]
-
-    @pytest.mark.parametrize("how", [lambda cache: cache, copy.deepcopy])
-    @torch.no_grad()
-    def test_a_further_turn_by_hand(self, model, processor, how):
-        inputs, turn = inputs_of(processor, ["one image"]), torch.tensor([[65, 66, 67]])
-        with harness.prune(model, "uniform", keep=0.25) as pruning:
-            cache = how(model(**inputs, use_cache=True).past_key_values)
-            logits = model(input_ids=turn, past_key_values=cache, use_cache=True).logits
-        expected = self.continued(model, inputs, pruning.records[0], turn)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
     @torch.no_grad()
     def test_a_further_turn_in_another_block(self, model, processor):
         inputs, turn = inputs_of(processor, ["one image"]), torch.tensor([[65, 66, 67]])
@@ -111,8 +77,8 @@ class TestCaches:
             cache = model(**inputs, use_cache=True).past_key_values
         with harness.prune(model, "random", keep=0.5):
             logits = model(input_ids=turn, past_key_values=cache, use_cache=True).logits
-        expected = self.continued(model, inputs, pruning.records[0], turn)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        expected = before_each(model, inputs, pruning.records[0], turn[0].tolist())[1:]
+        torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("how", [lambda cache: cache, copy.deepcopy])
     @torch.no_grad()
@@ -163,7 +129,7 @@ class TestCaches:
             for ids in inputs["input_ids"][:, -2:].split(1, dim=1):
                 logits = model(input_ids=ids, past_key_values=cache).logits
         for row, (name, record) in enumerate(zip(names, pruning.records, strict=True)):
-            expected = Gathered.of(model, inputs_of(processor, [name]), record.kept).logits(model)[0, -1]
+            (expected,) = before_each(model, inputs_of(processor, [name]), record)
             torch.testing.assert_close(logits[row, -1], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -179,10 +145,10 @@ class TestAClockThatRunsPastTheText:
     def test_generation(self, model, processor):
         inputs = self.inputs(processor)
         with harness.prune(model, "uniform", keep=0.25) as pruning:
-            answer = generate(model, inputs)
-        reference = Gathered.of(model, inputs, pruning.records[0].kept)
-        assert int(reference.following.max()) < int(reference.positions.max())
-        assert answer[0] == reference.answer(model)
+            (answer,) = generate(model, inputs)
+        positions = Prompt.of(model, inputs).positions
+        assert int(positions[..., -1].max()) + 1 < int(positions.max())
+        assert answer == before_each(model, inputs, pruning.records[0], answer)[:-1].argmax(-1).tolist()
 
     @torch.no_grad()
     def test_assisted_decoding(self, model, processor):
@@ -194,16 +160,18 @@ class TestAClockThatRunsPastTheText:
         with harness.prune(model, "uniform", keep=0.25) as pruning:
             cache = model(**inputs, use_cache=True).past_key_values
             logits = model(input_ids=letter, past_key_values=cache).logits
-        reference = Gathered.of(model, inputs, pruning.records[0].kept)
-        reference.following = model.model.rope_deltas.view(1, 1, 1).expand(3, 1, 1) + inputs["input_ids"].shape[1]
-        reference.append(model, letter)
-        torch.testing.assert_close(logits[:, -1], reference.logits(model)[:, -1], atol=1e-4, rtol=1e-4)
+        prompt = Prompt.of(model, inputs)
+        following = model.model.rope_deltas.view(1, 1, 1).expand(3, 1, 1) + inputs["input_ids"].shape[1]
+        prompt.states = torch.cat([prompt.states, model.get_input_embeddings()(letter)], dim=1)
+        prompt.positions = torch.cat([prompt.positions, following], dim=-1)
+        expected = prompt.logits(model, Cut(-1, torch.tensor(pruning.records[0].kept)))[-1]
+        torch.testing.assert_close(logits[0, -1], expected, atol=1e-4, rtol=1e-4)
 
     @torch.no_grad()
     def test_a_wrong_turn_is_refused_even_if_its_positions_fit_by_chance(self, model, processor):
         inputs = self.inputs(processor)
-        whole = Gathered.of(model, inputs, list(range(48)))
-        chance = int(whole.positions.max() + 1 - whole.following.max())  # tokens to drop
+        positions = Prompt.of(model, inputs).positions
+        chance = int(positions.max() - positions[..., -1].max())  # tokens to drop
         with harness.prune(model, "uniform", tokens=48 - chance):
             out = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
             ids = torch.cat([out.sequences, torch.tensor([[65, 66, 67]])], dim=1)

@@ -7,7 +7,6 @@ import torch
 from reference_prune import generate, hooks, inputs_of
 from tiny_models import tiny_qwen
 from torch import nn
-from transformers import StaticCache
 from transformers_names import CACHE, cache_of
 
 import harness
@@ -141,20 +140,6 @@ class TestRefused:
             call()
         assert "\n" not in str(caught.value)
         assert hooks(model) == before
-
-    def test_labels(self, model, processor):
-        inputs = inputs_of(processor, ["one image"])
-        self.refuses(model, "labels", lambda: model(**inputs, labels=inputs["input_ids"]))
-
-    def test_static_cache(self, model, processor):
-        inputs = inputs_of(processor, ["one image"])
-        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=200)
-        self.refuses(model, "cache", lambda: model(**inputs, past_key_values=cache))
-        self.refuses(model, "mask|cache", lambda: generate(model, inputs, cache_implementation="static"))
-
-    def test_generation_without_cache(self, model, processor):
-        inputs = inputs_of(processor, ["one image"])
-        self.refuses(model, "use_cache", lambda: generate(model, inputs, use_cache=False))
 
     def test_embeddings_without_ids(self, model, processor):
         inputs = inputs_of(processor, ["one image"])

@@ -8,11 +8,10 @@ from base64 import b64decode
 import numpy as np
 import pandas as pd
 import pytest
+from composed_sweeps import composed
 from in_process import run
 from PIL import Image
 
-from harness.core.config import validate
-from harness.core.config_groups import register
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.pocket import TASKS, order
@@ -32,7 +31,7 @@ def made(tmp_path_factory):
         patch.setattr(lmms_model, "DETAILED", DETAILED)
         for method in ("idpruner", "random", "d2pruner", "resize"):
             overrides = [f"method={method}", "tasks=[pocket_text]", f"limit={COUNT}", f"runs={root}", "keep=0.25"]
-            run(validate(compose("config", register(overrides))))
+            run(composed(*overrides))
     return collect(root)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,20 +24,30 @@ class Block:
         return linear + 4 * self.hidden * sum(length**2 for length in segments)
 
 
-class VisionShape(ABC):
-    """Sizes of a family's vision tower and projector; grids (t, h, w) of images and videos are in tokens."""
+@dataclass(frozen=True)
+class VisionShape:
+    """Sizes of a family's vision tower and projector; grids (t, h, w) of images and videos are in tokens.
 
-    patches: int  # patches that are merged into one token
-    has_cls: bool
+    Every image and frame is a segment with full attention and, if `has_cls`, a CLS row.
+    """
+
     block: Block
+    depth: int
+    patches: int  # that are merged into one token
+    values: int  # of a patch
+    middle: int  # width between the two matrices of the projector
+    out: int
+    heads: int
+    has_cls: bool
 
-    @abstractmethod
     def tower(self, grids: Sequence[Grid]) -> int:
-        """Count the tower with its patch embedding, without the projector."""
+        """Count the tower with its patch embedding, without the projector; all layers run, also unread ones."""
+        segments = [rows + self.has_cls for rows in self._segments(grids)]
+        return self._embedding(grids) + self.depth * self.block.count(sum(segments), segments)
 
-    @abstractmethod
     def projector(self, grids: Sequence[Grid]) -> int:
-        """Count the projector."""
+        """Count two matrices, applied to all patches of a token at once."""
+        return 2 * num_tokens(grids) * self.middle * (self.patches * self.block.hidden + self.out)
 
     def signals(self, grids: Sequence[Grid], method: Method) -> int:
         """Count the attention that is recomputed from q and k for a method that reads it."""
@@ -55,7 +64,8 @@ class VisionShape(ABC):
             total += 2 * queries * keys * self.block.hidden + 2 * queries * keys * self.heads
         return len(spec.roles) * total
 
-    heads: int
+    def _embedding(self, grids: Sequence[Grid]) -> int:
+        return 2 * sum(self._segments(grids)) * self.values * self.block.hidden
 
     def _segments(self, grids: Sequence[Grid]) -> list[int]:
         """Return the number of patches of every image and every time step of a video."""
@@ -64,29 +74,17 @@ class VisionShape(ABC):
 
 @dataclass(frozen=True)
 class QwenVision(VisionShape):
-    """Qwen2.5-VL: windows of `side` x `side` tokens in all but `full` layers; four patches become a token."""
+    """Qwen2.5-VL: windows of `side` x `side` tokens in all but `full` layers."""
 
-    block: Block
-    depth: int
     full: int
     side: int
-    patches: int
-    values: int  # per patch
-    out: int
-    heads: int
-    has_cls = False
 
     def tower(self, grids: Sequence[Grid]) -> int:
         """Count the patch embedding, windowed layers and full ones."""
         segments, windows = self._segments(grids), [n for t, h, w in grids for n in t * self._windows(h, w)]
         rows = sum(segments)
         windowed = (self.depth - self.full) * self.block.count(rows, windows)
-        return 2 * rows * self.values * self.block.hidden + windowed + self.full * self.block.count(rows, segments)
-
-    def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices, applied to four patches at once."""
-        width = self.patches * self.block.hidden
-        return 2 * num_tokens(grids) * width * (width + self.out)
+        return self._embedding(grids) + windowed + self.full * self.block.count(rows, segments)
 
     def _windows(self, h: int, w: int) -> list[int]:
         """Return the number of patches of every window; windows at the edges are smaller."""
@@ -94,71 +92,23 @@ class QwenVision(VisionShape):
         return [self.patches * rows * columns for rows in heights for columns in widths]
 
 
-@dataclass(frozen=True)
-class RiceVision(VisionShape):
-    """LLaVA-OneVision-1.5: every image and frame has a CLS row and full attention; four patches become a token."""
-
-    block: Block
-    depth: int
-    patches: int
-    values: int
-    out: int
-    heads: int
-    has_cls = True
-
-    def tower(self, grids: Sequence[Grid]) -> int:
-        """Count the patch embedding and all layers."""
-        segments = [rows + 1 for rows in self._segments(grids)]
-        patches = sum(segments) - len(segments)
-        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(segments), segments)
-
-    def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices, applied to four patches at once."""
-        width = self.patches * self.block.hidden
-        return 2 * num_tokens(grids) * width * (width + self.out)
-
-
-@dataclass(frozen=True)
-class ClipVision(VisionShape):
-    """LLaVA-1.5: every image has a CLS row and full attention; a patch is a token, all layers run."""
-
-    block: Block
-    depth: int
-    values: int
-    out: int
-    heads: int
-    patches = 1
-    has_cls = True
-
-    def tower(self, grids: Sequence[Grid]) -> int:
-        """Count the patch embedding and all layers, also the one after the features."""
-        segments = [rows + 1 for rows in self._segments(grids)]
-        patches = sum(segments) - len(segments)
-        return 2 * patches * self.values * self.block.hidden + self.depth * self.block.count(sum(segments), segments)
-
-    def projector(self, grids: Sequence[Grid]) -> int:
-        """Count two matrices, applied to every patch."""
-        return 2 * num_tokens(grids) * self.out * (self.block.hidden + self.out)
-
-
 def vision_shape(config: Any) -> VisionShape:
     """Read the sizes of the tower from a model's configuration; ValueError for a family without a formula."""
     vision, family = config.vision_config, config.model_type
-    out = int(config.get_text_config().hidden_size)
-    if family == "llava":
-        block = Block(int(vision.hidden_size), int(vision.intermediate_size), 2)
-        values = 3 * int(vision.patch_size) ** 2
-        return ClipVision(block, int(vision.num_hidden_layers), values, out, int(vision.num_attention_heads))
-    if family not in ("qwen2_5_vl", "llavaonevision1_5"):
+    if family not in ("qwen2_5_vl", "llava", "llavaonevision1_5"):
         raise ValueError(f"operations are counted for qwen2_5_vl, llava and llavaonevision1_5, not for {family}")
-    merge = int(vision.spatial_merge_size)
-    values = 3 * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
-    sizes = int(vision.hidden_size), int(vision.intermediate_size)
+    out, width = int(config.get_text_config().hidden_size), int(vision.hidden_size)
+    sizes, pixels = (width, int(vision.intermediate_size)), 3 * int(vision.patch_size) ** 2
+    if family == "llava":  # a patch is a token
+        depth, heads = int(vision.num_hidden_layers), int(vision.num_attention_heads)
+        return VisionShape(Block(*sizes, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=True)
+    depth, heads, merge = int(vision.depth), int(vision.num_heads), int(vision.spatial_merge_size)
+    patches, values = merge**2, pixels * int(vision.temporal_patch_size)
+    shape = {"middle": patches * width, "out": out, "heads": heads}
     if family == "llavaonevision1_5":
-        return RiceVision(Block(*sizes, 2), int(vision.depth), merge**2, values, out, int(vision.num_heads))
-    side = int(vision.window_size) // int(vision.patch_size) // merge
-    full = len(vision.fullatt_block_indexes)
-    return QwenVision(Block(*sizes, 3), int(vision.depth), full, side, merge**2, values, out, int(vision.num_heads))
+        return VisionShape(Block(*sizes, 2), depth, patches, values, **shape, has_cls=True)
+    full, side = len(vision.fullatt_block_indexes), int(vision.window_size) // int(vision.patch_size) // merge
+    return QwenVision(Block(*sizes, 3), depth, patches, values, **shape, has_cls=False, full=full, side=side)
 
 
 def _window_sides(length: int, side: int) -> list[int]:

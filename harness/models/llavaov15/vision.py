@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPMLP
 
 # It has a joint qkv projection and rotates in float32; cu_seqlens separates units under every attention kernel.
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
@@ -42,21 +42,6 @@ class RicePatchEmbed(nn.Module):
         return embedded.flatten(1)
 
 
-class RiceMLP(nn.Module):
-    """The MLP fc2(gelu(fc1(x)))."""
-
-    def __init__(self, config: RiceVitConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, D] -> [N, D]."""
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
-
-
 class RiceBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block."""
 
@@ -65,7 +50,7 @@ class RiceBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = Qwen2_5_VLVisionAttention(config)  # type: ignore[arg-type]  # which reads only sizes and kernel
-        self.mlp = RiceMLP(config)
+        self.mlp = CLIPMLP(config)  # fc2(gelu(fc1(x)))
 
     def forward(self, hidden_states: Tensor, **units: Any) -> Tensor:
         """Map [N, D] -> [N, D]; `units` holds cu_seqlens [U + 1] and position_embeddings 2 x [N, head_dim]."""
