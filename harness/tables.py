@@ -38,8 +38,11 @@ FORMATS = ("csv", "tex", "md", "html")
 def of_runs(results: Sequence[Result], errors_of: str | None = None) -> tuple[list[Table], pd.DataFrame]:
     """Build the tables of runs, and the frame of `harness.results.summary` with every run and benchmark.
 
+    Runs that differ in their seed alone are one row.
+
     If `errors_of` is "score" or "relative", the tables have the standard errors of scores or relative scores.
     """
+    results = pool_seeds(results)
     by_hash = {result.hash: result for result in results}
     tables, summaries = [], []
     for table in tables_of(raw(results)):
@@ -107,7 +110,7 @@ def main(cfg: DictConfig) -> None:
         tables = paper.published_and_ours(shipped(str(cfg.paper)), load_results(cfg.runs))
     else:
         results = load_results(cfg.runs)
-        runs = pool_seeds(merge_task_runs(results) if cfg.join else results)
+        runs = merge_task_runs(results) if cfg.join else results
         tables, statistics = of_runs(runs, str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
             _write(Path(str(cfg.stats)), statistics.to_csv(index=False), "stats")
