@@ -279,9 +279,11 @@ def pool_seeds(results: Sequence[Result]) -> list[Result]:
 
 
 def _pooled(runs: Sequence[Result]) -> Result:
+    if len(runs) == 1:
+        return runs[0]
     runs = sorted(runs, key=lambda run: int(run.about["identity"]["seed"]))
     first = runs[0]
-    if len(runs) == 1 or all(_equal_scores(first, run) for run in runs[1:]):
+    if all(_equal_scores(first, run) for run in runs[1:]):
         return first
     primaries = [run.metrics["primary"] for run in runs]
     if any(primary != primaries[0] for primary in primaries):
