@@ -36,6 +36,7 @@ GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
+    "python scripts/coverage.py": ["--worlds", "2"],
     "PARTITION=gpu ACCOUNT=lab scripts/submit.sh": ["dry_run=true"],
 }
 

@@ -112,6 +112,8 @@ class Reader:
                 processes = [self.forks.start(file)]
             case ["make", target]:
                 return self._called("make", "--dry-run", "-C", str(ROOT), target)  # a real make installs everything
+            case ["python", script, *rest] if script.startswith("scripts/"):
+                return self._called(sys.executable, str(ROOT / script), *rest)
             case [script, *rest] if script.startswith("scripts/"):
                 return self._called(str(ROOT / script), *rest, **env)
             case _:
