@@ -62,14 +62,20 @@ def _of_setting(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
         others = [result for result in scored if result.metrics["primary"] != baseline.metrics["primary"]]
         scored = [result for result in scored if result not in others]
         notes += [f"no statistics of {result.folder}: it shows other metrics than the unpruned" for result in others]
-    for result in (result for result in results if result.seeds):
-        spread = cells[result.hash, AVERAGE]["seed_sd"]
-        averages = f", whose averages have a standard deviation of {spread:.2f}" if math.isfinite(spread) else ""
-        notes.append(f"{result.title}: mean of {len(result.seeds)} seeds{averages}")
+    notes += _seeds(results, {result.hash: cells[result.hash, AVERAGE]["seed_sd"] for result in results})
     if baseline is not None and baseline.has_questions and len(scored) > 1:
         errors = noise(scored, baseline)
         notes += _add_statistics(cells, scored, baseline, errors)
     return pd.DataFrame([{column: cell.get(column, math.nan) for column in COLUMNS} for cell in cells.values()]), notes
+
+
+def _seeds(results: Sequence[Result], spreads: dict[str, float]) -> list[str]:
+    """Return a note for each method whose rows are means over seeds."""
+    rows: dict[str, list[str]] = {}
+    for result in (result for result in results if result.seeds):
+        spread = "" if math.isnan(spreads[result.hash]) else f", standard deviation {spreads[result.hash]:.2f}"
+        rows.setdefault(result.label, []).append(f"{result.budget}: {len(result.seeds)} seeds{spread}")
+    return [f"averages of {label} are means over seeds ({'; '.join(budgets)})" for label, budgets in rows.items()]
 
 
 def _scores(result: Result, baseline: Result | None) -> dict[tuple[str, str], dict[str, Any]]:

@@ -65,16 +65,8 @@ def test_newest_lifts_upper_bounds_and_keeps_the_rest(one):
 def test_the_lock_has_what_the_committed_results_ran_with():
     versions = locked("constraints.txt")
     runs = collect(ROOT / "results" / "pocket" / "runs")
-    packages = {json.dumps(found) for run in runs for found in _packages(run.about)}
+    packages = {json.dumps(run.packages) for run in runs}
     assert packages
     for found in packages:
         ran = {name: version for name, version in json.loads(found).items() if version is not None}
         assert {name: str(versions[normal(name)]) for name in ran} == ran
-
-
-def _packages(tree):
-    if isinstance(tree, dict):
-        if "packages" in tree:
-            yield tree["packages"]
-        for part in tree.values():
-            yield from _packages(part)

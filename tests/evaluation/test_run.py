@@ -281,7 +281,7 @@ def test_the_table_of_all_runs(place, swept):
     out, _ = place.run("harness.tables", "runs=runs", f"csv={place.root / 'out'}")
     rows = [line.split(",") for line in (place.root / "out").read_text().splitlines()]
     fixed = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K"]
-    statistics = ["low", "high", "lost", "gained", "agreement", "as_best"]
+    statistics = ["low", "high", "lost", "gained", "agreement", "seeds", "seed_sd", "as_best", "untested"]
     assert rows[0] == [*fixed, "kept", "per_layer", "tiny_stills", "tiny_clips", "avg", *statistics]
     assert {(row[0], row[6]) for row in rows[1:]} == {(place.model.name, str(QUESTIONS + 4))}
     assert all(list(place.root.glob(f"runs/*/*/*-{row[8]}")) for row in rows[1:])
