@@ -87,7 +87,8 @@ def write(folder: Path, runs: Sequence[ArchivedRun]) -> None:
     if repeated := {run.name for run, other in pairwise(runs) if run.name == other.name}:
         raise UserError(f"two different runs are called {min(repeated)}, expected one of each name: rename a folder")
     records = [
-        {"run": run.name, "run.json": run.about, "metrics.json": run.metrics, "DONE": run.finished} for run in runs
+        {"run": run.name, "run.json": _without_place(run.about), "metrics.json": run.metrics, "DONE": run.finished}
+        for run in runs
     ]
     lines = "".join(_json(record) + "\n" for record in records)
     scores = _to_parquet(runs)
@@ -96,6 +97,12 @@ def write(folder: Path, runs: Sequence[ArchivedRun]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / SCORES, scores)
     write_atomic(folder / PROVENANCE, _json(header) + "\n" + lines)
+
+
+def _without_place(about: dict[str, Any]) -> dict[str, Any]:
+    """Return run.json without the folder that the run was written to, which means nothing on another machine."""
+    parts = {"config": {key: value for key, value in about.get("config", {}).items() if key != "runs"}}
+    return {key: parts.get(key, value) for key, value in about.items()}
 
 
 def _to_parquet(runs: Sequence[ArchivedRun]) -> bytes:

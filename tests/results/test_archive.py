@@ -257,3 +257,15 @@ FILES = {
 def test_committed_tables_are_those_of_the_committed_archive(name, part):
     made, _ = tables.of_runs(load_results(str(COMMITTED / "runs" / part)))
     assert tables.text_of("csv", made) == (COMMITTED / name).read_text()
+
+
+def test_where_a_run_lay_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "runs" / PLACE, "low", half(BASE))
+    folder.amend({"config": {**folder.about()["config"], "runs": str(tmp_path)}})
+    write(tmp_path / "runs", tmp_path / "archive")
+    assert str(tmp_path) not in (tmp_path / "archive" / archive.PROVENANCE).read_text()
+    assert not any("runs" in json.loads(line)["run.json"]["config"] for line in committed_lines())
+
+
+def committed_lines():
+    return (COMMITTED / "runs" / archive.PROVENANCE).read_text().splitlines()[1:]
