@@ -16,7 +16,7 @@ from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
 from harness.results.run_folder import RESPONSES
-from harness.results.stats import AVERAGE, Estimate, Noise, agreement, flips, holm, is_binary, mcnemar_p, noise
+from harness.results.stats import AVERAGE, Estimate, Noise, agreement, flips, holm, mcnemar_p, noise
 
 HEAD = (
     *("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only"),
@@ -75,7 +75,7 @@ def _task(
     difference = a.score(task) - b.score(task)
     row = {"task": task, "questions": len(scores_a), "a": a.score(task), "b": b.score(task), "difference": difference}
     row |= _test(errors.scores.get(task), errors, a, b)
-    is_share = bool(errors.questions.get(task)) and is_binary(task_scores)
+    is_share = errors.questions.get(task)  # of right answers
     row["mcnemar"] = mcnemar_p(int(a_only), int(b_only)) if is_share else math.nan
     return row | {"a_only": a_only, "b_only": b_only, "agreement": same}
 

@@ -58,12 +58,12 @@ class Influence:
 
     def __add__(self, other: "Influence") -> "Influence":
         """Return the influences on the sum of two scores, such as MME's two parts."""
+        if self.grouped != other.grouped:
+            raise Untested("its parts are known in different ways, by pictures and by groups of pictures")
         values = dict.fromkeys(self.clusters + other.clusters, 0.0)
         for part in (self, other):
             for cluster, value in zip(part.clusters, part.values.tolist(), strict=True):
                 values[cluster] += value
-        if self.grouped != other.grouped:
-            raise Untested("its parts are known in different ways, by pictures and by groups of pictures")
         score, answer = self.score + other.score, max(self.answer, other.answer)
         return Influence(score, tuple(values), np.array(list(values.values())), answer, 0, self.grouped)
 

@@ -238,11 +238,6 @@ def _average(shares: dict[str, Estimate], names: dict[str, list[str]]) -> Estima
     return Estimate(values, factor, freedom)
 
 
-def is_binary(values: pd.DataFrame) -> bool:
-    """Return whether every question is right or wrong."""
-    return bool(values.isin([0.0, 1.0]).to_numpy().all())
-
-
 def mcnemar_p(wins: int, losses: int) -> float:
     """Return McNemar's exact p of the hypothesis that two runs are right equally often.
 

@@ -11,16 +11,14 @@ from scipy import stats as reference
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from harness.core.errors import UserError
-from harness.results.frames import answers, questions
-from harness.results.influence import Influence, Untested, influence, number
-from harness.results.result import Result, merge_task_runs, pool_seeds
+from harness.results.frames import questions
+from harness.results.influence import Influence
+from harness.results.result import Result
 from harness.results.stats import (
     ALPHA,
     AVERAGE,
     OWN_ANSWER,
     Estimate,
-    agreement,
     combine,
     flips,
     holm,
@@ -44,11 +42,6 @@ def trio(root, seed=0):
     base = coins(seed, 0.9)
     good, bad = ({t: v * coins(seed + s, share)[t] for t, v in base.items()} for s, share in ((1, 0.95), (2, 0.6)))
     return results(make_run(root, each=base), make_run(root, "good", good), make_run(root, "bad", bad))
-
-
-def asked(values, pictures):
-    """One task whose questions show pictures, as `make_run` takes it."""
-    return {"t_one": {"picture": [str(picture) for picture in pictures], "acc,none": [float(v) for v in values]}}
 
 
 def alike(rng, pictures, each, share, correlation):
@@ -324,197 +317,3 @@ def test_standard_errors_and_flips(tmp_path):
     whole = frame[(frame["hash"] == bad.hash) & (frame["benchmark"] == AVERAGE)].iloc[0]
     assert whole["lost"] == flips(*(questions([base, bad])[run.hash] for run in (bad, base)))[0]
     assert whole["low"] < whole["relative"] < whole["high"]
-
-
-# What is known of a score.
-
-
-def test_pictures_are_counted_and_questions_of_one_are_a_cluster(tmp_path):
-    rng = np.random.default_rng(0)
-    base = alike(rng, 30, 8, 0.9, 0.4)
-    mine, names = base * alike(rng, 30, 8, 0.8, 0.4), np.repeat(range(30), 8)
-    spread = list(range(240))
-    widths = []
-    for place, pictures in (("one", names), ("two", spread)):
-        runs = [make_run(tmp_path / place, m, asked(v, pictures)) for m, v in (("none", base), ("x", mine))]
-        frame, notes = summary(results(*runs))
-        shared = "questions share pictures (t_one: 240 about 30), and errors are over pictures"
-        assert (shared in notes) == (place == "one")
-        cell = frame.set_index(["hash", "benchmark"]).loc[results(runs[1])[0].hash, "t_one"]
-        assert cell["pictures"] == len(set(pictures))
-        widths.append(cell["high"] - cell["low"])
-    assert widths[0] > 1.2 * widths[1]
-
-
-def test_a_record_of_the_run_takes_precedence(tmp_path):
-    record = {"from": "jackknife", "clusters": ["0", "1", "2"], "influence": [0.1, -0.1, 0.0]}
-    (run,) = results(
-        make_run(tmp_path, each={"t": [1.0, 0.0]}, scores={"t": {"f1,none": 0.4}}, noise={"t": {"f1,none": record}})
-    )
-    found = influence(run, "t")
-    assert (found.clusters, found.values.tolist(), found.questions) == (("t/0", "t/1", "t/2"), [0.1, -0.1, 0.0], 0)
-    with pytest.raises(Untested, match="a part of them has none"):
-        influence(run, "t", lambda cluster: True)
-
-
-def test_pictures_and_groups_of_them_are_not_mixed(tmp_path):
-    """As when a score is 0, which its pictures give back, too."""
-    runs = []
-    for method, way in (("none", "jackknife"), ("x", "units")):
-        record = {"from": way, "clusters": ["0" * 16, "1" * 16], "influence": [0.1, -0.1]}
-        runs.append(make_run(tmp_path, method, {"t": [1.0, 0.0]}, noise={"t": {"acc,none": record}}))
-    reason = "its runs are known in different ways, by pictures and by groups of pictures"
-    assert summary(results(*runs))[1] == [f"untested: t, since {reason}"]
-
-
-def test_what_has_no_record_and_does_not_follow_from_its_questions_is_untested(tmp_path):
-    scores = {"t_one": {"acc,none": 0.3}}
-    runs = [make_run(tmp_path, m, {"t_one": [1.0, 0.0], "t_two": [1.0, 1.0]}, scores=scores) for m in ("none", "x")]
-    frame, notes = summary(results(*runs))
-    reason = "the run does not say how its score follows from its questions: run it again"
-    assert notes == [f"untested: t_one, since {reason}"]
-    by_benchmark = frame.groupby("benchmark")
-    assert by_benchmark["tested"].all().to_dict() == {"t_one": False, "t_two": True, AVERAGE: False}
-    assert not frame.loc[~frame["tested"], ["best", "as_best"]].to_numpy().any()
-    assert by_benchmark["low"].count().to_dict() == {"t_one": 0, "t_two": 2, AVERAGE: 0}
-
-
-def test_a_score_that_its_questions_contradict_is_not_believed(tmp_path):
-    record, scores = {"t": {"acc,none": {"from": "questions", "scale": 1}}}, {"t": {"acc,none": 0.9}}
-    runs = [make_run(tmp_path, m, {"t": [1.0, 0.0]}, scores=scores, noise=record) for m in ("none", "x")]
-    reason = "its questions give 0.5 and not its score 0.9: run it again with force=true"
-    assert summary(results(*runs))[1] == [f"untested: t, since {reason}"]
-
-
-def test_a_run_gives_the_reason_why_it_is_untested(tmp_path):
-    record = {"t": {"acc,none": {"from": None, "reason": "its aggregation needs a judge"}}}
-    runs = [make_run(tmp_path, m, {"t": [1.0, 0.0]}, noise=record) for m in ("none", "x")]
-    assert summary(results(*runs))[1] == ["untested: t, since its aggregation needs a judge"]
-
-
-def test_a_baseline_that_scores_nothing_is_named(tmp_path):
-    runs = results(make_run(tmp_path, each={"t": [0.0] * 9}), make_run(tmp_path, "x", {"t": [1.0] + [0.0] * 8}))
-    frame, notes = summary(runs)
-    assert notes == ["untested: t, since the unpruned model scores 0"]
-    assert frame["low"].isna().all()
-
-
-def test_percentages_of_means_are_known(tmp_path):
-    (run,) = results(make_run(tmp_path, each={"t": [1.0, 0.0, 1.0, 1.0]}, scores={"t": {"acc,none": 75.0}}))
-    found = influence(run, "t")
-    assert (found.score, found.values.tolist(), found.questions) == (75, [6.25, -18.75, 6.25, 6.25], 4)
-
-
-def test_sums_of_metrics_are_counted_term_by_term(tmp_path):
-    columns = {"a,none": [1.0, None, 0.0], "b,none": [None, 1.0, None]}
-    folder = make_run(tmp_path, each={"t_one": columns}, scores={"t_one": {"a,none": 0.5, "b,none": 1.0}})
-    folder.show({"t_one": "a,none + b,none"})
-    (run,) = results(folder)
-    found = influence(run, "t_one")
-    assert dict(zip(found.clusters, found.values, strict=True)) == {"t_one/0": 0.25, "t_one/2": -0.25, "t_one/1": 0}
-    assert found.score == 1.5
-    assert questions([run])[run.hash].tolist() == [1, 1, 0]
-
-
-def test_a_part_of_the_pictures_is_scored_alone(tmp_path):
-    """As if there were no others: the even ones are all right in one run, the odd ones all wrong."""
-    values = [1.0, 0.0] * 20
-    unpruned, run = results(
-        make_run(tmp_path, each=asked([1.0] * 40, range(40))), make_run(tmp_path, "half", asked(values, range(40)))
-    )
-    for rest, share in ((0, 100.0), (1, 0.0)):
-        found = noise([unpruned, run], unpruned, lambda picture, rest=rest: int(picture) % 2 == rest)
-        assert found.shares[AVERAGE].values[found.place(run.hash)] == share
-
-
-# Seeds.
-
-
-def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
-    base = coins(0, 0.9)
-    seeds = [{t: v * coins(s, 0.7)[t] for t, v in base.items()} for s in (1, 2, 3)]
-    runs = [make_run(tmp_path, each=base), *(make_run(tmp_path, "random", v, seed=i) for i, v in enumerate(seeds))]
-    unpruned, pooled = pool_seeds(results(runs[0], *reversed(runs[1:])))
-    assert [run.about["identity"]["seed"] for run in pooled.seeds] == [0, 1, 2]
-    assert pooled.hash == Result.of(runs[1]).hash
-    assert pooled.score("t_one") == pytest.approx(np.mean([np.mean(seed["t_one"]) for seed in seeds]))
-    frame, notes = summary([unpruned, pooled])
-    cell = frame.set_index(["hash", "benchmark"]).loc[pooled.hash, "t_one"]
-    lost = [((base["t_one"] == 1) & (seed["t_one"] == 0)).sum() for seed in seeds]
-    assert cell["lost"] == pytest.approx(np.mean(lost))
-    averages = [np.mean([100 * seed[t].mean() / base[t].mean() for t in base]) for seed in seeds]
-    whole = frame.set_index(["hash", "benchmark"]).loc[pooled.hash, AVERAGE]
-    assert (whole["seeds"], whole["seed_sd"]) == (3, pytest.approx(np.std(averages, ddof=1)))
-    assert notes[0].startswith("averages of random are means over seeds (keep=0.25: 3 seeds, standard deviation ")
-
-
-def test_a_deterministic_method_counts_once(tmp_path):
-    runs = [
-        make_run(tmp_path, each={"t": [1.0] * 4}),
-        *(make_run(tmp_path, "x", {"t": [1.0, 0, 1, 1]}, seed=s) for s in (0, 1)),
-    ]
-    _, only = pool_seeds(results(*runs))
-    assert only.seeds == ()
-
-
-def test_seeds_of_other_parameters_stay_apart(tmp_path):
-    runs = [make_run(tmp_path, "x", {"t": [1.0, lam]}, seed=s, lam=lam) for s, lam in ((0, 0.5), (1, 0.7))]
-    assert len(pool_seeds(results(*runs))) == 2
-
-
-def test_agreement_is_of_words_and_not_of_blanks_or_case(tmp_path):
-    said = {"t_one": ["yes", "No", "b"]}, {"t_one": [" yes", "no.", "B"]}
-    runs = [make_run(tmp_path, m, {"t_one": [1.0, 1.0, 0.0]}, said=s) for m, s in zip(("none", "x"), said, strict=True)]
-    found = answers(results(*runs))
-    assert agreement(*(found[name] for name in found)) == pytest.approx(100 * 2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [(True, 1.0), (0.5, 0.5), ({"score": 1}, 1.0), ({"pred": "a ", "answer": "A"}, 1.0), ("text", None), ({}, None)],
-)
-def test_what_a_question_adds(found, expected):
-    assert number(found) == expected
-
-
-# Only like is compared with like.
-
-
-def test_other_questions_are_refused(tmp_path):
-    long, short = results(make_run(tmp_path, each={"t": [1.0] * 5}), make_run(tmp_path, "x", {"t": [1.0] * 4}, limit=4))
-    with pytest.raises(UserError, match=r"different questions of t \(5 and 4\)"):
-        questions([long, short])
-
-
-def test_other_data_is_refused(tmp_path):
-    mine = make_run(tmp_path, each={"t": [1.0]})
-    theirs = make_run(tmp_path, "x", {"t": [1.0]}, tasks={"names": ["t"], "limit": None, "files": "g"})
-    with pytest.raises(UserError, match="answer other data"):
-        questions(results(mine, theirs))
-
-
-def test_another_copy_of_the_data_is_refused_joined_or_not(tmp_path):
-    def run(method, task, copy):
-        tasks = {"names": [task], "limit": None, "files": None, "data": {task: copy} if copy else {}}
-        return make_run(tmp_path / f"{method}{task}{copy}", method, {task: [1.0]}, tasks=tasks)
-
-    mine, same, other, hub = (
-        run(*about) for about in (("x", "t", "1"), ("y", "t", "1"), ("z", "t", "2"), ("w", "t", ""))
-    )
-    assert len(questions(results(mine, same))) == 1
-    for unlike in (other, hub):
-        with pytest.raises(UserError, match=r"answer other data: data_root= gave them other copies for t$"):
-            questions(results(mine, unlike))
-    one, two = merge_task_runs(results(mine, run("x", "s", "1"), other, run("z", "s", "1")))
-    with pytest.raises(UserError, match=r"other copies for t$"):
-        questions([one, two])
-
-
-def test_a_run_without_the_score_of_every_question_says_what_to_do(tmp_path):
-    folder = make_run(tmp_path, each={"t": [1.0]})
-    (folder.path / "scores.json").unlink()
-    with pytest.raises(UserError, match=r"no scores.json.*force=true"):
-        questions(results(folder))
-    frame, notes = summary(results(folder))
-    assert frame["score"].iloc[0] == 1.0
-    assert "no scores.json" in notes[0]
