@@ -513,10 +513,10 @@ def test_numbers_of_a_list_have_records_of_their_own_but_a_long_list_has_only_wh
 SHOWN = ("pope", "mme", "mmbench_en_dev_static", "seedbench")
 
 
-@pytest.fixture(scope="module")
-def runs(root, tmp_path_factory):
+@pytest.fixture
+def runs(root, tmp_path):
     """Return an unpruned run, one with few other answers and one with many, over four benchmarks."""
-    folder, made = tmp_path_factory.mktemp("runs"), []
+    folder, made = tmp_path / "runs", []
     for method, wrong in (("none", 0.1), ("near", 0.25), ("bad", 0.6)):
         each, scores, records = {}, {}, {}
         for task in SHOWN:
