@@ -13,95 +13,27 @@ from types import SimpleNamespace
 import miniature_datasets as miniatures
 import numpy as np
 import pytest
-from run_folders import make_run
 from scripted_model import Scripted
+from several_questions import TASKS, answers, f1, isolate, pairs_of_mme, suite, turns_of_mmbench, write_several
 
-from harness.core.config import TasksConfig
-from harness.evaluation import datasets
 from harness.evaluation import noise as module
 from harness.evaluation.lmms_model import QuestionDigest
 from harness.evaluation.noise import noise
-from harness.evaluation.task_suite import EVERY, TaskSuite
+from harness.evaluation.task_suite import EVERY
 from harness.results.metrics import value
-from harness.results.result import Result
 from harness.results.run_folder import RunFolder
-from harness.results.summary import summary
-
-TASKS = {  # the task -> the metric of the tables, the column with the right answer, a wrong answer
-    "pope": ("pope_f1_score,none", "answer", "yes"),
-    "mme": ("mme_perception_score,none", "answer", "maybe"),
-    "mmbench_en_dev_static": ("gpt_eval_score,none", "answer", "E"),
-    "mmbench_cn_dev_static": ("gpt_eval_score,none", "answer", "E"),
-    "mmstar": ("average,none", "answer", "E"),
-    "seedbench": ("seed_all,none", "answer", "E"),
-    "ocrbench": ("ocrbench_accuracy,none", "answer", "tea"),
-    "docvqa_val": ("anls,none", "answers", "ten"),
-}
-WRITERS = {"mmbench_en_dev_static": "mmbench", "mmbench_cn_dev_static": "mmbench", "docvqa_val": "docvqa"}
-
-
-def several_a_picture(task, rows):
-    """Return the rows of a miniature data set many times over, as other questions about fewer pictures."""
-    more = []
-    for turn in range(21 if task == "pope" else 12):
-        for place, row in enumerate(rows):
-            number = turn * len(rows) + place
-            shown = miniatures.picture(number // 3)
-            row = row | {"image": [shown] * len(row["image"]) if task == "seedbench" else shown}
-            if task == "mmbench":  # both questions of one parity; all turns of a question show its picture
-                index = row["index"] % 1_000_000
-                row |= {"index": row["index"] + 10 * turn, "image": miniatures.picture(2 * turn + index % 2)}
-            elif task == "mme":  # two pairs in one picture, of two categories
-                row |= {"question_id": f"{turn}/{row['question_id']}", "image": miniatures.picture(number // 4)}
-            more.append(row)
-    return more
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root, write = tmp_path_factory.mktemp("several"), miniatures.write
-    with pytest.MonkeyPatch.context() as patched:
-        for name in {WRITERS.get(task, task) for task in TASKS}:
-
-            def write_more(folder, split, columns, rows, config="", name=name):
-                write(folder, split, columns, several_a_picture(name, rows), config)
-
-            patched.setattr(miniatures, "write", write_more)
-            getattr(miniatures, name)(root)
+    root = tmp_path_factory.mktemp("several")
+    write_several(root)
     return root
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path_factory, tmp_path, monkeypatch):
-    """Caches and a working folder of its own, questions that no model has looked at, and no way out."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(cache))
-    monkeypatch.setattr(Scripted, "looked_at", {})
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-    def refuse(*_, **__):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-def suite(root, task, metric=None):
-    config = TasksConfig(name="several", metrics={task: metric})
-    tasks = TaskSuite(config, data=datasets.local(config, str(root)))
-    tasks.looked_at = Scripted.looked_at
-    return tasks
-
-
-def answers(root, task, seed):
-    """Return answers of which the share of right ones differs between pictures; none is right for seed None."""
-    _, column, wrong = TASKS[task]
-    truth = [value if isinstance(value, str) else value[0] for value in suite(root, task).load(task).task_docs[column]]
-    rng = np.random.default_rng(seed)
-    luck = np.repeat(rng.choice([0.98, 0.6], len(truth)), 6)[: len(truth)]
-    right = (rng.random(len(truth)) < luck) & (seed is not None)
-    return {task: [answer if good else wrong for answer, good in zip(truth, right, strict=True)]}
+def _alone(tmp_path_factory, tmp_path, monkeypatch):
+    isolate(tmp_path_factory, tmp_path, monkeypatch)
 
 
 def score(root, task, tmp_path, seed=0):
@@ -139,24 +71,6 @@ def bootstrapped(clusters, statistic, resamples=600):
     return np.std(draws, ddof=1)
 
 
-def pairs_of_mme(values):
-    """Return points, category and picture of each pair of perception questions."""
-    pairs = {}
-    for row, picture in zip(values["mme_perception_score,none"], values["picture"], strict=True):
-        if row is not None:
-            pairs.setdefault((row["category"], row["question_id"], picture), []).append(row["score"])
-    points = np.array([50 * sum(pair) + 100 * (sum(pair) == 2) for pair in pairs.values()])
-    return points, np.array([category for category, _, _ in pairs]), [picture for _, _, picture in pairs]
-
-
-def turns_of_mmbench(values):
-    """Return for each question whether all its turns are right, in percent, and its picture."""
-    turns = {}
-    for row, picture in zip(values["gpt_eval_score,none"], values["picture"], strict=True):
-        turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
-    return np.array([100.0 * all(turn) for turn in turns.values()]), [picture for _, picture in turns]
-
-
 def effects_on_means(values, category):
     """Return the effect of each value on the sum of the means of its category's values."""
     effects = np.zeros(len(values))
@@ -164,15 +78,6 @@ def effects_on_means(values, category):
         of_name = category == name
         effects[of_name] = (values[of_name] - values[of_name].mean()) / of_name.sum()
     return effects
-
-
-def f1(rows, places):
-    said = np.array([row["prediction"] == "yes" for row in rows])[places]
-    true = np.array([row["ground_truth"] == "yes" for row in rows])[places]
-    other = np.array([row["prediction"] == "no" for row in rows])[places]
-    hits = (said & true).sum()
-    precision, recall = hits / said.sum(), hits / (hits + (other & true).sum())
-    return 2 * precision * recall / (precision + recall)
 
 
 def test_f1_of_pope_has_the_error_of_leaving_out_each_group_of_pictures(root, tmp_path):
@@ -506,74 +411,3 @@ def test_numbers_of_a_list_have_records_of_their_own_but_a_long_list_has_only_wh
     long = noise(*args, {"m,none": [0.5] * 30}, questions, "m,none[7]")
     assert list(long) == ["m,none[7]"]
     assert value({"m,none": pair(RECORDS)}, "m,none[1]") == ratio(RECORDS)
-
-
-# What a table says of such benchmarks.
-
-SHOWN = ("pope", "mme", "mmbench_en_dev_static", "seedbench")
-
-
-@pytest.fixture
-def runs(root, tmp_path):
-    """Return an unpruned run, one with few other answers and one with many, over four benchmarks."""
-    folder, made = tmp_path / "runs", []
-    for method, wrong in (("none", 0.1), ("near", 0.25), ("bad", 0.6)):
-        each, scores, records = {}, {}, {}
-        for task in SHOWN:
-            truth = answers(root, task, 0)[task]
-            right = np.random.default_rng(7).random(len(truth)) >= wrong  # the same questions are hard for all
-            given = [answer if good else TASKS[task][2] for answer, good in zip(truth, right, strict=True)]
-            metrics, values = suite(root, task, TASKS[task][0]).run(Scripted({task: given}), EVERY, folder / method)
-            each[task] = {name: column for name, column in values[task].items() if name != "doc_id"}
-            scores |= metrics["scores"]
-            records |= metrics["noise"]
-        made.append(make_run(folder / "all", method, each, scores=scores, noise=records))
-        made[-1].show({task: TASKS[task][0] for task in SHOWN})
-    return [Result.of(run) for run in made]
-
-
-def statistics_of(result):
-    """Return for each task the picture of each question, and the metric's definition for chosen questions."""
-    of = result.per_question
-    pope, (points, category, shown) = of["pope"], pairs_of_mme(of["mme"])
-    right, turned = turns_of_mmbench(of["mmbench_en_dev_static"])
-    seed = of["seedbench"]
-    seen = [(row, p) for row, p in zip(seed["seed_all,none"], seed["picture"], strict=True) if row is not None]
-    correct = np.array([row["pred"].lower() == row["answer"].lower() for row, _ in seen])
-    return {
-        "pope": (pope["picture"], lambda at: f1(pope["pope_f1_score,none"], at)),
-        "mme": (
-            shown,
-            lambda at: sum(points[at][category[at] == name].mean() for name in set(category)),
-        ),
-        "mmbench_en_dev_static": (turned, lambda at: right[at].mean()),
-        "seedbench": ([picture for _, picture in seen], lambda at: correct[at].mean()),
-    }
-
-
-def test_real_benchmarks_have_intervals_and_marks_that_drawn_pictures_confirm(runs):
-    """Pictures are drawn by hand, the same for all runs, and every score follows from its definition."""
-    frame, notes = summary(runs)
-    assert frame["tested"].all()
-    assert not [note for note in notes if "untested" in note]
-    by_run = [statistics_of(run) for run in runs]
-    rng, draws = np.random.default_rng(0), []
-    names = sorted({picture for pictures, _ in by_run[0].values() for picture in pictures})
-    places = {t: {name: np.flatnonzero(np.array(ps) == name) for name in names} for t, (ps, _) in by_run[0].items()}
-    for task, (pictures, of) in by_run[1].items():
-        assert runs[1].score(task) == pytest.approx(of(np.arange(len(pictures))))
-    while len(draws) < 400:
-        drawn = [names[i] for i in rng.integers(0, len(names), len(names))]
-        at = {task: np.concatenate([of[name] for name in drawn]) for task, of in places.items()}
-        with np.errstate(invalid="ignore"):
-            scores = np.array([[of(at[task]) for task, (_, of) in tasks.items()] for tasks in by_run])
-        if np.isfinite(scores).all():
-            draws.append((100 * scores / scores[0]).mean(axis=1))
-    spread = np.array(draws)
-    cells = frame[frame["benchmark"] == "avg"].set_index("hash").loc[[run.hash for run in runs]]
-    for place in (1, 2):
-        assert cells["relative_se"].iloc[place] == pytest.approx(spread[:, place].std(ddof=1), rel=0.35)
-    gap = cells["relative"].iloc[1] - cells["relative"].iloc[2]
-    assert gap > 4 * (spread[:, 1] - spread[:, 2]).std()
-    assert cells["best"].tolist() == [False, True, False]
-    assert cells["p_best"].iloc[2] < 0.001
