@@ -3,7 +3,6 @@
 The runs are of lmms-eval's own tasks, on data in the real columns with several questions per picture.
 """
 
-import hashlib
 import math
 import socket
 import time
@@ -14,10 +13,20 @@ import miniature_datasets as miniatures
 import numpy as np
 import pytest
 from scripted_model import Scripted
-from several_questions import TASKS, answers, f1, isolate, pairs_of_mme, suite, turns_of_mmbench, write_several
+from several_questions import (
+    TASKS,
+    answers,
+    f1,
+    groups_of_vinoground,
+    isolate,
+    pairs_of_mme,
+    show_vinoground,
+    suite,
+    turns_of_mmbench,
+    write_several,
+)
 
 from harness.evaluation import noise as module
-from harness.evaluation.lmms_model import QuestionDigest
 from harness.evaluation.noise import noise
 from harness.evaluation.task_suite import EVERY
 from harness.results.metrics import value
@@ -166,24 +175,17 @@ def test_vinoground_is_scored_by_groups_of_several_videos(tmp_path):
     miniatures.vinoground(tmp_path)
     tasks = suite(tmp_path, "vinoground", "vinoground_score,none[2]")
     docs = tasks.load("vinoground").task_docs
-    truth = list(docs["answer"])
-    given = [str(letter) for letter in np.random.default_rng(0).choice(["A", "B"], len(truth))]
-    right, members = np.zeros((500, 2, 2)), {}
-    for doc_id, index in enumerate(docs["index"]):
-        number, side, kind = index.split("_")
-        shown = f"{number}{side}" if kind == "text" else f"joined {int(number) // 2}"  # two groups have five videos
-        digest = hashlib.sha256(shown.encode()).hexdigest()
-        Scripted.looked_at["vinoground", doc_id] = QuestionDigest(None, digest)
-        members.setdefault(int(number) // 2, set()).add(digest[:16])
-        right[int(number), int(kind == "video"), int(side == "neg")] = given[doc_id] == truth[doc_id]
-    metrics, _ = tasks.run(Scripted({"vinoground": given}), EVERY, tmp_path / "out")
-    text, video = 100 * right.all(axis=2).T
+    show_vinoground(docs)
+    given = [str(letter) for letter in np.random.default_rng(0).choice(["A", "B"], len(docs))]
+    metrics, values = tasks.run(Scripted({"vinoground": given}), EVERY, tmp_path / "out")
+    pairs, clusters = groups_of_vinoground(values["vinoground"])
+    text, video = np.moveaxis(pairs, 2, 0)
     for place, points in enumerate((text, video, np.minimum(text, video))):
         assert metrics["scores"]["vinoground"]["vinoground_score,none"][place] == pytest.approx(points.mean())
-        effects = (points - points.mean()).reshape(250, 2).sum(axis=1) / 500
-        expected = {"+".join(sorted(members[pair])): effect for pair, effect in enumerate(effects)}
+        effects = (points - points.mean()).sum(axis=1) / 500  # two groups have five videos
         record = metrics["noise"]["vinoground"][f"vinoground_score,none[{place}]"]
         assert record["from"] == "units"
+        expected = dict(zip(clusters, effects, strict=True))
         assert dict(zip(record["clusters"], record["influence"], strict=True)) == pytest.approx(expected, abs=1e-7)
 
 

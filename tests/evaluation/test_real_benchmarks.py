@@ -1,22 +1,36 @@
 """What a table says of real benchmarks: intervals and marks, confirmed by drawing pictures by hand."""
 
+import miniature_datasets as miniatures
 import numpy as np
 import pytest
 from run_folders import make_run
 from scripted_model import Scripted
-from several_questions import TASKS, answers, f1, isolate, pairs_of_mme, suite, turns_of_mmbench, write_several
+from several_questions import (
+    TASKS,
+    answers,
+    f1,
+    groups_of_vinoground,
+    isolate,
+    pairs_of_mme,
+    show_vinoground,
+    suite,
+    turns_of_mmbench,
+    write_several,
+)
 
 from harness.evaluation.task_suite import EVERY
 from harness.results.result import Result
 from harness.results.summary import summary
 
-SHOWN = ("pope", "mme", "mmbench_en_dev_static", "seedbench")
+SHOWN = {task: TASKS[task][0] for task in ("pope", "mme", "mmbench_en_dev_static", "seedbench")}
+SHOWN["vinoground"] = "vinoground_score,none[2]"
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("several")
     write_several(root)
+    miniatures.vinoground(root)
     return root
 
 
@@ -27,20 +41,23 @@ def _alone(tmp_path_factory, tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(root, tmp_path):
-    """Return an unpruned run, one with few other answers and one with many, over four benchmarks."""
+    """Return an unpruned run, one with few other answers and one with many, over five benchmarks."""
     folder, made = tmp_path / "runs", []
+    docs = suite(root, "vinoground").load("vinoground").task_docs
+    show_vinoground(docs)
     for method, wrong in (("none", 0.1), ("near", 0.25), ("bad", 0.6)):
         each, scores, records = {}, {}, {}
-        for task in SHOWN:
-            truth = answers(root, task, 0)[task]
+        for task, metric in SHOWN.items():
+            truth = list(docs["answer"]) if task == "vinoground" else answers(root, task, 0)[task]
+            wrong_answer = "C" if task == "vinoground" else TASKS[task][2]
             right = np.random.default_rng(7).random(len(truth)) >= wrong  # the same questions are hard for all
-            given = [answer if good else TASKS[task][2] for answer, good in zip(truth, right, strict=True)]
-            metrics, values = suite(root, task, TASKS[task][0]).run(Scripted({task: given}), EVERY, folder / method)
+            given = [answer if good else wrong_answer for answer, good in zip(truth, right, strict=True)]
+            metrics, values = suite(root, task, metric).run(Scripted({task: given}), EVERY, folder / method)
             each[task] = {name: column for name, column in values[task].items() if name != "doc_id"}
             scores |= metrics["scores"]
             records |= metrics["noise"]
         made.append(make_run(folder / "all", method, each, scores=scores, noise=records))
-        made[-1].show({task: TASKS[task][0] for task in SHOWN})
+        made[-1].show(SHOWN)
     return [Result.of(run) for run in made]
 
 
@@ -52,6 +69,8 @@ def statistics_of(result):
     seed = of["seedbench"]
     seen = [(row, p) for row, p in zip(seed["seed_all,none"], seed["picture"], strict=True) if row is not None]
     correct = np.array([row["pred"].lower() == row["answer"].lower() for row, _ in seen])
+    groups, joined = groups_of_vinoground(of["vinoground"])
+    both = groups.min(axis=2).mean(axis=1)  # text and videos right, of two groups
     return {
         "pope": (pope["picture"], lambda at: f1(pope["pope_f1_score,none"], at)),
         "mme": (
@@ -60,6 +79,7 @@ def statistics_of(result):
         ),
         "mmbench_en_dev_static": (turned, lambda at: right[at].mean()),
         "seedbench": ([picture for _, picture in seen], lambda at: correct[at].mean()),
+        "vinoground": (joined, lambda at: both[at].mean()),
     }
 
 

@@ -1,5 +1,6 @@
 """Real benchmarks of lmms-eval on local data with several questions per picture, and their metrics by definition."""
 
+import hashlib
 import socket
 
 import miniature_datasets as miniatures
@@ -9,6 +10,7 @@ from scripted_model import Scripted
 
 from harness.core.config import TasksConfig
 from harness.evaluation import datasets
+from harness.evaluation.lmms_model import QuestionDigest
 from harness.evaluation.task_suite import TaskSuite
 
 TASKS = {  # the task -> the metric of the tables, the column with the right answer, a wrong answer
@@ -111,3 +113,25 @@ def turns_of_mmbench(values):
     for row, picture in zip(values["gpt_eval_score,none"], values["picture"], strict=True):
         turns.setdefault((row["index"] % 1_000_000, picture), []).append(row["prediction"] == row["answer"])
     return np.array([100.0 * all(turn) for turn in turns.values()]), [picture for _, picture in turns]
+
+
+def show_vinoground(docs):
+    """Say what a question of Vinoground shows: a video of its own about text, one of two groups about videos."""
+    for doc_id, index in enumerate(docs["index"]):
+        number, side, kind = index.split("_")
+        shown = f"{number}{side}" if kind == "text" else f"joined {int(number) // 2}"
+        digest = hashlib.sha256(shown.encode()).hexdigest()
+        Scripted.looked_at["vinoground", doc_id] = QuestionDigest(None, digest)
+
+
+def groups_of_vinoground(values):
+    """Return points for text and for videos of each pair of groups that share a video [250, 2, 2], and its pictures."""
+    right, pictures = np.zeros((500, 2, 2)), {}
+    for row, picture in zip(values["vinoground_score,none"], values["picture"], strict=True):
+        number, side = row["index"].split("_")
+        right[int(number), int(row["question_type"] == "video"), int(side == "neg")] = (
+            row["pred"] == "AB"[side == "neg"]
+        )
+        pictures.setdefault(int(number) // 2, set()).add(picture)
+    points = 100 * right.all(axis=2)
+    return points.reshape(250, 2, 2), ["+".join(sorted(pictures[pair])) for pair in range(250)]
