@@ -278,7 +278,8 @@ def test_the_files_of_the_bench_are_read(tmp_path):
 
 def test_raw_scores_are_plotted_without_runs(tmp_path):
     published = pd.read_csv("results/paper/published_scores.csv", dtype=str)
-    shown = [("1", "keep=0.25"), ("2", "tokens=64"), ("2", "tokens=32"), ("7", "keep=0.25")]  # drawing all takes a minute
+    # Drawing all takes a minute.
+    shown = [("1", "keep=0.25"), ("2", "tokens=64"), ("2", "tokens=32"), ("7", "keep=0.25")]
     shown += [(table, None) for table, _ in shown]
     rows = [pair in shown for pair in published[["table", "budget"]].replace({np.nan: None}).itertuples(index=False)]
     published[rows].to_csv(tmp_path / "scores.csv", index=False)
