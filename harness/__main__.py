@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import RunConfig, validate
-from harness.core.console import table_lines
+from harness.core.console import say, table_lines
 from harness.core.distributed import launched
+from harness.core.escape import visible
 from harness.evaluation.preflight import check_parameters, prepare
 from harness.evaluation.run_context import RunContext
 
@@ -52,7 +53,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     print(_table(result, baseline, percent, mean))
     runs = [baseline, result][result.is_baseline :]
     for note in [*_overlaps(result), *_sample_notes(config), *failures(runs), *unproven(runs)]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     report = {
         "run": str(folder.path),
         "method": result.about["method"],
@@ -73,8 +74,8 @@ def _table(result: "Result", baseline: "Result", percent: dict[str, float | None
         counts = f"{tokens['kept']:.1f} of {tokens['all']:.1f}{_token_remarks(tokens)}"
         scores = (f"{baseline.score(task):.4f}", f"{result.score(task):.4f}")
         rows.append((task, str(result.metrics["questions"][task]), *scores, _percent(share), counts))
-    title = f"\n{about['method']} at {about['budget']} on {about['model']}"
-    return "\n".join([title, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
+    title = visible(f"{about['method']} at {about['budget']} on {about['model']}")
+    return "\n".join(["", title, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
 
 
 def _overlaps(result: "Result") -> list[str]:

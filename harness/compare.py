@@ -9,8 +9,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.console import table_lines
+from harness.core.console import say, table_lines
 from harness.core.errors import UserError
+from harness.core.escape import csv
 from harness.core.files import check_parent, write_atomic
 from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
@@ -127,15 +128,15 @@ def main(cfg: DictConfig) -> None:
     baseline = baseline_of(a, b)
     comparison, untested = compare(a, b, baseline)
     if cfg.csv is not None:
-        write_atomic(Path(str(cfg.csv)), comparison.to_csv(index=False, float_format="%.6g"))
+        write_atomic(Path(str(cfg.csv)), csv(comparison, float_format="%.6g"))
     settings = _settings(a, b)
     for name, run in (("A", a), ("B", b)):
-        print(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")
+        say(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")
     differences = "; ".join(f"{key}: {value_a} / {value_b}" for key, (value_a, value_b) in settings.items())
-    print(f"settings that differ: {differences}" if differences else "settings: the same")
+    say(f"settings that differ: {differences}" if differences else "settings: the same")
     print(f"\n{text(comparison)}\n")
     for note in _notes(comparison, untested, baseline, a, b):
-        print(note)
+        say(note)
     report = {"a": str(a.folder), "b": str(b.folder), "settings": settings}
     rows = json.loads(comparison.to_json(orient="records"))
     print(json.dumps(report | {"tasks": {row.pop("task"): row for row in rows}}), flush=True)

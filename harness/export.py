@@ -13,7 +13,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
+from harness.core.console import say
 from harness.core.errors import UserError, as_user_error, one_line
+from harness.core.escape import csv, markdown
 from harness.core.files import check_place, read_jsonl, slug, write_atomic
 from harness.core.question_sample import in_words
 from harness.results import archive
@@ -124,12 +126,12 @@ configs:
 def write(results: Sequence[Result], out: Path) -> list[Path]:
     """Write data/questions.parquet, leaderboard.csv and README.md below `out`; each file is complete or absent."""
     rows, board = per_question(results), leaderboard(results)
-    models = ", ".join(dict.fromkeys(rows["model"]))
+    models = markdown(", ".join(dict.fromkeys(rows["model"])))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
     with as_user_error(OSError, f"cannot write below out={out}"):
         files[0].parent.mkdir(parents=True, exist_ok=True)
         write_atomic(files[0], rows.to_parquet(None, index=False))
-        write_atomic(files[1], board.to_csv(index=False))
+        write_atomic(files[1], csv(board))
         fields = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
         write_atomic(files[2], CARD_TEXT.format(**fields))
     return files
@@ -164,7 +166,7 @@ def update_archive(results: Sequence[Result], folder: Path) -> list[Path]:
         if result.cell not in new or (result.is_baseline and result.setting in needed and result.hash not in again)
     ]
     archive.write(folder, [_archived(result) for result in [*kept, *results]])
-    print(f"{folder}: {len(results)} runs written, {len(kept)} kept, {len(old) - len(kept)} replaced")
+    say(f"{folder}: {len(results)} runs written, {len(kept)} kept, {len(old) - len(kept)} replaced")
     return [folder / archive.PROVENANCE, folder / archive.SCORES]
 
 
@@ -260,7 +262,7 @@ def main(cfg: DictConfig) -> None:
         files += update_archive(results, Path(str(cfg.archive)))
     logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []
     for name in [*map(str, files), *logged]:
-        print(name)
+        say(name)
     print(json.dumps({"runs": len(results), "files": [str(file) for file in files], "logged": logged}), flush=True)
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.console import table_lines
 from harness.core.errors import UserError, one_line
+from harness.core.escape import visible
 from harness.results.archive import enclosing
 from harness.results.run_folder import REUSABLE, format_of
 from harness.results.submissions import REMAIN, Run, list_runs
@@ -34,7 +35,7 @@ def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
         notes = [f"not reusable: {'; '.join(reasons)}"] if reasons else []
         if run.state != "done":
             notes += filter(None, (" ".join(run.overrides), run.why, run.log if run.state in REMAIN else None))
-        lines += [indent + note for note in notes]
+        lines += [indent + visible(note) for note in notes]
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ our runs (`source=paper+runs`). The tables are printed as Markdown and written a
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.config import shipped
 from harness.core.errors import UserError
+from harness.core.escape import csv
 from harness.core.files import check_parent, check_place, slug, write_atomic
 from harness.core.rules import one_of, require
 from harness.results import formats, paper
@@ -113,7 +114,7 @@ def main(cfg: DictConfig) -> None:
         runs = merge_task_runs(results) if cfg.join else results
         tables, statistics = of_runs(runs, str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
-            _write(Path(str(cfg.stats)), statistics.to_csv(index=False), "stats")
+            _write(Path(str(cfg.stats)), csv(statistics), "stats")
     if cfg.cells == "relative":
         tables = [shown_relative(table) for table in tables]
     print("\n".join(formats.markdown(table) for table in tables))
@@ -161,14 +162,11 @@ def text_of(kind: str, tables: Sequence[Table], published: bool = False, is_floa
     With `is_float`, LaTeX has a whole `table` with caption and label instead of a `tabular`.
     """
     if kind == "csv":
-        return sheet(tables).drop(columns=["model", "tasks"] if published else []).to_csv(index=False)
-    writers: dict[str, Callable[[Table], str]] = {
-        "tex": partial(latex, is_float=is_float),
-        "md": formats.markdown,
-        "html": formats.html,
-    }
-    text = "\n".join(writers[kind](table) for table in tables)
-    return formats.page(text, tables[0].caption if len(tables) == 1 else "Tables") if kind == "html" else text
+        return csv(sheet(tables).drop(columns=["model", "tasks"] if published else []))
+    if kind == "html":
+        return formats.page(map(formats.html, tables), tables[0].caption if len(tables) == 1 else "Tables")
+    write = partial(latex, is_float=is_float) if kind == "tex" else formats.markdown
+    return "\n".join(write(table) for table in tables)
 
 
 def _write(file: Path, text: str, key: str) -> None:

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from harness.analyze.output import leave
+from harness.core.console import say
 from harness.core.errors import UserError
+from harness.core.escape import visible
 from harness.core.files import check_place
 from harness.results import plots
 from harness.results.method_groups import title_of
@@ -43,8 +45,8 @@ def ablation(cfg: DictConfig) -> None:
     differences = compared(results)
     model, tasks = frame["model"].iloc[0], frame["tasks"].iloc[0]
     for note in notes:
-        print(f"note: {note}")
-    print(differences.to_string(index=False, float_format="{:.2f}".format))
+        say(f"note: {note}")
+    print(visible(differences.to_string(index=False, float_format="{:.2f}".format), keep="\n"))
     questions = int(frame["questions"].iloc[0])
     summary = {"analysis": "ablation", "model": model, "tasks": tasks, "questions": questions}
     summary |= {"differences": differences.to_dict("records")}

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from harness.analyze.ablation import check
 from harness.analyze.output import leave
 from harness.core.errors import UserError
+from harness.core.escape import visible
 from harness.core.files import digest
 from harness.results import plots
 from harness.results.labels import names
@@ -47,8 +48,8 @@ def heldout(cfg: DictConfig) -> None:
     model = str(baseline.about["model"])
     shown = ["budget", "variant", "chosen", "choosing", "judging", "low", "high"]
     print("percent of the unpruned model, on the questions that choose and on those that judge; interval of the latter")
-    print(table[shown].to_string(index=False, float_format="{:.2f}".format))
-    print(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format))
+    print(visible(table[shown].to_string(index=False, float_format="{:.2f}".format), keep="\n"))
+    print(visible(pd.DataFrame(verdicts).to_string(index=False, float_format="{:.2f}".format), keep="\n"))
     summary = {"analysis": "heldout", "model": model, "ours": cfg.ours, "verdicts": verdicts}
     leave(cfg, model, table, picture(table, str(cfg.ours)), summary)
 

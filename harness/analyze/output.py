@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from harness.core.console import say
 from harness.core.errors import UserError
+from harness.core.escape import csv
 from harness.core.files import to_json, write_atomic
 from harness.results import plots
 from harness.results.stats import LEVEL, Array
@@ -44,8 +46,8 @@ def leave(cfg: DictConfig, stem: str, frame: pd.DataFrame, figure: Figure, summa
     """Write `stem`.csv, .png and .json below `cfg.out`, say where, and print the object for programs."""
     folder = Path(str(cfg.out))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / f"{stem}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    write_atomic(folder / f"{stem}.csv", csv(frame, lineterminator="\n", float_format="%.6g"))
     write_atomic(folder / f"{stem}.json", to_json(summary))
     plots.save({stem: figure}, folder, ("png",))
-    print(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")
+    say(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")
     print(json.dumps({"out": str(folder / stem), **summary}, allow_nan=False), flush=True)

@@ -14,6 +14,7 @@ from harness.bench.measure import Measurement, Times
 from harness.bench.settings import Settings
 from harness.bench.setup import Candidate, Prepared
 from harness.bench.statistics import Spread
+from harness.core.escape import csv
 from harness.core.files import to_json, write_atomic
 from harness.models.cost import Flops, count
 
@@ -137,5 +138,5 @@ def json_of(out: Path) -> Path:
 def write(out: Path, rows: Sequence[Row], common: Row, columns: list[str] | None = None) -> None:
     """Write both files atomically; `columns` are those of the CSV file, by default all that the rows have."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(csv_of(out), pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
+    write_atomic(csv_of(out), csv(pd.DataFrame(rows, columns=columns), lineterminator="\n"))
     write_atomic(json_of(out), to_json({**common, "rows": list(rows)}))

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.bench.statistics import verdict
 from harness.core.console import table_lines
+from harness.core.escape import visible
 
 Row = dict[str, Any]
 # Heading, column, decimal places, divisor.
@@ -70,7 +71,7 @@ def tables(rows: Sequence[Row], shown: Sequence[Any] = (TIMES, OPERATIONS, MEMOR
         group = list(some)
         first = group[0]
         about = f"{first['visual_tokens']} visual and {first['text_tokens']} text tokens ({workload}), batch {batch}"
-        blocks.append(f"{model}: {about}")
+        blocks.append(visible(f"{model}: {about}"))
         blocks += [f"{TITLES[columns]}\n{table(group, columns)}" for columns in shown]
     return "\n\n".join(blocks) + "\n"
 

@@ -1,6 +1,13 @@
-"""Tables of text on the screen."""
+"""Lines and tables of text on the screen."""
 
 from collections.abc import Collection, Sequence
+
+from harness.core.escape import visible
+
+
+def say(line: str) -> None:
+    """Print one line; control characters are shown, so that no name or answer moves the cursor or begins a line."""
+    print(visible(line))
 
 
 def table_lines(rows: Sequence[Sequence[str]], left: Collection[int] | None = (0,)) -> list[str]:
@@ -8,6 +15,7 @@ def table_lines(rows: Sequence[Sequence[str]], left: Collection[int] | None = (0
 
     Columns whose numbers are in `left` are flush left, all others flush right; None puts every column flush left.
     """
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(_cells(row, widths, range(len(row)) if left is None else left)).rstrip() for row in rows]
 

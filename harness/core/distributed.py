@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.core.errors import UserError, one_line
+from harness.core.escape import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ class Processes:
     def tell(self, line: str) -> None:
         """Print a line to stderr from one process only, since an error often occurs in all of them."""
         if self.count == 1 or (self.first if self._store is None else self._is_first_to_tell()):
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line), file=sys.stderr, flush=True)
 
     def _is_first_to_tell(self) -> bool:
         try:

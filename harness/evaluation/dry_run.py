@@ -16,7 +16,7 @@ from typing import Any
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import RunConfig
-from harness.core.console import table_lines
+from harness.core.console import say, table_lines
 from harness.core.distributed import only_one
 from harness.core.errors import one_line
 from harness.core.files import digest, slug
@@ -65,7 +65,7 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     head = ("state", "visual tokens", "TFLOPs", "run", "overrides")
     print("\n".join(table_lines([head, *cells], left=None)))
     for note in dict.fromkeys(note for row in rows for note in row.cost.notes):
-        print(f"note: {note}")
+        say(f"note: {note}")
     left = [row.cost.flops for row in rows if row.state not in ("done", *LIVE)]
     counted = [flops for flops in left if flops is not None]
     print(", ".join(f"{number} {state}" for state, number in Counter(row.state for row in rows).items()))

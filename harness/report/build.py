@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from omegaconf import DictConfig
 from PIL import Image
 
+from harness.core.console import say
 from harness.core.errors import UserError
 from harness.core.files import write_atomic
 from harness.report import context, figures, gallery, html, images
@@ -16,7 +18,7 @@ from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
 from harness.results import plots
 from harness.results.frames import read_scores
-from harness.results.labels import settings
+from harness.results.labels import Remark, settings
 from harness.results.result import Result, collect, pool_seeds
 from harness.results.summary import full_summary, of_scores
 
@@ -47,12 +49,14 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     out = Path(str(cfg.out))
     sample = _sample(cfg, results, frame)
     frame = gallery.filled(frame, sample)
-    about = {**context.of_runs(cfg, results, frame, sets), "notes": notes}
+    remarks = [note for note in notes if isinstance(note, Remark)]
+    warnings = [note for note in notes if not isinstance(note, Remark)]
+    about = {**context.of_runs(cfg, results, frame, sets), "warnings": warnings, "remarks": remarks}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)
     asked = sum(len(setting["questions"]) for setting in sample["settings"])
-    print(f"{out}: {plural(len(results), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
+    say(f"{out}: {plural(len(results), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
     return {**report, "bytes": len(text.encode()), "questions": asked}
 
 
@@ -62,7 +66,7 @@ def _draw(cfg: DictConfig, sets: Sequence[figures.Set]) -> list[Path]:
         return []
     drawings = {plot.name: plot.figure for plot_set in sets for plot in plot_set.plots}
     files = plots.save(drawings, Path(str(cfg.plots)))
-    print(f"{plural(len(files), 'file')} in {cfg.plots}")
+    say(f"{plural(len(files), 'file')} in {cfg.plots}")
     return files
 
 
@@ -126,6 +130,6 @@ def _keep(folder: Path | None, share: int) -> Callable[[Image.Image], str]:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file():
             file.write_bytes(data)
-        return f"{folder.name}/{file.name}"
+        return quote(f"{folder.name}/{file.name}")
 
     return keep

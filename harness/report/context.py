@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness.core.files import write_atomic
+from harness.core.files import slug, write_atomic
 from harness.report import figures, gallery, html
 from harness.report.answers import RIGHT
 from harness.report.html import plural
@@ -19,11 +20,12 @@ from harness.results.labels import ordered, qualified
 from harness.results.method_groups import printed, title_of
 from harness.results.result import Result
 from harness.results.stats import AVERAGE
+from harness.results.web import StyleSheet
 
 
 def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[figures.Set]) -> dict[str, Any]:
     """Return the context of everything but the gallery."""
-    averages = frame[frame["benchmark"] == AVERAGE].set_index("hash")
+    averages, styles = frame[frame["benchmark"] == AVERAGE].set_index("hash"), html.style_sheet()
     origin = provenance(results, Path(str(cfg.runs)))
     params = {run["hash"]: run["params"] for run in origin["runs"]}
     origin["runs"] = [run | _identify(averages, run["hash"]) for run in origin["runs"]]
@@ -48,7 +50,8 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
         "budgets": {result.budget or "unpruned": result.budget or "all tokens" for result in results},
         "benchmarks": {id: id if list(names.values()).count(name) > 1 else name for id, name in names.items()},
         "tables": tables,
-        "plots": [_rendered(plot_set) for plot_set in sets],
+        "plots": [_rendered(plot_set, styles) for plot_set in sets],
+        "styles": styles,
         "provenance": origin,
         "made_with": f"{plural(len(results), 'finished run')} below {cfg.runs}.",
     }
@@ -61,12 +64,12 @@ def _identify(averages: pd.DataFrame, run: str) -> dict[str, Any]:
     return {"name": name, **{key: about[key] for key in ("method", "group", "model", "budget")}}
 
 
-def _rendered(plot_set: figures.Set) -> dict[str, Any]:
+def _rendered(plot_set: figures.Set, styles: StyleSheet) -> dict[str, Any]:
     rendered = [
         {
             **{key: value for key, value in vars(plot).items() if key != "figure"},
             "width": round(120 * plot.figure.get_figwidth()),
-            "svg": plots.inline(plot.figure, plot.name.replace(".", "-"), f"{plot.title}, {plot_set.label}"),
+            "svg": plots.inline(plot.figure, plot.name.replace(".", "-"), f"{plot.title}, {plot_set.label}", styles),
         }
         for plot in plot_set.plots
     ]
@@ -88,17 +91,17 @@ def of_gallery(
             if folder is None:
                 chunks.append({**chunk, "questions": questions})
                 continue
-            file = folder / f"{place}-{task}.js"
+            file = folder / f"{place}-{slug(task)}.js"
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(file, f"galleryChunk({html.script_json(questions)});\n")
-            chunks.append({**chunk, "src": f"{folder.name}/{file.name}"})
+            chunks.append({**chunk, "src": quote(f"{folder.name}/{file.name}")})
         label = html.called(setting["model"], setting["tasks"])
         settings.append({"label": label, "runs": setting["runs"], "chunks": chunks})
     data = {"right": RIGHT, "runs": {run: _identify(averages, run) for run in averages.index}, "settings": settings}
     return {
         "data": html.script_json(data),
         "settings": settings,
-        "file_sources": " 'self' file:" if folder else "",
+        "in_folder": folder is not None,
         "overlaps": [_overlap(table, averages) for table in sample["overlaps"]],
         "gallery_rule": _rule(sample),
         "gallery_missing": _missing(cfg, sample, missing),

@@ -66,7 +66,7 @@ def _draw(rows: pd.DataFrame, times: Times | None, place: int) -> Set:
     )
     _add_time(plot_set, rows, times, stem)
     for budget in dict.fromkeys(rows.loc[rows["budget"] != "", "budget"]):
-        name = f"{stem}-{budget.replace('=', '')}"
+        name = f"{stem}-{slug(budget.replace('=', ''))}"
         caption = "Percent of the unpruned model's score (dashed). Bands: 95 % intervals; grey: runs of the same group."
         few = f"Fewer than three benchmarks at {budget}, too few for a radar."
         _add(plot_set, f"{name}-radar", f"Profile over benchmarks at {budget}", caption, plots.radar(rows, budget), few)

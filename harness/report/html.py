@@ -7,31 +7,57 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.core.escape import visible
+from harness.results.web import StyleSheet, policy, verbatim
 
 SCRIPTS = ("table.js", "gallery.js")
 
 
 @cache
 def environment() -> Environment:
-    """Return a Jinja environment that escapes every text and refuses undefined names."""
+    """Return a Jinja environment that escapes every text, shows its control characters and refuses undefined names."""
     loader = PackageLoader("harness.report", "templates")
-    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    jinja.globals["plural"] = plural
+    jinja = Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is our own, and escaped
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.globals |= {"plural": plural, "policy": policy}
     return jinja
+
+
+def _template(name: str) -> str:
+    return (files("harness.report") / "templates" / name).read_text("utf-8")
+
+
+def style_sheet() -> StyleSheet:
+    """Return the page's style sheet, to which its plots and cells add their classes."""
+    return StyleSheet(_template("style.css"))
 
 
 def render(context: Mapping[str, Any]) -> str:
     """Return the page as text; `context` holds the names that templates/page.html uses."""
-    css, *scripts = (
-        (files("harness.report") / "templates" / name).read_text("utf-8") for name in ("style.css", *SCRIPTS)
-    )
-    return environment().get_template("page.html").render(css=css, js="\n".join(scripts), **context).lstrip()
+    script = verbatim("\n".join(map(_template, SCRIPTS)))
+    return environment().get_template("page.html").render(script=script, **context).lstrip()
 
 
-def script_json(value: Any) -> str:
-    """Return JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def script_json(value: Any) -> Markup:
+    """Return JSON for a script element, which it cannot end; control characters in its texts are shown, lines stay."""
+    text = json.dumps(_shown(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return verbatim(text.replace("<", "\\u003c"))
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value, keep="\n\t")
+    if isinstance(value, Mapping):
+        return {key: _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def plural(count: int, what: str) -> str:

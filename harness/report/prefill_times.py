@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import UserError, as_user_error
+from harness.core.escape import text_of
 from harness.results.frames import budget_key
 from harness.results.method_groups import UNPRUNED, printed
 
@@ -48,7 +49,7 @@ def _rows(file: Path) -> pd.DataFrame:
             records = json.loads(file.read_text(encoding="utf-8"))
             frame = pd.DataFrame(records["rows"] if isinstance(records, dict) else records)
         else:
-            frame = pd.read_csv(file, dtype={"budget": str})
+            frame = pd.read_csv(file, dtype={"budget": str}, converters=dict.fromkeys(("model", "method"), text_of))
     if lacking := [name for name in COLUMNS if name not in frame]:
         raise UserError(f"prefill={file} lacks the columns {', '.join(lacking)}: it needs {', '.join(COLUMNS)}")
     if not pd.api.types.is_numeric_dtype(frame["prefill_ms"]):

@@ -1,15 +1,17 @@
 """Tables as CSV, Markdown and HTML, and the cells and marks that all formats share."""
 
-import html as escaping
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
+from harness.core import escape
 from harness.results.labels import is_inside
 from harness.results.method_groups import BASELINE, title_of
 from harness.results.table import AVERAGE, Table, in_percent, known_groups, marks, records
+from harness.results.web import StyleSheet, policy
 
 LEADING = ["model", "tasks", "budget", "group", "method", "lambda", "source"]
 OF_RUNS = ["questions", "failed", "setting", "hash", "K", "kept", "per_layer"]
@@ -39,11 +41,15 @@ table { border-bottom: 2px solid }
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, the mark "best", "second" or "", and whether it is marked as equal to the best."""
+    """A cell: its text, the mark "best", "second" or "", whether it is marked as equal to the best, its error."""
 
     text: str
     mark: str = ""
     same: bool = False
+    error: str = ""
+
+    def __str__(self) -> str:
+        return self.text + f" ± {self.error}" * bool(self.error)
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,9 @@ def lines(table: Table, without: Collection[str] = ()) -> Iterator[Line]:
         same = set(str(row.get("as_best") or "").split())
         for column in table.columns:
             text = _number(row[column], table.digits[column], signed=row.get("source") == "difference")
-            if table.errors is not None and not pd.isna(error := table.errors.loc[place, column]):
-                text += f" ± {error:.{table.digits[column]}f}"
-            cells.append(Cell(text, str(marks_of.loc[place, column]), column in same and text != DASH))
+            error = None if table.errors is None else table.errors.loc[place, column]
+            shown_error = "" if pd.isna(error) else f"{error:.{table.digits[column]}f}"
+            cells.append(Cell(text, str(marks_of.loc[place, column]), column in same and text != DASH, shown_error))
         yield Line([*cells, *(Cell(_extra_text(key, row)) for key in extra)], rule=rule)
         previous = {**row, **block}
 
@@ -165,56 +171,63 @@ def legend(table: Table) -> list[str]:
 
 def markdown(table: Table) -> str:
     """Format the table for terminals and GitHub."""
-    table = in_percent(table)
-    titles = [" ".join(filter(None, title)) for title in head(table)]
+    table, text = in_percent(table), escape.markdown
+    titles = [text(" ".join(filter(None, title))) for title in head(table)]
     keys = len(keys_of(table))
     rows = [titles, ["---"] * keys + ["---:"] * (len(titles) - keys)]
     marked = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
     for line in lines(table):
         if line.heading:
-            rows.append([f"*{line.heading}*"] + [""] * (len(titles) - 1))
+            rows.append([f"*{text(line.heading)}*"] + [""] * (len(titles) - 1))
         else:
-            rows.append([marked[c.mark].format(c.text.replace("|", "\\|")) + " ≈" * c.same for c in line.cells])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    below = [*legend(table), *table.notes]
-    return f"**{table.caption}**\n\n{text}\n" + "".join(f"\n* {note}" for note in below) + "\n" * bool(below)
+            rows.append([marked[cell.mark].format(text(str(cell))) + " ≈" * cell.same for cell in line.cells])
+    body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    below = [*legend(table), *map(text, table.notes)]
+    return f"**{text(table.caption)}**\n\n{body}\n" + "".join(f"\n* {note}" for note in below) + "\n" * bool(below)
 
 
-def html(table: Table) -> str:
+def html(table: Table) -> Markup:
     """Format the table as a `<table>` with its caption, legend and notes, without styles."""
-    table = in_percent(table)
-    text: Callable[[str], str] = escaping.escape
+    table, text = in_percent(table), escape.html
     keys = list(keys_of(table))
     label = keys.index("label")
-    marked = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
-    key = ' class="key"'
-    same = '<sup title="not significantly different from the best of its block">≈</sup>'
-    rows = [f"<caption>{text(table.caption)}</caption>", "<thead><tr>"]
+    marked = {"best": Markup("<b>{}</b>"), "second": Markup("<u>{}</u>"), "": Markup("{}")}
+    key = Markup(' class="key"')
+    same = Markup('<sup title="not significantly different from the best of its block">≈</sup>')
+    rows = [Markup("<caption>{}</caption>").format(text(table.caption)), Markup("<thead><tr>")]
     for place, (name, unit) in enumerate(head(table)):
-        rows.append(f'<th scope="col"{key * (place < len(keys))}>{text(name)}<small>{text(unit)}</small></th>')
-    rows += ["</tr></thead>", "<tbody>"]
+        cell = Markup('<th scope="col"{}>{}<small>{}</small></th>')
+        rows.append(cell.format(key * (place < len(keys)), text(name), text(unit)))
+    rows += [Markup("</tr></thead>"), Markup("<tbody>")]
     for line in lines(table):
         if line.heading:
-            width = len(head(table))
-            rows += ["</tbody>", f'<tbody><tr><th scope="rowgroup" colspan="{width}">{text(line.heading)}</th></tr>']
+            block = Markup('<tbody><tr><th scope="rowgroup" colspan="{}">{}</th></tr>')
+            rows += [Markup("</tbody>"), block.format(len(head(table)), text(line.heading))]
             continue
         cells = [
-            f'<th scope="row">{text(cell.text)}</th>'
+            Markup('<th scope="row">{}</th>').format(text(str(cell)))
             if place == label
-            else f"<td{key * (place < len(keys))}>{marked[cell.mark].format(text(cell.text))}{same * cell.same}</td>"
+            else Markup("<td{}>{}{}</td>").format(
+                key * (place < len(keys)), marked[cell.mark].format(text(str(cell))), same * cell.same
+            )
             for place, cell in enumerate(line.cells)
         ]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f"<li>{text(note)}</li>" for note in [*legend(table), *table.notes])
-    region = f'<div tabindex="0" role="region" aria-label="{text(table.caption)}">'  # scrolls by keyboard, too
-    return f"{region}<table>\n" + "\n".join(rows) + f"\n</tbody></table></div>\n<ul>{notes}</ul>\n"
+        rows.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
+    notes = Markup().join(Markup("<li>{}</li>").format(text(note)) for note in [*legend(table), *table.notes])
+    region = Markup('<div tabindex="0" role="region" aria-label="{}">')  # scrolls by keyboard, too
+    whole = region + Markup("<table>\n{}\n</tbody></table></div>\n<ul>{}</ul>\n")
+    return whole.format(text(table.caption), Markup("\n").join(rows), notes)
 
 
-def page(fragments: str, title: str) -> str:
+def page(fragments: Iterable[Markup], title: str) -> str:
     """Return a complete HTML page around HTML fragments."""
-    top = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaping.escape(title)}</title>'
-    size = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return f"{top}{size}<style>{STYLE}</style></head><body>\n{fragments}</body></html>\n"
+    whole = Markup("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{}"><title>{}</title>\
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{}</style></head><body>
+{}</body></html>
+""")
+    css = StyleSheet(STYLE).text
+    return str(whole.format(policy(css), escape.html(title), css, Markup("\n").join(fragments)))
 
 
 def sheet(tables: Sequence[Table]) -> pd.DataFrame:

@@ -11,6 +11,10 @@ SHOWN = 3  # differences between settings that a row names
 PRUNED_ONLY = ("contract", "seed", "positions")  # settings that the unpruned model does not have
 
 
+class Remark(str):
+    """A note that says how numbers were made; others warn of what changes how they are read."""
+
+
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten a tree of settings: {"tasks.limit": None, ...}."""
     if not isinstance(tree, dict):
@@ -132,7 +136,7 @@ def _source_notes(results: Sequence[Result]) -> list[str]:
     values_by_name = {name: dict.fromkeys(versions.get(name) for versions in recorded) for name in names}
     differences = {name: values for name, values in values_by_name.items() if len(values) > 1}
     note = f"rows come from different code of the same declared versions ({_listed(differences)})"
-    return [note] if differences else []
+    return [Remark(note)] if differences else []
 
 
 def _listed(values_by_name: Mapping[str, Iterable[Any]]) -> str:

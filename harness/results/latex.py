@@ -2,6 +2,8 @@
 
 import re
 
+from harness.core.escape import latex as tex
+from harness.core.escape import visible
 from harness.core.files import slug
 from harness.results.formats import head, keys_of, legend, lines
 from harness.results.table import Table, in_percent
@@ -54,29 +56,17 @@ def latex(table: Table, is_float: bool = False) -> str:
             continue
         cells = []
         for cell in line.cells:
-            number, _, error = cell.text.partition(" ± ")
-            cells.append(marked[cell.mark] % tex(number) + SAME * cell.same + (ERROR % error if error else ""))
+            error = ERROR % tex(cell.error) if cell.error else ""
+            cells.append(marked[cell.mark] % tex(cell.text) + SAME * cell.same + error)
         rows += [r"\addlinespace"] * line.rule + [" & ".join(cells) + r" \\"]
     explained = [] if is_float else legend(table)
     below = [rf"\multicolumn{{{len(titles)}}}{{l}}{{{tex(note)}}} \\" for note in explained]
     rows += [r"\bottomrule", *([r"\addlinespace"] if below else []), *below, r"\end{tabular}"]
     needs = FLOAT_NEEDS if is_float else NEEDS
-    comments = [f"% {' '.join(note.split())}" for note in [table.caption, needs, *table.notes]]
+    comments = [f"% {visible(note)}" for note in [table.caption, needs, *table.notes]]
     body = "\n".join(rows)
     if is_float:
         own = re.sub(r"^Table \d+: ", "", table.caption)  # LaTeX numbers tables itself
         caption = ". ".join([own, *(text[0].upper() + text[1:] for text in legend(table))])
         body = (FLOAT % (tex(caption + "."), slug(table.name), body)).rstrip()
     return "\n".join([*comments, body]) + "\n"
-
-
-_TEX = {
-    **{char: "\\" + char for char in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$"},
-    **{"–": "--", "−": "$-$", "±": r"$\pm$", "≈": r"$\approx$", "λ": r"$\lambda$", "|": r"$|$", "…": r"\dots{}"},
-}
-
-
-def tex(text: str) -> str:
-    """Escape text for LaTeX."""
-    return re.sub("|".join(map(re.escape, _TEX)), lambda match: _TEX[match[0]], text)

@@ -8,6 +8,7 @@ recolour text and rules by its own theme.
 
 import io
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -19,15 +20,19 @@ from zlib import crc32
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
+from harness.core.escape import visible
+from harness.core.files import writing
 from harness.results.benchmarks import titles
 from harness.results.labels import ordered
 from harness.results.method_groups import BASELINE, methods, printed
 from harness.results.stats import AVERAGE
 from harness.results.table import records
+from harness.results.web import StyleSheet
 
 INK, MUTED, RULE = "#20242b", "#6b7480", "#d9dde3"
 # Any two differ by 11 or more in CIEDE2000, for normal vision, deuteranopia and protanopia, and contrast by 3 to 1 or
@@ -49,6 +54,7 @@ MARKERS = {
 SERIES, MARKS = tuple(COLOURS.values()), "".join(MARKERS.values())
 LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 DASHED = (0, (4, 3))
+LONGEST = 120  # letters of a name; a longer one would leave no room for what is drawn
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -76,6 +82,7 @@ STYLE = {
     "savefig.facecolor": "none",
     "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "ps.fonttype": 42,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "none",
     "svg.hashsalt": "harness",
 }
@@ -107,6 +114,16 @@ def _panels(count: int, columns: int, size: tuple[float, float], **more: Any) ->
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count]
+
+
+def _fitting(text: str) -> str:
+    """Return a name as a figure can show it; matplotlib leaves out what begins with "_" from legends."""
+    text = visible(text)
+    return " " * text.startswith("_") + (text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+
+
+def _shown(name: str) -> str:
+    return _fitting(printed(name))
 
 
 def _pruned(frame: pd.DataFrame, budget: str | None = None) -> pd.DataFrame:
@@ -173,8 +190,9 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.plot(np.linspace(0, 2 * np.pi, 49), np.full(49, 100.0), color=MUTED, lw=0.8, ls=DASHED)
             ((name, line),) = series(own, rows)
             axis.fill_between(around, closed(run, "low"), closed(run, "high"), color=line["color"], alpha=0.25, lw=0)
-            axis.plot(around, closed(run, "relative"), **{**line, "ms": 0.6 * line["ms"]}, lw=1.2, label=printed(name))
-            axis.set_xticks(angles, [text.replace(" ", "\n") for text in titles(benchmarks).values()], fontsize=6)
+            axis.plot(around, closed(run, "relative"), **{**line, "ms": 0.6 * line["ms"]}, lw=1.2, label=_shown(name))
+            names = [_fitting(text).strip().replace(" ", "\n") for text in titles(benchmarks).values()]
+            axis.set_xticks(angles, names, fontsize=6)
             for label, angle in zip(axis.get_xticklabels(), angles, strict=True):
                 side = round(float(np.sin(angle)), 6)
                 label.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
@@ -184,7 +202,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_ylim(0, top)
             axis.spines["polar"].set_visible(False)
             axis.patch.set_visible(False)
-            axis.set_title(printed(name), fontweight="bold", loc="center", pad=10)
+            axis.set_title(_shown(name), fontweight="bold", loc="center", pad=10)
     return figure
 
 
@@ -209,7 +227,7 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
                 runs = own[own["name"] == name]
                 x = runs["K"] * 2**shift
                 fill = "none" if (runs["per_layer"] > runs["K"]).any() else line["color"]
-                axis.plot(x, runs["relative"], **line, mfc=fill, lw=1.2, label=printed(name))
+                axis.plot(x, runs["relative"], **line, mfc=fill, lw=1.2, label=_shown(name))
                 _whiskers(axis, x, runs, line["color"])
             axis.set_xscale("log", base=2)
             ticks = _spread(sorted(set(rows["K"])))
@@ -285,8 +303,8 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
                 face = "none" if unpruned else color
                 size = 7.0 if marker == "*" else 5.0
                 (point,) = axis.plot(run["prefill_ms"], run["relative"], marker, color=color, ms=size, mfc=face)
-                point.set_label(printed(run["name"]))
-            axis.set_title(budget or "unpruned", fontweight="bold")
+                point.set_label(_shown(run["name"]))
+            axis.set_title(_fitting(budget) or "unpruned", fontweight="bold")
             axis.set_xlabel("measured prefill time, ms")
         for axis in axes[::3]:
             axis.set_ylabel("average, % of unpruned")
@@ -321,9 +339,9 @@ def ablation(frame: pd.DataFrame) -> Figure | None:
             shown = list(series(own, rows, by="line"))
             for (name, line), shift in zip(shown, _shifts(len(shown), 0.008), strict=True):
                 runs = own[own["line"] == name]
-                axis.plot(runs["lambda"] + shift, runs["relative"], **line, lw=1.3, label=printed(name))
+                axis.plot(runs["lambda"] + shift, runs["relative"], **line, lw=1.3, label=_shown(name))
                 _whiskers(axis, runs["lambda"] + shift, runs, line["color"])
-            axis.set_title(budget, fontweight="bold")
+            axis.set_title(_fitting(budget), fontweight="bold")
             axis.set_xlabel("lambda (1: importance, 0: diversity)")
         for axis in axes[::3]:
             axis.set_ylabel("average, % of unpruned")
@@ -360,8 +378,8 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
             finite = np.isfinite(low)
             axis.hlines(places[finite], low[finite], high[finite], color=INK, lw=0.9, zorder=3)
             axis.axvline(100, color=MUTED, lw=0.8, ls=DASHED)
-            axis.set_title(heads[benchmark], fontweight="bold" if benchmark == AVERAGE else "normal")
-            axis.set_yticks(places, [printed(name) for name in about["name"]], fontsize=7.5)
+            axis.set_title(_fitting(heads[benchmark]), fontweight="bold" if benchmark == AVERAGE else "normal")
+            axis.set_yticks(places, [_shown(name) for name in about["name"]], fontsize=7.5)
             axis.set_ylim(places[-1] + 0.6, -0.6)
             axis.grid(False, axis="y")
             axis.tick_params(axis="y", length=0)
@@ -373,9 +391,9 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
 
 def save(figures: dict[str, Figure], folder: Path, formats: Sequence[str] = ("svg", "pdf", "png")) -> list[Path]:
     """Write each figure in each format on a white background and return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
-    with style():
+    with style(), writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             for kind in formats:
                 file = folder / f"{name}.{kind}"
@@ -389,18 +407,35 @@ def _undated(kind: str) -> dict[str, Any]:
     return {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
 
 
-def inline(figure: Figure, name: str, title: str) -> str:
-    """Return a figure as SVG for a page: it scales, has a label, and takes the colours of the page's theme."""
+def inline(figure: Figure, name: str, title: str, styles: StyleSheet) -> Markup:
+    """Return a figure as SVG for a page: it scales, has a label, and takes the colours of the page's theme.
+
+    The styles of its elements become classes of the page's style sheet.
+    """
     stream = io.StringIO()
     with style():
         figure.savefig(stream, format="svg", metadata=_undated("svg"))
-    text = stream.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # a hundredth of a point
-    box = re.findall(r'viewBox="[^"]+"', text)[0]
-    text = f'<svg {box} role="img" aria-label="{title}">' + text[text.index(">") + 1 :]
-    text = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', f"{name}-", text)
-    text = text.replace("'DejaVu Sans', ", "").replace("xlink:href", "href")
+    root = ET.fromstring(stream.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):  # the style is in the page's own sheet
+                parent.remove(child)
+    for element in root.iter():
+        _adopt(element, name, styles)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": visible(title)}
+    return Markup(ET.tostring(root, encoding="unicode"))
+
+
+def _adopt(element: ET.Element, name: str, styles: StyleSheet) -> None:
+    """Make an element of a figure one of a page: without namespaces, with its own ids, colours and style sheet."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.text, element.tail = (text if text and text.strip() else None for text in (element.text, element.tail))
+    short = {key: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split())) for key, value in element.attrib.items()}
+    attributes = {key.rpartition("}")[2]: value for key, value in short.items()}
+    declarations = attributes.pop("style", "").replace("'DejaVu Sans', ", "")
     for color, variable in {INK: "ink", MUTED: "muted", RULE: "rule"}.items():
-        text = text.replace(color, f"var(--{variable})")
-    return re.sub(r">\s*\n\s*<", "><", text)
+        declarations = declarations.replace(color, f"var(--{variable})")
+    for key, before in (("id", r"^"), ("href", r"^#"), ("clip-path", r"^url\(#")):
+        if key in attributes:
+            attributes[key] = re.sub(before, lambda found: f"{found[0]}{name}-", attributes[key])
+    element.attrib = attributes | ({"class": styles.name(declarations)} if declarations else {})

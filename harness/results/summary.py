@@ -11,7 +11,7 @@ import pandas as pd
 from harness.core.errors import UserError
 from harness.results.frames import answers, budget_key, questions, select_task
 from harness.results.influence import pictures
-from harness.results.labels import names, setting_notes
+from harness.results.labels import Remark, names, setting_notes
 from harness.results.method_groups import group_of
 from harness.results.result import Result, average, failures, relative, unproven
 from harness.results.stats import ALPHA, AVERAGE, Noise, agreement, flips, noise
@@ -75,7 +75,7 @@ def _seeds(results: Sequence[Result], spreads: dict[str, float]) -> list[str]:
     for result in (result for result in results if result.seeds):
         spread = "" if math.isnan(spreads[result.hash]) else f", standard deviation {spreads[result.hash]:.2f}"
         rows.setdefault(result.label, []).append(f"{result.budget}: {len(result.seeds)} seeds{spread}")
-    return [f"averages of {label} are means over seeds ({'; '.join(budgets)})" for label, budgets in rows.items()]
+    return [Remark(f"averages of {label} are means over seeds ({'; '.join(of)})") for label, of in rows.items()]
 
 
 def _scores(result: Result, baseline: Result | None) -> dict[tuple[str, str], dict[str, Any]]:
@@ -112,13 +112,14 @@ def _add_statistics(
                 cells[run, benchmark] |= {"best": equal, "p_best": p_best, "as_best": not equal and p_best >= ALPHA}
             if benchmark == AVERAGE and len(block) > 1:
                 luck.append(f"{of_block.luck():.2f} ({budget}, {len(block)} rows)")
-    notes = [f"untested: {task}, since {reason}" for task, reason in errors.untested.items()]
+    notes: list[str] = [Remark(f"untested: {task}, since {reason}") for task, reason in errors.untested.items()]
     counts = {task: (baseline.metrics["questions"][task], pictures(baseline, task)) for task in errors.tasks}
     shared = [f"{task}: {n:,} about {shown:,}" for task, (n, shown) in counts.items() if shown and shown < n]
     if shared:
-        notes.append(f"questions share pictures ({', '.join(shared)}), and errors are over pictures")
+        notes.append(Remark(f"questions share pictures ({', '.join(shared)}), and errors are over pictures"))
     if luck:
-        notes.append(f"the best average was chosen on the same questions: expect it too high by {', '.join(luck)}")
+        chosen = "the best average was chosen on the same questions: expect it too high by"
+        notes.append(Remark(f"{chosen} {', '.join(luck)}"))
     return notes
 
 
@@ -177,7 +178,8 @@ def full_summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     frame, notes = summary(results)
     for model, tasks in dict.fromkeys(map(_place, results)):
         runs = [result for result in results if _place(result) == (model, tasks)]
-        notes += [f"{model} on {tasks}: {note}" for note in [*setting_notes(runs), *failures(runs), *unproven(runs)]]
+        of_runs = [*setting_notes(runs), *failures(runs), *unproven(runs)]
+        notes += [type(note)(f"{model} on {tasks}: {note}") for note in of_runs]
     unique_names = names(results)
     facts = pd.DataFrame([_facts(result, unique_names[result.hash]) for result in results], columns=FACTS)
     return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes

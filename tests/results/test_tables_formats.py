@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.core.escape import latex as tex
 from harness.results.benchmarks import percent_scale, titles
 from harness.results.formats import head, heading, html, markdown, page, sheet
 from harness.results.frames import read_scores
-from harness.results.latex import SAME, latex, tex
+from harness.results.latex import SAME, latex
 from harness.results.table import in_percent, marks, tables_of
 
 SCORES = """method,benchmark,score,budget
@@ -172,7 +173,7 @@ def test_text_that_latex_would_read(table):
 
 def test_html_is_escaped_and_has_scopes(table):
     table.frame.loc[4, "label"] = "<script>x</script>"
-    text = page(html(table), "<t>")
+    text = page([html(table)], "<t>")
     assert "<script>" not in text
     assert '<th scope="row">' in text
     assert '<th scope="col" class="key">Group<' in text

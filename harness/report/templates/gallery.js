@@ -81,8 +81,11 @@ function ramp(level) {
   const [low, high] = [STOPS[Math.floor(at)], STOPS[Math.floor(at) + 1]];
   return `rgb(${low.map((c, i) => Math.round(c + (high[i] - c) * (at % 1))).join(" ")})`;
 }
-const legend = (from, to) =>
-  `${from}<span class="scale" style="background:linear-gradient(to right,${[0, 0.25, 0.5, 0.75, 1].map(ramp)})"></span>${to}`;
+function legend(from, to, direction = "right") {
+  const scale = element("span", { class: "scale" });
+  scale.style.background = `linear-gradient(to ${direction},${[0, 0.25, 0.5, 0.75, 1].map(ramp)})`;
+  return [from, scale, to];
+}
 
 function drawing(question, answer, order, layer, label) {
   const { cells, width, height } = layout(question.grids);
@@ -239,15 +242,15 @@ function show() {
 
 function explain(question, layer) {
   const texts = {
-    kept: question.pictures ? "Dropped tokens are faded." : "Kept tokens are dark squares.",
+    kept: [question.pictures ? "Dropped tokens are faded." : "Kept tokens are dark squares."],
     order: question.orders && question.orders.some(Boolean)
-      ? legend("first", "last").replace("to right", "to left") + " picked. Methods without an order show what they keep."
-      : "No run recorded a picking order for this question.",
+      ? [...legend("first", "last", "left"), " picked. Methods without an order show what they keep."]
+      : ["No run recorded a picking order for this question."],
     importance: question.importance
-      ? legend("least", "most") + " important to the learned scorer in this picture; outlined: kept."
-      : "No run recorded importance for this question.",
+      ? [...legend("least", "most"), " important to the learned scorer in this picture; outlined: kept."]
+      : ["No run recorded importance for this question."],
   };
-  byId("g-legend").innerHTML = texts[layer];
+  byId("g-legend").replaceChildren(...texts[layer]);
 }
 
 function panel(question, name, layer) {
