@@ -84,9 +84,13 @@ def prune(
 
 def _method(method: str | Method, params: dict[str, Any]) -> Method:
     import methods
+    from methods.base import Method
 
     if isinstance(method, str):
         return methods.load(method, **params)
+    if not isinstance(method, Method):
+        remedy = f"write {method.__name__}()" if isinstance(method, type) else f"there are {', '.join(methods.names())}"
+        raise ValueError(f"method must be a name or an instance of a subclass of Method, not {method!r}: {remedy}")
     if params:
         raise ValueError(f"{method.name} is already an instance: set {', '.join(params)} on it, not in prune()")
     return method

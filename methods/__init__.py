@@ -64,12 +64,14 @@ def get(name: str) -> type[Method]:
     if not file.endswith(".py"):
         file, _, attribute = _address(name).partition(":")
 
-    from methods.base import Method  # imports torch, so a mistyped name is refused first
+    from methods import checks  # imports torch, so a mistyped name is refused first
+    from methods.base import Method
 
     module = _module_at(Path(file)) if file.endswith(".py") else _module(file)
     target = getattr(module, attribute, None)
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise ValueError(f"method '{name}': '{file}' has no subclass of methods.base.Method called '{attribute}'")
+    checks.declaration(target)
     return target
 
 

@@ -6,12 +6,23 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
 from methods import checks
-from methods.tokens import OFFICIAL, PAPER, AttentionSpec, HiddenState, LayerState, Selection, Signal, Tokens
+from methods.selecting import Selecting
+from methods.tokens import (
+    OFFICIAL,
+    PAPER,
+    AttentionSpec,
+    DeclaredTokens,
+    HiddenState,
+    LayerState,
+    Selection,
+    Signal,
+    Tokens,
+)
 
 __all__ = ["OFFICIAL", "PAPER", "AttentionSpec", "HiddenState", "LayerState", "Method", "Selection", "Signal", "Tokens"]
 
@@ -47,6 +58,11 @@ class Method:
             if old in cls.__dict__:
                 warnings.warn(f"{cls.__name__}.{old} is called {new} now", FutureWarning, stacklevel=2)
                 setattr(cls, new, cls.__dict__[old])
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Refuse a class that is not declared as methods are, before its parameters are read."""
+        checks.declaration(cls)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         checks.parameters(self.name, self)
@@ -160,15 +176,24 @@ def _selections(method: Method, jobs: Sequence[Job]) -> list[Selection]:
     for i in cut:
         checks.signals(method.name, method.needs, jobs[i][0], sizes[i])
     if cut:
-        samples, counts = [jobs[i][0] for i in cut], [ks[i] for i in cut]
+        samples = [DeclaredTokens.of(jobs[i][0], method.needs) for i in cut]
         generators = [jobs[i][2] or torch.Generator().manual_seed(0) for i in cut]
-        # Autocast would silently compute similarities in half precision.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), _no_tf32():
-            chosen = method._select_batch(samples, counts, generators)
+        with in_progress(method, device) as pending:
+            chosen = method._select_batch(samples, [ks[i] for i in cut], generators)
+        checks.number_of_selections(pending, chosen, len(cut))
         for i, selection in zip(cut, chosen, strict=True):
-            checks.selection(method.name, selection, sizes[i], ks[i])
+            checks.selection(pending, selection, sizes[i], ks[i], jobs[i][0].features.device)
             results[i] = selection
+        pending.settle(device)
     return results
+
+
+@contextmanager
+def in_progress(method: Method, device: torch.device) -> Iterator[Selecting]:
+    """Let `method` select within the block: without gradients, in the precision that it asks for."""
+    # Autocast would silently compute similarities in half precision.
+    with Selecting(method) as pending, torch.no_grad(), torch.autocast(device.type, enabled=False), _no_tf32():
+        yield pending
 
 
 @contextmanager

@@ -6,14 +6,16 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
+from methods.selecting import Selecting, SelectionError
 from methods.tokens import Selection, Signal, Tokens, num_tokens
 
 if TYPE_CHECKING:
@@ -28,8 +30,27 @@ REMEDY = {
 }
 
 
-class SelectionError(ValueError):
-    """The input or the output of a method breaks the contract; commands show the message as one line."""
+def declaration(method: type[Method]) -> None:
+    """Raise ValueError for a class whose parameters or signals are not declared as methods declare them."""
+    for cls in method.__mro__:
+        if hasattr(cls, "__dataclass_fields__") and "__dataclass_fields__" not in vars(cls):
+            for field, kind in inspect.get_annotations(cls).items():
+                if not str(kind).removeprefix("typing.").startswith("ClassVar"):
+                    remedy = "put @dataclass(kw_only=True) above the class"
+                    raise ValueError(f"{cls.__name__}.{field} is annotated, which makes a parameter of it: {remedy}")
+    if not isinstance(method.needs, property):
+        needs(method.__name__, method.needs)
+
+
+def needs(name: str, value: Any) -> None:
+    """Raise ValueError unless `value`, the `needs` of a method called `name`, is a set of signals."""
+    if isinstance(value, Set) and all(isinstance(signal, Signal) for signal in value):
+        return
+    wanted = [value] if isinstance(value, str) else [*value] if isinstance(value, Iterable) else []
+    signals = ", ".join(f"Signal.{Signal(word).name}" for word in wanted if word in tuple(Signal))
+    choice = ", ".join(f"Signal.{signal.name}" for signal in Signal)
+    remedy = f"write needs = frozenset({{{signals}}})" if signals else f"there are {choice}"
+    raise ValueError(f"{name}.needs must be a set of Signal, not {value!r}: {remedy}")
 
 
 def parameters(name: str, method: Method) -> None:
@@ -78,9 +99,10 @@ def tokens(name: str, sample: Tokens) -> int:
     return n
 
 
-def signals(name: str, needs: Iterable[Signal], sample: Tokens, n: int) -> None:
+def signals(name: str, declared: Iterable[Signal], sample: Tokens, n: int) -> None:
     """Raise SelectionError for a missing signal, and for a tensor that is not finite or has the wrong length."""
-    for signal in sorted(needs):
+    needs(name, declared)  # an instance may have its own
+    for signal in sorted(declared):
         if getattr(sample, signal.value) is None:
             remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
             raise SelectionError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
@@ -90,26 +112,24 @@ def signals(name: str, needs: Iterable[Signal], sample: Tokens, n: int) -> None:
                 f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}"
             )
         _finite(name, label, tensor)
-    if sample.importance is not None and sample.importance.dim() != 1:
-        raise SelectionError(f"{name}: importance must be [N], not {list(sample.importance.shape)}")
-    if sample.llm is not None and sample.llm.visual_idx.shape != (n,):
-        raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(sample.llm.visual_idx.shape)}")
+    importance, llm = vars(sample)["importance"], vars(sample)["llm"]  # a sample inside another selection hides some
+    if importance is not None and importance.dim() != 1:
+        raise SelectionError(f"{name}: importance must be [N], not {list(importance.shape)}")
+    if llm is not None and llm.visual_idx.shape != (n,):
+        raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(llm.visual_idx.shape)}")
 
 
 def _tensors(sample: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield (label, tensor, whether it has one row per visual token) for every tensor of the sample."""
-    yield "features", sample.features, True
-    if sample.importance is not None:
-        yield "importance", sample.importance, True
-    for role, scores in (sample.vit_attention or {}).items():
+    present = {name: value for name, value in vars(sample).items() if value is not None}
+    for name, per_token in (("features", True), ("importance", True), ("vit_keys", True), ("text", False)):
+        if name in present:
+            yield name, present[name], per_token
+    for role, scores in present.get("vit_attention", {}).items():
         yield f"vit_attention[{role}]", scores, True
-    if sample.vit_keys is not None:
-        yield "vit_keys", sample.vit_keys, True
-    if sample.text is not None:
-        yield "text", sample.text, False
-    if sample.llm is not None:
+    if "llm" in present:
         for part in ("q", "k", "hidden"):
-            yield f"llm.{part}", getattr(sample.llm, part), False
+            yield f"llm.{part}", getattr(present["llm"], part), False
 
 
 def _finite(name: str, label: str, tensor: Tensor) -> None:
@@ -134,27 +154,51 @@ def count(name: str, k: Any, n: int) -> int:
     return number
 
 
-def selection(name: str, chosen: Any, n: int, k: int) -> None:
-    """Raise SelectionError unless `chosen` has `k` distinct ascending indices; check its order and owners, too."""
+def number_of_selections(pending: Selecting, chosen: Any, count: int) -> None:
+    """Raise SelectionError unless `chosen` has an entry for each of `count` samples."""
+    if not isinstance(chosen, Sequence) or len(chosen) != count:
+        got = f"{len(chosen)}" if isinstance(chosen, Sequence) else f"a {type(chosen).__name__}"
+        raise pending.error(f"_select_batch must return a list of {count} selections, not {got}: one for each sample")
+
+
+def selection(pending: Selecting, chosen: Any, n: int, k: int, device: torch.device) -> None:
+    """Refuse a result that is not `k` distinct ascending indices on `device`; check its order and owners, too.
+
+    What depends on the values of indices is left to `Selecting.settle`.
+    """
     if not isinstance(chosen, Selection):
-        raise SelectionError(
-            f"{name} broke its contract: _select must return a Selection, not a {type(chosen).__name__}"
-        )
-    kept = _indices(name, "kept", chosen.kept, k, n)
-    if not bool((kept.diff() > 0).all()):
+        remedy = "return Selection.of(indices)"
+        raise pending.error(f"_select must return a Selection, not a {type(chosen).__name__}: {remedy}")
+    check = partial(_indices, pending, device=device)
+    kept = check("kept", chosen.kept, k, n)
+
+    def fault() -> str:
         distinct = kept.unique().numel()
-        fault = "not ascending" if distinct == k else f"only {distinct} distinct ones of {k}"
-        raise SelectionError(f"{name} broke its contract: kept indices are {fault}")
-    if chosen.order is not None and not torch.equal(_indices(name, "order", chosen.order, k, n).sort().values, kept):
-        raise SelectionError(f"{name} broke its contract: order and kept hold different indices")
+        if distinct == k:
+            return "kept indices are not ascending: return Selection.of(indices), which sorts them"
+        return f"kept indices are only {distinct} distinct ones of {k}: exclude what is picked from later picks"
+
+    pending.refuse((kept.diff() <= 0).any(), fault)
+    if chosen.order is not None:
+        order = check("order", chosen.order, k, n).sort().values
+        pending.refuse((order != kept).any(), lambda: "order and kept hold different indices: use Selection.of(order)")
     if chosen.owner is not None:
-        _indices(name, "owner", chosen.owner, n, k)
+        check("owner", chosen.owner, n, k)
 
 
-def _indices(name: str, label: str, idx: Any, length: int, limit: int) -> Tensor:
-    if not isinstance(idx, Tensor) or idx.dtype != torch.int64 or idx.shape != (length,):
-        got = f"{list(idx.shape)} of {idx.dtype}" if isinstance(idx, Tensor) else f"a {type(idx).__name__}"
-        raise SelectionError(f"{name} broke its contract: {label} must be {length} int64 indices, not {got}")
-    if not bool(((idx >= 0) & (idx < limit)).all()):
-        raise SelectionError(f"{name} broke its contract: {label} holds an index outside 0..{limit - 1}")
+def _indices(pending: Selecting, label: str, idx: Any, length: int, limit: int, device: torch.device) -> Tensor:
+    expected = f"{label} must be {length} int64 indices"
+    if not isinstance(idx, Tensor):
+        raise pending.error(f"{expected}, not a {type(idx).__name__}: return a tensor on {device}")
+    if idx.dtype != torch.int64:
+        raise pending.error(f"{expected}, not {list(idx.shape)} of {idx.dtype}: convert positions with .long()")
+    if idx.shape != (length,):
+        remedy = "name a row of kept for each token" if label == "owner" else "return exactly k of them"
+        raise pending.error(f"{expected}, not {list(idx.shape)}: {remedy}")
+    if idx.device != device:
+        remedy = "create it with device=tokens.features.device"
+        raise pending.error(f"{label} must be on {device} like the features, not on {idx.device}: {remedy}")
+    what = f"{label} holds an index outside 0..{limit - 1}"
+    remedy = "owners are rows of kept" if label == "owner" else "they count the tokens of the sample from 0"
+    pending.refuse(((idx < 0) | (idx >= limit)).any(), lambda: f"{what}: {remedy}")
     return idx

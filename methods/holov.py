@@ -12,6 +12,7 @@ from torch import Tensor
 from methods.base import OFFICIAL, AttentionSpec, Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
 from methods.kernels.cosine import directions, snap
+from methods.scores import ranked, top
 
 TILE = 2**22  # similarities held at once
 
@@ -84,9 +85,9 @@ class HoloV(Method):
             v = spread(directions(features), member, valid)
             mean_v = v.sum(dim=1, keepdim=True) / size
             score = snap(score + torch.where(mean_v > 0, mean / mean_v, 0.0) * v)
-        best = score.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        best = ranked(score.masked_fill(~valid, -torch.inf))
         kept = (place < quota).flatten()  # per band, in the order of `best`
-        return member.gather(1, best).flatten()[kept.argsort(descending=True, stable=True)[:k]]
+        return member.gather(1, best).flatten()[top(kept, k)]
 
 
 def quotas(score: Tensor, size: Tensor, k: int, tau: float) -> Tensor:
@@ -94,7 +95,7 @@ def quotas(score: Tensor, size: Tensor, k: int, tau: float) -> Tensor:
     weight = torch.where(score.max() > 0, (score / score.max()) ** tau, size.double())
     weight = snap((weight / weight.sum()).flatten())
     quota = (weight * k).round(decimals=9).floor().long()  # a rounding error must not turn 4 into 3
-    heaviest = weight.argsort(descending=True, stable=True)
+    heaviest = ranked(weight)
     quota[heaviest] += torch.arange(len(quota), device=quota.device) < k - quota.sum()
     room = (size.flatten() - quota)[heaviest]
     excess, room = (-room).clamp_min(0).sum(), room.clamp_min(0)

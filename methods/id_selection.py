@@ -12,6 +12,7 @@ from methods.base import HiddenState, Method, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
 from methods.kernels.cosine import Cosine, directions, snap
 from methods.scores import min_max
+from methods.selecting import refuse_nan
 
 READS = {
     "vit_attention": frozenset({Signal.VIT_ATTENTION}),
@@ -72,6 +73,7 @@ class IDSelection(Method):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         cosine = Cosine(directions(tokens.features))
         score = min_max(self._importance(tokens), EPSILON)
+        refuse_nan(score)
         picked = torch.zeros_like(score)  # minus infinity for picked tokens
         order = torch.empty(k, dtype=torch.int64, device=score.device)
         for pick in order.split(1):
@@ -91,11 +93,11 @@ class IDSelection(Method):
     def _importance(self, tokens: Tokens) -> Tensor:
         """Return the importance [N] that the parameter `importance` selects."""
         scores: list[Tensor] = []
-        if tokens.importance is not None and Signal.IMPORTANCE in self.needs:
+        if Signal.IMPORTANCE in self.needs and tokens.importance is not None:
             scores.append(tokens.importance)
-        if tokens.vit_attention is not None and Signal.VIT_ATTENTION in self.needs:
+        if Signal.VIT_ATTENTION in self.needs and tokens.vit_attention is not None:
             scores.append(tokens.vit_attention["last"])
-        if tokens.llm is not None and Signal.LLM in self.needs:
+        if Signal.LLM in self.needs and tokens.llm is not None:
             scores.append(attention_row(tokens.llm.q[:, -1], tokens.llm.k)[tokens.llm.visual_idx])
         if len(scores) == 1:
             return scores[0]

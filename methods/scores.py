@@ -5,13 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from methods.selecting import refuse_nan
+
 BISECTIONS = 64  # DiffTopK, arXiv 2510.16598
 MARGIN = 10.0  # its search starts this far beyond the extreme logits
 
 
+def ranked(scores: Tensor) -> Tensor:
+    """Return the indices that sort `scores` [..., N] along the last dimension, best first; NaN is refused.
+
+    `torch.topk` has no rule for ties, and sorts NaN as the largest value.
+    """
+    values, order = scores.sort(dim=-1, descending=True, stable=True)
+    refuse_nan(values[..., :1])  # where NaN would be
+    return order
+
+
 def top(scores: Tensor, k: int) -> Tensor:
-    """Return the indices [k] of the largest of `scores` [N], best first; `torch.topk` has no rule for ties."""
-    return scores.argsort(descending=True, stable=True)[:k]
+    """Return the indices [k] of the largest of `scores` [N], best first; NaN is refused."""
+    return ranked(scores)[:k]
 
 
 def min_max(scores: Tensor, epsilon: float) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
+
+from methods import selecting
 
 Grid = tuple[int, int, int]  # (t, h, w) in tokens of an image or video; an image has t = 1
 HiddenState = Literal["unused", "normed_input", "output", "normed_output"]
@@ -27,6 +29,9 @@ class Signal(StrEnum):
     VIT_KEYS = "vit_keys"
     LLM = "llm"
     TEXT = "text"
+
+
+_SIGNALS = frozenset(signal.value for signal in Signal)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,27 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
+class DeclaredTokens(Tokens):
+    """A sample as a method sees it: while it selects, reading a signal outside its `needs` is an error."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, needs: Iterable[Signal]) -> DeclaredTokens:
+        """Return the sample with the signals in `needs` alone."""
+        signals = {signal.value: getattr(tokens, signal.value) for signal in needs}
+        return cls(tokens.features, tokens.grids, **signals)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an attribute; SelectionError for a signal that is absent while a method selects."""
+        value = super().__getattribute__(name)
+        if name == "__dataclass_fields__":  # which dataclasses.replace() reads one by one
+            return {key: field for key, field in value.items() if vars(self)[key] is not None}
+        if value is None and name in _SIGNALS and selecting.current() is not None:
+            remedy = f"add Signal.{Signal(name).name} to needs"
+            raise selecting.error(f"it reads tokens.{name}, which it does not declare: {remedy}")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The kept tokens. Methods that merge average every token into the kept row that `owner` names."""
 
@@ -83,4 +109,7 @@ class Selection:
     @classmethod
     def of(cls, order: Tensor) -> Selection:
         """Build the selection of indices `order` [K], picked in that order."""
+        if not isinstance(order, Tensor):
+            kind, remedy = type(order).__name__, "torch.tensor(indices, device=tokens.features.device)"
+            raise selecting.error(f"Selection.of expects a tensor [K] of int64 indices, not a {kind}: pass {remedy}")
         return cls(kept=order.sort().values, order=order)

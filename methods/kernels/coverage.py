@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.cosine import STEP, TILE_32, CosineRows
+from methods.selecting import refuse_nan
 
 LEAST = 16  # tokens brought up to date in a round, if that many similarities may be held at once
 SMALL = 2**15  # similarities above which torch shares an operation among threads, which wait for a busy core
@@ -41,6 +42,7 @@ def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Ten
     about N / r tokens, so round r takes at most 2 N / r of them: O(N^2 log K) similarities in all. The host asks only
     after K rounds how many picks are missing.
     """
+    refuse_nan(weight)
     n, device = len(cosine), cosine.device
     gain = torch.zeros(n, dtype=torch.float64, device=device)
     for tile in cosine.tiles():

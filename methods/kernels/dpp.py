@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.cosine import STEP, CosineRows
+from methods.selecting import refuse_nan
 
 TOLERANCE = 1e-5  # of the largest initial gain: what float32 leaves below it is mostly rounding error
 
@@ -33,6 +34,7 @@ def greedy_map(rows: Iterable[CosineRows], quality: Iterable[Tensor], ks: Sequen
 
 def _greedy_map(cosine: CosineRows, quality: Tensor, k: int) -> Tensor:
     """Return the picks [K] of one sample."""
+    refuse_nan(quality)
     order = torch.empty(k, dtype=torch.int64, device=cosine.device)
     volume = torch.ones(len(cosine.unit), device=cosine.device)  # [U] what the picks leave of the unit diagonal
     factor = volume.new_empty(k, len(volume))  # [K, U] e of every pick

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.cosine import STEP, CosineRows
+from methods.selecting import refuse_nan
 
 
 def mmr(
@@ -44,6 +45,7 @@ def novelty(cosine: CosineRows, relevance: Tensor, weight: float, first: Tensor,
         k: from F to N.
         parallel: picks per round.
     """
+    refuse_nan(relevance)
     order = torch.cat([first, first.new_empty(k - len(first))])
     relevance = relevance[None].clone()  # [1, N] minus infinity once picked
     nearest = torch.full_like(relevance, -torch.inf, dtype=torch.float32)  # [1, N] similarity to the nearest pick

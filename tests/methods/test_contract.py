@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -13,17 +12,8 @@ import methods
 from harness import list as listing
 from methods.base import LayerState, Method, Selection, Signal, Tokens
 from methods.budget import largest_remainder
-from methods.testing import (
-    CHECKS,
-    FEATURES,
-    SCORES,
-    Copies,
-    Waits,
-    check_contract,
-    exactly_k_of_any_finite_input,
-    make_tokens,
-    the_first_of_equals_goes_first,
-)
+from methods.samples import FEATURES, SCORES, make_tokens
+from methods.testing import CHECKS, advice, exactly_k_of_any_finite_input, the_first_of_equals_goes_first
 
 ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
@@ -167,86 +157,14 @@ def test_what_authors_of_other_methods_can_check(name, params, check):
     check(methods.load(name, **params))
 
 
+@pytest.mark.parametrize(("name", "params"), VARIANTS)
+def test_no_method_of_ours_waits_for_the_device_at_each_pick(name, params):
+    assert advice(methods.load(name, **params)) == []
+
+
 @pytest.mark.parametrize("name", sorted({*PRUNING} - LOOK_AT_PLACES))
 def test_of_equal_tokens_the_first_goes_first(name):
     the_first_of_equals_goes_first(methods.load(name))
-
-
-def first(k):
-    return Selection(torch.arange(k))
-
-
-def reads(tokens, k):
-    return Selection((tokens.features[:, 0] * float(tokens.features.abs().max())).argsort()[:k].sort().values)
-
-
-def writes(tokens, k):
-    tokens.importance.zero_()
-    return first(k)
-
-
-def draws(tokens, k):
-    return Selection(torch.randperm(len(tokens.features))[:k].sort().values)
-
-
-def rounds(tokens, k):
-    scores = tokens.features.sum(1) if tokens.features.dtype == torch.float32 else tokens.features.sum(1) * -1
-    return Selection(scores.argsort(stable=True)[:k].sort().values)
-
-
-def masks(tokens, k):
-    for _ in range(k):
-        tokens.features[tokens.features[:, 0] > 0]
-    return first(k)
-
-
-def picks(read):
-    def select(tokens, k):
-        scores = tokens.features[:, 0].float()
-        for _ in range(k):
-            read(scores)
-        return first(k)
-
-    return select
-
-
-@pytest.mark.parametrize(
-    ("select", "says"),
-    [
-        (reads, "reads a number from the device"),
-        (writes, "writes into its input"),
-        (draws, "two selections of normal features and normal scores differ"),
-        (rounds, "select other tokens than their float32 copy"),
-        (masks, "waits for the device at each pick"),
-        (picks(lambda scores: scores.tolist()), "waits for the device at each pick"),
-        (picks(lambda scores: scores.numpy()), "waits for the device at each pick"),
-        (picks(np.asarray), "waits for the device at each pick"),
-        (picks(lambda scores: scores.cpu()), "waits for the device at each pick"),
-        (picks(lambda scores: scores.argmax().item()), "reads a number from the device"),
-        (picks(lambda scores: range(scores.argmax())), "reads a number from the device"),
-        (lambda tokens, k: first(k - 1), "kept must be"),
-        (
-            lambda tokens, k: Selection(torch.arange(len(tokens.features) - k, len(tokens.features))),
-            "keeps a later one",
-        ),
-    ],
-)
-def test_their_authors_are_told_what_is_wrong(select, says):
-    class Theirs(Method):
-        def _select(self, tokens, k, generator):
-            return select(tokens, k)
-
-    with pytest.raises((AssertionError, ValueError), match=f"theirs broke its contract: .*{says}"):
-        check_contract(Theirs(), by_value=True)
-
-
-def test_waits_are_seen():
-    x = torch.arange(4.0)
-    with Copies() as copies, Waits() as waits:
-        bool(x.sum() > 0), int(x[0]), float(x[0]), x[0].item(), range(x.long()[0])
-        x[x > 1], x.nonzero(), x.unique(), x.unique(dim=0), x.masked_select(x > 1)
-        x.tolist(), x.numpy(), np.asarray(x), x.cpu()
-    assert (waits.reads, waits.sized, copies.count) == (5, 5, 4)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, None, "3"])

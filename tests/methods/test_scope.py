@@ -11,8 +11,8 @@ from reference_selection import attended, directions, is_greedy
 
 from methods.base import Tokens
 from methods.kernels import cosine
+from methods.observe import Operations
 from methods.scope import SCOPE
-from methods.testing import Waits
 
 KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "huge", "tiny")
 
@@ -117,7 +117,7 @@ def test_neither_memory_for_all_pairs_nor_a_wait_for_each_pick(monkeypatch):
     monkeypatch.setattr("methods.kernels.coverage.TILE_32", 64 * 400)
     tokens = image(400, 8, 0, "positive")
     for k in (20, 100):
-        with Largest() as seen, Waits() as waits:
+        with Largest() as seen, Operations(SCOPE()) as operations:
             SCOPE()._select(tokens, k, torch.Generator())
         assert seen.numel <= 64 * 400
-        assert waits.reads + waits.sized <= 8
+        assert operations.total("read") + operations.total("sized") <= 8

@@ -1,0 +1,377 @@
+"""What the author of a method is told: one line with the fault, the remedy, and the line of the author's own code."""
+
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import harness
+import methods
+from methods.base import Method, Selection, Signal, Tokens
+from methods.observe import Operations
+from methods.samples import make_tokens
+from methods.scores import top
+from methods.selecting import SelectionError, at
+from methods.testing import ContractAdvice, advice, check_contract
+
+SOURCE = Path(__file__).read_text(encoding="utf-8").splitlines()
+
+
+def place(text):
+    """Return the end of a message that names the line of this file that ends with the comment `text`."""
+    (number,) = (
+        i for i, line in enumerate(SOURCE, 1) if text in line and "place(" not in line and '"' + text not in line
+    )
+    return f"{Path(__file__).name}:{number})"
+
+
+def method_that(select, **attributes):
+    """Return a method that calls select(tokens, k, generator)."""
+
+    def _select(self, tokens, k, generator):
+        return select(tokens, k, generator)
+
+    return type("Theirs", (Method,), {"_select": _select, **attributes})()
+
+
+def message(call, *args, error=ValueError, **kwargs):
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def keep_first(tokens, k, generator):
+    return Selection(torch.arange(k))
+
+
+class TestDeclarations:
+    """Mistakes in a class are found when it is loaded or built, before any model is."""
+
+    @pytest.mark.parametrize("needs", [{"vit_attention"}, "vit_attention", ["vit_attention"], ("vit_attention",)])
+    def test_needs_that_hold_no_signals(self, needs):
+        line = message(method_that, keep_first, needs=needs)
+        assert line.startswith(f"Theirs.needs must be a set of Signal, not {needs!r}")
+        assert line.endswith("write needs = frozenset({Signal.VIT_ATTENTION})")
+
+    @pytest.mark.parametrize("needs", [None, 3, {"attention"}, {Signal.TEXT, "attention"}])
+    def test_needs_that_no_signal_is_called(self, needs):
+        assert "must be a set of Signal" in message(method_that, keep_first, needs=needs)
+
+    def test_needs_of_an_instance(self):
+        method = method_that(keep_first)
+        vars(method)["needs"] = {"text"}
+        assert "write needs = frozenset({Signal.TEXT})" in message(method.select, make_tokens(6), 3)
+
+    def test_a_missing_decorator(self, tmp_path):
+        text = "from methods.base import Method\n\n\nclass Mine(Method):\n    share: float = 1.0\n"
+        (tmp_path / "mine.py").write_text(text)
+        for params in ({}, {"share": 0.5}):
+            line = message(methods.load, f"{tmp_path}/mine.py:Mine", **params)
+            assert line.startswith("Mine.share is annotated")
+            assert line.endswith("put @dataclass(kw_only=True) above the class")
+        (tmp_path / "mine.py").write_text("from __future__ import annotations\n" + text)
+        assert "@dataclass" in message(methods.load, f"{tmp_path}/mine.py:Mine")
+
+    def test_a_class_without_parameters_needs_no_decorator(self):
+        class Plain(Method):
+            table: ClassVar[int] = 3
+
+        assert Plain().table == 3
+
+    def test_a_subclass_of_a_method_has_to_be_decorated_too(self):
+        class Finer(methods.get("idpruner")):
+            steps: int = 3
+
+        assert message(Finer).startswith("Finer.steps is annotated")
+        assert dataclass(kw_only=True)(Finer)().steps == 3
+
+    def test_a_class_instead_of_an_instance(self, model):
+        uniform = methods.get("uniform")
+        assert message(check_contract, uniform, error=TypeError).endswith("write Uniform()")
+
+        def enter(method):
+            with harness.prune(model, method, keep=0.5):
+                pass
+
+        assert message(enter, uniform).endswith("write Uniform()")
+        assert "not None: there are none, random" in message(enter, None)
+
+
+class TestSignals:
+    def test_one_that_is_not_declared_cannot_be_read(self):
+        def reads_attention(tokens, k, generator):
+            return Selection.of(top(tokens.vit_attention["last"], k))  # no needs
+
+        line = message(method_that(reads_attention).select, make_tokens(6), 3, error=SelectionError)
+        remedy = "add Signal.VIT_ATTENTION to needs"
+        assert line.startswith(
+            f"theirs broke its contract: it reads tokens.vit_attention, which it does not declare: {remedy}"
+        )
+        declared = method_that(reads_attention, needs={Signal.VIT_ATTENTION})
+        assert len(declared.select(make_tokens(6), 3).kept) == 3
+
+    @pytest.mark.parametrize("signal", Signal)
+    def test_every_signal_is_guarded_and_none_that_is_declared(self, signal):
+        method = method_that(lambda tokens, k, _: getattr(tokens, signal) and keep_first(tokens, k, _))
+        assert f"add Signal.{signal.name} to needs" in message(method.select, make_tokens(6), 3)
+        read = []
+        keeps = method_that(
+            lambda tokens, k, _: read.append(getattr(tokens, signal)) or keep_first(tokens, k, _), needs={signal}
+        )
+        keeps.select(make_tokens(6), 3)
+        assert read[0] is not None
+
+    def test_a_method_may_pass_its_own_scores_on_to_another(self):
+        greedy, uniform = methods.load("greedy"), methods.load("uniform")
+
+        def delegates(tokens, k, generator):
+            uniform.select(replace(tokens, features=tokens.features * 2), k)
+            return greedy.select(replace(tokens, importance=tokens.features[:, 0]), k)
+
+        tokens = make_tokens(9)
+        expected = top(tokens.features[:, 0], 4).tolist()
+        assert method_that(delegates).select(tokens, 4).order.tolist() == expected
+
+    def test_another_method_reads_only_what_the_outer_one_declares(self):
+        greedy = methods.load("greedy")
+        outer = method_that(lambda tokens, k, generator: greedy.select(tokens, k))
+        assert "theirs broke its contract: it reads tokens.importance" in message(outer.select, make_tokens(9), 4)
+
+    def test_after_the_selection_its_tokens_are_plain(self):
+        seen = []
+        method_that(lambda *job: seen.append(job[0]) or keep_first(*job)).select(make_tokens(6), 3)
+        assert seen[0].importance is None
+        assert len(replace(seen[0], importance=torch.ones(6)).importance) == 6
+
+
+class TestResults:
+    @pytest.mark.parametrize(
+        ("result", "says"),
+        [
+            (
+                lambda: Selection.of([0, 1, 2]),
+                "Selection.of expects a tensor [K] of int64 indices, not a list: pass",
+            ),
+            (lambda: torch.tensor([0, 1, 2]), "_select must return a Selection, not a Tensor: return Selection.of("),
+            (lambda: None, "_select must return a Selection, not a NoneType"),
+            (lambda: Selection([0, 1, 2]), "kept must be 3 int64 indices, not a list: return a tensor on cpu"),
+            (lambda: Selection(torch.arange(3), order=(0, 1, 2)), "order must be 3 int64 indices, not a tuple"),
+            (lambda: Selection(torch.arange(3), owner=[0] * 6), "owner must be 6 int64 indices, not a list"),
+            (lambda: Selection(torch.arange(2)), "kept must be 3 int64 indices, not [2]: return exactly k of them"),
+            (lambda: Selection(torch.arange(4)), "kept must be 3 int64 indices, not [4]: return exactly k of them"),
+            (lambda: Selection(torch.arange(3)[None]), "kept must be 3 int64 indices, not [1, 3]"),
+            (lambda: Selection(torch.arange(3).int()), "not [3] of torch.int32: convert positions with .long()"),
+            (lambda: Selection.of(torch.arange(3.0)), "not [3] of torch.float32: convert positions with .long()"),
+            (lambda: Selection(torch.tensor([0, 2, 2])), "only 2 distinct ones of 3: exclude what is picked"),
+            (lambda: Selection(torch.tensor([2, 1, 0])), "not ascending: return Selection.of(indices)"),
+            (lambda: Selection(torch.tensor([0, 1, 6])), "kept holds an index outside 0..5: they count"),
+            (lambda: Selection(torch.tensor([-1, 0, 1])), "kept holds an index outside 0..5"),
+            (
+                lambda: Selection(torch.arange(3), order=torch.tensor([0, 1, 3])),
+                "order and kept hold different",
+            ),
+            (lambda: Selection(torch.arange(3), order=torch.tensor([0, 1, 9])), "order holds an index outside 0..5"),
+            (
+                lambda: Selection(torch.arange(3), owner=torch.arange(6)),
+                "owner holds an index outside 0..2: owners",
+            ),
+            (lambda: Selection(torch.arange(3), owner=torch.arange(3)), "owner must be 6 int64 indices, not [3]: name"),
+            (
+                lambda: Selection(torch.arange(3, device="meta")),
+                "kept must be on cpu like the features, not on meta: create it with device=tokens.features.device",
+            ),
+        ],
+    )
+    def test_one_that_breaks_the_contract(self, result, says):
+        def returns(self, tokens, k, generator):  # defines the result
+            return result()
+
+        method = type("Broken", (Method,), {"_select": returns})()
+        line = message(method.select, make_tokens(6), 3, error=SelectionError)
+        assert line.startswith("broken broke its contract: ")
+        assert says in line
+        assert re.search(rf"\(\S*{Path(__file__).name}:\d+\)$", line)
+        if not says.startswith("Selection.of expects"):
+            assert line.endswith(place("# defines the result"))
+
+    @pytest.mark.parametrize("chosen", [[], [keep_first(None, 3, None)], None])
+    def test_one_selection_for_each_sample(self, chosen):
+        method = type("Broken", (Method,), {"_select_batch": lambda self, samples, ks, generators: chosen})()
+        samples = [make_tokens(6), make_tokens(7)]
+        assert "must return a list of 2 selections, not" in message(method.select_batch, samples, [3, 3])
+
+    def test_outside_a_selection_a_list_is_refused_without_a_method(self):
+        assert message(Selection.of, [0]).startswith("Selection.of expects a tensor")
+
+    def test_the_host_waits_once_for_the_checks_of_a_result(self):
+        for name in ("greedy", "idpruner", "vispruner", "visionzip", "holov"):
+            with Operations(methods.load(name)) as seen:
+                methods.load(name).select(make_tokens(40), 13)
+            assert seen.total("read") == 9, "one for each tensor of the input"
+            assert seen.total("copied") == 1
+
+
+class TestContract:
+    """`check_contract` on methods that break one promise each."""
+
+    def test_scores_that_hold_nan_are_named_with_their_line(self):
+        def divides(tokens, k, generator):
+            scores = tokens.features.norm(dim=1) - tokens.features.norm(dim=1)
+            return Selection.of(top(scores / scores, k))  # ranks 0/0
+
+        line = message(check_contract, method_that(divides), error=SelectionError)
+        assert line.endswith(place("# ranks 0/0"))
+        assert line.startswith("theirs broke its contract: it ranks scores that hold NaN")
+        assert "look for 0/0" in line
+
+    def test_nan_is_found_where_only_degenerate_inputs_make_it_and_topk_ranks_it(self):
+        class Divides(Method):
+            def _select(self, tokens, k, generator):
+                x = tokens.features.double()
+                unit = x / x.norm(dim=1, keepdim=True)
+                return Selection.of(unit[:, 0].topk(k).indices)  # ranks directions of zero rows
+
+        line = message(check_contract, Divides(), error=AssertionError)
+        assert "it ranks scores that hold NaN, of zero features" in line
+        assert "methods.scores.top" in line
+        assert line.endswith(place("# ranks directions of zero rows"))
+
+    def test_a_write_into_the_input(self):
+        class Writes(Method):
+            def _select(self, tokens, k, generator):
+                tokens.features[:, 0].mul_(2)  # writes
+                return Selection(torch.arange(k))
+
+        line = message(check_contract, Writes(), error=AssertionError)
+        assert "writes into its input, which others read: change a clone()" in line
+        assert line.endswith(place("# writes"))
+
+    def test_a_write_past_torch(self):
+        def writes(tokens, k, generator):
+            tokens.features.numpy()[:] = 0
+            return Selection(torch.arange(k))
+
+        assert "writes into its input" in message(check_contract, method_that(writes), error=AssertionError)
+
+    @pytest.mark.parametrize("own", [None, 0])
+    def test_random_numbers_of_another_source(self, own):
+        class Draws(Method):
+            def _select(self, tokens, k, generator):
+                other = None if own is None else torch.Generator().manual_seed(own)
+                return Selection.of(torch.randperm(len(tokens.features), generator=other)[:k])  # draws
+
+        line = message(check_contract, Draws(), error=AssertionError)
+        assert "draws without its generator: pass generator=generator" in line
+        assert line.endswith(place("# draws"))
+
+    def test_random_numbers_of_numpy(self):
+        def draws(tokens, k, generator):
+            return Selection.of(torch.from_numpy(np.random.permutation(len(tokens.features))[:k]))
+
+        line = message(check_contract, method_that(draws), error=AssertionError)
+        assert "take every random number from `generator`" in line
+
+    def test_state_that_stays_between_calls(self):
+        class Remembers(Method):
+            def _select(self, tokens, k, generator):
+                if not hasattr(self, "mean"):
+                    self.mean = tokens.features.mean(dim=0)
+                return Selection.of(top((tokens.features.float() - self.mean).norm(dim=1), k))
+
+        line = message(check_contract, Remembers(), error=AssertionError)
+        assert "an earlier selection changes a later one" in line
+        assert "keep nothing between calls" in line
+
+    def test_a_dtype_that_decides(self):
+        def rounds(tokens, k, generator):
+            sign = 1 if tokens.features.dtype == torch.float32 else -1
+            return Selection.of(top(tokens.features.sum(1) * sign, k))
+
+        line = message(check_contract, method_that(rounds), error=AssertionError)
+        assert "other tokens than their float32 copy: begin with tokens.features.float()" in line
+
+    def test_too_few_tokens(self):
+        few = method_that(lambda tokens, k, _: keep_first(tokens, k - 1, _))
+        assert "kept must be" in message(check_contract, few)
+
+    def test_the_last_of_equals(self):
+        def last(tokens, k, generator):
+            n = len(tokens.features)
+            return Selection(torch.arange(n - k, n))
+
+        check_contract(method_that(last))
+        line = message(check_contract, method_that(last), by_value=True, error=AssertionError)
+        assert "keeps a later one first: rank with methods.scores.top" in line
+
+
+class TestAdvice:
+    """What only makes a method slow is a warning at the author's line, and no error."""
+
+    @pytest.mark.parametrize(
+        ("read", "says"),
+        [
+            (lambda scores: float(scores.abs().max()), "reads a number"),
+            (lambda scores: scores.argmax().item(), "reads a number"),
+            (lambda scores: range(scores.argmax()), "reads a number"),
+            (lambda scores: scores[scores > 0], "at each pick (nonzero, boolean masks, unique)"),
+            (lambda scores: scores.tolist(), "at each pick (tolist, numpy, cpu)"),
+            (lambda scores: scores.numpy(), "at each pick (tolist, numpy, cpu)"),
+            (np.asarray, "at each pick (tolist, numpy, cpu)"),
+            (lambda scores: scores.cpu(), "at each pick (tolist, numpy, cpu)"),
+        ],
+    )
+    def test_what_waits_for_the_device(self, read, says):
+        class Waits(Method):
+            def _select(self, tokens, k, generator):
+                for _ in range(k):
+                    read(tokens.features[:, 0].float())
+                return Selection(torch.arange(k))
+
+        ((what, where),) = advice(Waits())
+        assert what.startswith(("waits ", "reads "))
+        assert says in what
+        assert where[0] == __file__
+
+    def test_it_is_a_warning_at_the_line(self):
+        class Reads(Method):
+            def _select(self, tokens, k, generator):
+                count = int(torch.tensor(k))  # reads
+                return Selection(torch.arange(count))
+
+        with pytest.warns(ContractAdvice, match="reads reads a number from the device") as caught:
+            check_contract(Reads())
+        assert at((caught[0].filename, caught[0].lineno)).endswith(place("# reads"))
+
+    def test_one_copy_is_no_advice(self):
+        assert advice(method_that(lambda tokens, k, _: tokens.features.tolist() and keep_first(tokens, k, _))) == []
+
+    def test_a_good_method_is_left_in_peace(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_contract(methods.load("greedy"), by_value=True)
+
+
+def test_operations_are_counted():
+    x = torch.arange(4.0)
+    with Operations(Method()) as seen:
+        bool(x.sum() > 0), int(x[0]), float(x[0]), x[0].item(), range(x.long()[0])
+        x[x > 1], x.nonzero(), x.unique(), x.unique(dim=0), x.masked_select(x > 1)
+        x.tolist(), x.numpy(), np.asarray(x), x.cpu()
+    assert [seen.total(kind) for kind in ("read", "sized", "copied", "drawn", "nan", "written")] == [5, 5, 4, 0, 0, 0]
+    nan, generator = torch.tensor([0.0, torch.nan]), torch.Generator()
+    with Operations(Method(), [x, nan], generator) as seen:
+        nan.sort(), nan.argsort(), nan.topk(1), nan.argmax(), nan.max(dim=0), nan.kthvalue(1), x.sort()
+        torch.rand(2), torch.randn(2, generator=torch.Generator().manual_seed(1)), torch.rand(2, generator=generator)
+        x[1:].zero_(), torch.add(x, 1, out=x), x.clone().zero_()
+    assert [seen.total(kind) for kind in ("nan", "drawn", "written")] == [6, 2, 2]
+
+
+def test_tokens_made_by_hand_are_not_guarded():
+    tokens = Tokens(torch.rand(3, 2), [(1, 1, 3)])
+    assert tokens.importance is None
