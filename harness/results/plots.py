@@ -54,7 +54,7 @@ MARKERS = {
 SERIES, MARKS = tuple(COLOURS.values()), "".join(MARKERS.values())
 LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 DASHED = (0, (4, 3))
-LONGEST = 120  # letters of a name; a longer one would leave no room for what is drawn
+BEGIN, END = 40, 20  # letters of a long name that are shown; all of it would leave no room for what is drawn
 STYLE = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -119,7 +119,7 @@ def _panels(count: int, columns: int, size: tuple[float, float], **more: Any) ->
 def _fitting(text: str) -> str:
     """Return a name as a figure can show it; matplotlib leaves out what begins with "_" from legends."""
     text = visible(text)
-    return " " * text.startswith("_") + (text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
+    return " " * text.startswith("_") + (text if len(text) <= BEGIN + END else f"{text[:BEGIN]}…{text[-END:]}")
 
 
 def _shown(name: str) -> str:

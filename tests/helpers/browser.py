@@ -43,9 +43,15 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def opened(
-    started: Any, file: Path, size: tuple[int, int] = WIDE, scheme: str = "light", scripts: bool = True, **more: Any
+    started: Any,
+    file: Path,
+    size: tuple[int, int] = WIDE,
+    scheme: str = "light",
+    scripts: bool = True,
+    spy: str = "",
+    **more: Any,
 ) -> Iterator[Opened]:
-    """Open the file in a new window; errors and requests are recorded from before it loads."""
+    """Open the file in a new window; errors and requests are recorded, and the script `spy` runs, before it loads."""
     viewport = {"width": size[0], "height": size[1]}
     context = started.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts, **more)
     page = context.new_page()
@@ -53,6 +59,8 @@ def opened(
     page.on("console", lambda line: view.errors.append(line.text) if line.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: view.errors.append(str(error)))
     page.on("request", lambda request: view.requests.append(request.url))
+    if spy:
+        page.add_init_script(spy)
     page.goto(file.absolute().as_uri())
     yield view
     context.close()

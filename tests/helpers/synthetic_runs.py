@@ -1,10 +1,11 @@
 """Synthetic run folders, like those of the main command, for tests that read many of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from harness.core.files import digest
+from harness.core.files import digest, slug
 from harness.results.run_folder import RunFolder
 
 TASKS = {"one": "accuracy,none", "two": "accuracy,none"}
@@ -21,15 +22,21 @@ def write_run(
     model: str = "m",
     tokens: int = 100,
     finish: bool = True,
+    suite: str = "suite",
+    recorded: dict[str, Any] | None = None,
+    said: str = "",
     **params: object,
 ) -> RunFolder:
-    """Write a run whose questions are right with probability `skill`; hard questions are the same for all methods."""
+    """Write a run whose questions are right with probability `skill`; hard questions are the same for all methods.
+
+    `recorded` goes into run.json, and every answer ends in `said`.
+    """
     tasks = tasks or TASKS
     keep = 1.0 if method == NONE else keep
     config = {
         "method": {"name": method, **params},
         "model": {"name": model, "pretrained": "/no/such/model"},
-        "tasks": {"name": "suite", "include": None, "metrics": tasks},
+        "tasks": {"name": suite, "include": None, "metrics": tasks},
         "keep": keep,
         "tokens": None,
         "seed": 0,
@@ -44,8 +51,10 @@ def write_run(
     }
     about = {"method": method, "model": model, "budget": str(keep), "config": config, "git": "abc", "made_from": {}}
     about |= {"device": "x", "python": "3", "started": "2026-01-01T00:00:00+00:00"}
-    folder = RunFolder(root / model / "suite" / f"{method}-{keep}-{digest(identity)[:8]}", identity)
-    log = folder.open(about)
+    identity |= {"seed": 0} if recorded else {}
+    name = f"{slug(method)[:40]}-{keep}-{digest(identity)[:8]}"
+    folder = RunFolder(root / slug(model)[:40] / slug(suite)[:40] / name, identity)
+    log = folder.open(about | (recorded or {}))
     rng = np.random.default_rng(int(digest(identity)[:8], 16))
     hard = np.random.default_rng(0).random((len(tasks), questions))
     responses, kept, scores = [], [], {}
@@ -55,7 +64,7 @@ def write_run(
         scores[task] = {"doc_id": list(range(questions)), tasks[task]: right.astype(float).tolist()}
         for doc in range(questions):
             name = {"key": f"{task} {doc} {digest(identity)}", "task": task, "doc_id": doc}
-            answer = "yes" if right[doc] else "no"
+            answer = ("yes" if right[doc] else "no") + said
             responses.append(name | {"response": answer, "input_tokens": tokens + 9, "output_tokens": 2})
             chosen = sorted(rng.choice(tokens, k, replace=False).tolist())
             grid = [1, 10, tokens // 10]
