@@ -82,6 +82,8 @@ def load(name: str, **params: Any) -> Method:
     for key in params:
         if key not in valid:
             listed = f"its parameters are {', '.join(valid)}" if valid else "it has none"
+            if key in vars(method):
+                listed += f"; to make one of the attribute {key}, annotate it ({key}: float = ...)"
             raise ValueError(f"{method.name} has no parameter '{key}'{_did_you_mean(key, valid)}; {listed}")
     return method(**params)
 

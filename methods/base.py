@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 
 from methods import checks
-from methods.selecting import Selecting
+from methods.selecting import Selecting, error
 from methods.tokens import (
     OFFICIAL,
     PAPER,
@@ -144,7 +144,7 @@ class Method:
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         """Choose `k` < N tokens; all tensors of `tokens` are finite, and every signal in `needs` is present."""
         if type(self)._select_batch is Method._select_batch:
-            raise NotImplementedError(f"{type(self).__name__} must override _select")
+            raise error("it has no _select(self, tokens, k, generator) that chooses: write one")
         return self._select_batch([tokens], [k], [generator])[0]
 
     def _select_batch(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # Methods compute in float32 or wider, where a larger value could become infinite.
 LARGEST = torch.finfo(torch.float32).max
 PLAIN_TYPES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
+SIGNATURES = {
+    "_select": ("self", "tokens", "k", "generator"),
+    "_select_batch": ("self", "samples", "ks", "generators"),
+}
 REMEDY = {
     "importance": "give the model a trained scorer (scorer=<folder>)",
     "text": "give the sample a question",
@@ -40,6 +44,13 @@ def declaration(method: type[Method]) -> None:
                     raise ValueError(f"{cls.__name__}.{field} is annotated, which makes a parameter of it: {remedy}")
     if not isinstance(method.needs, property):
         needs(method.__name__, method.needs)
+    for name, expected in SIGNATURES.items():
+        signature = inspect.signature(getattr(method, name))
+        try:
+            signature.bind(*expected)
+        except TypeError:
+            remedy = f"it is called with ({', '.join(expected)})"
+            raise ValueError(f"{method.__name__}.{name} cannot take {signature}: {remedy}") from None
 
 
 def needs(name: str, value: Any) -> None:

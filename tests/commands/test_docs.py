@@ -29,6 +29,7 @@ from harness.core.config import ModelConfig
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.pocket.recipe import stages
 from methods.base import Tokens
+from methods.samples import make_tokens
 
 MADE = "pocket.md"  # how the shipped weights were made, in days of computing: its commands are read, not run
 VERSIONS = "versions.md"  # its commands install environments of several gigabytes
@@ -197,6 +198,24 @@ class TestAddAMethod:
 
     def test_its_contract(self, read):
         assert "1 passed" in read("add-a-method.md").said[3].out
+
+    def test_what_mistakes_say(self, tmp_path, monkeypatch):
+        page = PAGES["add-a-method.md"]
+        monkeypatch.chdir(tmp_path)
+        mistakes = {
+            "@dataclass(kw_only=True)": "",
+            "tokens.features.double()": "tokens.importance[:, None]",
+            "top(scores, k)": "top(scores, k).tolist()",
+            "Selection.of(top(scores, k))": "Selection.of(top(scores / (scores - scores), k))",
+        }
+        said = []
+        for right, wrong in mistakes.items():
+            Path("my_pruner.py").write_text(page.files["my_pruner.py"].replace(right, wrong))
+            with pytest.raises(ValueError, match=r".+") as caught:
+                methods.load("my_pruner.py:MyPruner").select(make_tokens(40, features="equal"), 10)
+            said.append(str(caught.value))
+        (shown,) = [text for kind, text in page.blocks if kind == "text"]
+        assert shown.splitlines() == said
 
     def test_its_entry_point(self, read, tmp_path, monkeypatch):
         page = PAGES["add-a-method.md"]

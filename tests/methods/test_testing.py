@@ -91,6 +91,22 @@ class TestDeclarations:
         assert message(Finer).startswith("Finer.steps is annotated")
         assert dataclass(kw_only=True)(Finer)().steps == 3
 
+    def test_an_attribute_without_annotation(self, tmp_path):
+        (tmp_path / "mine.py").write_text("from methods.base import Method\n\n\nclass Mine(Method):\n    share = 1.0\n")
+        line = message(methods.load, f"{tmp_path}/mine.py:Mine", share=0.5)
+        assert line.endswith("it has none; to make one of the attribute share, annotate it (share: float = ...)")
+
+    def test_arguments_that_are_missing(self):
+        class Short(Method):
+            def _select(self, tokens, k):
+                return Selection(torch.arange(k))
+
+        says = "Short._select cannot take (self, tokens, k): it is called with (self, tokens, k, generator)"
+        assert message(Short) == says
+
+    def test_no_selection(self):
+        assert "it has no _select(self, tokens, k, generator)" in message(Method().select, make_tokens(6), 3)
+
     def test_a_class_instead_of_an_instance(self, model):
         uniform = methods.get("uniform")
         assert message(check_contract, uniform, error=TypeError).endswith("write Uniform()")
