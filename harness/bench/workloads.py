@@ -85,7 +85,7 @@ def of_file(file: str, question: str, processor: Any, limits: PixelLimits | None
 
     def make(grids: Sequence[Grid], batch: int) -> Any:
         own = list(grids) * batch if list(grids) != whole else []
-        return to_inputs(processor, [conversation] * batch, limits, own)
+        return to_inputs(processor, [conversation] * batch, limits, grids=own)
 
     whole: list[Grid] = []
     whole += _grids(make([], 1), config)

@@ -33,7 +33,7 @@ from harness.models.model_folder import ModelFolder
 from harness.results.labels import flat
 from methods.base import Method
 
-PREPROCESSING = 1  # raise it when messages become other model inputs, or answers are decoded in another way
+PREPROCESSING = 2  # raise it when messages become other model inputs, or answers are decoded in another way
 CUT = 1  # raise it when the same kept tokens give other logits or answers
 
 # Their minor version counts; the full one is recorded.

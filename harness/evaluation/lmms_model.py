@@ -19,10 +19,11 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from omegaconf import OmegaConf
 from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness.core.config import ModelConfig, validate
 from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError
+from harness.core.errors import UserError, one_line
 from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
@@ -31,7 +32,8 @@ from harness.evaluation.resize_baseline import ResizeHandle, ResizeRecord
 from harness.evaluation.task_overrides import check_prompts
 from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
-from harness.models.calls import PIXELS
+from harness.models.calls import PIXELS, NonFiniteError
+from harness.models.context import context_length
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs, visual_digest
@@ -117,6 +119,7 @@ class PrunedModel(lmms):
         self.asked: list[str] = []  # keys of all answered questions, in order
         self._digests = {} if looked_at is None else looked_at  # by task and document
         self._detailed: set[tuple[str, int]] = set()  # task and document
+        self._limits = limits_of(loaded.processor, loaded.config), context_length(loaded.model.config)
         self._identity = digest(identity)
         self._prompts: str | None = None  # the family's prompts, to check tasks that our command did not load
 
@@ -244,7 +247,7 @@ class PrunedModel(lmms):
         if request.failed:
             return request
         try:
-            to_inputs(self.loaded.processor, [request.messages()], limits_of(self.loaded.processor, self.loaded.config))
+            to_inputs(self.loaded.processor, [request.messages()], *self._limits)
         except BadInput as error:
             return replace(request, failed=str(error))
         return request
@@ -252,18 +255,25 @@ class PrunedModel(lmms):
     def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
         """Preprocess a batch, once for all runs that show it to the same model."""
         processor, shared = self.loaded.processor, self.shared
-        limits = limits_of(processor, self.loaded.config)
 
         def prepare() -> Any:
             preprocess = handle.inputs if isinstance(handle, ResizeHandle) else to_inputs
-            return preprocess(processor, [request.messages() for request in batch], limits).to(self.loaded.device)
+            conversations = [request.messages() for request in batch]
+            return preprocess(processor, conversations, *self._limits).to(self.loaded.device)
 
         if shared is None or isinstance(handle, ResizeHandle):
             return nullcontext(prepare())
         return shared.inputs(digest([[request.shown, request.generation] for request in batch]), prepare)
 
-    @torch.inference_mode()
     def _answer(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        try:
+            return self._generate(batch, handle)
+        except NonFiniteError as error:
+            first, others = batch[0], f" or one of the {len(batch) - 1} after it" if len(batch) > 1 else ""
+            raise UserError(f"task {first.task}, question {first.doc_id}{others}: {one_line(error)}") from error
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[Request], handle: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         processor, model = self.loaded.processor, self.loaded.model
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         tower = adapter_for(model).modules()["vision"]
@@ -277,7 +287,8 @@ class PrunedModel(lmms):
             with self.stages("llm"), self.stages.watching("vision", tower):
                 handle.seed(seeds)
                 torch.manual_seed(seeds[0])
-                output = model.generate(**inputs, **generation)
+                output = model.generate(**inputs, **generation, **_checked_draws(generation, handle))
+        handle.settle()
         records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
         if len(records) != len(batch):
             raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
@@ -408,6 +419,21 @@ def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
         "top_k": task.get("top_k") if sample else None,
         "pad_token_id": pad_token_id,
     }
+
+
+class _BeforeDraws(LogitsProcessor):
+    """Raise deferred errors before a token is drawn: CUDA aborts the process if it draws by NaN."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._handle.settle()
+        return scores
+
+
+def _checked_draws(generation: Mapping[str, Any], handle: Any) -> dict[str, Any]:
+    return {"logits_processor": LogitsProcessorList([_BeforeDraws(handle)])} if generation["do_sample"] else {}
 
 
 def _lengths(answers: torch.Tensor, processor: Any) -> list[int]:

@@ -39,6 +39,10 @@ class ResizeHandle:
     def seed(self, value: int | Sequence[int]) -> None:
         """Do nothing: no random number is drawn."""
 
+    def settle(self) -> None:
+        """Raise the errors that were deferred to spare a GPU a synchronisation."""
+        self._pruning.settle()
+
     def unrecorded(self) -> AbstractContextManager[None]:
         """Record nothing of what the model is shown within the block."""
         return self._pruning.unrecorded()
@@ -52,16 +56,23 @@ class ResizeHandle:
         """The selection of each sample of the latest prefill: every token of its smaller images."""
         return self._pruning.latest
 
-    def inputs(self, processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits | None) -> Any:
+    def inputs(
+        self,
+        processor: Any,
+        conversations: Sequence[Sequence[Message]],
+        limits: PixelLimits | None,
+        context: int | None = None,
+    ) -> Any:
         """Preprocess the batch with `to_inputs`, with its images small enough for the budget."""
-        original = to_inputs(processor, conversations, limits)  # only the processor knows the original grids
+        original = to_inputs(processor, conversations, limits, context)  # only the processor knows the original grids
         full = _grids(original, conversations, processor.image_processor.merge_size)
         small = [smaller(grids, self._budget.count(num_tokens(grids))) for grids in full]
         self._samples = list(zip(full, small, strict=True))
         if small == full:
             return original
         pairs = zip(chain.from_iterable(full), chain.from_iterable(small), strict=True)
-        return to_inputs(processor, conversations, limits, [None if old == new else new for old, new in pairs])
+        grids = [None if old == new else new for old, new in pairs]
+        return to_inputs(processor, conversations, limits, context, grids)
 
     def take(self) -> list[Kept]:
         """Return the record of each sample of the last batch; RuntimeError if the model saw other grids."""

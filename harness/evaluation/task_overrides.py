@@ -19,6 +19,7 @@ from harness.core.config_groups import POCKET_TASKS
 from harness.core.errors import UserError
 from harness.core.task_index import task_files
 from harness.evaluation.datasets import described, fingerprint
+from harness.models.bad_input import BadInput, reading
 
 SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
 # Reasoning between these is no part of an answer that is scored, as in lmms-eval's own command
@@ -59,6 +60,21 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
 
         asked: Sequence[int]
         _instances: list[Any]
+        _docs: Any
+        _ready = False
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self._ready = True
+
+        @property
+        def task_docs(self) -> Any:
+            """The questions; while lmms-eval tries the task on the first one, that may have an undecoded picture."""
+            return self._docs if self._ready else _Undecoded(self._docs)
+
+        @task_docs.setter
+        def task_docs(self, docs: Any) -> None:
+            self._docs = docs
 
         def build_all_requests(self, **settings: Any) -> None:
             super().build_all_requests(**settings)
@@ -86,6 +102,23 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
 
     with from_copy():
         return Task(config=config, model_name=prompts)
+
+
+class _Undecoded:
+    """Rows of a data set; one whose picture does not decode comes with the picture's bytes instead."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            with reading():
+                return self._rows[number]
+        except BadInput:
+            return self._rows.with_format("arrow")[number].to_pylist()[0]
 
 
 def scoring(names: Iterable[str]) -> int | None:

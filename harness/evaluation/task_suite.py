@@ -74,16 +74,17 @@ class TaskSuite:
                 asked = sample.numbers(name, len(task.task_docs))
                 if not asked:
                     raise UserError(f"task {name} has no questions")
-                kinds = {kind for doc_id in _to_check(task, asked) for kind in _kinds(task, doc_id)}
+                kinds = [_kinds(task, doc_id) for doc_id in _to_check(task, asked)]
             except UserError:
                 raise
+            except FileNotFoundError as error:
+                raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error
             except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
                 raise UserError(f"cannot load task {name}: {_cause(error)}") from error
-            if other := kinds - {"text", "image", "video"}:
-                raise UserError(f"task {name} asks about {', '.join(other)}: the model takes text, images and videos")
-            if unseen := kinds - {"text", *media}:
+            unseen = [of_question - {"text", *media} for of_question in kinds if of_question]
+            if unseen and all(unseen):  # a single question is counted as failed when it is asked
                 shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
-                raise UserError(f"task {name} asks about {', '.join(unseen)}: {shown}")
+                raise UserError(f"task {name} asks about {', '.join(sorted(set.union(*unseen)))}: {shown}")
             _check_metric(name, metric, task)
             task_overrides.check_asked(name, task, asked)
 
@@ -205,17 +206,23 @@ def _to_check(task: Any, asked: Sequence[int]) -> Sequence[int]:
 
 
 def _kinds(task: Any, doc_id: int) -> set[str]:
-    """Return what a question consists of (text, image, video, audio); nothing if a picture does not decode."""
+    """Return what a question consists of (text, image, video, audio); nothing if a picture does not decode.
+
+    FileNotFoundError if a picture or video is a file that is not there.
+    """
     from lmms_eval.protocol import ChatMessages
 
     from harness.models.bad_input import BadInput, reading
+    from harness.models.pictures import check_files
 
     try:
         with reading():
             messages = ChatMessages(messages=task.doc_to_messages(task.task_docs[doc_id])).messages
     except BadInput:
         return set()  # counted as failed when it is asked
-    return {part.type for message in messages for part in message.content}
+    parts = [part for message in messages for part in message.content]
+    check_files(part.url for part in parts if part.type in ("image", "video"))
+    return {part.type for part in parts}
 
 
 def _cause(error: BaseException) -> str:

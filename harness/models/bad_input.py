@@ -1,4 +1,4 @@
-"""Questions that cannot be asked: images and videos that do not decode or have no usable shape, and empty text.
+"""Questions that cannot be asked: images and videos that do not decode or have no usable shape, and unusable text.
 
 Such a question is recorded as failed, with its reason, and scored as an empty answer. Errors of the program or the
 machine (a bug, no memory left, a missing file) are not caught; they stop the run. Of a truncated image, the part that
@@ -6,7 +6,8 @@ decodes is shown, because lmms-eval sets Pillow to do so.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from harness.core.errors import UserError, one_line
 
+# What names, in a processor, the text that stands for an image or video in a prompt
+PLACEHOLDERS = ("image_token", "video_token", "start_image_token", "end_image_token")
 _VARIABLE_PARTS = re.compile(r" at 0x[0-9a-f]+|\[\d\d:\d\d:\d\d\] \S+: ")  # addresses of Python, times of decord
 
 
@@ -39,6 +42,16 @@ def check_asked(messages: Sequence[Mapping[str, Any]]) -> None:
         raise BadInput("the question is empty")
 
 
+def check_no_placeholder(processor: Any, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    """Raise BadInput if a text contains what stands for an image: the processor would take it for one."""
+    tokens = {token for name in PLACEHOLDERS if (token := getattr(processor, name, None))}
+    parts = [part for messages in conversations for message in messages for part in message["content"]]
+    for text in (part["text"] for part in parts if part["type"] == "text"):
+        for token in sorted(tokens):
+            if token in text:
+                raise BadInput(f"the question contains {token}, which stands for an image in the model's prompts")
+
+
 def check_some_answered(lines: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError if every question of a task failed: the cause is hardly the single questions then."""
     for task in dict.fromkeys(line["task"] for line in lines):
@@ -48,12 +61,13 @@ def check_some_answered(lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _is_decoder_error(error: Exception) -> bool:
-    """Tell errors of Pillow's decoders from others of the same types.
+    """Tell errors of Pillow's decoders, which are of many types, from others.
 
-    A SyntaxError of Python's compiler has a file name, and an OSError of the operating system has a number.
+    An OSError of the operating system has a number, and a full memory says nothing of a picture.
     """
-    if isinstance(error, SyntaxError):
-        return error.filename is None
-    if isinstance(error, OSError) and error.errno is None and type(error) is OSError:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return False
+    if isinstance(error, UnidentifiedImageError | Image.DecompressionBombError):
         return True
-    return isinstance(error, UnidentifiedImageError | Image.DecompressionBombError)
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("PIL.")

@@ -57,6 +57,10 @@ class HookError(RuntimeError):
     """The installed library does not behave as a hook relies on, so that results would be wrong."""
 
 
+class NonFiniteError(HookError):
+    """The model's logits are NaN or infinite, so that no answer means anything."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The roles that hooks read or change at one module."""
@@ -178,6 +182,14 @@ class Call(Mapping[str, Any]):
                     f"{self._site.where} got {name} of shape {shape}, which may have one entry for each of {length} "
                     "tokens: pruning does not know how to cut it; leave it out"
                 )
+
+
+def returned_logits(output: Any) -> Tensor | None:
+    """Return the logits [B, T, V] in the output of a model, or None if there are none."""
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    parts = output if isinstance(output, tuple) else ()
+    return next((part for part in parts if isinstance(part, Tensor) and part.ndim == 3), None)
 
 
 def returned_cache(output: Any) -> Any:

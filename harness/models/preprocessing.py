@@ -3,10 +3,8 @@
 For processors like Qwen's, this module resizes by pixel limits; other processors have a fixed resolution.
 """
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,12 +16,13 @@ import numpy as np
 import torch
 from PIL import Image
 from qwen_vl_utils import fetch_image, fetch_video
-from qwen_vl_utils.vision_process import smart_resize, to_rgb
-from transformers.image_utils import load_image
+from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import ModelConfig
-from harness.models.bad_input import BadInput, reading
+from harness.models.bad_input import BadInput, check_no_placeholder, reading
 from harness.models.checkpoint import content_digest
+from harness.models.context import check_length
+from harness.models.pictures import as_rgb, check_size_as_resized, existing, turn_of
 from methods.tokens import Grid
 
 # Most visual tokens of a frame and of a video: the limits of qwen_vl_utils, also of Qwen2.5-VL's published scores
@@ -72,20 +71,35 @@ def to_inputs(
     processor: Any,
     conversations: Sequence[Sequence[Message]],
     limits: PixelLimits | None,
+    context: int | None = None,
     grids: Sequence[Grid | None] = (),
 ) -> Any:
     """Return the model inputs of a batch of conversations, left-padded, as the processor's BatchFeature.
 
-    BadInput if an image or video does not decode, or cannot be resized.
+    BadInput if an image or video does not decode, cannot be resized or is of a kind that the model does not take, if a
+    text contains what stands for an image in prompts, or if a prompt is longer than `context`.
 
     Args:
         processor: the model's processor.
         conversations: chat messages of each prompt.
         limits: the result of `limits_of`.
+        context: tokens that a prompt may have, as `context_length` returns it; None for any number.
         grids: (t, h, w) in tokens of each image and video, in order, to resize to instead of `limits`.
     """
-    if limits is None:
-        return _to_inputs_unresized(processor, conversations)
+    inputs = (
+        _unresized(processor, conversations)
+        if limits is None
+        else _resized_once(processor, conversations, limits, grids)
+    )
+    if context is not None:
+        check_length(inputs["attention_mask"], context)
+    return inputs
+
+
+def _resized_once(
+    processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits, grids: Sequence[Grid | None]
+) -> Any:
+    """Return the model inputs from a processor whose resizing is turned off."""
     patch = processor.image_processor.patch_size
     images, videos, metadata = [], [], []
     for (kind, media), grid in zip_longest(media_of(conversations), grids):
@@ -96,7 +110,7 @@ def to_inputs(
             videos.append(frames)
             metadata.append(details)
         else:
-            raise ValueError(f"the model takes images and videos, got {kind} in a message")
+            raise BadInput(f"the question has {kind}, the model takes images and videos")
     return processor(
         text=_prompts(processor, conversations),
         images=images or None,
@@ -109,20 +123,20 @@ def to_inputs(
     )
 
 
-def _to_inputs_unresized(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
+def _unresized(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
     """Return the model inputs from a processor that resizes, crops or pads itself."""
     images = []
     for kind, media in media_of(conversations):
         if kind != "image":
-            name = type(processor).__name__
-            raise ValueError(f"{name} takes images only, got {kind} in a message: try tasks=pocket_image")
-        with reading(ValueError):
-            images.append(to_rgb(media if isinstance(media, Image.Image) else load_image(media)))
+            raise BadInput(f"the question has {kind}, the model takes images only: try tasks=pocket_image")
+        images.append(as_rgb(media))
+        check_size_as_resized(images[-1], processor)
     texts = _prompts(processor, conversations)
     return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
 
 
 def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    check_no_placeholder(processor, conversations)
     texts: list[str] = processor.apply_chat_template(
         [[_placeholders(message) for message in messages] for messages in conversations],
         tokenize=False,
@@ -162,6 +176,10 @@ def _update(digest: Any, item: Any) -> None:
         digest.update(f"{item.mode}{item.size}".encode() + item.tobytes())
         if item.mode == "P":
             digest.update(f"{item.getpalette()}{item.info.get('transparency')}".encode())
+        elif "transparency" in item.info:
+            digest.update(f"transparent {item.info['transparency']}".encode())
+        if (turn := turn_of(item)) is not None:
+            digest.update(f"turned {turn.name}".encode())
     elif isinstance(item, str) and Path(item).is_file():
         digest.update(content_digest(Path(item)).encode())
     else:
@@ -183,29 +201,26 @@ def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Im
     if grid is None:
         pixels = {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels}
         with reading(ValueError):  # raised for shapes that fetch_image refuses
-            return fetch_image({"image": media, **pixels}, image_patch_size=patch)
-    return _opened(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
-
-
-def _opened(image: Any) -> Image.Image:
-    with reading():
-        return to_rgb(image if isinstance(image, Image.Image) else Image.open(image))
+            return fetch_image({"image": as_rgb(media), **pixels}, image_patch_size=patch)
+    return as_rgb(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
 
 
 def _video(
     media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return frames [T, 3, H, W] of a file or of a list of images, and metadata with their times."""
+    if isinstance(media, dict) and not media.get("url"):
+        media = ()  # lmms-eval passes on the whole entry where its address is empty
     if isinstance(media, list | tuple):
         if not media:
             raise BadInput("the video has no frame")
-        images = [_opened(image) for image in media]
-        images = [images[i] for i in _spread_indices(len(images), min(len(images), limits.max_frames))]
+        images = [as_rgb(media[i]) for i in _spread_indices(len(media), min(len(media), limits.max_frames))]
         images += images[-1:] * (-len(images) % span)
         metadata = _video_metadata(FRAME_LIST_FPS, range(len(images)), len(images))
         return _resized(images, limits, patch, span, grid), metadata
-    if not Path(media).is_file():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), media)
+    if not isinstance(media, str) or not media:
+        raise BadInput(f"the video is {media!r:.40}: expected a file or a list of pictures")
+    media = existing(media)
     no_decord = find_spec("decord") is None  # there is no wheel for macOS and for ARM
     total = 0 if no_decord else len(_reader(media))
     if total < 2 or grid is not None:  # fetch_video does not support a single frame, or a given size

@@ -60,11 +60,15 @@ class Pruning:
 
     def take(self) -> list[Kept]:
         """Return the records since the last call and clear them; an error if decoding was wrong meanwhile."""
-        if self.before_take is not None:
-            self.before_take()
+        self.settle()
         taken = list(self.records)
         self.records.clear()
         return taken
+
+    def settle(self) -> None:
+        """Raise the errors that were deferred to spare a GPU a synchronisation."""
+        if self.before_take is not None:
+            self.before_take()
 
     def seed(self, value: int | Sequence[int]) -> None:
         """Seed the random numbers: one seed for all samples from now on, or one for each of the next samples."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.adapter import Adapter, cut_layer
-from harness.models.calls import Call, HookError, returned_cache
+from harness.models.calls import Call, HookError, NonFiniteError, returned_cache, returned_logits
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import Reading, VisionReader
@@ -53,6 +53,7 @@ class Session:
         self._compact_positions: Tensor | None = None  # [B, L] 1-D positions to pass to the rotary embedding
         self._rotary_positions: Tensor | None = None  # [R, B, L] positions that the rotary embedding must get
         self._layer_cache: Any = None  # cache that layer 0 got in this pass
+        self._past = 0  # length of the cache when this pass began
         self.deferred = DeferredErrors()
         method, layer = pruning.method, cut_layer(pruning.method)
         self._layer_cut = None if layer is None else LayerCutHooks(adapter, pruning, layer)
@@ -102,6 +103,7 @@ class Session:
         handles.before(rotary, self._enter_rotary)
         if self._layer_cut is not None:
             self._layer_cut.attach(handles, self._verify)
+        handles.after(sites["root"], self._check_logits)
         for part in ("root", "multimodal"):
             handles.after(sites[part], partial(self._leave, sites[part].module), always=True)
         handles.after(sites["vision"], self._leave_vision)
@@ -135,6 +137,19 @@ class Session:
         if output is not None and verified_before == self._verified:
             raise HookError(self._invalid_results("a forward pass with visual tokens went through unpruned"))
 
+    def _check_logits(self, call: Call, output: Any) -> None:
+        """Raise NonFiniteError, on a GPU later, if the logits at the last place are not finite.
+
+        Earlier places may be padding, on which some kernels give NaN.
+        """
+        logits = returned_logits(output)
+        if logits is not None:
+            wrong = ~logits[:, -1].isfinite().all()
+            place, dtype = "a decoding step" if self._past else "a prefill", str(logits.dtype).removeprefix("torch.")
+            what = f"the logits of {self.adapter.name} are not finite in {place} ({dtype})"
+            remedy = "the weights are damaged or numbers overflow: try float32 or bfloat16, or download them again"
+            self.deferred.add(wrong, NonFiniteError(f"{what}; {remedy}"))
+
     def _check_everything_was_pruned(self, modules: dict[str, nn.Module]) -> None:
         for role, module in self.adapter.modules().items():
             if module is not modules[role]:
@@ -161,6 +176,7 @@ class Session:
         layout, self._layout = self._layout, None
         self._reset_pass()
         cache = call.get("cache")
+        self._past = cached_length(cache)
         if self._layer_cut is not None:
             self._layer_cut.forget()
         if hasattr(cache, RECORD) and not cached_length(cache):

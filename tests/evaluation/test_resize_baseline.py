@@ -64,7 +64,7 @@ def test_examples(grids, k, shown):
 
 def test_images_and_frames_are_resized_once_from_their_own_pixels(processor):
     image, frames = picture(150, 100), [picture(120, 90, seed=i) for i in range(4)]
-    inputs = to_inputs(processor, [ask(image, frames)], LIMITS, [(1, 2, 3), (2, 1, 2)])
+    inputs = to_inputs(processor, [ask(image, frames)], LIMITS, grids=[(1, 2, 3), (2, 1, 2)])
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 6]]
     assert inputs["video_grid_thw"].tolist() == [[2, 2, 4]]
     by_hand = processor.image_processor(images=[image.resize((84, 56))], do_resize=False, return_tensors="pt")
@@ -81,8 +81,8 @@ def test_files_of_videos_are_made_smaller_like_lists(processor, tmp_path, reader
     else:
         pytest.importorskip("decord")
     images = clip(tmp_path / "clip.mp4", 8)
-    file = to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS, [(2, 1, 1)])
-    shown = to_inputs(processor, [ask([images[i] for i in (0, 2, 5, 7)])], LIMITS, [(2, 1, 1)])
+    file = to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS, grids=[(2, 1, 1)])
+    shown = to_inputs(processor, [ask([images[i] for i in (0, 2, 5, 7)])], LIMITS, grids=[(2, 1, 1)])
     assert file["video_grid_thw"].tolist() == [[2, 2, 2]]
     assert [float(seconds) for seconds in file["second_per_grid_ts"]] == [1.0]
     assert file["pixel_values_videos"].allclose(shown["pixel_values_videos"], atol=0.2)

@@ -75,7 +75,7 @@ class TestInputs:
         assert "pixel_values" not in to_inputs(processor, [ask()], None)
 
     def test_videos_are_refused(self):
-        with pytest.raises(ValueError, match=r"LlavaProcessor takes images only, got video .* try tasks=pocket_image"):
+        with pytest.raises(BadInput, match="has video, the model takes images only: try tasks=pocket_image"):
             to_inputs(tiny_llava_processor(), [ask([Image.new("RGB", (56, 56))] * 2)], None)
 
     def test_limits(self):

@@ -146,7 +146,7 @@ def test_images_and_videos_in_one_batch(processor):
 
 
 def test_sound_is_refused(processor):
-    with pytest.raises(ValueError, match="got audio"):
+    with pytest.raises(BadInput, match="the question has audio, the model takes images and videos"):
         to_inputs(processor, [[{"role": "user", "content": [{"type": "audio", "url": "a.wav"}]}]], LIMITS)
 
 

@@ -7,6 +7,7 @@ from tiny_models import tiny_qwen
 from transformers import StaticCache
 
 import harness
+from harness.models.calls import NonFiniteError
 from harness.models.scorer import VisionSelectorScorer
 
 
@@ -130,8 +131,9 @@ class TestKeepingAllNeedsNothing:
             parameter.mul_(300)
         plain = model(**inputs).logits
         assert bool(plain.isnan().any())
-        with harness.prune(model, "uniform", keep=1.0):
-            torch.testing.assert_close(model(**inputs).logits, plain, rtol=0, atol=0, equal_nan=True)
+        overflow = pytest.raises(NonFiniteError, match=r"not finite in a prefill \(float16\)")
+        with overflow, harness.prune(model, "uniform", keep=1.0):  # no method has choked on it before
+            model(**inputs)
 
     @torch.no_grad()
     def test_no_scorer(self, model, processor):
