@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import groupby, islice, zip_longest
 from typing import Any
 
@@ -36,7 +36,7 @@ from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs, visual_digest
+from harness.models.preprocessing import Message, PixelLimits, limits_of, messages_digest, to_inputs, visual_digest
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
@@ -119,7 +119,6 @@ class PrunedModel(lmms):
         self.asked: list[str] = []  # keys of all answered questions, in order
         self._digests = {} if looked_at is None else looked_at  # by task and document
         self._detailed: set[tuple[str, int]] = set()  # task and document
-        self._limits = limits_of(loaded.processor, loaded.config), context_length(loaded.model.config)
         self._identity = digest(identity)
         self._prompts: str | None = None  # the family's prompts, to check tasks that our command did not load
 
@@ -251,6 +250,11 @@ class PrunedModel(lmms):
         except BadInput as error:
             return replace(request, failed=str(error))
         return request
+
+    @cached_property
+    def _limits(self) -> tuple[PixelLimits | None, int]:
+        """Pixels of an image and tokens of a prompt, as `to_inputs` takes them."""
+        return limits_of(self.loaded.processor, self.loaded.config), context_length(self.loaded.model.config)
 
     def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
         """Preprocess a batch, once for all runs that show it to the same model."""
