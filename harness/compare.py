@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def check(cfg: DictConfig) -> None:
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
     check_parent(cfg.csv, "csv")
-    if Path(str(cfg.a)).resolve() == Path(str(cfg.b)).resolve():
+    if os.path.realpath(str(cfg.a)) == os.path.realpath(str(cfg.b)):
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 
 

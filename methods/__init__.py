@@ -9,6 +9,7 @@ A package adds methods through the entry-point group `harness.methods`. Importin
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 ENTRY_POINTS = "harness.methods"
+PRIVATE = "private_method_"  # begins the names of modules of private files
 BUILT_IN = {
     "none": "methods.none:KeepAll",
     "random": "methods.random:Random",
@@ -112,11 +114,11 @@ def _module(name: str) -> ModuleType:
 
 def _module_at(path: Path) -> ModuleType:
     """Execute a private method file. Every call reads the file again, so that edits take effect."""
-    path = path.expanduser().resolve()
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     if not path.is_file():
         raise ValueError(f"method file '{path}' does not exist")
     # Dataclasses look up their module by name, so two files with the same stem need different names.
-    module = ModuleType(f"private_method_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}")
+    module = ModuleType(f"{PRIVATE}{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
@@ -131,8 +133,8 @@ def _module_at(path: Path) -> ModuleType:
 
 @contextmanager
 def _as_value_error(what: str) -> Iterator[None]:
-    """Turn any exception of another author's code into a ValueError of one line."""
+    """Turn any exception of another author's code, and its wish to exit, into a ValueError of one line."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error

@@ -1,11 +1,14 @@
-"""Run a command: compose its configuration with Hydra, check it, and report user errors in one line (exit code 2)."""
+"""Run a command: compose its configuration with Hydra, check it, and end in one line if it cannot be done."""
 
 import os
+import re
 import shutil
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -19,10 +22,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.config import conf
-from harness.core.distributed import launched, only_one
-from harness.core.errors import UserError, did_you_mean, one_line
+from harness.core.distributed import check_launch, launched, only_one
+from harness.core.errors import UserError, did_you_mean
+from harness.core.last_line import MISTAKE, report
 from harness.core.overrides import VERSION_BASE, compose, first_paragraph, parse, register_resolvers
 from harness.core.timing import importing
+from harness.core.values import check_text, checked
 
 
 def command(
@@ -43,12 +48,13 @@ def command(
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
+    exit_codes: list[int] = []
     try:
+        _prepare_streams()
+        check_launch()
         if not (launchers or several):
             only_one(_module(config_name))
-        parser = get_args_parser()
-        parser.error = fail  # type: ignore[method-assign]
-        args = parser.parse_intermixed_args()
+        args = _arguments()
         shown_only = bool(args.help or args.cfg or args.info)
         overrides = args.overrides
         overrides = _experiment(args.config_name or config_name, overrides, args.multirun, shown_only)
@@ -61,56 +67,102 @@ def command(
                     args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
                 )
             if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
-                with _exit_quietly_on_broken_pipe():
+                with _writing_stdout():
                     return preview(jobs)
-        failures: list[UserError] = []
-        job = _one_job(task, failures)
-        with _exit_quietly_on_broken_pipe():
+        job = _one_job(task, exit_codes)
+        with _writing_stdout():
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
-    except (UserError, OmegaConfBaseException, HydraException) as error:
-        fail(first_paragraph(error))
-    except KeyboardInterrupt:
-        launched().tell("error: interrupted")
-        sys.exit(128 + signal.SIGINT)
-    if failures:
-        sys.exit(2)
+    except SystemExit:
+        raise
+    except BaseException as error:  # the last line of defence, also of panics in Rust code, which are no Exception
+        sys.exit(_end(error))
+    if exit_codes:
+        sys.exit(min(exit_codes))
 
 
-def _one_job(task: Callable[[DictConfig], None], failures: list[UserError]) -> Callable[[DictConfig], None]:
+def _one_job(task: Callable[[DictConfig], None], exit_codes: list[int]) -> Callable[[DictConfig], None]:
     """Wrap `task` so that an error takes one line and the other jobs of a sweep continue."""
 
     def job(cfg: DictConfig) -> None:
         try:
-            with _exit_quietly_on_broken_pipe():  # here as well: Hydra would report this job as failed
-                task(cfg)
-        except UserError as error:
+            with _writing_stdout():  # here as well: Hydra would report this job as failed
+                task(checked(cfg))
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # whatever ends one job, the others can be done
             if launched().count > 1:
                 raise  # each process has to end: the others would wait for it
-            launched().tell(f"error: {one_line(error)}")
-            failures.append(error)
+            exit_codes.append(_end(error))
 
     return job
 
 
+def _end(error: BaseException) -> int:
+    """Report what ended a command or a job, and return the exit code; Hydra's and OmegaConf's errors are mistakes."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        mistake = UserError(first_paragraph(error))
+        mistake.__cause__ = error
+        return report(mistake)
+    return report(error)
+
+
+def _prepare_streams() -> None:
+    """Refuse a closed stdout, and let it print in any locale: what its encoding lacks is printed as an escape."""
+    if sys.stderr is None:  # closed: `print` would take stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (for the rest of the process)
+    if sys.stdout is None:
+        raise UserError("stdout is closed, and would be mixed up with the first file: redirect it to /dev/null")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
-def _exit_quietly_on_broken_pipe() -> Iterator[None]:
-    """Exit without a traceback when the reader of the output, such as `head`, closes the pipe."""
+def _writing_stdout() -> Iterator[None]:
+    """Raise UserError if stdout cannot be written; exit quietly if its reader, such as `head`, closes the pipe."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        try:
-            print(flush=True)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+    except OSError as error:
+        if error.filename is not None or (of_stdout := _stdout_error()) is None:
+            raise  # of a file or another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        if isinstance(of_stdout, BrokenPipeError):
             sys.exit(128 + signal.SIGPIPE)
-        raise  # another pipe broke
+        raise UserError(f"cannot write to stdout ({of_stdout.strerror}): print to another file or disk") from error
+
+
+def _stdout_error() -> OSError | None:
+    try:
+        print(flush=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def fail(message: str) -> NoReturn:
     """Print one line to stderr and exit with code 2."""
     launched().tell(f"error: {message}")
-    sys.exit(2)
+    sys.exit(MISTAKE)
+
+
+def _arguments() -> Namespace:
+    """Parse the command line; UserError for what is no text, or asks Hydra for two things or for a pickle."""
+    parser = get_args_parser()
+    parser.error = fail  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args()
+    for text in sys.argv[1:]:
+        check_text("an argument", text)
+    actions = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    chosen = [name for name, value in {**actions, "--shell-completion": args.shell_completion}.items() if value]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other: pass one of them")
+    if args.resolve and not (args.cfg or args.help):
+        raise UserError("--resolve is for --cfg and --help: pass one of them too, or leave it out")
+    if args.shell_completion and not re.match("(install|uninstall|query)=", "".join(args.overrides)):
+        raise UserError("--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL: pass one of them")
+    if args.experimental_rerun:
+        raise UserError("--experimental-rerun would execute a pickle: repeat the command instead, it finds its run")
+    return args
 
 
 def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_only: bool) -> list[str]:
@@ -151,7 +203,7 @@ def _checked_jobs(
     points = [[override.input_line or "" for override in parsed]]
     if multirun:
         points = BasicSweeper.split_arguments(parsed, None)[0]
-    jobs = [(compose(config_name, point), point) for point in points]
+    jobs = [(checked(compose(config_name, point)), point) for point in points]
     for check in checks:
         for cfg, _ in jobs:
             check(cfg)

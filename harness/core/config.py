@@ -12,6 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.errors import UserError, as_user_error
+from harness.core.files import expanded
 from harness.core.question_sample import ORDERS, QuestionSample, by_task
 from harness.core.rules import Rule, at_least, count_or_share, one_of, optional, require
 from methods.budget import Budget
@@ -130,7 +131,7 @@ def shipped(path: str) -> Path:
     folder `conf` next to an installed package belongs to another project.
     """
     if not path.startswith(SHIPPED):
-        return Path(path).expanduser()
+        return expanded(path)
     name, *parts = path.removeprefix(SHIPPED).split("/")
     inside = PACKAGE / name
     return (inside if name not in TOP or inside.is_dir() else PACKAGE.parent / TOP[name]).joinpath(*parts)

@@ -1,6 +1,7 @@
 """Choices without a file in conf/: third-party and private methods, single lmms-eval tasks, lists of tasks."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.core.override_parser.types import QuotedString
 import methods
 from harness.core.config import TasksConfig, conf, shipped
 from harness.core.errors import UserError, did_you_mean
+from harness.core.files import expanded
 from harness.core.overrides import parse
 from harness.core.task_index import lmms_eval_tasks, task_files
 
@@ -98,7 +100,7 @@ def _method(value: Any, values_by_key: dict[str, Any]) -> str:
     option = name
     if ".py" in name:
         file, _, cls = name.rpartition(":")
-        path = Path(file).expanduser().resolve()
+        path = Path(os.path.realpath(expanded(file)))
         if not path.is_file() or not cls:
             raise UserError(f"no method at {name}: a private method is given as method=path/to/file.py:Class")
         path_hash = hashlib.sha256(f"{path}:{cls}".encode()).hexdigest()[:6]  # two folders may have files of one name

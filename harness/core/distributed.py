@@ -23,6 +23,11 @@ COLLECTIVE_TIMEOUT = timedelta(hours=24)  # for the slowest process; the end of 
 OTHER_ENDED = "another process of this run has ended"
 Result = TypeVar("Result")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+
+
+class LaunchError(UserError):
+    """The environment variables of a launch contradict each other, so that no process can speak for all."""
 
 
 class Processes:
@@ -68,9 +73,12 @@ class Processes:
             self.gather()
         return result
 
-    def tell(self, line: str) -> None:
-        """Print a line to stderr from one process only, since an error often occurs in all of them."""
-        if self.count == 1 or (self.first if self._store is None else self._is_first_to_tell()):
+    def tell(self, line: str, everywhere: bool = False) -> None:
+        """Print a line to stderr from one process only, since an error often occurs in all of them.
+
+        With `everywhere`, processes that are not connected yet all print: theirs may be the only error.
+        """
+        if self.count == 1 or (self.first or everywhere if self._store is None else self._is_first_to_tell()):
             print(visible(line), file=sys.stderr, flush=True)
 
     def _is_first_to_tell(self) -> bool:
@@ -94,11 +102,7 @@ class Processes:
         from torch import distributed
         from torch.distributed.rendezvous import rendezvous
 
-        try:
-            store, rank, count = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
-        except ValueError as error:  # a variable is missing
-            launcher = "start several processes with torchrun or accelerate launch"
-            raise UserError(f"WORLD_SIZE={self.count}, but {one_line(error)}: {launcher}") from error
+        store, rank, count = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
         gloo = distributed.PrefixStore("harness", store)
         distributed.init_process_group("gloo", store=gloo, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
         # Without this, Python destroys what the threads of the group need first, and a signal may end the process.
@@ -125,6 +129,21 @@ def launched() -> Processes:
     if not processes.first:
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it on import
     return processes
+
+
+def check_launch() -> None:
+    """Raise LaunchError unless the environment is that of a single process, or whole, as launchers set it."""
+    size = os.environ.get("WORLD_SIZE") or "1"
+    remedy = "unset WORLD_SIZE, or start several processes with torchrun or accelerate launch"
+    if not size.isdecimal() or int(size) < 1:
+        raise LaunchError(f"WORLD_SIZE must be a number of processes, got {size}: {remedy}")
+    if int(size) == 1:
+        return
+    if missing := [name for name in (*VARIABLES[:2], *ADDRESS) if not os.environ.get(name)]:
+        raise LaunchError(f"WORLD_SIZE={size} needs {', '.join(missing)}, which this process lacks: {remedy}")
+    for name, most in {"RANK": int(size) - 1, "LOCAL_RANK": int(size) - 1, "MASTER_PORT": 65535}.items():
+        if not (value := os.environ[name]).isdecimal() or int(value) > most:
+            raise LaunchError(f"{name} must be a number up to {most} with WORLD_SIZE={size}, got {value}: {remedy}")
 
 
 def only_one(command: str) -> None:

@@ -86,11 +86,19 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", Path(name).name)
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` or `~user` at its beginning written out; UserError if there is no such home folder."""
+    with as_user_error(RuntimeError, f"cannot find the home folder in {path}", "write the whole path"):
+        return Path(path).expanduser()
+
+
 def check_place(folder: Path, key: str = "runs") -> None:
     """Raise UserError unless `folder` can be created and written to; creates nothing."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    folders = (folder.absolute(), *folder.absolute().parents)
+    existing = next(path for path in folders if path.exists() or path.is_symlink())
     if not existing.is_dir():
-        raise UserError(f"{key}={folder} cannot be made: {existing} is a file")
+        kind = "a file" if existing.exists() else "a link that leads nowhere"
+        raise UserError(f"{key}={folder} cannot be made: {existing} is {kind}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{key}={folder} cannot be written: no permission in {existing}")
 

@@ -39,8 +39,13 @@ def parse(overrides: list[str]) -> list[Override]:
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except HydraException as error:
-            raise UserError(f"cannot read the argument {text}: {first_paragraph(error).split(' See ')[0]}") from error
+        except (
+            HydraException,
+            ValueError,
+            RecursionError,
+        ) as error:  # the latter: a number too long, too many brackets
+            why = "write home folders out, as in runs=$HOME/runs" if "=~" in text else first_paragraph(error)
+            raise UserError(f"cannot read the argument {text[:300]}: {why.split(' See ')[0][:300]}") from error
         if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
             raise UserError(f"cannot sweep {text}: list the values, as in {override.key_or_group}=one,another")
         parsed.append(override)

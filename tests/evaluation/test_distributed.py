@@ -201,14 +201,6 @@ def test_who_a_process_is(variables, expected, monkeypatch):
     assert os.environ.pop("TQDM_DISABLE", None) == ("1" if found.rank else None)
 
 
-def test_half_an_environment_is_one_line(monkeypatch):
-    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2, but .* expected.*start several processes with torchrun"):
-        Processes(0, 0, 2).gather()
-
-
 @pytest.mark.parametrize(
     ("device", "local", "gpus", "expected"),
     [
