@@ -10,8 +10,6 @@ with harness.prune(model, "idpruner", keep=0.25, scorer="path/to/selector", lam=
 # The package exports the function of this name, so this module must stay importable without torch.
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +21,11 @@ __all__ = ["Kept", "Pruning", "prune"]
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.pruning.block import Block
     from harness.pruning.vision_cache import VisionCache
     from methods.base import Method
 
 
-@contextmanager
 def prune(
     model: nn.Module,
     method: str | Method,
@@ -39,17 +37,22 @@ def prune(
     positions: str = "keep",
     shared: VisionCache | None = None,
     **params: Any,
-) -> Iterator[Pruning]:
+) -> Block:
     """Prune the visual tokens of every prompt that enters `model` within the block; afterwards the model is as before.
 
+    `with harness.prune(...) as pruning:` yields the handle, a `Pruning`. A block is entered once, and a model is in one
+    block at a time. Passes of several threads have to take turns. A copy of the model has to be made outside.
+
     Tokens are cut in front of the language model, or after decoder layer j by a method whose stage is "layer:j". A KV
-    cache that was filled in the block stays pruned. Use it only in this or another block (of the same j), since the
-    model itself assumes that all its layers are complete. Prompts of a batch may keep different numbers of tokens; then
-    a plain forward returns padded rows. The padding is on the right if it was there in the input, else on the left,
-    also if the input had none. Of its S tokens without padding, sample i has S - `records[i].n` + `records[i].k` rows.
+    cache that was filled in the block stays pruned. It is refused outside this or another block (of the same j), since
+    the model itself assumes that all its layers are complete. A cache from outside is refused in the block. Prompts of
+    a batch may keep different numbers of tokens; then a plain forward returns padded rows. The padding is on the right
+    if it was there in the input, else on the left, also if the input had none. Of its S tokens without padding, sample
+    i has S - `records[i].n` + `records[i].k` rows.
 
     Args:
-        model: a model of a supported family, as transformers loads it.
+        model: a model of a supported family, as transformers loads it, not compiled. A PEFT model and
+            DistributedDataParallel are looked into.
         method: name from `methods.names()`, `path/to/file.py:Class`, or an instance.
         keep: share of each sample's visual tokens to keep, in (0, 1].
         tokens: number of visual tokens to keep of each sample; give this or `keep`.
@@ -64,22 +67,18 @@ def prune(
         params: parameters of the method, if it is given by name.
     """
     from harness.models import adapter_for
-    from harness.pruning.session import Session
+    from harness.pruning.block import Block
 
+    adapter = adapter_for(model)
     budget = Budget(keep=keep, tokens=tokens)
     chosen = _method(method, params)
-    adapter = adapter_for(model)
     adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)
     if chosen.stage == "pixels":
         remedy = f"run python -m harness method={chosen.name}, or resize the images yourself"
         raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {remedy}")
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
-    pruning = Pruning(chosen, budget, score, seed, positions)
-    session = Session(adapter, pruning, shared)
-    pruning.before_take = session.deferred.settle
-    with session.attached():
-        yield pruning
+    return Block(adapter, Pruning(chosen, budget, score, seed, positions), shared)
 
 
 def _method(method: str | Method, params: dict[str, Any]) -> Method:

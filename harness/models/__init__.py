@@ -25,7 +25,10 @@ PORTS = {"llavaonevision1_5": "harness.models.llavaov15:register"}
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """Return an adapter for `model`."""
+    """Return an adapter for `model`, or for the model within wrappers of PEFT and DistributedDataParallel."""
+    from harness.models.wrappers import unwrapped
+
+    model = unwrapped(model)
     family = getattr(getattr(model, "config", None), "model_type", None)
     return adapter_class(family, type(model).__name__)(model)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, Never, SupportsIndex
 
 import transformers
 from torch import nn
@@ -13,6 +13,31 @@ from torch import nn
 from harness.models.calls import Call, CallSite, HookError
 
 Changes = Mapping[str, Any]  # role -> new value of the argument
+
+
+class _Hook:
+    """A hook of one module; no copy of the module may have it, because nothing would remove it there."""
+
+    def __init__(self, module: nn.Module, run: Callable[..., Any], always: bool = False) -> None:
+        self._module = module
+        self._run = run
+        self._always = always  # True if it also runs after an error, which is what it would raise here
+
+    def __call__(self, module: nn.Module, *passed: Any) -> Any:
+        if module is not self._module:
+            if self._always:
+                return None
+            raise HookError(
+                f"a copy of {type(self._module).__name__} ran within a prune block, as under DataParallel: "
+                "call the model that was given to prune(), and start one process for each GPU"
+            )
+        return self._run(*passed)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise RuntimeError(
+            f"{type(self._module).__name__} cannot be copied, pickled or saved whole within a prune block: "
+            "leave the block first, or save its state_dict()"
+        )
 
 
 class Handles:
@@ -24,32 +49,33 @@ class Handles:
     def before(self, site: CallSite, hook: Callable[[Call], Changes | None]) -> None:
         """Call `hook` before each pass through the module; it may return arguments to change, by role."""
 
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = site.read(args, kwargs)
             changes = hook(call)
             return None if changes is None else call.changed(changes)
 
-        self._handles.append(site.module.register_forward_pre_hook(run, with_kwargs=True))
+        self._handles.append(site.module.register_forward_pre_hook(_Hook(site.module, run), with_kwargs=True))
 
     def after(self, site: CallSite, hook: Callable[[Call, Any], Any], always: bool = False) -> None:
         """Call `hook` after each pass, with `always` also after one that raised; it may return another output."""
 
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             return hook(site.read(args, kwargs), output)
 
-        self._handles.append(site.module.register_forward_hook(run, with_kwargs=True, always_call=always))
+        hooked = _Hook(site.module, run, always)
+        self._handles.append(site.module.register_forward_hook(hooked, with_kwargs=True, always_call=always))
 
     def on_enter(self, module: nn.Module, hook: Callable[[], None]) -> None:
         """Call `hook`, without arguments, before each pass through `module`."""
-        self._handles.append(module.register_forward_pre_hook(lambda module, args: hook()))
+        self._handles.append(module.register_forward_pre_hook(_Hook(module, lambda args: hook())))
 
     def on_leave(self, module: nn.Module, hook: Callable[[], None]) -> None:
         """Call `hook`, without arguments, after each pass through `module`."""
-        self._handles.append(module.register_forward_hook(lambda module, args, output: hook()))
+        self._handles.append(module.register_forward_hook(_Hook(module, lambda args, output: hook())))
 
     def on_output(self, module: nn.Module, hook: Callable[[Any], Any]) -> None:
         """Call `hook` with the output of each pass through `module`; it may return another one."""
-        self._handles.append(module.register_forward_hook(lambda module, args, output: hook(output)))
+        self._handles.append(module.register_forward_hook(_Hook(module, lambda args, output: hook(output))))
 
     def replace_method(self, module: nn.Module, replacement: Callable[..., Any], name: str = "forward") -> None:
         """Let method `name` of `module` return `replacement(method, args, kwargs)`; hooks on its passes still run."""

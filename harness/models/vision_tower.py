@@ -166,9 +166,12 @@ class VisionReader:
         self._call = call
 
     def _enter_attention(self, layer: int, attention: nn.Module, call: Call) -> None:
-        self._open[layer] = (attention, call, [])
+        if self._call is not None:  # else gradient checkpointing repeats the layer in the backward pass
+            self._open[layer] = (attention, call, [])
 
     def _project(self, layer: int, count: int, output: Tensor) -> None:
+        if layer not in self._open:
+            return
         attention, call, projected = self._open[layer]
         projected.append(output.detach())
         if len(projected) == count:
@@ -180,8 +183,7 @@ class VisionReader:
 
     def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
         tower, cls, call = self._tower, int(self._tower.has_cls), self._call
-        if call is None:
-            raise HookError(f"layer {layer} of '{tower.path}' ran outside a pass through the tower")
+        assert call is not None  # the layer is open only within a pass through the tower
         segments = tower.segments(call)
         if self._roles[layer]:
             parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)

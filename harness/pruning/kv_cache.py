@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class PrunedCache:
     full_mask: Tensor | None  # [B, full_length] as in `KeptRows`
     next_position: Tensor  # [B] one more than the largest of the prompt, from which the model continues by itself
     last_input_position: Tensor  # [..., B, 1] of the last token, as passed to the model; generate() continues from it
+    in_step: bool = field(default=False, init=False)  # True during a pass of a prune block, which corrects positions
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once these layers hold `total` positions."""
@@ -75,3 +77,43 @@ class LayerCut(PrunedCache):
 
 def _extended(mask: Tensor | None, total: int) -> Tensor | None:
     return None if mask is None else nn.functional.pad(mask, (0, total - mask.shape[1]), value=True).long()
+
+
+def mark(cache: Any, record: PrunedCache) -> None:
+    """Set the record on a cache, which then refuses new tokens outside prune blocks."""
+    setattr(cache, RECORD, record)
+    if not issubclass(type(cache), _Guarded):
+        plain: Any = type(cache)
+        cache.__class__ = _guarded(plain)
+
+
+class _Guarded:
+    """Mixin of pruned caches; the class of the object changes, because a wrapped method would be a reference cycle."""
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Add tokens within a prune block; ValueError outside, where the model would miscount positions."""
+        record = getattr(self, RECORD, None)
+        if record is not None and not cached_length(self):
+            delattr(self, RECORD)  # the cache was emptied since
+        elif record is not None and not record.in_step:
+            raise ValueError(
+                "this key-value cache was filled within a prune block and lacks visual tokens: go on within a block "
+                "of the same method, or pass the whole conversation without the cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return _restored, (type(self).__mro__[2], vars(self))
+
+
+@lru_cache
+def _guarded(plain: type) -> type:
+    """Return the guarded subclass of a class of caches, under its name."""
+    return type(plain.__name__, (_Guarded, plain), {"__module__": plain.__module__, "__doc__": plain.__doc__})
+
+
+def _restored(plain: type, state: dict[str, Any]) -> Any:
+    """Return a copy of a guarded cache of the class `plain`."""
+    restored: Any = object.__new__(_guarded(plain))
+    vars(restored).update(state)
+    return restored

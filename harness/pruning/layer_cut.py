@@ -92,6 +92,11 @@ class LayerCutHooks:
         `added` [B, S, D] are added to the rows after layers j+1, j+2, ... here, instead of by the model.
         """
         self.forget()
+        if torch.is_grad_enabled() and any(vars(layer).get("gradient_checkpointing") for layer in self._layers):
+            raise ValueError(
+                f"{self._method.name} cuts after decoder layer {self.layer}, and gradient checkpointing would repeat "
+                "layers without the cut: call model.gradient_checkpointing_disable(), or cut before the language model"
+            )
         self._prefill, self._expected, self._added = prefill, expected, added
 
     def resume(self, record: LayerCut, cache: Any) -> None:

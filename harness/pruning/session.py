@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +14,11 @@ from harness.models.calls import Call, HookError, NonFiniteError, returned_cache
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import Reading, VisionReader
+from harness.models.wrappers import refuse_compiled
 from harness.pruning.gather import KeptRows, kept_rows, require_rows
-from harness.pruning.kv_cache import RECORD, InputCut, LayerCut, PrunedCache
+from harness.pruning.kv_cache import RECORD, InputCut, LayerCut, PrunedCache, mark
 from harness.pruning.layer_cut import LayerCutHooks
+from harness.pruning.one_thread import OneThread
 from harness.pruning.prefill import Prefill, valid_rows
 from harness.pruning.steps import DeferredErrors, OutOfOrderError, PendingCut, Step, positions_differ, require_history
 from harness.pruning.vision_cache import CachedVisionReader, VisionCache
@@ -28,8 +27,6 @@ from methods.base import Signal
 if TYPE_CHECKING:
     from harness.pruning.handle import Pruning
 
-_active: WeakSet[nn.Module] = WeakSet()
-_active_lock = threading.Lock()
 _UNKNOWN = object()  # stands for the record of a cache without one
 
 
@@ -55,6 +52,9 @@ class Session:
         self._layer_cache: Any = None  # cache that layer 0 got in this pass
         self._past = 0  # length of the cache when this pass began
         self.deferred = DeferredErrors()
+        self._thread = OneThread()
+        self._handles = Handles()
+        self._modules = adapter.modules()
         method, layer = pruning.method, cut_layer(pruning.method)
         self._layer_cut = None if layer is None else LayerCutHooks(adapter, pruning, layer)
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
@@ -65,23 +65,24 @@ class Session:
         else:
             self._reader = None if reading is None else VisionReader(adapter.tower, reading)
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hook the model within the block, and always restore it."""
-        model, modules = self.adapter.model, self.adapter.modules()
-        with _active_lock:
-            if model in _active:
-                raise RuntimeError(f"this {self.adapter.name} is already being pruned: leave the outer block first")
-            _active.add(model)
-        handles = Handles()
+    def open(self) -> None:
+        """Hook the model, or leave it as it is and raise."""
+        refuse_compiled(self.adapter.model)
         try:
-            self._attach(handles)
-            yield
-            self.deferred.settle()
-            self._check_everything_was_pruned(modules)
-        finally:
-            handles.remove()
-            _active.discard(model)
+            self._attach(self._handles)
+        except BaseException:  # whatever went wrong, no hook stays
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Restore the model."""
+        self._handles.remove()
+        self._reset_pass()
+
+    def check(self) -> None:
+        """Raise what was deferred, and HookError unless every pass was pruned."""
+        self.deferred.settle()
+        self._check_everything_was_pruned(self._modules)
 
     def _attach(self, handles: Handles) -> None:
         """Resolve every argument that hooks read, then attach the hooks."""
@@ -89,6 +90,8 @@ class Session:
         sites = {part: adapter.site(part) for part in ("root", "multimodal", "vision", "decoder")}
         rotary = adapter.site("rotary", adapter.decoder.rotary)
         first = adapter.site("layer", adapter.targets["first_layer"])
+        for site in sites.values():
+            handles.before(site, partial(self._enter_pass, site.module))
         adapter.hook_generation(handles)
         if self._reader is not None:
             self._reader.attach(adapter.model, handles)
@@ -108,6 +111,14 @@ class Session:
             handles.after(sites[part], partial(self._leave, sites[part].module), always=True)
         handles.after(sites["vision"], self._leave_vision)
         handles.after(sites["decoder"], self._leave_decoder)
+        for site in sites.values():
+            handles.after(site, partial(self._leave_pass, site.module), always=True)
+
+    def _enter_pass(self, module: nn.Module, call: Call) -> None:
+        self._thread.enter(module)
+
+    def _leave_pass(self, module: nn.Module, call: Call, output: Any) -> None:
+        self._thread.leave(module)
 
     # Entering and leaving the whole model: every pass with visual tokens must have one verified cut.
 
@@ -128,6 +139,8 @@ class Session:
 
     def _leave(self, module: nn.Module, call: Call, output: Any) -> None:
         """Check that a pass was cut; one that raised has no output, and stays unverified."""
+        if not self._thread.admitted:
+            return
         self._layout = self._expected_rows = self._call = None
         self._labels = False
         self._reset_pass()
@@ -135,7 +148,8 @@ class Session:
             self._layer_cut.forget()
         verified_before = self._unverified.pop(module, None)
         if output is not None and verified_before == self._verified:
-            raise HookError(self._invalid_results("a forward pass with visual tokens went through unpruned"))
+            what = "a forward pass with visual tokens went through unpruned (compiled code does: call the plain model)"
+            raise HookError(self._invalid_results(what))
 
     def _check_logits(self, call: Call, output: Any) -> None:
         """Raise NonFiniteError, on a GPU later, if the logits at the last place are not finite.
@@ -170,6 +184,8 @@ class Session:
     # The language model: cut in the prefill, mask and positions in the decoding steps.
 
     def _reset_pass(self) -> None:
+        if self._step is not None:
+            self._step.record.in_step = False
         self._cut = self._step = self._compact_positions = self._rotary_positions = self._layer_cache = None
 
     def _enter_decoder(self, call: Call) -> Mapping[str, Any] | None:
@@ -274,9 +290,15 @@ class Session:
         if not isinstance(record, PrunedCache):
             if record is _UNKNOWN and call.get("embeddings") is not None:
                 require_history(call, self._visual_passes > 0, self.adapter.name, self.deferred)
+            if record is _UNKNOWN and past and self.pruning.budget.keep != 1:
+                raise ValueError(
+                    f"a key-value cache of {past} tokens came that was filled outside prune blocks, so its images may "
+                    "be unpruned: fill it within the block"
+                )
             return None
         steps = call.require("embeddings").shape[1]
         self._step = Step.on(record, cache, steps)
+        record.in_step = True
         changed: dict[str, Any] = {"cache_position": None}
         if isinstance(record, LayerCut):
             if self._layer_cut is None:
@@ -349,11 +371,9 @@ class Session:
             raise HookError(f"{self.adapter.name} returned another key-value cache than its layer 0 filled")
         if self._layer_cut is not None:
             valid = None if bool(cut.valid.all()) else cut.valid
-            setattr(
-                cache, RECORD, self._layer_cut.describe_cache(cache, valid, cut.next_position, cut.last_input_position)
-            )
+            mark(cache, self._layer_cut.describe_cache(cache, valid, cut.next_position, cut.last_input_position))
             return
-        setattr(cache, RECORD, cut.before_llm(cache))
+        mark(cache, cut.before_llm(cache))
 
 
 def _as_mask(rows: KeptRows, original: Tensor | None) -> Tensor | None:

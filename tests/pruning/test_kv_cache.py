@@ -1,11 +1,16 @@
 """Decoding after a pruned prefill: positions and masks are right however the cache is used, or it is refused."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
 from reference_prune import generate, inputs_of
+from tiny_families import BUILDERS, tiny
 from tiny_models import IMAGE, VIDEO
+from transformers_names import CACHE, cache_of
 from uncached_reference import Cut, Prompt
 
 import harness
@@ -110,14 +115,14 @@ class TestCaches:
         monkeypatch.setattr(model.model, "rope_deltas", None)  # the model keeps those of its last batch
         text, letter = processor(text=["hello"], return_tensors="pt"), torch.tensor([[65]])
 
-        def afterwards(cache):
+        def answered():
+            cache = model(**text, use_cache=True).past_key_values
             by_ids = model.model.language_model(input_ids=text["input_ids"])[0]
             return model(input_ids=letter, past_key_values=cache).logits, by_ids
 
-        caches = [model(**text, use_cache=True).past_key_values for _ in range(2)]
-        plain = afterwards(caches[0])
+        plain = answered()
         with harness.prune(model, "uniform", keep=0.25):
-            assert all(map(torch.equal, afterwards(caches[1]), plain))
+            assert all(map(torch.equal, answered(), plain))
 
     @torch.no_grad()
     def test_going_back_behind_the_prefill(self, model, processor):
@@ -131,6 +136,117 @@ class TestCaches:
         for row, (name, record) in enumerate(zip(names, pruning.records, strict=True)):
             (expected,) = before_each(model, inputs_of(processor, [name]), record)
             torch.testing.assert_close(logits[row, -1], expected, atol=1e-4, rtol=1e-4)
+
+
+LETTER = torch.tensor([[65]])
+
+
+def one_more(model, cache):
+    return model(input_ids=LETTER, use_cache=True, **{CACHE: cache}).logits
+
+
+@pytest.fixture(params=BUILDERS)
+def shown(request):
+    """A model of each family, and a prompt with an image."""
+    model, processor = tiny(request.param)
+    return model, inputs_of(processor, ["one image"])
+
+
+class TestAcrossTheBorder:
+    """Where a cache was filled decides where it may be used."""
+
+    @pytest.mark.parametrize(
+        "how", [lambda cache: cache, copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))]
+    )
+    @pytest.mark.parametrize("method", ["uniform", "fastv"])
+    @torch.no_grad()
+    def test_a_pruned_cache_is_refused_outside(self, shown, method, how):
+        model, inputs = shown
+        with harness.prune(model, method, keep=0.25):
+            plain = type(cache_of(model(**inputs, use_cache=True))).__mro__[2]
+            cache = cache_of(model(**inputs, use_cache=True))
+            expected = one_more(model, copy.deepcopy(cache))
+        assert isinstance(cache, plain)
+        assert type(cache).__name__ == plain.__name__
+        cache = how(cache)
+        held = cache.get_seq_length()
+        with pytest.raises(ValueError, match=r"filled within a prune block .*: go on within a block of") as error:
+            one_more(model, cache)
+        assert "\n" not in str(error.value)
+        assert cache.get_seq_length() == held
+        with harness.prune(model, method, keep=0.25):
+            assert torch.equal(one_more(model, cache), expected)
+        with pytest.raises(ValueError, match="filled within a prune block"):
+            one_more(model, cache)
+
+    @torch.no_grad()
+    def test_also_where_a_step_within_the_block_failed(self, model, processor, monkeypatch):
+        inputs = inputs_of(processor, ["one image"])
+
+        def fails(*args, **kwargs):
+            raise MemoryError
+
+        with harness.prune(model, "uniform", keep=0.25):
+            cache = model(**inputs, use_cache=True).past_key_values
+            monkeypatch.setattr(model.model.language_model.layers[1].mlp, "forward", fails)
+            with pytest.raises(MemoryError):
+                one_more(model, cache)
+            monkeypatch.undo()
+        with pytest.raises(ValueError, match="filled within a prune block"):
+            one_more(model, cache)
+
+    @torch.no_grad()
+    def test_the_answer_of_a_block_is_not_continued_outside(self, model, processor):
+        inputs = inputs_of(processor, ["one image"])
+        with harness.prune(model, "uniform", keep=0.25):
+            out = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
+        with pytest.raises(ValueError, match="filled within a prune block"):
+            model.generate(input_ids=out.sequences, past_key_values=out.past_key_values, max_new_tokens=4)
+
+    @pytest.mark.parametrize("method", ["uniform", "fastv"])
+    @torch.no_grad()
+    def test_a_cache_from_outside_is_refused_within(self, shown, method):
+        model, inputs = shown
+        cache = cache_of(model(**inputs, use_cache=True))
+        with (
+            pytest.raises(ValueError, match=r"filled outside prune blocks.*: fill it within") as error,
+            harness.prune(model, method, keep=0.25),
+        ):
+            one_more(model, cache)
+        assert "\n" not in str(error.value)
+
+    @torch.no_grad()
+    def test_where_nothing_is_dropped_a_cache_may_go_anywhere(self, shown):
+        model, inputs = shown
+        outside = cache_of(model(**inputs, use_cache=True))
+        with harness.prune(model, "none", keep=1.0):
+            answers = [one_more(model, copy.deepcopy(outside))]
+            within = cache_of(model(**inputs, use_cache=True))
+            answers.append(one_more(model, copy.deepcopy(within)))
+        answers.append(one_more(model, within))
+        assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+    @torch.no_grad()
+    def test_a_pruned_cache_that_is_emptied_may_be_filled_outside(self, model, processor):
+        inputs = inputs_of(processor, ["one image"])
+        plain = model(**inputs, use_cache=True)
+        with harness.prune(model, "uniform", keep=0.25):
+            cache = model(**inputs, use_cache=True).past_key_values
+        cache.reset()
+        assert torch.equal(model(**inputs, past_key_values=cache).logits, plain.logits)
+        assert torch.equal(one_more(model, cache), one_more(model, plain.past_key_values))
+
+    @torch.no_grad()
+    def test_a_pruned_cache_is_freed_with_its_last_name(self, model, processor):
+        """A reference cycle would hold the memory of every prompt until Python looks for garbage."""
+        inputs = inputs_of(processor, ["one image"])
+        gc.disable()
+        try:
+            with harness.prune(model, "uniform", keep=0.25):
+                keys = weakref.ref(model(**inputs, use_cache=True).past_key_values.layers[0].keys)
+                assert keys() is None
+        finally:
+            gc.enable()
 
 
 class TestAClockThatRunsPastTheText:
