@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from harness.bench.environment import machine
+from harness.core import last_line
 from harness.core.config import ModelConfig
 from harness.core.files import to_json
 from harness.models.loading import device_of
@@ -169,4 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    last_line.install()
     main()

@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from harness.core.command import fail
+
 WORDS = {"kernels": "harness.bench.kernels", "flops": "harness.bench.flops"}
 MOVED = ("sweep", "main")
 
@@ -11,7 +13,7 @@ def main() -> None:
     """Run the command that the first word names; without such a word, measure latency."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in MOVED:
-        sys.exit(f"error: bench {word} lies in scripts/ now: python scripts/time_runs.py {word}")
+        fail(f"bench {word} lies in scripts/ now: python scripts/time_runs.py {word}")
     if word in WORDS:
         del sys.argv[1]
     import_module(WORDS.get(word, "harness.bench.latency")).main()

@@ -27,6 +27,7 @@ from harness.core.errors import UserError, one_line
 from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation.identity import Identity
+from harness.evaluation.lmms_command import one_line_ending
 from harness.evaluation.pruner import Pruner, pruner_of
 from harness.evaluation.resize_baseline import ResizeHandle, ResizeRecord
 from harness.evaluation.task_overrides import check_prompts
@@ -34,6 +35,7 @@ from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
 from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
+from harness.models.generation import check as check_generation
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import Message, PixelLimits, limits_of, messages_digest, to_inputs, visual_digest
@@ -123,10 +125,13 @@ class PrunedModel(lmms):
         self._prompts: str | None = None  # the family's prompts, to check tasks that our command did not load
 
     @classmethod
+    @one_line_ending()
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "PrunedModel":
         """Build the model from `--model_args`; `additional_config` holds `--batch_size` and `--device`."""
         arguments = {k: v for k, v in (additional_config or {}).items() if v is not None and k != "max_batch_size"}
         arguments |= simple_parse_args_string(arg_string)
+        if not str(size := arguments.get("batch_size", 1)).isdecimal():
+            raise UserError(f"batch_size must be a whole number, since answers depend on it, got {size}: pass 1")
         strict, verify = bool(arguments.pop("strict", False)), bool(arguments.pop("verify", True))
         model = cls(*from_flat(arguments), strict=strict, verify=verify)
         model._prompts = adapter_for(model.loaded.model).prompts
@@ -146,6 +151,7 @@ class PrunedModel(lmms):
         """Raise NotImplementedError."""
         raise NotImplementedError("multi-round tasks are not supported: choose a task with output_type generate_until")
 
+    @one_line_ending()
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request, in order; answers in the log are not generated again.
 
@@ -412,6 +418,7 @@ def _seed(seed: int, request: Request) -> int:
 
 def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
     """Return the arguments of `generate` for a task's `generation_kwargs`: greedy unless it sets a temperature."""
+    check_generation(task, "the task's generation_kwargs")
     temperature = task.get("temperature") or 0.0
     sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
     return {

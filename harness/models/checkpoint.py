@@ -19,6 +19,11 @@ USE_LOCAL = "point to a local folder: model.pretrained=/path"
 WHOLE_HASH = 64 << 20  # bytes; of larger files, the size and some blocks are hashed
 BLOCKS, BLOCK = 64, 256 << 10  # number of blocks, bytes of each
 COMPANIONS = ("scorer", "d2prior.safetensors")  # files of methods in a model's folder
+NEEDED = (
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer_config.json",),
+    ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"),  # without one, transformers makes up a tokenizer
+)
 _HASHED_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".jinja", ".model", ".pt", ".pth"}
 
 
@@ -84,8 +89,13 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"no model folder at {folder}: pass a Hub id or a local folder as model.pretrained=/path")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a model folder: config.json is missing")
-    _json(folder / "config.json")
-    for names in (("processor_config.json", "preprocessor_config.json"), ("tokenizer_config.json",)):
+    for name in (
+        "config.json",
+        "generation_config.json",
+    ):  # transformers ignores damage in the latter
+        if (folder / name).is_file() and not isinstance(_json(folder / name), dict):
+            raise UserError(f"{folder / name} is damaged, expected a JSON object: download it again")
+    for names in NEEDED:
         if not any((folder / name).is_file() for name in names):
             raise UserError(f"{folder} lacks {' or '.join(names)}: save the processor next to the weights")
     for shard in _shards(folder):
@@ -122,7 +132,7 @@ def content_digest(file: Path) -> str:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON (a Git LFS pointer?): download it again") from error
 
 

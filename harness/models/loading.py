@@ -10,7 +10,7 @@ import transformers
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, as_user_error
-from harness.models import checkpoint, register_family
+from harness.models import checkpoint, generation, register_family
 from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
@@ -97,6 +97,7 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         name, shape, expected = misshapen[0]
         first = f"{name} is {list(shape)}, expected {list(expected)}"
         raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {first}")
+    generation.check(vars(model.generation_config), str(folder / "generation_config.json"))
     return Loaded(model, processor, config, folder)
 
 

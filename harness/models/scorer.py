@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -138,11 +137,15 @@ def _tensor_files(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        loaded = json.loads(index.read_text())
-    except ValueError as error:
+        loaded = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{index} is damaged, it is no JSON ({error}): copy it again") from error
     weight_map = loaded.get("weight_map") if isinstance(loaded, dict) else None
-    return weight_map if isinstance(weight_map, dict) else {}
+    if not isinstance(weight_map, dict):
+        return {}  # of something else
+    if wrong := next((name for name, file in weight_map.items() if not isinstance(file, str)), None):
+        raise ValueError(f"{index} is damaged, it names no file for {wrong}: copy it again")
+    return weight_map
 
 
 def _names_in(file: Path) -> dict[str, Path]:
@@ -160,9 +163,9 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"scorer file {file} is not one of {', '.join(SUFFIXES)}")
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # unpickling junk raises anything, as KeyError, UnicodeDecodeError or struct.error
         first_line = str(error).partition("\n")[0]
-        raise ValueError(f"scorer file {file} cannot be read as plain tensors: {first_line}") from error
+        raise ValueError(f"scorer file {file} cannot be read as plain tensors: {first_line or repr(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -3,14 +3,15 @@
 The recipe lies in `harness/pocket/recipe` of the repository and is no part of an installed package.
 """
 
-import sys
 from importlib.util import find_spec
+
+from harness.core.command import fail
 
 
 def main() -> None:
     """Run the stages of the recipe that are left."""
     if find_spec("harness.pocket.recipe") is None:
-        sys.exit("error: harness.pocket.train needs a checkout of the repository: the package ships without the recipe")
+        fail("harness.pocket.train needs a checkout of the repository: the package ships without the recipe")
     from harness.pocket.recipe import stages
 
     stages.main()

@@ -154,3 +154,24 @@ def test_a_prior_beside_weights_that_are_not_here_is_seen_before_they_are_fetche
     held["model.safetensors"] = b"not to be fetched yet"
     RunContext().check_family(compose("config", register(run)))
     assert fetched == ["config.json", "d2prior.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, r"lacks tokenizer.json or tokenizer.model or vocab.json or vocab.txt: save"),
+        ("generation_config.json", "[]", r"generation_config.json is damaged, expected a JSON object"),
+        ("generation_config.json", "{", r"generation_config.json is not JSON"),
+        ("config.json", "[" * 100_000, r"config.json is not JSON"),
+        ("config.json", "3", r"config.json is damaged, expected a JSON object"),
+    ],
+)
+def test_what_transformers_would_make_up_is_refused(name, content, message, tmp_path):
+    for file in WEIGHTS.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        checkpoint.check_folder(tmp_path)

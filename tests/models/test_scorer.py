@@ -233,3 +233,56 @@ class TestShippedWithAModel:
     def test_plain_weights(self, tmp_path):
         save_file({"lm_head.weight": torch.ones(3, D)}, tmp_path / "model.safetensors")
         assert shipped_scorer(str(tmp_path)) is None
+
+
+JUNK = [
+    b"",
+    b"x",
+    b"PK\3\4",
+    b"\x80\4N.",
+    b"\x80\2}q\0.",
+    b"\x80\2cos\nsystem\n.",
+    b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+    bytes(256),
+]
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".safetensors"])
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_file_of_junk_is_named(junk, suffix, tmp_path):
+    file = tmp_path / f"scorer{suffix}"
+    file.write_bytes(junk)
+    with pytest.raises(ValueError, match=rf"scorer file .*scorer\{suffix} cannot be read"):
+        load_scorer(file, D)
+
+
+@pytest.mark.parametrize("error", [KeyError("0"), UnicodeDecodeError("utf-8", b"", 0, 1, "bad"), MemoryError()])
+def test_whatever_unpickling_raises_is_one_line(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    (tmp_path / "scorer.pt").touch()
+    with pytest.raises(ValueError, match=r"scorer\.pt cannot be read as plain tensors: ."):
+        load_scorer(tmp_path / "scorer.pt", D)
+
+
+NAMES = {f"s.{part}": "scorer.bin" for part in PARTS}
+INDICES = {
+    "empty": (b"", "is damaged, it is no JSON"),
+    "no text": (b"\xff", "is damaged, it is no JSON"),
+    "deep": (b"[" * 100_000, "is damaged, it is no JSON"),
+    "a number for a file": (json.dumps({"weight_map": {**NAMES, "other": 3}}).encode(), "names no file for other"),
+    "a list": (b'{"weight_map": []}', "no scorer in"),
+    "missing files": (json.dumps({"weight_map": NAMES}).encode(), r"scorer\.bin is missing"),
+    "a folder": (json.dumps({"weight_map": dict.fromkeys(NAMES, ".")}).encode(), "is missing"),
+    "a NUL": (json.dumps({"weight_map": dict.fromkeys(NAMES, "a\0")}).encode(), "is missing"),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_of_junk_is_named(name, tmp_path):
+    content, message = INDICES[name]
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_scorer(tmp_path, D)
