@@ -4,7 +4,6 @@ The command scores the model with lmms-eval, prints a table relative to the unpr
 `--help` shows every choice, `-m` sweeps, and results are written below `runs=results/runs`.
 """
 
-import json
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import RunConfig, validate
-from harness.core.console import say, table_lines
+from harness.core.console import print_json, say, table_lines
 from harness.core.distributed import launched
 from harness.core.escape import visible
 from harness.evaluation.preflight import check_parameters, prepare
@@ -64,7 +63,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
         "average": None if mean is None else round(mean, 2),
         "failed": sum(result.failed.values()),
     }
-    print(json.dumps(report), flush=True)
+    print_json(report)
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:

@@ -1,6 +1,5 @@
 """Compare two runs on the same questions: python -m harness.compare results/runs/.../A results/runs/.../B."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,10 +9,10 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.console import say, table_lines
+from harness.core.console import print_json, say, table_lines
 from harness.core.errors import UserError
 from harness.core.escape import csv
-from harness.core.files import check_parent, write_atomic
+from harness.core.files import check_parent, from_json, json_line, write_atomic
 from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing
 from harness.results.result import Result, average, collect, failures, relative, unproven
@@ -31,7 +30,7 @@ def prepare(overrides: list[str]) -> list[str]:
     folders = [text for text in overrides if "=" not in text or Path(text).is_dir()]
     if len(folders) > 2:
         raise UserError(f"two run folders are compared, got {len(folders)}: {', '.join(folders)}")
-    named = [f"{key}={json.dumps(folder)}" for key, folder in zip("ab", folders, strict=False)]
+    named = [f"{key}={json_line(folder)}" for key, folder in zip("ab", folders, strict=False)]
     return [text for text in overrides if text not in folders] + named
 
 
@@ -139,8 +138,8 @@ def main(cfg: DictConfig) -> None:
     for note in _notes(comparison, untested, baseline, a, b):
         say(note)
     report = {"a": str(a.folder), "b": str(b.folder), "settings": settings}
-    rows = json.loads(comparison.to_json(orient="records"))
-    print(json.dumps(report | {"tasks": {row.pop("task"): row for row in rows}}), flush=True)
+    rows = from_json(comparison.to_json(orient="records"))
+    print_json(report | {"tasks": {row.pop("task"): row for row in rows}})
 
 
 def _settings(a: Result, b: Result) -> dict[str, list[Any]]:

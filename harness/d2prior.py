@@ -5,7 +5,6 @@ shows: the mean over many images at one decoder layer, on a grid. Its images sho
 file records its origin. Pass it to a run as method=d2pruner method.prior=FILE.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -20,6 +19,7 @@ import harness
 import methods
 from harness.core.command import command
 from harness.core.config import TasksConfig, validate
+from harness.core.console import print_json
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place, slug
 from harness.core.rules import at_least, require
@@ -109,7 +109,7 @@ def main(cfg: DictConfig) -> None:
     digest = d2pruner_prior.load(file)[1]["digest"]
     print(f"{metadata['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(batch)} images: {file}")
     print(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
-    print(json.dumps({"prior": str(file), "digest": digest, **metadata}))
+    print_json({"prior": str(file), "digest": digest, **metadata})
 
 
 def _run(cfg: DictConfig) -> DictConfig:

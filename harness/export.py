@@ -4,8 +4,7 @@
 to commit them; commands that read runs accept such an archive in place of a folder of runs.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,19 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.console import say
+from harness.core.console import print_json, say
 from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.escape import csv, markdown
-from harness.core.files import check_place, read_jsonl, slug, write_atomic
+from harness.core.files import check_place, json_line, slug, write_atomic
 from harness.core.question_sample import in_words
 from harness.results import archive
 from harness.results.frames import questions
 from harness.results.labels import labels
 from harness.results.method_groups import group_of
 from harness.results.metrics import OF_QUESTION
+from harness.results.response_log import read_kept, read_responses
 from harness.results.result import Result, folders_of, load_results
-from harness.results.run_folder import AGAIN, DONE, KEPT, RESPONSES
+from harness.results.run_folder import AGAIN, DONE
 
 QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.csv", "README.md"
 PACKAGES = ("lmms-eval", "transformers", "torch")
@@ -58,7 +58,7 @@ def _questions_of(result: Result, label: str) -> pd.DataFrame:
         "setting": result.setting[:8],
     }
     scores = questions([result])[result.hash]
-    responses, kept = _lines(result, RESPONSES), _lines(result, KEPT)
+    responses, kept = _by_question(read_responses(result.folder, AGAIN)), _by_question(read_kept(result.folder, AGAIN))
     rows = []
     for (task, doc_id), score in zip(scores.index, scores, strict=True):
         metric = result.metrics["primary"][task]
@@ -72,17 +72,15 @@ def _questions_of(result: Result, label: str) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"response": "string", "failed": "string", "record": "string", **counts, **floats})
 
 
-def _lines(result: Result, name: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the lines of a run's file by question, the first of its repeats; none if the run has no such file."""
-    file = result.folder / name
-    lines = read_jsonl(file, AGAIN) if file.is_file() else ()
+def _by_question(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the lines of a run's file by question, the first of its repeats."""
     return {(line["task"], line["doc_id"]): line for line in lines if not line.get("repeat")}
 
 
 def _record(columns: dict[str, list[Any]], metric: str | None, doc_id: int) -> str | None:
     values = columns.get(metric or "", [])
     value = values[columns["doc_id"].index(doc_id)] if values else None
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else None
+    return json_line(value) if isinstance(value, dict | list) else None
 
 
 def leaderboard(results: Sequence[Result]) -> pd.DataFrame:
@@ -239,7 +237,8 @@ def as_lmms_eval(result: Result) -> dict[str, Any]:
 
 def samples(result: Result, configs: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return task -> one record per question, with answer and scores; prompts and targets are empty."""
-    answers = {question: line["response"] for question, line in _lines(result, RESPONSES).items()}
+    lines = _by_question(read_responses(result.folder, AGAIN))
+    answers = {question: line["response"] for question, line in lines.items()}
     rows_by_task = {}
     for task, columns in result.per_question.items():
         names = [metric["metric"] for metric in configs[task]["metric_list"]]
@@ -263,7 +262,7 @@ def main(cfg: DictConfig) -> None:
     logged = log_to_wandb(results, str(cfg.wandb)) if cfg.wandb is not None else []
     for name in [*map(str, files), *logged]:
         say(name)
-    print(json.dumps({"runs": len(results), "files": [str(file) for file in files], "logged": logged}), flush=True)
+    print_json({"runs": len(results), "files": [str(file) for file in files], "logged": logged})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """List the methods: python -m harness.list prints all of them, with method=idpruner a page about one."""
 
 import inspect
-import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -11,8 +10,9 @@ from omegaconf import DictConfig
 
 import methods
 from harness.core.command import command
-from harness.core.console import table_lines
+from harness.core.console import print_json, table_lines
 from harness.core.errors import as_user_error, one_line
+from harness.core.files import json_line
 from harness.models import FAMILIES, adapter_class
 from methods import checks
 from methods.base import Method
@@ -110,7 +110,7 @@ def _row(method: Mapping[str, Any]) -> list[str]:
 
 def _parameters(method: Mapping[str, Any]) -> list[str]:
     """Return each parameter with its default in command-line form; a star marks a default that is our choice."""
-    defaults = {key: json.dumps(v) if v is None or isinstance(v, bool) else v for key, v in method["params"].items()}
+    defaults = {key: json_line(v) if v is None or isinstance(v, bool) else v for key, v in method["params"].items()}
     return [f"{key}={value}{'*' * (key in method['not_public'])}" for key, value in defaults.items()]
 
 
@@ -184,7 +184,7 @@ def main(cfg: DictConfig) -> None:
         with as_user_error((ValueError, TypeError)):
             descriptions = [describe(str(cfg.show))]
         print(page(descriptions[0]))
-    print(json.dumps({"families": list(FAMILIES), "methods": descriptions}, default=str))
+    print_json({"families": list(FAMILIES), "methods": descriptions}, default=str)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.console import table_lines
+from harness.core.console import print_json, table_lines
 from harness.core.errors import UserError, one_line
 from harness.core.escape import visible
 from harness.results.archive import enclosing
@@ -23,18 +23,22 @@ HEAD = ("state", "answers", "reusable", "job", "run")
 def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
     """Format one row per run, with notes below it.
 
-    Notes are the overrides, the error and the log of an unfinished run, and the reasons why a run would not be reused.
+    Notes are the overrides, the error and the log of an unfinished run, what is wrong with the files of a finished one,
+    and the reasons why a run would not be reused.
     `changed` holds these reasons for each run; None for a run that has not started.
     """
-    reusable = ["-" if reasons is None else "no" if reasons else "yes" for reasons in changed]
+    reusable = [
+        "-" if reasons is None else "no" if reasons or run.state == "damaged" else "yes"
+        for run, reasons in zip(runs, changed, strict=True)
+    ]
     rows = [(r.state, str(r.answers), reuse, r.job or "-", r.run) for r, reuse in zip(runs, reusable, strict=True)]
     head, *below = table_lines([HEAD, *rows], left=None)
     lines, indent = [head], " " * head.rindex(HEAD[-1])
     for run, row, reasons in zip(runs, below, changed, strict=True):
         lines.append(row)
         notes = [f"not reusable: {'; '.join(reasons)}"] if reasons else []
-        if run.state != "done":
-            notes += filter(None, (" ".join(run.overrides), run.why, run.log if run.state in REMAIN else None))
+        overrides = () if run.state in ("done", "damaged") else run.overrides
+        notes += filter(None, (" ".join(overrides), run.why, run.log if run.state in REMAIN else None))
         lines += [indent + visible(note) for note in notes]
     return "\n".join(lines)
 
@@ -56,7 +60,7 @@ def main(cfg: DictConfig) -> None:
     hint = ": the same submission again runs what remains" if remain else ""
     print(", ".join(f"{number} {state}" for state, number in counts.items()) + hint)
     jobs = [_row(run, reasons) for run, reasons in zip(runs, changed, strict=True)]
-    print(json.dumps({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs}))
+    print_json({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs})
 
 
 def _changes(folder: Path) -> list[str] | None:

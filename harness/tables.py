@@ -4,7 +4,6 @@ Scores come from run folders (`runs=`), from a CSV (`scores=`), from the paper (
 our runs (`source=paper+runs`). The tables are printed as Markdown and written as CSV, LaTeX, Markdown and HTML.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import shipped
+from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.core.escape import csv
 from harness.core.files import check_parent, check_place, slug, write_atomic
@@ -123,7 +123,7 @@ def main(cfg: DictConfig) -> None:
         _write(file, text, key)
     rows = {"runs" if source == "runs" else "rows": sum(len(table.frame) for table in tables)}
     report = {**rows, "tables": [table.name for table in tables], "csv": cfg.csv}
-    print(json.dumps(report | {"files": [str(file) for file in files]}))
+    print_json(report | {"files": [str(file) for file in files]})
 
 
 def check(cfg: DictConfig) -> str:

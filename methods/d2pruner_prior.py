@@ -94,7 +94,7 @@ def load(path: str | Path, stage: str | None = None) -> tuple[Tensor, dict[str, 
 
 def digest(images: Iterable[str]) -> str:
     """Return the hash of image names, in any order, which the metadata hold as `images`."""
-    return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sorted(images), allow_nan=False).encode()).hexdigest()
 
 
 def _resampled(image: Tensor, h: int, w: int) -> Tensor:

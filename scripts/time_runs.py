@@ -12,7 +12,6 @@ FILE.csv and FILE.json.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -30,7 +29,8 @@ from tqdm import tqdm
 from harness.bench.environment import machine
 from harness.core import last_line
 from harness.core.config import ModelConfig
-from harness.core.files import to_json
+from harness.core.console import print_json
+from harness.core.files import from_json, json_line, read_jsonl, to_json
 from harness.models.loading import device_of
 from harness.results.run_folder import DONE, KEPT, RESPONSES
 
@@ -97,7 +97,7 @@ def timed(call: Sequence[str], runs: Path, *options: str) -> Row:
     finished, start = set(runs.rglob(DONE)), time.monotonic()
     stderr = run([*call, f"runs={runs}"], *options)
     wall = time.monotonic() - start
-    stages = [json.loads(done.read_text(encoding="utf-8"))["stages"] for done in set(runs.rglob(DONE)) - finished]
+    stages = [from_json(done.read_text(encoding="utf-8"))["stages"] for done in set(runs.rglob(DONE)) - finished]
     parts = {"import": sum(map(int, _IMPORT.findall(stderr))) / 1e6} if options else {}
     parts |= {stage: sum(seconds[stage] for seconds in stages) for stage in STAGES}
     return {f"{k}_s": round(v, 2) for k, v in {"wall": wall, **parts, "other": wall - sum(parts.values())}.items()}
@@ -121,8 +121,8 @@ def check_same(first: Path, other: Path) -> None:
 
 def _lines(file: Path) -> list[str]:
     """Return the lines of a run without `key`, which depends on the batch size."""
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return [json.dumps({key: value for key, value in line.items() if key != "key"}) for line in lines]
+    lines = read_jsonl(file, "measure again")
+    return [json_line({key: value for key, value in line.items() if key != "key"}) for line in lines]
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.each = [*args.each, *([] if args.limit is None else [f"limit={args.limit}"])]
     with tempfile.TemporaryDirectory(prefix="harness-") as name:
         rows = (time_main if args.word == "main" else time_sweep)(args, Path(name))
-        model = json.loads(next(Path(name).rglob("run.json")).read_text(encoding="utf-8"))["config"]["model"]
+        model = from_json(next(Path(name).rglob("run.json")).read_text(encoding="utf-8"))["config"]["model"]
     titled = {f"batch {row['batch']}": row for row in rows} if args.word == "main" else {}
     print(table(titled or {f"{len(rows) - 2} runs apart": rows[1], "one sweep": rows[0]}))
     about = {"machine": machine(torch.device(device_of(ModelConfig(**model)))), "settings": settings}
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows, columns=list(COLUMNS[args.word])).to_csv(f"{args.out}.csv", index=False, lineterminator="\n")
         Path(f"{args.out}.json").write_text(to_json(report), encoding="utf-8")
-    print(json.dumps(report))
+    print_json(report)
 
 
 if __name__ == "__main__":

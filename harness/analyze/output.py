@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from harness.core.console import say
+from harness.core.console import print_json, say
 from harness.core.errors import UserError
 from harness.core.escape import csv
-from harness.core.files import to_json, write_atomic
+from harness.core.files import nan_as_null, to_json, write_atomic
 from harness.results import plots
 from harness.results.stats import LEVEL, Array
 
@@ -46,8 +45,9 @@ def leave(cfg: DictConfig, stem: str, frame: pd.DataFrame, figure: Figure, summa
     """Write `stem`.csv, .png and .json below `cfg.out`, say where, and print the object for programs."""
     folder = Path(str(cfg.out))
     folder.mkdir(parents=True, exist_ok=True)
+    report = nan_as_null(summary)  # statistics of too few pictures or questions are undefined
     write_atomic(folder / f"{stem}.csv", csv(frame, lineterminator="\n", float_format="%.6g"))
-    write_atomic(folder / f"{stem}.json", to_json(summary))
+    write_atomic(folder / f"{stem}.json", to_json(report))
     plots.save({stem: figure}, folder, ("png",))
     say(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")
-    print(json.dumps({"out": str(folder / stem), **summary}, allow_nan=False), flush=True)
+    print_json({"out": str(folder / stem), **report})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
+from harness.core.console import print_json
 from harness.core.errors import UserError, as_user_error
 
 
@@ -25,7 +25,7 @@ def table(cfg: DictConfig) -> None:
 
     rows = counted(settings(cfg))
     print(tables(rows, [OPERATIONS]))
-    print(json.dumps({"rows": rows}, allow_nan=False))
+    print_json({"rows": rows})
 
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.core.command import command
+from harness.core.console import print_json
 from harness.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def bench(cfg: DictConfig) -> None:
         from harness.bench import output
 
         output.write(Path(str(chosen["out"])).expanduser(), rows, about)
-    print(json.dumps({**about, "rows": rows}, allow_nan=False))
+    print_json({**about, "rows": rows})
     if wrong := sorted({row["kernel"] for row in rows if not row["same"]}):
         raise UserError(f"these kernels do not choose what public implementations choose: {', '.join(wrong)}")
 

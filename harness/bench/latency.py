@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from harness.bench.columns import COLUMNS
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
+from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.core.files import check_place
 
@@ -40,7 +40,7 @@ def bench(cfg: DictConfig) -> None:
         print(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
     if chosen.plots is not None:
         print(f"wrote {', '.join(map(str, plots.draw(rows, chosen.plots)))}")
-    print(json.dumps({**about, "rows": rows}, allow_nan=False))
+    print_json({**about, "rows": rows})
 
 
 def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.core.errors import UserError, as_user_error
 from harness.core.files import expanded
 from harness.core.question_sample import ORDERS, QuestionSample, by_task
-from harness.core.rules import Rule, at_least, count_or_share, one_of, optional, require
+from harness.core.rules import Rule, at_least, count_or_share, folder_name, one_of, optional, require
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -170,6 +170,9 @@ def is_data_root(value: Any) -> bool:
 
 RULES: dict[str, Rule] = {
     "positions": one_of(POSITIONS),
+    "runs": ("name a folder, as results/runs", lambda runs: runs.strip()),
+    "model.name": folder_name(),
+    "tasks.name": folder_name(),
     "data_root": ("be a folder or {task: folder, ...}", is_data_root),
     "seed": ("lie between 0 and 2^63 - 1", lambda seed: 0 <= seed < 2**63),
     "share_gb": ("be at least 0, which shares no vision pass", lambda size: size >= 0),

@@ -1,8 +1,15 @@
-"""Lines and tables of text on the screen."""
+"""What commands print: lines and tables of text, and the JSON line at the end that programs read."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from harness.core.escape import visible
+from harness.core.files import json_line
+
+
+def print_json(value: Any, **form: Any) -> None:
+    """Print one line of JSON in ASCII; NaN is an error. `form` holds other options of `json.dumps`."""
+    print(json_line(value, ensure_ascii=True, **form), flush=True)
 
 
 def say(line: str) -> None:

@@ -1,20 +1,28 @@
-"""Read and write files: atomic writes, appends that succeed or change nothing, and one-line errors."""
+"""Read and write files and JSON: atomic writes, appends that succeed or change nothing, and one-line errors.
+
+All JSON of the project is written here: NaN and infinity, which are no JSON, never enter it.
+"""
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.core.errors import UserError, as_user_error, one_line
+
+LOST_LOCKS: dict[Path, str] = {}  # locks that another process has taken from this one, and why; see `locks.py`
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError, such as a full disk, into a UserError."""
+    """Turn an OSError, such as a full disk, into a UserError; refuse to write after this process has lost a lock."""
+    for reason in LOST_LOCKS.values():
+        raise UserError(reason)
     try:
         yield
     except OSError as error:
@@ -55,25 +63,73 @@ def append(file: Path, text: str) -> None:
             raise
 
 
+BAD_JSON = (ValueError, RecursionError)  # what `from_json` raises; the latter for lists nested thousands deep
+
+
+def from_json(text: str | bytes) -> Any:
+    """Parse JSON; NaN and infinity, which `json.loads` lets pass, are a ValueError."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     """Read a JSON object with these keys; UserError if the file is unreadable or a key is missing."""
-    with as_user_error((OSError, ValueError), f"{file} cannot be read", remedy):
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with as_user_error((OSError, *BAD_JSON), f"{file} cannot be read", remedy):
+        content = from_json(file.read_bytes())
     if not isinstance(content, dict) or not set(keys) <= content.keys():
-        raise UserError(f"{file} is damaged (it lacks {', '.join(keys)}): {remedy}")
+        raise UserError(f"{file} is damaged (it lacks {', '.join(keys) or 'a JSON object'}): {remedy}")
     return content
 
 
-def read_jsonl(file: Path, remedy: str) -> Iterator[Any]:
-    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged.
+def read_jsonl(file: Path, remedy: str, keys: Iterable[str] = ()) -> Iterator[Any]:
+    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged or lacks a key.
 
-    Lines end at a newline alone: answers may hold other separators, at which `str.splitlines` would cut them in two.
+    Lines end at a newline alone: answers may hold other separators, at which `str.splitlines` would cut them in two. A
+    carriage return in front of the newline, as editors on Windows leave it, is a space to JSON.
     """
-    with file.open("rb") as stream:
+    needed = set(keys)
+    with as_user_error(OSError, f"{file} cannot be read"), file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            with as_user_error(ValueError, f"{file} is damaged in line {number}", remedy):
-                if line.strip():
-                    yield json.loads(line)
+            if not line.strip():
+                continue
+            with as_user_error(BAD_JSON, f"{file} is damaged in line {number}", remedy):
+                value = from_json(line)
+            if needed and not (isinstance(value, dict) and needed <= value.keys()):
+                lacking = f"it lacks {' or '.join(sorted(needed))}"
+                raise UserError(f"{file} is damaged in line {number} ({lacking}); {remedy}")
+            yield value
+
+
+def from_jsonl(content: bytes) -> list[Any]:
+    """Parse lines of JSON, which end as for `read_jsonl`."""
+    return [from_json(line) for line in content.split(b"\n") if line.strip()]
+
+
+def to_json(value: Any) -> str:
+    """Return indented JSON that ends in a newline; NaN is an error."""
+    return json_line(value, indent=1) + "\n"
+
+
+def json_line(value: Any, **form: Any) -> str:
+    """Return JSON on one line, without a newline; NaN is an error. `form` holds other options of `json.dumps`."""
+    return json.dumps(value, **{"ensure_ascii": False, **form}, allow_nan=False)
+
+
+def nan_as_null(value: Any) -> Any:
+    """Return a JSON value with None for NaN, where NaN says that a statistic is undefined; infinity stays an error."""
+    if isinstance(value, dict):
+        return {key: nan_as_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """Return a line of JSON per value, as `read_jsonl` reads it."""
+    return "".join(json_line(value) + "\n" for value in values)
 
 
 def digest(value: Any) -> str:
@@ -81,9 +137,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def has_crlf(content: bytes, digest_without: str) -> bool:
+    """Return whether all that changed bytes of this SHA-256 are line ends of Windows."""
+    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == digest_without
+
+
 def slug(name: str) -> str:
-    """Return a name as a single path component."""
-    return re.sub(r"[^\w.+-]+", "-", Path(name).name)
+    """Return a name as a single path component; UserError for one that leaves a folder, as "..", or stays, as "."."""
+    component = re.sub(r"[^\w.+-]+", "-", Path(name).name)
+    if not component.strip("."):
+        raise UserError(f"{name!r} cannot be the name of a folder or file: choose another, of letters and digits")
+    return component
 
 
 def expanded(path: str | Path) -> Path:
@@ -107,8 +177,3 @@ def check_parent(file: Any, key: str) -> None:
     """Raise a UserError unless the folder of `file` exists; None is no file."""
     if file is not None and not (folder := Path(str(file)).parent).is_dir():
         raise UserError(f"cannot write {key}={file}: there is no folder {folder}")
-
-
-def to_json(value: Any) -> str:
-    """Return indented JSON that ends in a newline; NaN is an error."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

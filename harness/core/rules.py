@@ -1,6 +1,7 @@
 """What values of a configuration have to be, checked and refused in the same words everywhere."""
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
@@ -15,7 +16,7 @@ def require(values: Any, rules: Mapping[str, Rule]) -> None:
         for name in key.split("."):
             value = value[name] if isinstance(value, Mapping) else getattr(value, name)
         if not holds(value):
-            raise UserError(f"{key} must {words}, got {value}")
+            raise UserError(f"{key} must {words}, got {value!r}" if value == "" else f"{key} must {words}, got {value}")
 
 
 def at_least(least: int) -> Rule:
@@ -33,6 +34,11 @@ def count_or_share() -> Rule:
 def between(low: float, high: float) -> Rule:
     """Return the rule of a number that lies between two others and equals neither."""
     return f"lie between {low} and {high}", lambda value: low < value < high
+
+
+def folder_name() -> Rule:
+    """Return the rule of a name that names a folder of its own inside another one."""
+    return "be a name that a folder can have", lambda name: Path(name).name.strip(".")
 
 
 def one_of(allowed: Collection[Any]) -> Rule:

@@ -12,7 +12,7 @@ import yaml
 
 from harness.core.config import shipped
 from harness.core.errors import UserError, as_user_error
-from harness.core.files import digest, write_atomic
+from harness.core.files import digest, json_line, write_atomic
 
 # Tasks of ours -> the lmms-eval task from which only their scoring differs
 DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
@@ -95,7 +95,7 @@ def _indexed(folder: Path) -> dict[str, Path]:
     tasks = task_files(folder)
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(index, json.dumps({name: str(path.relative_to(folder)) for name, path in tasks.items()}))
+        write_atomic(index, json_line({name: str(path.relative_to(folder)) for name, path in tasks.items()}))
     except (OSError, UserError):
         pass  # without a writable home, every process rebuilds the index
     return tasks

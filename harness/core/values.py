@@ -1,4 +1,4 @@
-"""What holds for the value of every setting: text is UTF-8, numbers are finite, `~` stands for a home folder."""
+"""What holds for the value of every setting: text is UTF-8 and not empty, numbers are finite, `~` stands for a home folder."""
 
 import math
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ def checked(cfg: DictConfig) -> DictConfig:
             raise UserError(f"{key} must be at most 2^63 - 1, got a number of {value.bit_length()} bits")
         if isinstance(value, str):
             check_text(key, value)
+            if not value.strip():  # as a folder, it would be the current one
+                raise UserError(f"{key} is an empty text, expected a value: pass one, or null for none")
             if value.startswith("~"):
                 OmegaConf.update(cfg, key, str(expanded(value)))
     return cfg

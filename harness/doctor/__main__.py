@@ -1,6 +1,5 @@
 """Check what this machine has and lacks for a run: python -m harness.doctor [data_root=FOLDER] [runs=FOLDER]."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import RULES, plain, shipped
+from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.core.rules import one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     broken = [f"{finding.part}: {finding.name}" for finding in results if finding.state == BROKEN]
     if not cfg.only:
         print(f"\n{counts[OK]} ok, {counts['absent']} absent (-), {len(broken)} broken (!)")
-        print(json.dumps({"counts": counts, "broken": broken, "findings": [*map(asdict, results)]}), flush=True)
+        print_json({"counts": counts, "broken": broken, "findings": [*map(asdict, results)]})
     if broken and cfg.strict:
         raise UserError(f"broken: {', '.join(broken)}")
 

@@ -10,7 +10,6 @@ answer changed. The tokens of another method differ in 2.8 % or more. docs/pocke
 """
 
 import io
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -236,9 +235,9 @@ def write(file: Path) -> None:
     for label, rows in results.items():
         if isinstance(rows, str):
             raise UserError(f"{label} stops, nothing is written: {rows}")
-        lines = ",\n".join(f"   {json.dumps(asdict(row), ensure_ascii=False)}" for row in rows)
-        blocks.append(f"  {json.dumps(label)}: [\n{lines}\n  ]")
-    versions, settings = json.dumps(machine.installed()), ",\n".join(blocks)
+        lines = ",\n".join(f"   {files.json_line(asdict(row))}" for row in rows)
+        blocks.append(f"  {files.json_line(label, ensure_ascii=True)}: [\n{lines}\n  ]")
+    versions, settings = files.json_line(machine.installed(), ensure_ascii=True), ",\n".join(blocks)
     files.write_atomic(file, f'{{\n "versions": {versions},\n "answers": {{\n{settings}\n }}\n}}\n')
 
 

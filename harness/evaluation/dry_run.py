@@ -6,7 +6,6 @@ estimate is for one question about one picture.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import RunConfig
-from harness.core.console import say, table_lines
+from harness.core.console import print_json, say, table_lines
 from harness.core.distributed import only_one
 from harness.core.errors import one_line
 from harness.core.files import digest, slug
@@ -74,7 +73,7 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
         f"a picture of {WIDTH} x {HEIGHT} pixels, {TEXT} tokens of text, {ANSWER} of an answer"
     )
     total = {"left": len(left), "counted": len(counted), "tflops_per_question": sum(counted) / TERA}
-    print(json.dumps({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]}), flush=True)
+    print_json({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]})
 
 
 def listed(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> list[Row]:
@@ -83,7 +82,7 @@ def listed(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> list[Row]:
     rows = []
     for located, planned in wanted_runs(sweep, _plans):
         run = existing.get(planned.key)
-        state = "to do" if run is None or (located.config.force and run.state == "done") else run.state
+        state = "to do" if run is None or (located.config.force and run.state in ("done", "damaged")) else run.state
         rows.append(Row(planned.run if run is None else run.run, state, planned.overrides, cost(located)))
     return rows
 

@@ -9,7 +9,6 @@ source text.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -23,7 +22,7 @@ import torch
 import methods
 from harness.core.config import RunConfig
 from harness.core.errors import UserError, one_line
-from harness.core.files import digest
+from harness.core.files import digest, from_json, json_line
 from harness.evaluation import task_overrides
 from harness.evaluation.pruner import Pruner
 from harness.models import adapter_class, checkpoint
@@ -164,7 +163,7 @@ def _params(method: Method) -> dict[str, Any]:
     for name in (field.name for field in fields(method) if field.init):
         value = method.file_metadata[name]["digest"] if name in method.file_metadata else getattr(method, name)
         try:
-            params[name] = json.loads(json.dumps(value, allow_nan=False))
+            params[name] = from_json(json_line(value))
         except (TypeError, ValueError) as error:
             kind = type(value).__name__
             plain = "numbers, text, true, false, null, or lists and mappings of them: its results are kept under it"

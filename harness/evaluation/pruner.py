@@ -43,7 +43,7 @@ class Pruner:
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
         renumbered = [] if self.positions == "keep" else [self.positions]
-        return "-".join([slug(self.name), *filter(None, [slug(self.label_suffix)]), self.budget.label, *renumbered])
+        return "-".join([*map(slug, filter(None, [self.name, self.label_suffix])), self.budget.label, *renumbered])
 
     def attach(self, model: Any, shared: VisionCache | None = None) -> AbstractContextManager[Any]:
         """Return the context that prunes `model`; it may share vision passes with earlier and later ones."""

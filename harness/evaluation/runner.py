@@ -1,6 +1,5 @@
 """Complete one run: the unpruned baseline, unless its folder is finished, then the pruned model."""
 
-import json
 import platform
 import subprocess
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import harness
 from harness.core.config import PACKAGE, RunConfig
 from harness.core.distributed import launched
 from harness.core.errors import UserError, as_user_error
-from harness.core.files import slug
+from harness.core.files import from_json, json_line, slug
 from harness.core.timing import Stages
 from harness.evaluation.identity import packages, sources
 from harness.evaluation.pruner import Pruner
@@ -36,7 +35,8 @@ def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunF
     """Complete the run and, unless that is another job's, its baseline; return both folders, the run first."""
     config, processes = plan.config, launched()
     runs = plan.runs if baseline else plan.runs[-1:]
-    done = processes.gather([_is_done(part.folder, config.strict) for part in runs])[0]
+    repeated = [config.force and part is runs[-1] for part in runs]
+    done = processes.gather([_is_done(*each, config.strict) for each in zip(runs, repeated, strict=True)])[0]
     todo = [part for part, finished in zip(runs, done, strict=True) if not finished]
     if config.force and done[-1]:
         todo.append(runs[-1])
@@ -55,9 +55,13 @@ def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunF
     return runs[-1].folder, runs[0].folder
 
 
-def _is_done(folder: RunFolder, strict: bool) -> bool:
-    """Return whether a run is finished; UserError if it is damaged, another one, or has failures despite `strict`."""
-    if folder.done:
+def _is_done(part: PrunerRun, repeated: bool, strict: bool) -> bool:
+    """Return whether a run is finished; UserError if it is damaged, another one, or has failures despite `strict`.
+
+    One that is repeated may be damaged: it starts over.
+    """
+    folder = part.folder
+    if folder.done and not repeated:
         folder.check()
         if strict and (failed := {task: n for task, n in folder.metrics().get("failed", {}).items() if n}):
             raise UserError(f"{folder.path} holds failed questions ({failed}): leave strict=true out")
@@ -188,7 +192,7 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         "model": config.model.name,
         "budget": pruner.budget.label,
         "made_from": pruner.method.file_metadata,
-        "config": json.loads(json.dumps(resolved, default=str)),
+        "config": from_json(json_line(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
         "packages": packages(config.model.attn),

@@ -5,7 +5,6 @@ GPU while another computes the baseline it would wait for; tables bring them tog
 queued or running is not submitted again.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -20,6 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf, open_dict
 
 from harness.core.config import RunConfig, validate
+from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.run_context import RunContext
@@ -48,7 +48,7 @@ class Job:
             raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
         folder, _ = run(plan, context, baseline=False)
         if launched().first:
-            print(json.dumps({"run": str(folder.path), "scores": folder.metrics()["scores"]}), flush=True)
+            print_json({"run": str(folder.path), "scores": folder.metrics()["scores"]})
 
     def checkpoint(self, config: RunConfig, key: str) -> Any:
         """Submit the same again: the run folder knows what has been answered."""
@@ -71,6 +71,9 @@ class Launcher(SlurmLauncher):
         wanted = wanted_runs(list(zip(map(self.context.located, configs), own, strict=True)))
         runs = Path(configs[0].runs)
         existing = {run.key: run for run in list_runs(runs)}
+        for _, plan in wanted:
+            if _is(existing, plan, "damaged"):
+                raise UserError(str(existing[plan.key].why))
         done = [(run, existing[plan.key]) for run, plan in wanted if _is(existing, plan, "done")]
         for run, finished in done:
             folder = RunFolder(runs / finished.run, {})
@@ -80,7 +83,7 @@ class Launcher(SlurmLauncher):
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
         print(f"python -m harness.status runs={runs}")
-        print(json.dumps({"job": number, "runs": str(runs), **counts}), flush=True)
+        print_json({"job": number, "runs": str(runs), **counts})
         return []
 
     def _config(self, overrides: Sequence[str]) -> RunConfig:

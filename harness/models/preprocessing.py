@@ -4,7 +4,6 @@ For processors like Qwen's, this module resizes by pixel limits; other processor
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from qwen_vl_utils import fetch_image, fetch_video
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import ModelConfig
+from harness.core.files import json_line
 from harness.models.bad_input import BadInput, check_no_placeholder, reading
 from harness.models.checkpoint import content_digest
 from harness.models.context import check_length
@@ -152,7 +152,7 @@ def messages_digest(messages: Sequence[Message]) -> str:
         for part in message["content"]:
             media = part.get("url")
             head = {key: value for key, value in part.items() if key != "url"}
-            digest.update(json.dumps([message["role"], head], sort_keys=True, default=str).encode())
+            digest.update(json_line([message["role"], head], ensure_ascii=True, sort_keys=True, default=str).encode())
             for item in media if isinstance(media, list | tuple) else [media]:
                 _update(digest, item)
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harness.core.files import json_line
 from harness.models.checkpoint import cached_folder
 
 INIT_SCALE = 1e-4  # standard deviation of the initial weights in the released code
@@ -72,7 +73,7 @@ def save_scorer(module: VisionSelectorScorer, folder: str | Path) -> None:
         "init_scale": module.init_scale,
         "architecture": ARCHITECTURE,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json_line(config, indent=2) + "\n")
     tensors = {name: module.get_parameter(name).detach().float().cpu().contiguous() for name in PARTS}
     save_file(tensors, folder / "model.safetensors")
 

@@ -4,12 +4,12 @@ Tables with intervals, plots, a gallery of kept tokens, the overlap of selection
 HTML file that opens from disk. `plots=FOLDER` writes the plots as files too.
 """
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from harness.core.command import command
+from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.core.files import check_place
 from harness.core.overrides import parse
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     """Write the page, the plots, or both, and end with one JSON line."""
     from harness.report.build import build
 
-    print(json.dumps(build(cfg)))
+    print_json(build(cfg))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.core.files import read_jsonl
 from harness.results.frames import questions
+from harness.results.response_log import read_kept, read_responses
 from harness.results.result import Result
 from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
@@ -39,9 +39,9 @@ def read(result: Result) -> dict[Question, Answer]:
     kept, responses = result.folder / KEPT, result.folder / RESPONSES
     if not (kept.is_file() and responses.is_file()):
         return {}
-    texts = {line["key"]: line["response"] for line in read_jsonl(responses, AGAIN)}
+    texts = {line["key"]: line["response"] for line in read_responses(result.folder, AGAIN)}
     answers: dict[Question, Answer] = {}
-    for line in read_jsonl(kept, AGAIN):
+    for line in read_kept(result.folder, AGAIN):
         if line["key"] not in texts:
             continue
         names_tokens = line["kept"] or not line["k"]

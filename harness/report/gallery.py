@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
-from harness.core.files import write_atomic
+from harness.core.files import json_line, write_atomic
 from harness.report import answers
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
@@ -128,9 +128,9 @@ def save(sample: Sample, file: Path) -> None:
     lines = []
     for setting in sample["settings"]:
         head = {key: value for key, value in setting.items() if key != "questions"}
-        body = ",\n".join(json.dumps(question, ensure_ascii=False) for question in setting["questions"])
-        lines.append(f'{json.dumps(head, ensure_ascii=False)[:-1]}, "questions": [\n{body}\n]}}')
-    overlaps = ",\n".join(json.dumps(table) for table in sample["overlaps"])
+        body = ",\n".join(json_line(question) for question in setting["questions"])
+        lines.append(f'{json_line(head)[:-1]}, "questions": [\n{body}\n]}}')
+    overlaps = ",\n".join(json_line(table) for table in sample["overlaps"])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, '{"settings": [\n' + ",\n".join(lines) + '\n], "overlaps": [\n' + overlaps + "\n]}\n")
 

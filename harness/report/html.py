@@ -1,6 +1,5 @@
 """Render the page: one HTML file that contains its styles, scripts, plots and pictures."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -10,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.core.escape import visible
+from harness.core.files import json_line
 from harness.results.web import StyleSheet, policy, verbatim
 
 SCRIPTS = ("table.js", "gallery.js")
@@ -48,7 +48,7 @@ def render(context: Mapping[str, Any]) -> str:
 
 def script_json(value: Any) -> Markup:
     """Return JSON for a script element, which it cannot end; control characters in its texts are shown, lines stay."""
-    text = json.dumps(_shown(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json_line(_shown(value), separators=(",", ":"))
     return verbatim(text.replace("<", "\\u003c"))
 
 

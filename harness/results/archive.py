@@ -8,7 +8,6 @@ The path of an archived run is the archive's path plus the run's name MODEL/TASK
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
-from harness.core.files import write_atomic, writing
+from harness.core.files import BAD_JSON, from_json, from_jsonl, has_crlf, json_line, json_lines, write_atomic, writing
 from harness.results.metrics import OF_QUESTION
 
 PROVENANCE, SCORES = "provenance.jsonl", "scores.parquet"
@@ -58,26 +57,28 @@ def runs_below(path: Path) -> Iterator[tuple[Path, ArchivedRun]]:
 
 def read(folder: Path) -> list[ArchivedRun]:
     """Read an archive; UserError unless it is complete and of a known format."""
+    hint = f"restore {PROVENANCE} and {SCORES}, for example with git checkout"
     try:
         provenance, scores = ((folder / name).read_bytes() for name in (PROVENANCE, SCORES))
-        head, _, lines = provenance.partition(b"\n")
-        header = json.loads(head)
+        if not (lines := from_jsonl(provenance)):
+            raise ValueError(f"{PROVENANCE} is empty")
+        header, *records = lines
         if header["format"] not in range(1, FORMAT + 1):
             expected = f"expected 1 to {FORMAT}: install a newer harness"
             raise UserError(f"{folder} is an archive of format {header['format']}, {expected}")
-        for name, content in ((PROVENANCE, lines), (SCORES, scores)):
-            if _sha256(content) != header["sha256"][name]:
-                raise ValueError(f"the SHA-256 of {name} is not the one in the header of {PROVENANCE}")
+        for name, content in ((PROVENANCE, provenance.partition(b"\n")[2]), (SCORES, scores)):
+            if _sha256(content) != (expected := header["sha256"][name]):
+                cause = "it has got CRLF line ends" if has_crlf(content, expected) else "it was changed"
+                raise ValueError(f"the SHA-256 of {name} is not the one in the header of {PROVENANCE}: {cause}")
         per_question = _from_parquet(scores)
-        records = {record["run"]: record for record in map(json.loads, lines.splitlines())}
-        if unpaired := sorted(records.keys() ^ per_question.keys()):
+        by_name = {record["run"]: record for record in records}
+        if unpaired := sorted(by_name.keys() ^ per_question.keys()):
             raise ValueError(f"{unpaired[0]} is in only one of {PROVENANCE} and {SCORES}")
         return [
             ArchivedRun(name, record["run.json"], record["metrics.json"], record["DONE"], per_question[name])
-            for name, record in records.items()
+            for name, record in by_name.items()
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = f"restore {PROVENANCE} and {SCORES}, for example with git checkout"
+    except (OSError, KeyError, TypeError, AttributeError, *BAD_JSON) as error:
         raise UserError(f"{folder} is a damaged archive ({one_line(error)}): {hint}") from error
 
 
@@ -90,13 +91,13 @@ def write(folder: Path, runs: Sequence[ArchivedRun]) -> None:
         {"run": run.name, "run.json": _without_place(run.about), "metrics.json": run.metrics, "DONE": run.finished}
         for run in runs
     ]
-    lines = "".join(_json(record) + "\n" for record in records)
+    lines = json_lines(records)
     scores = _to_parquet(runs)
     header = {"format": FORMAT, "sha256": {PROVENANCE: _sha256(lines.encode()), SCORES: _sha256(scores)}}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / SCORES, scores)
-    write_atomic(folder / PROVENANCE, _json(header) + "\n" + lines)
+    write_atomic(folder / PROVENANCE, json_lines([header]) + lines)
 
 
 def _without_place(about: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _to_parquet(runs: Sequence[ArchivedRun]) -> bytes:
                 columns["picture"] += scores.get("picture", [None] * len(values))
                 columns["score"] += [float(value) if isinstance(value, int | float) else None for value in values]
                 columns["record"] += [
-                    None if value is None or type(value) is float else _json(value) for value in values
+                    None if value is None or type(value) is float else json_line(value) for value in values
                 ]
     categories = dict.fromkeys(("run", "task", "metric", "picture"), "category")
     frame = pd.DataFrame(columns).astype({**categories, "score": "float64", "record": "string"})
@@ -147,7 +148,7 @@ def _from_parquet(content: bytes) -> dict[str, PerQuestion]:
     starts = np.flatnonzero((codes != codes.shift()).any(axis=1))
     of_questions = {name: _listed(frame[name]) for name in OF_QUESTION if name in frame}
     values = [
-        json.loads(record) if isinstance(record, str) else None if math.isnan(score) else score
+        from_json(record) if isinstance(record, str) else None if math.isnan(score) else score
         for score, record in zip(frame["score"].tolist(), frame["record"].tolist(), strict=True)
     ]
     per_question: dict[str, PerQuestion] = {}
@@ -165,10 +166,6 @@ def _listed(column: Any) -> list[Any]:
     """Return a column's values, with None for what is missing."""
     values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
     return values
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _sha256(content: bytes) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from harness.core.errors import UserError, as_user_error
-from harness.core.files import read_jsonl
 from harness.results.influence import number
 from harness.results.labels import labels
 from harness.results.method_groups import BASELINE, group_of
+from harness.results.response_log import read_responses
 from harness.results.result import Result
 from harness.results.run_folder import AGAIN, RESPONSES
 
@@ -170,10 +170,9 @@ def answers(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def _responses(result: Result) -> list[dict[str, Any]]:
-    file = result.folder / RESPONSES
-    if not file.is_file():
+    if not (result.folder / RESPONSES).is_file():
         raise UserError(f"{result.folder} has no {RESPONSES}: {AGAIN}")
-    return list(read_jsonl(file, AGAIN))
+    return list(read_responses(result.folder, AGAIN))
 
 
 def _numbers(result: Result) -> pd.Series:

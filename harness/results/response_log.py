@@ -4,14 +4,13 @@ Each process of a run has its own log. The first process writes `responses.jsonl
 such as `responses.1.jsonl` in the same folder, which the first process merges into its own.
 """
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.files import append, write_atomic
+from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jsonl, write_atomic
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
@@ -42,8 +41,8 @@ class ResponseLog:
         if not new:
             return
         responses_file, kept_file = _files(self._folder, self._process)
-        append(kept_file, _text(indices.values()))
-        append(responses_file, _text(new.values()))
+        append(kept_file, json_lines(indices.values()))
+        append(responses_file, json_lines(new.values()))
         self.kept.update(indices)
         self.responses.update(new)
 
@@ -52,10 +51,37 @@ class ResponseLog:
         self.responses = {key: self.responses[key] for key in keys}
         self.kept = {key: self.kept[key] for key in self.responses}
         for file, lines in zip(_files(self._folder), (self.responses, self.kept), strict=True):
-            text = _text(lines.values())
-            if (file.read_text(encoding="utf-8", errors="replace") if file.exists() else "") != text:
-                write_atomic(file, text)
+            content = json_lines(lines.values()).encode()
+            if (file.read_bytes() if file.exists() else b"") != content:
+                write_atomic(file, content)
         remove_logs(self._folder, other_processes(self._folder))
+
+
+def read_responses(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a finished run's responses; none if it has no such file."""
+    yield from _lines(folder / RESPONSES, remedy, ("task", "doc_id", "response"))
+
+
+def read_kept(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a finished run's kept tokens; none if it has no such file.
+
+    UserError if `k` is not the number of the tokens that a line names; `resize` names none.
+    """
+    file = folder / KEPT
+    for number, line in enumerate(_lines(file, remedy, ("task", "doc_id", "n", "k", "kept")), 1):
+        if line["kept"] and len(line["kept"]) != line["k"]:
+            says = f"k is {line['k']}, but {len(line['kept'])} tokens are kept"
+            raise UserError(f"{file} is damaged in line {number} ({says}); {remedy}")
+        yield line
+
+
+def _lines(file: Path, remedy: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    return read_jsonl(file, remedy, keys) if file.is_file() else iter(())
+
+
+def lock_of(folder: Path, process: int = 0) -> Path:
+    """Return the lock of a run, or of the log of another process than the first; it lies beside the folder."""
+    return folder.with_name(f".{folder.name}{part_name(process)}.lock")
 
 
 def part_name(process: int) -> str:
@@ -97,10 +123,6 @@ def _by_key(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return first_lines
 
 
-def _text(lines: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-
-
 def _recover(file: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a file.
 
@@ -121,7 +143,7 @@ def _recover(file: Path) -> list[dict[str, Any]]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        content = json.loads(line)
-    except ValueError:
+        content = from_json(line)
+    except BAD_JSON:
         return None
     return content if isinstance(content, dict) and isinstance(content.get("key"), str) else None

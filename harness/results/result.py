@@ -1,6 +1,5 @@
 """Finished runs as tables, statistics and reports read them."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError, as_user_error, one_line
-from harness.core.files import digest
-from harness.results import archive
+from harness.core.errors import UserError
+from harness.core.files import digest, load
+from harness.results import archive, seal
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import DONE, SCORES, RunFolder, format_of
+from harness.results.run_folder import AGAIN, DONE, SCORES, RunFolder, format_of
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,7 @@ class Result:
             if archived is None:
                 raise UserError(f"{path} is no finished run: it has no {DONE}, and no archive holds it")
             return cls.archived(path, archived)
-        try:
-            about = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            metrics = RunFolder(path, about["identity"]).metrics()
-        except (OSError, ValueError, KeyError, UserError) as error:
-            raise UserError(f"{path} has {DONE} but is an incomplete run ({one_line(error)}): move it away") from error
-        return cls(path, about, metrics)
+        return cls(path, *RunFolder(path, {}).finished())
 
     @classmethod
     def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
@@ -57,9 +51,7 @@ class Result:
         """When the run finished and where its time went; only commands that print it read `DONE`."""
         if self.archived_finish is not None:
             return self.archived_finish
-        with as_user_error((OSError, ValueError), f"{self.folder / DONE} cannot be read"):
-            content: dict[str, Any] = json.loads((self.folder / DONE).read_text(encoding="utf-8") or "{}")
-        return content
+        return seal.read(self.folder)
 
     @property
     def packages(self) -> dict[str, str | None]:
@@ -155,15 +147,9 @@ class Result:
             return _mean([run.per_question for run in self.seeds])
         if self.archived_scores is not None:
             return self.archived_scores
-        file = self.folder / SCORES
-        try:
-            scores: archive.PerQuestion = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            cause = "the run is older than the file with the score of every question: run it again with force=true"
-            raise UserError(f"{self.folder} has no {SCORES}: {cause}") from error
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {file}: {one_line(error)}") from error
-        return scores
+        if not (self.folder / SCORES).is_file():
+            raise UserError(f"{self.folder} has no {SCORES}: it is older than this file, {AGAIN}")
+        return load(self.folder / SCORES, (), AGAIN)
 
     @property
     def has_questions(self) -> bool:
@@ -243,9 +229,10 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
 
 def folders_of(runs: Any) -> list[Path]:
     """Return what a command got as `runs=`, a folder or a list of folders, as paths."""
-    if not runs:
-        raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    return [Path(runs)] if isinstance(runs, str) else [Path(str(folder)) for folder in runs]
+    folders = [runs] if isinstance(runs, str) else list(map(str, runs or ()))
+    if not folders or not all(map(str.strip, folders)):
+        raise UserError(f"runs is {runs or 'null'}: pass the folder of the runs, as in runs=results/runs")
+    return list(map(Path, folders))
 
 
 def load_results(runs: Any) -> list[Result]:

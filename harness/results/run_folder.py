@@ -1,24 +1,28 @@
 """Run folders: append-only responses, other files that are complete or absent, and a marker that is written last."""
 
-import fcntl
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from harness.core.errors import UserError
-from harness.core.files import digest, load, to_json, write_atomic, writing
-from harness.results.response_log import KEPT, RESPONSES, ResponseLog, other_processes, part_name, remove_logs
+from harness.core.errors import UserError, as_user_error
+from harness.core.files import digest, json_line, load, to_json, write_atomic, writing
+from harness.core.locks import locked
+from harness.results import seal
+from harness.results.response_log import (
+    KEPT,
+    RESPONSES,
+    ResponseLog,
+    lock_of,
+    other_processes,
+    read_kept,
+    remove_logs,
+)
+from harness.results.seal import DONE, METRICS, SCORES
 
 __all__ = ["AGAIN", "DONE", "KEPT", "METRICS", "RESPONSES", "SCORES", "ResponseLog", "RunFolder"]
 
-SCORES = "scores.json"
-METRICS = "metrics.json"
-DONE = "DONE"
 AGAIN = "run it again with force=true"  # what to do about a finished run that is damaged
-FORMAT = 2  # of run.json
+FORMAT = 3  # of run.json; from 3 on, `DONE` has the digests of the run's files
 REUSABLE = 2  # oldest format of runs that can be reused; before, code was known by its source text
 
 
@@ -35,7 +39,7 @@ def _metrics_json(metrics: dict[str, Any]) -> str:
     if "noise" not in metrics:
         return to_json(metrics)
     indented = to_json({key: part for key, part in metrics.items() if key != "noise"})
-    return f'{indented[:-3]},\n "noise": {json.dumps(metrics["noise"], allow_nan=False)}\n}}\n'
+    return f'{indented[:-3]},\n "noise": {json_line(metrics["noise"], ensure_ascii=True)}\n}}\n'
 
 
 class RunFolder:
@@ -80,44 +84,59 @@ class RunFolder:
 
     def finish(self, metrics: dict[str, Any], scores: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the score of every question by task, then the metrics, then the marker."""
-        lines = [f"{json.dumps(task)}: {json.dumps(part, allow_nan=False)}" for task, part in scores.items()]
+        lines = [f"{json_line(task)}: {json_line(part)}" for task, part in scores.items()]
         write_atomic(self.path / SCORES, "{\n" + ",\n".join(lines) + "\n}\n")  # a line per task
         write_atomic(self.path / METRICS, _metrics_json(metrics))
-        write_atomic(self.path / DONE, to_json(about))
+        seal.write(self.path, about)
+
+    def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return `run.json` and the metrics of a finished run; UserError unless its files are those that it wrote.
+
+        Every reader of finished runs begins here.
+        """
+        is_sealed = seal.check(self.path)
+        about, metrics = self.about(), self.metrics()
+        format_of(self.path, about)
+        if not is_sealed:
+            self._check_consistent(about, metrics)
+        return about, metrics
 
     def check(self) -> None:
-        """Raise UserError unless the files that `finish` wrote are complete and belong to this configuration."""
+        """Raise UserError unless the run can be reused: its files are whole and belong to this configuration."""
+        self.finished()
         self._check_owner()
-        self.metrics()
-        self._finished(SCORES)
+        if not seal.is_sealed(self.path):
+            for _ in read_kept(self.path, AGAIN):  # which raises where a line contradicts itself
+                pass
 
     def metrics(self) -> dict[str, Any]:
-        """Read `metrics.json`."""
-        return self._finished(METRICS, "scores", "primary", "questions")
+        """Read `metrics.json`, with the metrics that tables show."""
+        metrics = self._finished(METRICS, "scores", "primary", "questions")
+        return {**metrics, "primary": seal.read(self.path).get("primary", metrics["primary"])}
 
     def show(self, primary: dict[str, str | None]) -> None:
-        """Set the metric of each task that tables show for a finished run; the scores stay."""
-        metrics = self.metrics()
-        if metrics["primary"] != primary:
-            write_atomic(self.path / METRICS, _metrics_json({**metrics, "primary": primary}))
+        """Set the metric of each task that tables show for a finished run; `metrics.json` stays as it is."""
+        if self.metrics()["primary"] != primary:
+            seal.amend(self.path, {"primary": primary})
 
-    @contextmanager
-    def lock(self, process: int = 0) -> Iterator[None]:
+    def lock(self, process: int = 0) -> AbstractContextManager[None]:
         """Lock the run, so that two launches that need the same baseline compute it once, even on different nodes.
 
         The first process of a launch locks the run. Each other process locks the response log that it writes.
         """
-        file = self.path.with_name(f".{self.path.name}{part_name(process)}.lock")
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            stream = file.open("a+")  # NFS passes a lock on to other nodes only for a file open for writing
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that computes {self.path}", file=sys.stderr, flush=True)
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        return locked(lock_of(self.path, process), str(self.path))
+
+    def _check_consistent(self, about: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Raise UserError if a run without digests has metrics or scores of other questions than it asked."""
+        with as_user_error((AttributeError, KeyError, TypeError), f"{self.path} is damaged", AGAIN):
+            tasks, counts = set(about["identity"]["tasks"]["names"]), metrics["questions"]
+            if not tasks == counts.keys() == metrics["scores"].keys():
+                raise UserError(f"{self.path} is damaged ({METRICS} has other tasks than run.json): {AGAIN}")
+            if not (self.path / SCORES).is_file():
+                return  # older than the file
+            columns = {task: {*map(len, part.values())} for task, part in self._finished(SCORES).items()}
+            if columns != {task: {count} for task, count in counts.items()}:
+                raise UserError(f"{self.path} is damaged ({SCORES} has other questions than {METRICS}): {AGAIN}")
 
     def _finished(self, name: str, *keys: str) -> dict[str, Any]:
         return load(self.path / name, keys, f"remove {self.path / DONE} and start again, its answers are kept")

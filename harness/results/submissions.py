@@ -4,7 +4,6 @@ A submission has the folder `<runs>/.sweeps/<time>/`. It holds `plan.json`, whic
 the files of submitit and Slurm. Their names begin with the number of the job, which connects the plan with its job.
 """
 
-import fcntl
 import json
 import re
 import shutil
@@ -16,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.distributed import OTHER_ENDED
-from harness.core.errors import UserError
+from harness.core.errors import UserError, one_line
 from harness.core.files import digest, to_json, write_atomic
+from harness.core.locks import is_locked
+from harness.results import seal
+from harness.results.response_log import lock_of
+from harness.results.run_folder import DONE, RunFolder
 
 SWEEPS = ".sweeps"
 LIVE = ("running", "queued", "submitted")
@@ -41,8 +44,9 @@ class PlannedRun:
 class Run:
     """The state of a planned or started run.
 
-    `state` is "done", "running", "queued", "submitted" (the queue cannot be asked from here), "failed" (an exception),
-    "stopped" (cancelled, out of time or memory, or its node failed), or "missing" (planned, never started).
+    `state` is "done", "damaged" (finished, and its files were changed since), "running", "queued", "submitted" (the
+    queue cannot be asked from here), "failed" (an exception), "stopped" (cancelled, out of time or memory, or its node
+    failed), or "missing" (planned, never started).
     """
 
     key: str
@@ -140,7 +144,16 @@ def _folders(runs: Path) -> dict[str, Path]:
 
 
 def _done(folder: Path | None) -> bool:
-    return folder is not None and (folder / "DONE").is_file()
+    return folder is not None and (folder / DONE).is_file()
+
+
+def _end(folder: Path) -> tuple[str, str | None]:
+    """Return the state of a finished run, and what is wrong or unknown about its files."""
+    try:
+        RunFolder(folder, {}).finished()
+    except UserError as error:
+        return "damaged", one_line(error)
+    return "done", None if seal.is_sealed(folder) else seal.UNSEALED
 
 
 def _answers(folder: Path | None) -> int:
@@ -150,20 +163,12 @@ def _answers(folder: Path | None) -> int:
 
 def _locked(folder: Path | None) -> bool:
     """Return whether a process holds the run's lock, on any node whose file locks are visible here."""
-    file = folder.with_name(f".{folder.name}.lock") if folder else None
-    if not file or not file.is_file():
-        return False
-    with file.open() as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return folder is not None and is_locked(lock_of(folder))
 
 
 def _unplanned(key: str, folder: Path) -> Run:
-    state = "done" if _done(folder) else "running" if _locked(folder) else "stopped"
-    return Run(key, "", state, _answers(folder))
+    state, why = _end(folder) if _done(folder) else ("running" if _locked(folder) else "stopped", None)
+    return Run(key, "", state, _answers(folder), why=why)
 
 
 def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str, str]] | None) -> Run:
@@ -175,8 +180,8 @@ def _state(attempt: Attempt, folder: Path | None, queue: Mapping[str, tuple[str,
         path = str(log) if log else None
         return Run(planned.key, planned.run, state, _answers(folder), job, why, path, planned.overrides)
 
-    if _done(folder):
-        return run("done")
+    if folder is not None and _done(folder):
+        return run(*_end(folder))
     if slurm_state and slurm_state not in _ENDED:
         return run("queued" if slurm_state == "PENDING" else "running", detail)
     if _locked(folder):

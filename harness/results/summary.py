@@ -1,6 +1,5 @@
 """One long frame about runs: scores, standard errors, intervals, changed answers, and tests against the best."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError
+from harness.core.files import json_line
 from harness.results.frames import answers, budget_key, questions, select_task
 from harness.results.influence import pictures
 from harness.results.labels import Remark, names, setting_notes
@@ -201,7 +201,7 @@ def _facts(result: Result, name: str) -> dict[str, Any]:
         "name": name,
         "group": group_of(result.method),
         "lambda": config["method"].get("lam"),
-        "params": json.dumps(params, sort_keys=True),
+        "params": json_line(params, ensure_ascii=True, sort_keys=True),
         "K": result.tokens("budget"),
         "per_layer": result.tokens("per_layer"),
         "questions": sum(result.metrics["questions"].values()),

@@ -6,7 +6,6 @@ resumes when it is repeated. torchrun and accelerate launch split each batch ove
 model.scorer=FOLDER.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict
 from importlib import import_module
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core.command import command
 from harness.core.config import RunConfig, conf, shipped, validate
+from harness.core.console import print_json
 from harness.core.distributed import launched
 from harness.core.errors import UserError, did_you_mean
 from harness.core.files import check_place
@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     print(f"python -m harness method=visionselector keep={recipe.keep:g} model={config.model.name} ", end="")
     print(f"model.scorer={folder.scorer}")
     report = {"scorer": str(folder.scorer), "curve": str(folder.curve), "plot": str(image), "model": config.model.name}
-    print(json.dumps(report | {name: round(value, 6) for name, value in last.items()}), flush=True)
+    print_json(report | {name: round(value, 6) for name, value in last.items()})
 
 
 def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from harness.core.errors import UserError, as_user_error
-from harness.core.files import read_jsonl
+from harness.core.files import BAD_JSON, from_json, read_jsonl
 from harness.models.checkpoint import content_digest
 from harness.models.preprocessing import Message
 
@@ -70,9 +69,8 @@ class Conversations:
 
 def _records(file: Path) -> list[Any]:
     remedy = "pass a .json or .jsonl of conversations"
-    with as_user_error((OSError, ValueError), f"cannot read data={file}", remedy):
-        lines = file.suffix == ".jsonl"
-        records = list(read_jsonl(file, remedy)) if lines else json.loads(file.read_text(encoding="utf-8"))
+    with as_user_error((OSError, *BAD_JSON), f"cannot read data={file}", remedy):
+        records = list(read_jsonl(file, remedy)) if file.suffix == ".jsonl" else from_json(file.read_bytes())
     if not isinstance(records, list) or not records:
         raise UserError(f"data={file} is no list of conversations: see python -m harness.train --help")
     return records

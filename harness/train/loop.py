@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 import harness
 from harness.core.distributed import Processes
-from harness.core.errors import as_user_error
+from harness.core.errors import UserError, as_user_error
 from harness.models.adapter import Adapter
 from harness.models.loading import Loaded
 from harness.models.preprocessing import media_of
@@ -73,6 +73,9 @@ class Training:
         ) as bar:
             while self.step < self.steps:
                 losses.append(self.advance())
+                if not all(map(math.isfinite, losses[-1].values())):
+                    remedy = f"lower lr={self.recipe.lr:g} and start over with force=true"
+                    raise UserError(f"the loss of step {self.step + 1} is not finite, as it has to be: {remedy}")
                 self.step += 1
                 bar.update()
                 bar.set_postfix({name: f"{value:.3f}" for name, value in losses[-1].items()}, refresh=False)

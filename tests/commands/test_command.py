@@ -56,6 +56,19 @@ def test_answers_before_anything_heavy_is_imported(name, empty):
     assert [path.name for path in empty.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("config", "override"),
+    [("export", "out=''"), ("tables", "csv=''"), ("status", "runs=' '"), ("report", "out=''"), ("bench", "plots=''")],
+)
+def test_an_empty_text_is_no_folder(config, override, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", override])
+    with pytest.raises(SystemExit) as stopped:
+        command.command(config, lambda cfg: pytest.fail("it ran"))
+    assert stopped.value.code == 2
+    key = override.partition("=")[0]
+    assert capsys.readouterr().err == f"error: {key} is an empty text, expected a value: pass one, or null for none\n"
+
+
 @pytest.mark.parametrize("shadows", ["methods conf datasets", "methods/__init__.py conf/__init__.py torch/__init__.py"])
 def test_folders_in_the_working_directory_hide_no_package(shadows, empty):
     for place in map(empty.joinpath, shadows.split()):

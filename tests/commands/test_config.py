@@ -168,6 +168,12 @@ MISTAKES = {
     "no such scorer": (["model.scorer=nowhere"], "model.scorer=nowhere"),
     "no such method file": (["method=nowhere.py:Mine"], "path/to/file.py:Class"),
     "unparsable": (["keep=[0.5"], "keep=[0.5"),
+    "no folder of runs": (["runs=''"], "runs is an empty text, expected a value: pass one"),
+    "a blank for a text": (["model.pretrained=' '"], "model.pretrained is an empty text"),
+    "a model above the runs": (["model.name=.."], "model.name must be a name that a folder can have, got .."),
+    "a model among the runs": (["model.name='.'"], "model.name must be"),
+    "a model without a name": (["model.pretrained=/"], "model.name must be a name that a folder can have, got ''"),
+    "tasks above the runs": (["tasks.name='x/..'"], "tasks.name must be a name that a folder can have, got x/.."),
 }
 
 

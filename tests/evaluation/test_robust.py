@@ -162,7 +162,7 @@ def test_a_damaged_file_of_a_finished_run_is_refused_and_the_remedy_is_right(nam
     folder = copied(place, whole, tmp_path)
     (folder / name).write_bytes((folder / name).read_bytes()[:-9])
     said = place.refused(tmp_path)
-    assert str(folder / name) in said
+    assert f"{folder} is damaged ({name} was changed after the end)" in said
     if name == "run.json":
         assert said.endswith(f"move {folder} away and start again")
         folder.rename(folder.with_name("away"))
@@ -175,11 +175,13 @@ def test_a_damaged_file_of_a_finished_run_is_refused_and_the_remedy_is_right(nam
     assert place.records(tmp_path) == whole
 
 
-def test_what_the_marker_says_matters_to_no_one(place, whole, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"[]", b"{}", b'{"sha256": {}}'])
+def test_a_marker_that_does_not_tell_of_its_files_is_refused_and_the_answers_are_kept(content, place, whole, tmp_path):
     folder = copied(place, whole, tmp_path)
-    (folder / "DONE").write_bytes(b"\0\0")
-    command = place.run(tmp_path, before=partial(counting, tmp_path / "answers"))
-    assert command.report["method"] == "random"
+    (folder / "DONE").write_bytes(content)
+    assert place.refused(tmp_path).endswith(f"remove {folder / 'DONE'} and start again, its answers are kept")
+    (folder / "DONE").unlink()
+    place.run(tmp_path, before=partial(counting, tmp_path / "answers"))
     assert not (tmp_path / "answers").exists()
 
 

@@ -17,7 +17,7 @@ from harness.evaluation import identity
 from harness.evaluation.identity import changes
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.results.metrics import numeric
-from harness.results.result import collect
+from harness.results.result import Result, collect
 
 QUESTIONS = 48
 BATCH = 2
@@ -197,7 +197,7 @@ class TestWhetherTodaysCodeWouldReuseARun:
         return json.loads((folder_of(place, "idpruner") / "run.json").read_text())
 
     def test_it_would(self, about):
-        assert about["format"] == 2
+        assert about["format"] == 3
         assert changes(about) == []
 
     def test_why_not(self, about, monkeypatch):
@@ -253,9 +253,9 @@ def test_another_metric_of_a_finished_run_needs_no_answers(place, swept):
     scores = [json.loads((folder_of(place, m) / "metrics.json").read_text())["scores"] for m in ("random", "none")]
     ratio = scores[0]["tiny_stills"]["letters,none"] / scores[1]["tiny_stills"]["letters,none"]
     assert report["relative"]["tiny_stills"] == pytest.approx(100 * ratio, abs=0.01)
-    assert json.loads((folder / "metrics.json").read_text())["primary"]["tiny_stills"] == "letters,none"
+    assert Result.of(folder).metrics["primary"]["tiny_stills"] == "letters,none"
     place.run("harness", *place.overrides("method=random", "keep=0.5"))
-    assert json.loads((folder / "metrics.json").read_text())["primary"]["tiny_stills"] == "even,none"
+    assert Result.of(folder).metrics["primary"]["tiny_stills"] == "even,none"
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from harness.core.files import digest
+from harness.core.files import digest, json_lines, to_json
+from harness.results import seal
 from harness.results.run_folder import RunFolder
 
 TASKS = {"t_one": 40, "t_two": 60}
@@ -46,11 +47,25 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
     metrics = {"scores": results, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
     metrics |= {"noise": noise} if noise else {}
-    folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
     lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
     if lines:
-        (folder.path / "responses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder.path / "responses.jsonl").write_text(json_lines(lines))
+    folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})
     return folder
+
+
+def sealed_again(path):
+    """Let `DONE` have the digests of a run's files as they are now, as if the run had written them so."""
+    about = seal.read(path)
+    seal.write(path, {key: value for key, value in about.items() if key != seal.DIGESTS})
+
+
+def as_before_digests(path):
+    """Make a finished run one of format 2, whose `DONE` has no digests."""
+    for name, change in (("run.json", {"format": 2}), ("DONE", {})):
+        about = {**json.loads((path / name).read_text()), **change}
+        about.pop(seal.DIGESTS, None)
+        (path / name).write_text(to_json(about))
 
 
 def _plain(value):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import sealed_again
 from synthetic_runs import write_run
 
 from harness.core.errors import UserError
@@ -30,15 +31,19 @@ def test_an_answer_is_read_as_it_was_written(tmp_path):
 def test_a_run_whose_answers_are_gone_is_empty(tmp_path):
     folder = write_run(tmp_path, "random")
     (folder.path / "kept.jsonl").unlink()
+    sealed_again(folder.path)
     assert answers.read(collect(tmp_path)[0]) == {}
     assert gallery.gather(collect(tmp_path), 3) == gallery.EMPTY
 
 
-@pytest.mark.parametrize(("name", "message"), [("kept.jsonl", " is damaged in line 40"), ("scores.json", ": ")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("kept.jsonl", "is damaged in line 40"), ("scores.json", "cannot be read")]
+)
 def test_a_damaged_file_is_named(tmp_path, name, message):
     file = write_run(tmp_path, "random").path / name
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(UserError, match=f"{name}{message}"):
+    sealed_again(file.parent)
+    with pytest.raises(UserError, match=f"{name} {message}"):
         gallery.gather(collect(tmp_path), 3)
 
 

@@ -11,6 +11,7 @@ import pytest
 from composed_sweeps import composed
 from in_process import run
 from PIL import Image
+from run_folders import sealed_again
 
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
@@ -95,6 +96,7 @@ def test_runs_without_order_and_importance_are_shown_as_they_are(made, tmp_path)
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         older = [{key: line[key] for key in line if key not in ("order", "importance")} for line in lines]
         file.write_text("".join(json.dumps(line) + "\n" for line in older))
+        sealed_again(file.parent)
     (setting,) = gallery.gather(collect(tmp_path / "runs"), 2)["settings"]
     assert setting["candidates"] == setting["answered"] == COUNT
     assert [set(question) for question in setting["questions"]] == [{"task", "doc_id", "n", "grids", "answers"}] * 2

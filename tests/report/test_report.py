@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from fork_server import completed
 from PIL import Image
+from run_folders import sealed_again
 from synthetic_runs import write_run
 
 import harness.report
@@ -150,6 +151,7 @@ def test_a_page_of_scores_alone_says_what_is_gone_and_takes_it_from_a_sample(tmp
     for name in ("responses.jsonl", "kept.jsonl"):
         for file in (tmp_path / "runs").rglob(name):
             file.unlink()
+            sealed_again(file.parent)
     assert make(*where)["questions"] == 0
     assert "No pruned run here has its answers" in (tmp_path / "page.html").read_text()
     assert set(agreement(tmp_path / "page.html")) == {"–"}
@@ -175,6 +177,7 @@ def test_failed_questions_are_noted_and_counted(tmp_path):
     some(tmp_path)
     (file,) = (tmp_path / "runs").rglob("random-*/metrics.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "failed": {"one": 2, "two": 0}}))
+    sealed_again(file.parent)
     make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
     text = (tmp_path / "page.html").read_text()
     assert "one: 2 of 20 questions failed, scored as empty answers, in random keep=0.25" in text
@@ -196,6 +199,7 @@ def of_other_model(root, method, **model):
     about = json.loads((folder.path / "run.json").read_text())
     about["identity"]["model"] |= model
     (folder.path / "run.json").write_text(json.dumps(about))
+    sealed_again(folder.path)
 
 
 def test_rows_of_other_settings_name_what_differs(tmp_path):

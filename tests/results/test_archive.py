@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_folders import make_run
+from run_folders import make_run, sealed_again
 
 from harness import compare, export, status, tables
 from harness.core import command
@@ -163,7 +163,7 @@ DAMAGES = {
     drop_a_column: "record",
     lambda folder: (folder / archive.SCORES).unlink(): "No such file.*scores.parquet",
     lambda folder: (folder / archive.PROVENANCE).unlink(): "No such file.*provenance.jsonl",
-    lambda folder: (folder / archive.PROVENANCE).write_text(""): "Expecting value",
+    lambda folder: (folder / archive.PROVENANCE).write_text(""): "provenance.jsonl is empty",
     lambda folder: (folder / archive.PROVENANCE).write_text("[]\n"): "list indices",
 }
 
@@ -198,9 +198,11 @@ def test_a_run_without_all_its_scores_is_refused(runs, tmp_path):
     scores = json.loads(file.read_text())
     scores["t_one"]["acc,none"].pop()
     file.write_text(json.dumps(scores))
+    sealed_again(file.parent)
     with pytest.raises(UserError, match=r"none-.* is damaged \(scores.json has other questions than metrics.json\)"):
         write(runs, tmp_path / "archive")
     file.unlink()
+    sealed_again(file.parent)
     with pytest.raises(UserError, match=r"none-.* has no scores.json"):
         write(runs, tmp_path / "archive")
     assert not (tmp_path / "archive").exists()
@@ -262,6 +264,7 @@ def test_committed_tables_are_those_of_the_committed_archive(name, part):
 def test_where_a_run_lay_is_left_out(tmp_path):
     folder = make_run(tmp_path / "runs" / PLACE, "low", half(BASE))
     folder.amend({"config": {**folder.about()["config"], "runs": str(tmp_path)}})
+    sealed_again(folder.path)
     write(tmp_path / "runs", tmp_path / "archive")
     assert str(tmp_path) not in (tmp_path / "archive" / archive.PROVENANCE).read_text()
     assert not any("runs" in json.loads(line)["run.json"]["config"] for line in committed_lines())

@@ -5,7 +5,7 @@ import math
 
 import pandas as pd
 import pytest
-from run_folders import make_run
+from run_folders import make_run, sealed_again
 
 from harness import export
 from harness.core import command
@@ -48,6 +48,7 @@ def test_why_a_question_failed_is_a_column(folder):
     lines = [json.loads(line) for line in said.read_text().splitlines()]
     lines[1]["failed"] = "the question is empty"
     said.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sealed_again(said.parent)
     rows = pd.read_parquet(exported(folder) / "data" / "questions.parquet")
     failed = rows[rows["failed"].notna()]
     assert failed[["method", "doc_id", "failed"]].to_numpy().tolist() == [["baseline", 1, "the question is empty"]]

@@ -1,7 +1,7 @@
 """Scores and answers are paired question by question, and only like is compared with like."""
 
 import pytest
-from run_folders import make_run
+from run_folders import make_run, sealed_again
 
 from harness.core.errors import UserError
 from harness.results.frames import answers, questions
@@ -59,6 +59,7 @@ def test_another_copy_of_the_data_is_refused_joined_or_not(tmp_path):
 def test_a_run_without_the_score_of_every_question_says_what_to_do(tmp_path):
     folder = make_run(tmp_path, each={"t": [1.0]})
     (folder.path / "scores.json").unlink()
+    sealed_again(folder.path)
     with pytest.raises(UserError, match=r"no scores.json.*force=true"):
         questions(results(folder))
     frame, notes = summary(results(folder))

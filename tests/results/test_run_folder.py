@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from harness.core.errors import UserError
-from harness.core.files import append, check_place, digest, read_jsonl, slug, to_json, write_atomic
+from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
 from harness.results.response_log import KEPT, RESPONSES, ResponseLog
 from harness.results.run_folder import RunFolder
 
@@ -99,6 +99,7 @@ def test_a_response_is_written_once(folder):
 
 def test_a_folder_of_another_configuration_is_refused(folder):
     folder.open({})
+    folder.finish({"scores": {}, "primary": {}, "questions": {}}, {}, {})
     other = RunFolder(folder.path, {**IDENTITY, "seed": 1})
     for call in (lambda: other.open({}), other.check):
         with pytest.raises(UserError, match="another configuration"):
@@ -176,7 +177,8 @@ def test_responses_without_a_configuration_are_refused(folder):
 def test_done_is_written_last(folder, monkeypatch):
     folder.open({})
     written = []
-    monkeypatch.setattr("harness.results.run_folder.write_atomic", lambda path, text: written.append(path.name))
+    for module in ("run_folder", "seal"):
+        monkeypatch.setattr(f"harness.results.{module}.write_atomic", lambda path, text: written.append(path.name))
     folder.finish({"scores": {}}, {}, {})
     assert written == ["scores.json", "metrics.json", "DONE"]
     assert not folder.done
@@ -246,6 +248,13 @@ def test_the_digest_ignores_the_order_of_keys_and_nothing_else():
 def test_names_become_path_components():
     assert slug("some/where/mine.py:Mine") == "mine.py-Mine"
     assert slug("mme+mmstar") == "mme+mmstar"
+    assert slug("../x\0y") == "x-y"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "...", "/", "a/..", "../.."])
+def test_names_that_leave_a_folder_are_refused(name):
+    with pytest.raises(UserError, match="cannot be the name of a folder or file: choose another"):
+        slug(name)
 
 
 def test_a_lock_is_held_through_a_file_open_for_writing(folder, monkeypatch):
@@ -255,7 +264,7 @@ def test_a_lock_is_held_through_a_file_open_for_writing(folder, monkeypatch):
         modes.append(fcntl.fcntl(stream, fcntl.F_GETFL) & os.O_ACCMODE)
         flock(stream, operation)
 
-    monkeypatch.setattr("harness.results.run_folder.fcntl.flock", recorded)
+    monkeypatch.setattr("harness.core.locks.fcntl.flock", recorded)
     with folder.lock():
         assert modes == [os.O_RDWR]  # a lock on a folder does not leave the machine on NFS
         assert not folder.path.exists()
@@ -286,16 +295,3 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.core.files.os.access", lambda place, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_place(tmp_path / "runs")
-
-
-def test_a_line_ends_at_a_newline_alone(tmp_path):
-    answers = ["two\u2028lines", "\x85", "a\rb"]
-    (tmp_path / "file").write_bytes("\n\n".join(json.dumps(it, ensure_ascii=False) for it in answers).encode())
-    assert list(read_jsonl(tmp_path / "file", "")) == answers
-
-
-@pytest.mark.parametrize("line", [b'{"a": ', b'"\xff"'])
-def test_a_damaged_line_is_named(tmp_path, line):
-    (tmp_path / "file").write_bytes(b"1\n" + line)
-    with pytest.raises(UserError, match=r"file is damaged in line 2: .*; repeat it$"):
-        list(read_jsonl(tmp_path / "file", "repeat it"))

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from run_folders import sealed_again
 
 from harness import status
 from harness.core.errors import UserError
@@ -16,6 +17,7 @@ from harness.results.run_folder import RunFolder
 from harness.results.submissions import PlannedRun, key_of, last_error, list_runs, write_plan
 
 RUN = "pocket/text/random-0.5"
+METRICS = {"scores": {}, "primary": {}, "questions": {}}
 BAR = "random-0.5 text:  40%|####      | 24/60 [00:01<00:01, 29.9it/s]"
 CANCELLED = "slurmstepd-n1: error: *** STEP 12.0 ON n1 CANCELLED AT 2026-11-21T13:54:15 DUE TO TIME LIMIT ***"
 TRACEBACK = """Traceback (most recent call last):
@@ -85,6 +87,8 @@ def without_format(runs: Path, number: int) -> None:
     about = json.loads(file.read_text())
     del about["format"]
     file.write_text(json.dumps(about))
+    if (file.parent / "DONE").exists():
+        sealed_again(file.parent)
 
 
 def only(runs: Path):
@@ -108,7 +112,7 @@ def test_a_planned_run_by_what_the_queue_says(runs):
 
 def test_a_run_that_a_node_with_another_device_finished_is_done(runs):
     submit(runs, 1)
-    begin(runs, 1, answers=3).finish({}, {}, {})
+    begin(runs, 1, answers=3).finish(METRICS, {}, {})
     run = only(runs)
     assert (run.state, run.answers, run.run) == ("done", 3, f"{RUN}1-0123abcd")
 
@@ -160,7 +164,7 @@ def test_a_run_that_nobody_submitted_runs_while_its_lock_is_held(runs):
     assert (only(runs).state, only(runs).answers) == ("stopped", 2)
     with folder.lock():
         assert only(runs).state == "running"
-    folder.finish({}, {}, {})
+    folder.finish(METRICS, {}, {})
     assert only(runs).state == "done"
 
 
@@ -183,7 +187,7 @@ def test_damage_is_named(runs):
 def test_the_command(runs):
     submit(runs, 1, 2, 3)
     (runs.parent / "queue.txt").write_text("12_1|RUNNING|n1|1:02\n")
-    begin(runs, 1, answers=3).finish({}, {}, {})
+    begin(runs, 1, answers=3).finish(METRICS, {}, {})
     without_format(runs, 1)
     call = [sys.executable, "-X", "importtime", "-m", "harness.status", f"runs={runs}"]
     done = subprocess.run(call, capture_output=True, text=True, check=True)
@@ -199,12 +203,12 @@ def test_the_command(runs):
 
 @pytest.mark.parametrize(
     ("version", "reasons"),
-    [(2, []), (3, []), (4, ["has a run.json of format 4, expected 1 to 3: install a newer harness"])],
+    [(2, []), (4, []), (5, ["has a run.json of format 5, expected 1 to 4: install a newer harness"])],
 )
 def test_a_run_of_another_format_is_reused_where_status_says_so(version, reasons, runs, monkeypatch):
     folder = begin(runs, 1)
     folder.amend({"format": version})
-    monkeypatch.setattr("harness.results.run_folder.FORMAT", 3)
+    monkeypatch.setattr("harness.results.run_folder.FORMAT", 4)
     monkeypatch.setattr("harness.evaluation.identity.changes", lambda about: [])
     assert status._changes(folder.path) == [f"{folder.path} {reason}" for reason in reasons]
     with pytest.raises(UserError, match=reasons[0]) if reasons else nullcontext():
