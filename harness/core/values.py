@@ -1,4 +1,4 @@
-"""What holds for the value of every setting: text is UTF-8 and not empty, numbers are finite, `~` stands for a home folder."""
+"""What holds for every setting: text is UTF-8 and not empty, numbers are finite, `~` stands for a home folder."""
 
 import math
 from collections.abc import Iterator
