@@ -136,5 +136,5 @@ def _as_value_error(what: str) -> Iterator[None]:
     """Turn any exception of another author's code, and its wish to exit, into a ValueError of one line."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # an author's code raises anything
         raise ValueError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error

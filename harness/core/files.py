@@ -40,7 +40,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
-        except BaseException:
+        except BaseException:  # also an interrupt: nothing half-written stays
             temporary.unlink(missing_ok=True)
             raise
         folder = os.open(path.parent, os.O_RDONLY)

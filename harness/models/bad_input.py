@@ -29,7 +29,7 @@ def reading(*more: type[Exception]) -> Iterator[None]:
     """Turn Pillow's errors about a damaged image, and the errors `more`, into BadInput; let all others pass."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # decoders have no error in common: those of others are raised again
         if not (isinstance(error, more) or _is_decoder_error(error)):
             raise
         raise BadInput(_VARIABLE_PARTS.sub("", f"{type(error).__name__}: {one_line(error)}")) from error

@@ -230,8 +230,8 @@ def _video(
     request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
     try:
         frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
-    except Exception:
-        _decode(media, limits.max_frames)  # has the clearer error: fetch_video falls back to a reader that was removed
+    except Exception:  # fetch_video falls back to a reader that was removed, whose error hides the cause
+        _decode(media, limits.max_frames)  # has the clearer error
         raise
     return frames, metadata
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -163,7 +164,8 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"scorer file {file} is not one of {', '.join(SUFFIXES)}")
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about junk, too
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling junk raises anything, as KeyError, UnicodeDecodeError or struct.error
         first_line = str(error).partition("\n")[0]
         raise ValueError(f"scorer file {file} cannot be read as plain tensors: {first_line or repr(error)}") from error

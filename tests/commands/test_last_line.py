@@ -1,8 +1,10 @@
 """No traceback reaches a user: whatever ends a command takes one line, and the exit code says whose fault it is."""
 
+import errno
 import io
 import logging
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -120,14 +122,58 @@ def test_an_error_of_the_file_system_names_the_path_as_a_mistake(monkeypatch, ca
 
 
 def harness(empty, monkeypatch, capfd, *arguments, module="harness"):
-    """Run a command in this process, where torch cannot be imported; return its exit code and what it printed."""
+    """Run a command in this process, the main job without torch; return its exit code and what it printed."""
     monkeypatch.chdir(empty)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
-    for name in ("torch", "transformers"):
+    for name in ("torch", "transformers") if module == "harness" else ():
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module(module, run_name="__main__")
     return stopped.value.code, *capfd.readouterr()
+
+
+COMMANDS_WITH_PATHS = {
+    "runs": ("harness", ["runs=secret/x"]),
+    "a model": ("harness", ["model.pretrained=./secret/x"]),
+    "a scorer": ("harness", ["model.scorer=secret/x"]),
+    "a method": ("harness", ["method=secret/x.py:Mine"]),
+    "tasks": ("harness", ["tasks.include=secret/x", "tasks=anything"]),
+    "data": ("harness", ["data_root=secret/x", "tasks=pope"]),
+    "tables": ("harness.tables", ["runs=secret/x"]),
+    "two runs": ("harness.compare", ["secret/x", "secret/y"]),
+    "states": ("harness.status", ["runs=secret/x"]),
+    "an export": ("harness.export", ["out=secret/x"]),
+}
+
+
+@pytest.mark.parametrize("place", COMMANDS_WITH_PATHS)
+def test_a_path_that_may_not_be_read_is_one_line(place, empty, monkeypatch, capfd):
+    module, arguments = COMMANDS_WITH_PATHS[place]
+    stat = os.stat
+
+    def refusing(path, *more, **options):
+        if "secret" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *more, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    code, out, err = harness(empty, monkeypatch, capfd, *arguments, module=module)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "secret/" in err
+    assert "(Permission denied): choose another path, or change this one" in err
+
+
+def test_whoever_catches_every_exception_says_why():
+    root = last_line.ROOT
+    files = [path for name in ("harness", "methods", "scripts") for path in sorted((root / name).rglob("*.py"))]
+    caught = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+        if re.match(r"\s*except(?:\s*:|\b.*\b(?:Base)?Exception\b)", line)
+    ]
+    assert len(caught) > 5
+    assert [line for line in caught if " # " not in line] == []
 
 
 LONG = "x" * 5000

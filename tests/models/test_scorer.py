@@ -239,7 +239,7 @@ JUNK = [
     b"",
     b"x",
     b"PK\3\4",
-    b"\x80\4N.",
+    b"\x80\2N.",
     b"\x80\2}q\0.",
     b"\x80\2cos\nsystem\n.",
     b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
