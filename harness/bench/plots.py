@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from harness.bench.screen import label
 from harness.core.files import slug
@@ -41,6 +42,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         if len({row["visual_tokens"] for row in selected}) > 1:
             figures[folder / f"savings-{slug(selected[0]['model'])}-batch{batch}.png"] = _savings(selected)
     for file, figure in figures.items():
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
         figure.savefig(file, dpi=150)
     return list(figures)
 

@@ -35,6 +35,7 @@ from harness.results.table import records
 from harness.results.web import StyleSheet
 
 INK, MUTED, RULE = "#20242b", "#6b7480", "#d9dde3"
+OTHERS = "#b3bac4"  # runs that are drawn for comparison: lighter than any colour, darker than the grid
 # Any two differ by 11 or more in CIEDE2000, for normal vision, deuteranopia and protanopia, and contrast by 3 to 1 or
 # more with white and with the page's dark background.
 COLOURS = {
@@ -53,6 +54,7 @@ MARKERS = {
 }
 SERIES, MARKS = tuple(COLOURS.values()), "".join(MARKERS.values())
 LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+LINES += ((0, (11, 3)), (0, (6, 2, 1.5, 2, 1.5, 2)))
 DASHED = (0, (4, 3))
 BEGIN, END = 40, 20  # letters of a long name that are shown; all of it would leave no room for what is drawn
 STYLE = {
@@ -186,7 +188,7 @@ def radar(frame: pd.DataFrame, budget: str) -> Figure | None:
             axis.set_theta_direction(-1)  # type: ignore[attr-defined]
             own = rows[rows["hash"] == run]
             for other in dict.fromkeys(rows.loc[rows["group"] == own["group"].iloc[0], "hash"]):
-                axis.plot(around, closed(other, "relative"), color=RULE, lw=0.6)
+                axis.plot(around, closed(other, "relative"), color=OTHERS, lw=0.6)
             axis.plot(np.linspace(0, 2 * np.pi, 49), np.full(49, 100.0), color=MUTED, lw=0.8, ls=DASHED)
             ((name, line),) = series(own, rows)
             axis.fill_between(around, closed(run, "low"), closed(run, "high"), color=line["color"], alpha=0.25, lw=0)
@@ -220,7 +222,7 @@ def budgets(frame: pd.DataFrame) -> Figure | None:
         figure, axes = _panels(len(groups), 4, (2.9, 4.0), sharex=True, sharey=True)
         for axis, group in zip(axes, groups, strict=True):
             for _, other in rows[rows["group"] != group].groupby("name"):
-                axis.plot(other["K"], other["relative"], color=RULE, lw=0.9)
+                axis.plot(other["K"], other["relative"], color=OTHERS, lw=0.9)
             own = rows[rows["group"] == group]
             shown = list(series(own, rows))
             for (name, line), shift in zip(shown, _shifts(len(shown), 0.03), strict=True):
@@ -292,7 +294,7 @@ def pareto(frame: pd.DataFrame, times: pd.DataFrame) -> Figure | None:
     with style():
         figure, axes = _panels(len(shown), 3, (3.7, 4.3), sharex=True, sharey=True)
         for axis, budget in zip(axes, shown, strict=True):
-            axis.plot(rows["prefill_ms"], rows["relative"], "o", color=RULE, ms=2.5)
+            axis.plot(rows["prefill_ms"], rows["relative"], "o", color=OTHERS, ms=2.5)
             if len(best):
                 axis.step(best["prefill_ms"], best["relative"], where="post", color=MUTED, lw=1, ls=DASHED)
             for run in records(in_order[in_order["budget"].isin({budget, ""})]):
@@ -373,7 +375,7 @@ def bars(frame: pd.DataFrame, budget: str) -> Figure | None:
             values = runs["relative"].to_numpy(dtype=float)
             axis.barh(places, np.nan_to_num(values), color=[color for color, _ in looks], height=0.5, alpha=0.3, lw=0)
             for value, place, (color, marker) in zip(values, places, looks, strict=True):
-                axis.plot(value, place, marker, color=color, ms=5.5 if marker == "*" else 4)
+                axis.plot(value, place, marker, color=color, ms=5.5 if marker == "*" else 4, zorder=4)
             low, high = runs["low"].to_numpy(dtype=float), runs["high"].to_numpy(dtype=float)
             finite = np.isfinite(low)
             axis.hlines(places[finite], low[finite], high[finite], color=INK, lw=0.9, zorder=3)
@@ -433,7 +435,7 @@ def _adopt(element: ET.Element, name: str, styles: StyleSheet) -> None:
     short = {key: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split())) for key, value in element.attrib.items()}
     attributes = {key.rpartition("}")[2]: value for key, value in short.items()}
     declarations = attributes.pop("style", "").replace("'DejaVu Sans', ", "")
-    for color, variable in {INK: "ink", MUTED: "muted", RULE: "rule"}.items():
+    for color, variable in {INK: "ink", MUTED: "muted", RULE: "rule", OTHERS: "others"}.items():
         declarations = declarations.replace(color, f"var(--{variable})")
     for key, before in (("id", r"^"), ("href", r"^#"), ("clip-path", r"^url\(#")):
         if key in attributes:

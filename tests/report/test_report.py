@@ -184,6 +184,14 @@ def test_failed_questions_are_noted_and_counted(tmp_path):
     assert text.count("<td>40 (2 failed)</td>") == 1
 
 
+def test_warnings_are_above_the_table_and_how_numbers_were_made_folds_out_below(tmp_path):
+    some(tmp_path)
+    make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
+    above, below = (tmp_path / "page.html").read_text().split('<table class="scores">')
+    assert re.search(r'<div class="warn" role="note"><p>m on suite: decoding was not verified', above)
+    assert re.search(r"<summary>How these numbers were made.*the best average was chosen", below, re.S)
+
+
 def test_names_tell_runs_of_one_budget_apart(tmp_path):
     write_run(tmp_path, "none")
     write_run(tmp_path, "random")
@@ -310,3 +318,5 @@ def test_text_contrasts_with_what_lies_behind_it(theme):
         for behind in ("paper", "raised"):
             bright, dim = sorted((luminance(colors[text]), luminance(colors[behind])), reverse=True)
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, (text, behind)
+    bright, dim = sorted((luminance(colors["others"]), luminance(colors["paper"])), reverse=True)
+    assert (bright + 0.05) / (dim + 0.05) >= 1.8  # lines for comparison: lighter than methods, which have 3
