@@ -27,6 +27,7 @@ from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot, local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
+from harness.models.bad_input import BadInput
 from harness.models.loading import Loaded, load
 from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
 from methods import d2pruner_prior
@@ -89,6 +90,8 @@ def main(cfg: DictConfig) -> None:
     batch = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
     try:
         prior = d2pruner_prior.average(attention(loaded, tqdm(batch, desc="images"), layer))
+    except BadInput as error:
+        raise UserError(f"tasks={config.tasks.name}: a question cannot be shown: {error}") from error
     except ValueError as error:
         raise UserError(f"tasks={config.tasks.name}: {one_line(error)} of two tokens or more") from error
     images = d2pruner_prior.digest(map(messages_digest, batch))

@@ -20,7 +20,7 @@ PLACEHOLDERS = ("image_token", "video_token", "start_image_token", "end_image_to
 _VARIABLE_PARTS = re.compile(r" at 0x[0-9a-f]+|\[\d\d:\d\d:\d\d\] \S+: ")  # addresses of Python, times of decord
 
 
-class BadInput(Exception):  # noqa: N818  (a fault of the question, not of the program)
+class BadInput(ValueError):  # noqa: N818  (a fault of the question, not of the program)
     """One question cannot be asked. The message is the same in every run and on every machine."""
 
 
@@ -30,7 +30,7 @@ def reading(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders have no error in common: those of others are raised again
-        if not (isinstance(error, more) or _is_decoder_error(error)):
+        if isinstance(error, BadInput) or not (isinstance(error, more) or _is_decoder_error(error)):
             raise
         raise BadInput(_VARIABLE_PARTS.sub("", f"{type(error).__name__}: {one_line(error)}")) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import yaml
 from fork_server import Command, Forks, record
 from miniature_datasets import picture, video
 from PIL import Image
@@ -178,6 +179,22 @@ def test_the_other_answers_are_those_of_each_question_alone(place, ran):
 def test_runs_that_share_nothing_record_the_same(place, ran):
     place.run("apart", "share_gb=0")
     assert record(place.folder("apart")) == record(place.folder("runs"))
+
+
+def test_lmms_evals_own_command_answers_the_others_too(place, ran):
+    pocket = yaml.safe_load(Path("conf/model/pocket.yaml").read_text())
+    model = {key: value for key, value in pocket.items() if key != "name" and value is not None}
+    arguments = ",".join(f"{key}={value}" for key, value in (model | {"method": "random", "tokens": BUDGET}).items())
+    call = ["--model", "harness", "--model_args", arguments, "--batch_size", "4", "--tasks", "films", "--log_samples"]
+    files = ["--include_path", str(place.root / "tasks"), "--output_path", str(place.root / "theirs")]
+    command = place.forks.run("lmms_eval", *call, *files)
+    assert "failed, scored as an empty answer: task films, question 0: the video has no frame" in command.out
+    (file,) = (place.root / "theirs").rglob("*_samples_films.jsonl")
+    theirs = [json.loads(line) for line in file.read_text().split("\n") if line]
+    ours = lines(place.folder("runs"))
+    assert {list(FILMS)[sample["doc_id"]]: sample["filtered_resps"] for sample in theirs} == {
+        name: ours[name]["response"] for name in FILMS
+    }
 
 
 def test_strict_stops_at_the_first_and_without_it_the_run_goes_on(place, ran):

@@ -148,3 +148,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(place, change, message):
 def test_images_that_give_nothing_are_one_line(place):
     with pytest.raises(UserError, match="tiny_clips: a prior needs the attention of at least one image of two tokens"):
         d2prior.main(command.compose("d2prior", overrides(place, tasks="tiny_clips")))
+
+
+def test_a_question_that_cannot_be_shown_is_one_line(place):
+    with pytest.raises(UserError, match=r"a question cannot be shown: the question contains <.image_pad.>"):
+        d2prior.main(command.compose("d2prior", overrides(place, "prompt='<|image_pad|>'", tasks="tiny_stills")))
