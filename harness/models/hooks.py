@@ -35,8 +35,8 @@ class _Hook:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
         raise RuntimeError(
-            f"{type(self._module).__name__} cannot be copied, pickled or saved whole within a prune block: "
-            "leave the block first, or save its state_dict()"
+            f"{type(self._module).__name__} cannot be copied, pickled or saved whole between harness.prune() and the "
+            "end of its block: leave the block first, or save its state_dict()"
         )
 
 

@@ -9,6 +9,7 @@ from io import BytesIO
 
 import pytest
 import torch
+from fake_devices import pretended_devices
 from reference_prune import generate, hooks, inputs_of
 from tiny_families import BUILDERS, tiny
 from tiny_models import tiny_qwen
@@ -219,6 +220,13 @@ class TestCopies:
 
 
 class TestMeanwhile:
+    def test_another_device(self, model, inputs):
+        with pretended_devices(), block(model, method="hiprune") as pruning:
+            here = generate(model, inputs)
+            model.to("cpu:1")
+            assert generate(model, {name: value.to("cpu:1") for name, value in inputs.items()}) == here
+            assert pruning.records[0] == pruning.records[1]
+
     def test_another_dtype(self, model, inputs):
         with block(model, method="hiprune") as pruning:
             assert rows(model, inputs) == CUT
