@@ -1,6 +1,5 @@
 """Show the state of every run, and whether today's code would reuse it: python -m harness.status runs=results/runs."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from harness.core.command import command
 from harness.core.console import print_json, table_lines
 from harness.core.errors import UserError, one_line
 from harness.core.escape import visible
+from harness.core.files import load
 from harness.results.archive import enclosing
 from harness.results.run_folder import REUSABLE, format_of
 from harness.results.submissions import REMAIN, Run, list_runs
@@ -68,8 +68,8 @@ def _changes(folder: Path) -> list[str] | None:
     file = folder / "run.json"
     if not file.is_file():
         return None
-    about = json.loads(file.read_text(encoding="utf-8"))
     try:
+        about = load(file, ("identity",), f"move {folder} away and start again")
         version = format_of(folder, about)
     except UserError as error:
         return [one_line(error)]

@@ -147,6 +147,8 @@ def changes(about: Mapping[str, Any]) -> list[str]:
         today["reasoning tags"] = task_overrides.reasoning_tags(pretrained, include, was["tasks"]["names"])
     except KeyError as error:
         return [f"its run.json lacks {error}"]
+    except (TypeError, AttributeError) as error:  # a list or a number where settings should be
+        return [f"its run.json is damaged ({one_line(error)})"]
     except ValueError as error:
         return [one_line(error)]
     names = {key: key.removeprefix("versions.").replace("packages.", "").replace("environment.", "$") for key in today}

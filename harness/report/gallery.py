@@ -10,7 +10,6 @@ and "importance" (8 bits for each of the n tokens), both in base 64. An overlap 
 {"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
-from harness.core.files import json_line, write_atomic
+from harness.core.files import BAD_JSON, from_json, json_line, write_atomic
 from harness.report import answers
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
@@ -138,12 +137,12 @@ def save(sample: Sample, file: Path) -> None:
 def load(file: Path, results: Sequence[Result]) -> Sample:
     """Read a sample that `save` wrote, without the runs that are not among `results`."""
     try:
-        sample: Sample = json.loads(file.read_text(encoding="utf-8"))
+        sample: Sample = from_json(file.read_bytes())
         return {
             "settings": [s for setting in sample["settings"] if (s := _of(setting, {r.hash for r in results}))["runs"]],
             "overlaps": [table for table in sample["overlaps"] if {r.hash for r in results} >= set(table["runs"])],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *BAD_JSON, KeyError, TypeError) as error:
         raise UserError(f"cannot read sample={file} ({one_line(error)}): make it again from whole runs") from error
 
 

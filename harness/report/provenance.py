@@ -1,12 +1,12 @@
 """The origin of a page's numbers: versions, commits, settings, counts, and unfinished runs."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
+from harness.core.files import BAD_JSON, from_json
 from harness.core.question_sample import in_words
 from harness.results.result import Result
 
@@ -73,9 +73,9 @@ def unfinished(runs: Path) -> list[dict[str, Any]]:
         if (file.parent / "DONE").exists():
             continue
         try:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = from_json(file.read_bytes())
             label = f"{about['method']} at {about['budget']} on {about['model']}"
-        except (ValueError, KeyError) as error:
+        except (*BAD_JSON, KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged ({one_line(error)}): move its folder away") from error
         logs = file.parent.glob("responses*.jsonl")  # one per process
         answered = sum(log.read_bytes().count(b"\n") for log in logs)

@@ -6,6 +6,7 @@ such as `responses.1.jsonl` in the same folder, which the first process merges i
 
 import re
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jso
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
+NAME = {"key", "task", "doc_id"}
+FIELDS = {  # of every line that a run writes
+    RESPONSES: NAME | {"response", "input_tokens", "output_tokens"},
+    KEPT: NAME | {"n", "k", "per_layer", "grids", "kept"},
+}
 
 
 class ResponseLog:
@@ -110,7 +116,8 @@ def remove_logs(folder: Path, processes: Iterable[int]) -> None:
 
 def _read(folder: Path, process: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return responses and kept indices by key, for the questions that have both."""
-    responses, kept = (_by_key(_recover(file)) for file in _files(folder, process))
+    files = zip(_files(folder, process), FIELDS.values(), strict=True)
+    responses, kept = (_by_key(_recover(file, fields)) for file, fields in files)
     both = [key for key in responses if key in kept]
     return {key: responses[key] for key in both}, {key: kept[key] for key in both}
 
@@ -123,8 +130,8 @@ def _by_key(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return first_lines
 
 
-def _recover(file: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a file.
+def _recover(file: Path, fields: AbstractSet[str]) -> list[dict[str, Any]]:
+    """Return the complete lines of a file, which have these fields.
 
     A crash damages only the end of a file, so a damaged line before a complete one is a UserError.
     """
@@ -132,7 +139,7 @@ def _recover(file: Path) -> list[dict[str, Any]]:
         return []
     *ended, _cut_short = file.read_bytes().split(b"\n")
     lines: list[dict[str, Any]] = []
-    for number, line in enumerate(map(_parsed, ended), 1):
+    for number, line in enumerate((_parsed(line, fields) for line in ended), 1):
         if line is not None:
             if len(lines) < number - 1:
                 damaged = f"{file} is damaged in line {len(lines) + 1}"
@@ -141,9 +148,10 @@ def _recover(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes, fields: AbstractSet[str]) -> dict[str, Any] | None:
     try:
         content = from_json(line)
     except BAD_JSON:
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("key"), str) else None
+    whole = isinstance(content, dict) and fields <= content.keys() and isinstance(content["key"], str)
+    return content if whole else None

@@ -12,7 +12,14 @@ from harness.core.files import digest, load
 from harness.results import archive, seal
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.run_folder import AGAIN, DONE, SCORES, RunFolder, format_of
+from harness.results.recorded import Recorded
+from harness.results.run_folder import AGAIN, DONE, METRICS, SCORES, RunFolder, format_of
+
+# What run.json has in every format, and of what kind; a key that is missing elsewhere is named when it is read
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("method", "model", "config.model.name", "config.tasks.name"), str),
+    **dict.fromkeys(("identity.model", "identity.tasks", "config.method"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,11 @@ class Result:
     archived_finish: dict[str, Any] | None = None  # None: in `DONE`
 
     def __post_init__(self) -> None:
-        format_of(self.folder, self.about)
+        about = Recorded(self.about, str(self.folder / "run.json"))
+        about.require(KINDS)
+        format_of(self.folder, about)
+        object.__setattr__(self, "about", about)
+        object.__setattr__(self, "metrics", Recorded(self.metrics, str(self.folder / METRICS)))
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":

@@ -4,7 +4,6 @@ A submission has the folder `<runs>/.sweeps/<time>/`. It holds `plan.json`, whic
 the files of submitit and Slurm. Their names begin with the number of the job, which connects the plan with its job.
 """
 
-import json
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 from harness.core.distributed import OTHER_ENDED
 from harness.core.errors import UserError, one_line
-from harness.core.files import digest, to_json, write_atomic
+from harness.core.files import BAD_JSON, digest, from_json, to_json, write_atomic
 from harness.core.locks import is_locked
 from harness.results import seal
 from harness.results.response_log import lock_of
@@ -120,8 +119,8 @@ def _attempts(runs: Path) -> dict[str, Attempt]:
     attempts = {}
     for plan in sorted((runs / SWEEPS).glob("*/plan.json")):
         try:
-            jobs = [PlannedRun(**job) for job in json.loads(plan.read_text(encoding="utf-8"))["jobs"]]
-        except (ValueError, KeyError, TypeError) as error:
+            jobs = [PlannedRun(**job) for job in from_json(plan.read_bytes())["jobs"]]
+        except (*BAD_JSON, KeyError, TypeError) as error:
             raise UserError(f"{plan} is no plan of a sweep: move its folder away") from error
         numbers = sorted(path.name.partition("_")[0] for path in plan.parent.glob("[0-9]*_*"))
         for index, job in enumerate(jobs):
@@ -135,8 +134,8 @@ def _folders(runs: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for file in sorted(runs.glob("*/*/*/run.json")):
         try:
-            key = key_of(json.loads(file.read_text(encoding="utf-8"))["identity"])
-        except (ValueError, KeyError, TypeError) as error:
+            key = key_of(from_json(file.read_bytes())["identity"])
+        except (*BAD_JSON, KeyError, TypeError) as error:
             raise UserError(f"{file} cannot be read: move its folder away") from error
         if not _done(folders.get(key)):
             folders[key] = file.parent

@@ -79,7 +79,7 @@ class Talkative(PrunedModel):
     def _answer(self, batch, handle):
         Talkative.calls += 1
         lines = [{**r.name, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch]
-        return lines, [{"key": r.key, "n": 4, "k": self.calls} for r in batch]
+        return lines, [{**r.name, "n": 4, "k": self.calls, "per_layer": 1.0, "grids": [], "kept": [0]} for r in batch]
 
 
 def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):
@@ -109,7 +109,7 @@ class Counting(PrunedModel):
     def _answer(self, batch, handle):
         Counting.calls += 1
         lines = [{**r.name, "response": str(r.repeat), "input_tokens": 1, "output_tokens": 1} for r in batch]
-        return lines, [r.name | {"n": 4, "k": 1} for r in batch]
+        return lines, [r.name | {"n": 4, "k": 1, "per_layer": 1.0, "grids": [], "kept": [0]} for r in batch]
 
 
 def test_every_repeat_of_a_question_is_asked_and_found_again(tmp_path):

@@ -67,7 +67,8 @@ def test_every_reader_has_the_answers_as_they_were_given(run, tmp_path, capsys):
 def test_a_log_with_line_ends_of_windows_goes_on_with_those_of_its_own(tmp_path):
     folder = RunFolder(tmp_path / "run", {})
     line = {"key": "a", "task": "t", "doc_id": 0}
-    folder.open({}).add([{**line, "response": "x"}], [{**line, "n": 1, "k": 1, "kept": [0]}])
+    response, kept = {"response": "x", "input_tokens": 1, "output_tokens": 1}, {"n": 1, "k": 1, "kept": [0]}
+    folder.open({}).add([{**line, **response}], [{**line, **kept, "per_layer": 1.0, "grids": []}])
     whole = (folder.path / RESPONSES).read_bytes()
     (folder.path / RESPONSES).write_bytes(whole.replace(b"\n", b"\r\n"))
     assert list(folder.open({}).responses) == ["a"]

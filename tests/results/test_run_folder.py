@@ -10,15 +10,16 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
-from harness.results.response_log import KEPT, RESPONSES, ResponseLog
+from harness.results.response_log import FIELDS, KEPT, RESPONSES, ResponseLog
 from harness.results.run_folder import RunFolder
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
 
 
 def lines(*keys):
-    responses = [{"key": key, "task": "t", "doc_id": i, "response": f"ä{key}"} for i, key in enumerate(keys)]
-    kept = [{"key": key, "task": "t", "doc_id": i, "n": 4, "k": 1, "kept": [2]} for i, key in enumerate(keys)]
+    names = [{"key": key, "task": "t", "doc_id": i} for i, key in enumerate(keys)]
+    responses = [{**name, "response": f"ä{name['key']}", "input_tokens": 5, "output_tokens": 1} for name in names]
+    kept = [{**name, "n": 4, "k": 1, "per_layer": 1.0, "grids": [[1, 2, 2]], "kept": [2]} for name in names]
     return responses, kept
 
 
@@ -295,3 +296,24 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.core.files.os.access", lambda place, mode: False)
     with pytest.raises(UserError, match="no permission"):
         check_place(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("name", "lacking"), [(name, field) for name in FIELDS for field in sorted(FIELDS[name])])
+def test_a_line_that_lacks_a_field_is_damaged(name, lacking, folder):
+    """The last one is asked again; one before others is refused."""
+    folder.open({}).add(*lines("a", "b"))
+    file = folder.path / name
+    first, second = (json.loads(line) for line in file.read_text().split("\n")[:2])
+    file.write_text(json.dumps(first) + "\n" + json.dumps({k: v for k, v in second.items() if k != lacking}) + "\n")
+    assert list(folder.open({}).responses) == ["a"]
+    file.write_text(json.dumps({k: v for k, v in first.items() if k != lacking}) + "\n" + json.dumps(second) + "\n")
+    with pytest.raises(UserError, match=rf"{name} is damaged in line 1: move the run folder away and start again"):
+        folder.open({})
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"key": ' * 100_000, b'{"key": 1}', b"[1]", b'"text"'])
+def test_a_last_line_of_other_json_is_asked_again(line, folder):
+    folder.open({}).add(*lines("a"))
+    with (folder.path / RESPONSES).open("ab") as stream:
+        stream.write(line + b"\n")
+    assert list(folder.open({}).responses) == ["a"]

@@ -1,0 +1,97 @@
+"""A run.json that lacks what readers need is one line in every command that reads runs."""
+
+import json
+
+import pytest
+from run_folders import coins, make_run, sealed_again
+
+from harness import compare, export, status, tables
+from harness.core.errors import UserError
+from harness.core.overrides import compose
+from harness.report.build import build
+from harness.results.result import KINDS, Result
+from harness.results.submissions import list_runs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of two runs, as in MODEL/TASKS."""
+    place = tmp_path / "runs" / "m" / "t"
+    for method, seed in (("none", 0), ("fps", 1)):
+        make_run(place, method, coins(seed, 0.7))
+    return tmp_path / "runs"
+
+
+def changed(runs, name, value):
+    """Set a field of the pruned run's run.json, or take it away, as if it had been recorded so."""
+    (folder,) = runs.glob("*/*/fps-*")
+    about = json.loads((folder / "run.json").read_text())
+    *outer, last = name.split(".")
+    part = about
+    for key in outer:
+        part = part[key]
+    part.pop(last)
+    if value is not None:
+        part[last] = value
+    (folder / "run.json").write_text(json.dumps(about))
+    sealed_again(folder)
+    return folder
+
+
+def commands(runs, tmp_path):
+    folders = sorted(runs.glob("*/*/*-*"))
+    yield lambda: tables.main(compose("tables", [f"runs={runs}"]))
+    yield lambda: compare.main(compose("compare", [f"a={folders[0]}", f"b={folders[1]}"]))
+    yield lambda: export.main(compose("export", [f"runs={runs}", f"out={tmp_path / 'out'}"]))
+    yield lambda: build(compose("report", [f"runs={runs}", f"out={tmp_path / 'page.html'}", "gallery=none"]))
+
+
+@pytest.mark.parametrize("value", [None, 3, []])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_field_that_is_not_there_or_of_another_kind_is_named(name, value, runs, tmp_path):
+    changed(runs, name, value)
+    for command in commands(runs, tmp_path):
+        with pytest.raises(
+            UserError, match=rf"run\.json is damaged, (it lacks {name}|{name} is \w+, expected (str|dict)): move"
+        ):
+            command()
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_runs_pass_all_of_these_commands(runs, tmp_path, capsys):
+    *of_scores, report = commands(runs, tmp_path)
+    for command in of_scores:
+        command()
+    with pytest.raises(UserError, match=r"run\.json is damaged, it lacks python: move the run away and start it again"):
+        report()  # which alone shows how a number was made
+
+
+def test_a_key_of_the_metrics_that_is_missing_is_named(runs):
+    (folder,) = runs.glob("*/*/fps-*")
+    result = Result.of(folder)
+    with pytest.raises(UserError, match=r"metrics\.json is damaged, it lacks scores\.t_three: move"):
+        result.metrics["scores"]["t_three"]
+    assert result.metrics["scores"].get("t_three") is None
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {"model": 3}])
+def test_states_are_refused_without_an_identity(value, runs):
+    changed(runs, "identity", value)
+    with pytest.raises(UserError, match=r"run\.json cannot be read: move its folder away"):
+        list_runs(runs)
+
+
+@pytest.mark.parametrize("name", ["config", "config.method", "identity.tasks", "identity.method"])
+@pytest.mark.parametrize("value", [None, 3, []])
+def test_a_state_says_what_a_run_lacks(name, value, runs, capsys):
+    changed(runs, name, value)
+    status.main(compose("status", [f"runs={runs}"]))
+    out = capsys.readouterr().out
+    assert "its run.json lacks" in out or "its run.json is damaged" in out
+
+
+def test_a_deep_run_is_one_line(runs):
+    (folder,) = runs.glob("*/*/fps-*")
+    (folder / "run.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"run\.json cannot be read: move its folder away"):
+        list_runs(runs)
