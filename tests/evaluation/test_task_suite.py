@@ -123,6 +123,13 @@ def test_a_task_about_sound_is_refused(tasks):
         suite(tasks, tiny_stills=None).check()
 
 
+@pytest.mark.parametrize("media", ['"gone.png"', '{"type": "video", "url": ["gone.png"]}'])
+def test_a_file_that_is_missing_is_found_before_the_model_is_loaded(tasks, media):
+    change(tasks, 'return [doc["image"].convert("RGB")]', f"return [{media}]")
+    with pytest.raises(UserError, match=r"task tiny_stills: \[Errno 2\] .*'gone\.png': its data set is not whole"):
+        suite(tasks, tiny_stills=None).check()
+
+
 def test_a_task_without_labels_is_refused(tasks):
     for metric in ("even", "letters"):
         change(tasks, f"metric: {metric}", "metric: submission", "tiny_stills.yaml")
