@@ -6,7 +6,7 @@ if sys.argv[:1] == ["-m"]:
     if not sys.flags.safe_path:
         # `python -m harness` searches the working directory first; a folder methods/ or conf/ there must not hide ours.
         sys.path.append(sys.path.pop(0))
-    from harness.core.last_line import install
+    from harness.core.hook import install
 
     install()  # before any other import, which may fail or be interrupted
 

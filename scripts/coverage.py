@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from harness.core import last_line
+from harness.core import hook
 from harness.core.console import table_lines
 from harness.results.influence import Influence
 from harness.results.stats import ALPHA, AVERAGE, Array, combine
@@ -114,5 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    last_line.install()
+    hook.install()
     main()

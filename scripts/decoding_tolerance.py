@@ -23,7 +23,7 @@ from tiny_families import BUILDERS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import harness
-from harness.core import last_line
+from harness.core import hook
 from harness.models import adapter_for
 from harness.pocket import LLAVA_WEIGHTS, WEIGHTS
 from harness.pruning import decoding_proof, session
@@ -98,5 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    last_line.install()
+    hook.install()
     main()

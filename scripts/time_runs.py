@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from harness.bench.environment import machine
-from harness.core import last_line
+from harness.core import hook
 from harness.core.config import ModelConfig
 from harness.core.console import print_json
 from harness.core.files import from_json, json_line, read_jsonl, to_json
@@ -170,5 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    last_line.install()
+    hook.install()
     main()

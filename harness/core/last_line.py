@@ -32,11 +32,6 @@ OF_PATHS = {
 }
 
 
-def install() -> None:
-    """Let an exception that nothing catches, also one of an import, end this process in one line."""
-    sys.excepthook = lambda kind, error, trace: sys.exit(report(error))
-
-
 def report(error: BaseException) -> int:
     """Print in one line what ended a command or a job, and return the exit code."""
     line, code = _line(error)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,24 @@ def test_a_process_that_fails_alone_ends_the_others(rank, agent, place, alone):
     assert "error: this machine has a problem" in said
     assert len(said) == 1 or not agent
     assert not list((place.root / "failed").rglob("DONE"))
+
+
+def crashing() -> None:
+    def crash(*_):
+        raise ZeroDivisionError("nobody foresaw it")
+
+    loading.load = crash
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_crashes_alone_says_where_its_traceback_is(rank, place, alone):
+    commands = place.forks.launch(2, *place.call("crashed"), before={rank: crashing})
+    assert sorted(ended(commands)) == [1, 2]
+    (said,) = errors(commands)
+    assert said.startswith(f"error: unforeseen ZeroDivisionError in tests/evaluation/{Path(__file__).name}:")
+    (file,) = re.findall(r"its traceback is in (\S+);", said)
+    assert "nobody foresaw it" in Path(file).read_text()
+    Path(file).unlink()
 
 
 def other_versions() -> None:
