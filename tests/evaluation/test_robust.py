@@ -1,5 +1,7 @@
 """Nothing lost: after kill -9, damage or a full disk a run goes on to the same bytes, or says why not in one line."""
 
+import errno
+import fcntl
 import itertools
 import os
 import random
@@ -185,10 +187,21 @@ def test_a_marker_that_does_not_tell_of_its_files_is_refused_and_the_answers_are
     assert not (tmp_path / "answers").exists()
 
 
-def test_two_launches_of_one_run_compute_it_once(place, whole, tmp_path):
+def counting_without_flock(answers):
+    """Count answers in a process whose file systems refuse `flock`, as Lustre does without `-o flock`."""
+
+    def refuse(stream, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    fcntl.flock = refuse
+    counting(answers)
+
+
+@pytest.mark.parametrize("before", [counting, counting_without_flock])
+def test_two_launches_of_one_run_compute_it_once(before, place, whole, tmp_path):
     heard = tmp_path / "answers"
     call = (*place.call, f"runs={tmp_path}")
-    both = [place.forks.start(*call, before=partial(counting, heard)) for _ in range(2)]
+    both = [place.forks.start(*call, before=partial(before, heard)) for _ in range(2)]
     assert [command.end() for command in both] == [0, 0]
     assert both[0].report == both[1].report
     answers = heard.read_text().split()

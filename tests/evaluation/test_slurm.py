@@ -170,6 +170,11 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     table = cluster.root / "runs" / "table.csv"
     wait_for("the table of the gathering job", lambda: table.exists() and table.read_text().count("\n") == 6)
 
+    shutil.copytree(cluster.root / "runs", cluster.root / "altered")
+    (cluster.folder("random", "altered") / "metrics.json").write_text("{}")
+    _, err = cluster.harness(*launcher, *cluster.sweep, "runs=altered", code=2)
+    assert "is damaged (metrics.json was changed after the end): restore a copy, or remove" in err.splitlines()[-1]
+
 
 def test_one_run_over_the_processes_of_a_node(cluster):
     """After the sweep, whose bytes it ends with."""

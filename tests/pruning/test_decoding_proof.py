@@ -11,7 +11,7 @@ import torch
 from composed_sweeps import composed
 from in_process import run
 from reference_prune import generate, inputs_of
-from run_folders import make_run
+from run_folders import make_run, sealed_again
 from tiny_families import BUILDERS
 
 import harness
@@ -324,6 +324,7 @@ def test_which_runs_were_not_verified(tmp_path):
         decoding = {"verified": reason is None, "reason": reason}
         folder = make_run(tmp_path, method, {"t": [1.0, 0.0]}, **more)
         folder.amend({"decoding": decoding} if reason != "older" else {})
+        sealed_again(folder.path)
         return Result.of(folder)
 
     base, one, two = result("none"), result("random", "why"), result("dart", "older")

@@ -1,5 +1,6 @@
 """What `harness.status` says of runs that were planned, begun, ended or lost; the queue is a script here."""
 
+import errno
 import fcntl
 import json
 import os
@@ -159,7 +160,14 @@ def test_a_controller_that_does_not_answer_loses_nothing(runs):
     assert only(runs).state == "missing"
 
 
-def test_a_run_that_nobody_submitted_runs_while_its_lock_is_held(runs):
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_run_that_nobody_submitted_runs_while_its_lock_is_held(refused, runs, monkeypatch):
+    if refused:  # a file system without locks
+
+        def flock(stream, operation):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
     folder = begin(runs, 1, answers=2)
     assert (only(runs).state, only(runs).answers) == ("stopped", 2)
     with folder.lock():
