@@ -98,14 +98,15 @@ class TestStates:
         with block(model):
             assert rows(model, inputs) == CUT
 
-    def test_a_block_that_cannot_open_leaves_the_model_free(self, model, inputs, monkeypatch):
+    @pytest.mark.parametrize(("broken", "method"), [(0, {}), (1, {"method": "fastv", "layer": 0})])
+    def test_a_block_that_cannot_open_leaves_the_model_free(self, model, inputs, monkeypatch, broken, method):
         before = hooks(model)
-        monkeypatch.setattr(model.model.language_model.layers[0], "forward", lambda *args: None)
-        with pytest.raises(RuntimeError, match="cannot be hooked"), block(model):
+        monkeypatch.setattr(model.model.language_model.layers[broken], "forward", lambda *args: None)
+        with pytest.raises(RuntimeError, match="cannot be hooked"), block(model, **method):
             pass
         monkeypatch.undo()
         assert hooks(model) == before
-        with block(model):
+        with block(model, **method):
             assert rows(model, inputs) == CUT
 
     def test_a_generator_holds_its_block_open_until_it_is_closed(self, model, inputs):
