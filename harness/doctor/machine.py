@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from harness.core.errors import one_line
+from harness.core.files import expanded
 from harness.doctor import ABSENT, BROKEN, OK, Finding
 from harness.models.checkpoint import run_with_timeout
 
@@ -100,7 +101,7 @@ def disk(runs: Path) -> Iterator[Finding]:
         "temporary": _temporary(),
     }
     for name, place in places.items():
-        path = Path(place).expanduser().absolute()
+        path = expanded(place).absolute()
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
         free = shutil.disk_usage(existing).free / GIB
         yield Finding("disk", name, OK if free >= MIN_FREE else BROKEN, f"{free:.1f} GiB free in {path}")

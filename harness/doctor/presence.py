@@ -10,6 +10,7 @@ import yaml
 
 from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
 from harness.core.errors import UserError, one_line
+from harness.core.files import expanded
 from harness.core.overrides import compose
 from harness.core.task_index import task_file
 from harness.doctor import ABSENT, BROKEN, OK, Finding
@@ -106,7 +107,7 @@ def _cached(repository: str) -> Path | None:
     datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
     places = [
         Path(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "snapshots"),
-        Path(datasets_cache).expanduser() / repository.replace("/", "___"),
+        expanded(datasets_cache) / repository.replace("/", "___"),
     ]
     return next((place for place in places if place.is_dir() and any(place.iterdir())), None)
 

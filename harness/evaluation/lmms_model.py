@@ -26,6 +26,7 @@ from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, one_line
 from harness.core.files import digest
 from harness.core.timing import Stages
+from harness.core.values import checked
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_command import one_line_ending
 from harness.evaluation.pruner import Pruner, pruner_of
@@ -341,7 +342,7 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
     rest = {key: value for key, value in arguments.items() if key not in names and not key.startswith("method_")}
     if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
         rest["keep"] = 1.0
-    run = validate(OmegaConf.create({**tree, **rest}))
+    run = validate(checked(OmegaConf.create({**tree, **rest})))
     folder = ModelFolder(checkpoint.download(run.model))
     pruner = pruner_of(run, folder)
     return load(run.model, folder.path), pruner, Identity(run, folder).answers(pruner)

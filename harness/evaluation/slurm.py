@@ -21,6 +21,7 @@ from omegaconf import OmegaConf, open_dict
 from harness.core.config import RunConfig, validate
 from harness.core.console import print_json
 from harness.core.errors import UserError
+from harness.core.values import checked
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.run_context import RunContext
 from harness.evaluation.sweep_plan import shared, wanted_runs
@@ -93,7 +94,7 @@ class Launcher(SlurmLauncher):
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(composed):
             del composed["hydra"]
-        return validate(composed)
+        return validate(checked(composed))
 
     def _submit(self, jobs: Sequence[tuple[LocatedRun, PlannedRun]], common: list[str], runs: Path) -> str:
         """Write the plan, submit the array, return its number; UserError with what sbatch says."""

@@ -51,6 +51,21 @@ def test_a_batch_size_that_is_no_number_is_one_line(size, lmms_eval, capsys):
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("share_gb=nan", "share_gb must be a finite number, got nan"),
+        ("scorer=~nobody_of_this_name/x", "home folder in ~n"),
+    ],
+)
+def test_a_value_that_nothing_can_work_with_is_one_line(argument, message, lmms_eval, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        PrunedModel.create_from_arg_string(f"pretrained=harness://pocket/weights,keep=0.5,method=random,{argument}", {})
+    err = capsys.readouterr().err
+    assert (stopped.value.code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
 def test_an_error_while_answering_is_one_line(lmms_eval, monkeypatch, capsys):
     def refuse():
         raise UserError("this machine has a problem")
