@@ -78,8 +78,9 @@ def test_a_run_that_fails_is_one_line(script):
 @pytest.mark.parametrize("word", ["main", "sweep"])
 def test_the_former_commands_name_the_script(word, script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["harness.bench", word, "limit=20"])
-    with pytest.raises(SystemExit, match=rf"lies in scripts/ now: python scripts/time_runs\.py {word}$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         bench.main()
+    assert capsys.readouterr().err.endswith(f"lies in scripts/ now: python scripts/time_runs.py {word}\n")
     with pytest.raises(SystemExit, match=r"^0$"):
         script.main([word, "--help"])
     assert "--limit" in capsys.readouterr().out

@@ -324,5 +324,5 @@ def test_lmms_evals_own_command_line_refuses_prompts_that_it_would_not_use(place
     with (tasks / "tiny_stills.yaml").open("a") as file:
         file.write("lmms_eval_specific_kwargs: {default: {}, qwen2_5_vl: {pre_prompt: Look.}}\n")
     options = ["--model", "harness", "--model_args", f"pretrained={place.model},dtype=float32"]
-    said = place.run("lmms_eval", *options, "--tasks", "tiny_stills", "--include_path", str(tasks))
+    said = place.run("lmms_eval", *options, "--tasks", "tiny_stills", "--include_path", str(tasks), code=2)
     assert "task tiny_stills has prompts for qwen2_5_vl" in "".join(said)
