@@ -151,7 +151,6 @@ def update_archive(results: Sequence[Result], folder: Path) -> list[Path]:
     """
     new: dict[str, Result] = {}
     for result in results:
-        _check_complete(result)
         if (other := new.setdefault(result.cell, result)) is not result:
             raise UserError(f"{other.folder} and {result.folder} have the same settings: move one of them away")
     archived = archive.read(folder) if archive.is_archive(folder) else []
@@ -166,14 +165,6 @@ def update_archive(results: Sequence[Result], folder: Path) -> list[Path]:
     archive.write(folder, [_archived(result) for result in [*kept, *results]])
     say(f"{folder}: {len(results)} runs written, {len(kept)} kept, {len(old) - len(kept)} replaced")
     return [folder / archive.PROVENANCE, folder / archive.SCORES]
-
-
-def _check_complete(result: Result) -> None:
-    """UserError unless every question of every task has a score in every column."""
-    counts = {task: {*map(len, columns.values())} for task, columns in result.per_question.items()}
-    if counts != {task: {count} for task, count in result.metrics["questions"].items()}:
-        again = "run it again with force=true"
-        raise UserError(f"{result.folder} is damaged (scores.json has other questions than metrics.json): {again}")
 
 
 def _archived(result: Result) -> archive.ArchivedRun:

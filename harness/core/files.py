@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,7 +36,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     with writing(path):
         try:
             with temporary.open("wb") as stream:
-                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.write(utf8(content) if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
@@ -53,14 +53,19 @@ def append(file: Path, text: str) -> None:
     with writing(file):
         size = file.stat().st_size if file.exists() else 0
         try:
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(text)
+            with file.open("ab") as stream:
+                stream.write(utf8(text))
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError:
             if file.exists():
                 os.truncate(file, size)
             raise
+
+
+def utf8(text: str) -> bytes:
+    """Encode text as UTF-8; halves of surrogate pairs, which it lacks, become escapes, as JSON has them, too."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 BAD_JSON = (ValueError, RecursionError)  # what `from_json` raises; the latter for lists nested thousands deep
@@ -84,22 +89,20 @@ def load(file: Path, keys: Iterable[str], remedy: str) -> dict[str, Any]:
     return content
 
 
-def read_jsonl(file: Path, remedy: str, keys: Iterable[str] = ()) -> Iterator[Any]:
-    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged or lacks a key.
+def read_jsonl(file: Path, remedy: str, fault: Callable[[Any], str | None] = lambda value: None) -> Iterator[Any]:
+    """Yield the JSON value in each line that is not blank; a UserError names a line that is damaged or has a `fault`.
 
     Lines end at a newline alone: answers may hold other separators, at which `str.splitlines` would cut them in two. A
     carriage return in front of the newline, as editors on Windows leave it, is a space to JSON.
     """
-    needed = set(keys)
     with as_user_error(OSError, f"{file} cannot be read"), file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             with as_user_error(BAD_JSON, f"{file} is damaged in line {number}", remedy):
                 value = from_json(line)
-            if needed and not (isinstance(value, dict) and needed <= value.keys()):
-                lacking = f"it lacks {' or '.join(sorted(needed))}"
-                raise UserError(f"{file} is damaged in line {number} ({lacking}); {remedy}")
+            if (wrong := fault(value)) is not None:
+                raise UserError(f"{file} is damaged in line {number} ({wrong}); {remedy}")
             yield value
 
 
@@ -134,7 +137,7 @@ def json_lines(values: Iterable[Any]) -> str:
 
 def digest(value: Any) -> str:
     """Return the SHA-256 of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(utf8(json.dumps(value, sort_keys=True, ensure_ascii=False))).hexdigest()
 
 
 def file_digest(file: Path) -> str:

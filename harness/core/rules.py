@@ -1,4 +1,4 @@
-"""Rules for configuration values, with uniform error messages."""
+"""What values of a configuration have to be, checked and refused in the same words everywhere."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from harness.core.errors import UserError
 
-Rule = tuple[str, Callable[[Any], object]]  # the words after "must" in the message, and the check
+Rule = tuple[str, Callable[[Any], object]]  # what a value must do, in words, and whether it does
 
 
 def require(values: Any, rules: Mapping[str, Rule]) -> None:
-    """Raise UserError for the first of `values` that breaks its rule; the key "model.dtype" is `dtype` in `model`."""
+    """Raise a UserError for the first of `values` that breaks its rule; "model.dtype" is `dtype` in `model`."""
     for key, (words, holds) in rules.items():
         value = values
         for name in key.split("."):
@@ -20,33 +20,33 @@ def require(values: Any, rules: Mapping[str, Rule]) -> None:
 
 
 def at_least(least: int) -> Rule:
-    """Require a whole number of at least `least`."""
+    """Return the rule of a whole number."""
     words = f"be a whole number of at least {least}"
     return words, lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def count_or_share() -> Rule:
-    """Require a whole number of at least 1, or a share between 0 and 1."""
+    """Return the rule of a whole number of at least 1 or of a share."""
     words, is_count = at_least(1)
     return f"{words}, or a share between 0 and 1", lambda value: is_count(value) or 0 < value < 1
 
 
 def between(low: float, high: float) -> Rule:
-    """Require a number above `low` and below `high`."""
+    """Return the rule of a number that lies between two others and equals neither."""
     return f"lie between {low} and {high}", lambda value: low < value < high
 
 
 def folder_name() -> Rule:
-    """Require the name of a subfolder, and no path that leads elsewhere."""
+    """Return the rule of a name that names a folder of its own inside another one."""
     return "be a name that a folder can have", lambda name: Path(name).name.strip(".")
 
 
 def one_of(allowed: Collection[Any]) -> Rule:
-    """Require one of `allowed`."""
+    """Return the rule of a choice."""
     return f"be one of {', '.join(allowed)}", lambda value: value in allowed
 
 
 def optional(rule: Rule) -> Rule:
-    """Allow null as well."""
+    """Return a rule that null satisfies, too."""
     words, holds = rule
-    return f"be null or {words.removeprefix('be ')}", lambda value: value is None or holds(value)
+    return words.replace("be ", "be null or ", 1), lambda value: value is None or holds(value)

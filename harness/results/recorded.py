@@ -18,13 +18,3 @@ class Recorded(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         name = f"{self.name}.{key}".removeprefix(".")
         raise UserError(f"{self.file} is damaged, it lacks {name}: move the run away and start it again")
-
-    def require(self, kinds: dict[str, type]) -> None:
-        """Raise UserError for the first dotted key that is missing or of another kind."""
-        for name, kind in kinds.items():
-            value: Any = self
-            for key in name.split("."):
-                value = value[key] if isinstance(value, Recorded) else None
-            if not isinstance(value, kind):
-                wrong = f"{name} is {type(value).__name__}, expected {kind.__name__}"
-                raise UserError(f"{self.file} is damaged, {wrong}: move the run away and start it again")

@@ -6,20 +6,17 @@ such as `responses.1.jsonl` in the same folder, which the first process merges i
 
 import re
 from collections.abc import Iterable, Iterator
-from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jsonl, write_atomic
+from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jsonl, utf8, write_atomic
+from harness.results import schema
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
-NAME = {"key", "task", "doc_id"}
-FIELDS = {  # of every line that a run writes
-    RESPONSES: NAME | {"response", "input_tokens", "output_tokens"},
-    KEPT: NAME | {"n", "k", "per_layer", "grids", "kept"},
-}
+LINES = {RESPONSES: schema.Response, KEPT: schema.Kept}
 
 
 class ResponseLog:
@@ -57,7 +54,7 @@ class ResponseLog:
         self.responses = {key: self.responses[key] for key in keys}
         self.kept = {key: self.kept[key] for key in self.responses}
         for file, lines in zip(_files(self._folder), (self.responses, self.kept), strict=True):
-            content = json_lines(lines.values()).encode()
+            content = utf8(json_lines(lines.values()))
             if (file.read_bytes() if file.exists() else b"") != content:
                 write_atomic(file, content)
         remove_logs(self._folder, other_processes(self._folder))
@@ -65,24 +62,19 @@ class ResponseLog:
 
 def read_responses(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
     """Yield the lines of a finished run's responses; none if it has no such file."""
-    yield from _lines(folder / RESPONSES, remedy, ("task", "doc_id", "response"))
+    yield from _lines(folder / RESPONSES, remedy)
 
 
 def read_kept(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
     """Yield the lines of a finished run's kept tokens; none if it has no such file.
 
-    UserError if `k` is not the number of the tokens that a line names; `resize` names none.
+    UserError if a line contradicts itself; of `resize` it names no tokens.
     """
-    file = folder / KEPT
-    for number, line in enumerate(_lines(file, remedy, ("task", "doc_id", "n", "k", "kept")), 1):
-        if line["kept"] and len(line["kept"]) != line["k"]:
-            says = f"k is {line['k']}, but {len(line['kept'])} tokens are kept"
-            raise UserError(f"{file} is damaged in line {number} ({says}); {remedy}")
-        yield line
+    yield from _lines(folder / KEPT, remedy)
 
 
-def _lines(file: Path, remedy: str, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    return read_jsonl(file, remedy, keys) if file.is_file() else iter(())
+def _lines(file: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    return read_jsonl(file, remedy, partial(schema.fault, LINES[file.name])) if file.is_file() else iter(())
 
 
 def lock_of(folder: Path, process: int = 0) -> Path:
@@ -116,8 +108,8 @@ def remove_logs(folder: Path, processes: Iterable[int]) -> None:
 
 def _read(folder: Path, process: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return responses and kept indices by key, for the questions that have both."""
-    files = zip(_files(folder, process), FIELDS.values(), strict=True)
-    responses, kept = (_by_key(_recover(file, fields)) for file, fields in files)
+    files = zip(_files(folder, process), LINES.values(), strict=True)
+    responses, kept = (_by_key(_recover(file, kind)) for file, kind in files)
     both = [key for key in responses if key in kept]
     return {key: responses[key] for key in both}, {key: kept[key] for key in both}
 
@@ -130,8 +122,8 @@ def _by_key(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return first_lines
 
 
-def _recover(file: Path, fields: AbstractSet[str]) -> list[dict[str, Any]]:
-    """Return the complete lines of a file, which have these fields.
+def _recover(file: Path, kind: type) -> list[dict[str, Any]]:
+    """Return the complete lines of a file, which are of this kind.
 
     A crash damages only the end of a file, so a damaged line before a complete one is a UserError.
     """
@@ -139,7 +131,7 @@ def _recover(file: Path, fields: AbstractSet[str]) -> list[dict[str, Any]]:
         return []
     *ended, _cut_short = file.read_bytes().split(b"\n")
     lines: list[dict[str, Any]] = []
-    for number, line in enumerate((_parsed(line, fields) for line in ended), 1):
+    for number, line in enumerate((_parsed(line, kind) for line in ended), 1):
         if line is not None:
             if len(lines) < number - 1:
                 damaged = f"{file} is damaged in line {len(lines) + 1}"
@@ -148,10 +140,9 @@ def _recover(file: Path, fields: AbstractSet[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def _parsed(line: bytes, fields: AbstractSet[str]) -> dict[str, Any] | None:
+def _parsed(line: bytes, kind: type) -> dict[str, Any] | None:
     try:
         content = from_json(line)
     except BAD_JSON:
         return None
-    whole = isinstance(content, dict) and fields <= content.keys() and isinstance(content["key"], str)
-    return content if whole else None
+    return content if schema.fault(kind, content) is None else None

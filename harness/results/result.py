@@ -5,21 +5,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.core.errors import UserError
 from harness.core.files import digest, load
-from harness.results import archive, seal
+from harness.results import archive, schema, seal
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
 from harness.results.recorded import Recorded
 from harness.results.run_folder import AGAIN, DONE, METRICS, SCORES, RunFolder, format_of
 
-# What run.json has in every format, and of what kind; a key that is missing elsewhere is named when it is read
-KINDS: dict[str, type] = {
-    **dict.fromkeys(("method", "model", "config.model.name", "config.tasks.name"), str),
-    **dict.fromkeys(("identity.model", "identity.tasks", "config.method"), dict),
-}
+AWAY = "move the run away and start it again"
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,8 @@ class Result:
     archived_finish: dict[str, Any] | None = None  # None: in `DONE`
 
     def __post_init__(self) -> None:
+        format_of(self.folder, self.about)
         about = Recorded(self.about, str(self.folder / "run.json"))
-        about.require(KINDS)
-        format_of(self.folder, about)
         object.__setattr__(self, "about", about)
         object.__setattr__(self, "metrics", Recorded(self.metrics, str(self.folder / METRICS)))
 
@@ -50,12 +45,19 @@ class Result:
             if archived is None:
                 raise UserError(f"{path} is no finished run: it has no {DONE}, and no archive holds it")
             return cls.archived(path, archived)
-        return cls(path, *RunFolder(path, {}).finished())
+        return cls(path, *RunFolder(path, {}).finished())._checked()
 
     @classmethod
     def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
         """Return a run of an archive; `path` is the archive's path and the run's name."""
-        return cls(path, run.about, run.metrics, archived_scores=run.per_question, archived_finish=run.finished)
+        scores, finish = run.per_question, run.finished
+        return cls(path, run.about, run.metrics, archived_scores=scores, archived_finish=finish)._checked()
+
+    def _checked(self) -> Self:
+        """Raise UserError unless what was read is of the kind that readers rely on."""
+        schema.check(schema.About, self.about, str(self.folder / "run.json"), AWAY)
+        schema.check(schema.Metrics, self.metrics, str(self.folder / METRICS), AWAY)
+        return self
 
     @property
     def finished(self) -> dict[str, Any]:
@@ -160,7 +162,11 @@ class Result:
             return self.archived_scores
         if not (self.folder / SCORES).is_file():
             raise UserError(f"{self.folder} has no {SCORES}: it is older than this file, {AGAIN}")
-        return load(self.folder / SCORES, (), AGAIN)
+        scores: archive.PerQuestion = load(self.folder / SCORES, (), AGAIN)
+        schema.check(schema.Scores, scores, str(self.folder / SCORES), AGAIN)
+        if wrong := schema.other_questions(scores, self.metrics["questions"]):
+            raise UserError(f"{self.folder / SCORES} is damaged ({wrong}): {AGAIN}")
+        return scores
 
     @property
     def has_questions(self) -> bool:

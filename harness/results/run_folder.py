@@ -7,7 +7,7 @@ from typing import Any
 from harness.core.errors import UserError, as_user_error
 from harness.core.files import digest, json_line, load, to_json, write_atomic, writing
 from harness.core.locks import locked
-from harness.results import seal
+from harness.results import schema, seal
 from harness.results.response_log import (
     KEPT,
     RESPONSES,
@@ -134,9 +134,8 @@ class RunFolder:
                 raise UserError(f"{self.path} is damaged ({METRICS} has other tasks than run.json): {AGAIN}")
             if not (self.path / SCORES).is_file():
                 return  # older than the file
-            columns = {task: {*map(len, part.values())} for task, part in self._finished(SCORES).items()}
-            if columns != {task: {count} for task, count in counts.items()}:
-                raise UserError(f"{self.path} is damaged ({SCORES} has other questions than {METRICS}): {AGAIN}")
+            if wrong := schema.other_questions(self._finished(SCORES), counts):
+                raise UserError(f"{self.path / SCORES} is damaged ({wrong}): {AGAIN}")
 
     def _finished(self, name: str, *keys: str) -> dict[str, Any]:
         return load(self.path / name, keys, f"remove {self.path / DONE} and start again, its answers are kept")

@@ -114,7 +114,7 @@ def test_a_line_ends_at_a_newline_alone(tmp_path):
 
 def test_blank_lines_and_line_ends_of_windows_are_spaces(tmp_path):
     (tmp_path / "file").write_bytes(b'{"a": "\\u2028"}\r\n\r\n  \n{"a": 2}')
-    assert list(read_jsonl(tmp_path / "file", "", ["a"])) == [{"a": "\u2028"}, {"a": 2}]
+    assert list(read_jsonl(tmp_path / "file", "")) == [{"a": "\u2028"}, {"a": 2}]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,10 @@ def test_blank_lines_and_line_ends_of_windows_are_spaces(tmp_path):
         (b'{"a": ', "Expecting value"),
         (b'"\xff"', "utf-8"),
         (b"[" * 100_000, "recursion"),
-        (b"[1]", "it lacks a"),
-        (b'{"b": 1}', "it lacks a"),
+        (b"[1]", "it is a list"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):
     (tmp_path / "file").write_bytes(b'{"a": 1}\n' + line)
     with pytest.raises(UserError, match=rf"file is damaged in line 2.*{message}.*; repeat it$"):
-        list(read_jsonl(tmp_path / "file", "repeat it", ["a"]))
+        list(read_jsonl(tmp_path / "file", "repeat it", lambda value: "it is a list" if value == [1] else None))

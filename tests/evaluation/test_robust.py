@@ -2,50 +2,24 @@
 
 import errno
 import fcntl
-import itertools
 import os
 import random
 import resource
 import shutil
 import signal
 import subprocess
-from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 
 import pytest
-from fork_server import Command, Forks, counting, record
+from fork_server import Forks, counting
+from kills import Place, watch
 from tiny_models import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
 from harness.evaluation import identity
 
 QUESTIONS, BATCH = 5, 2
-
-
-@dataclass
-class Place:
-    root: Path
-    forks: Forks
-    call: list[str]
-
-    def run(self, runs: str | Path, code: int = 0, before=None, **overrides) -> Command:
-        more = [f"{key}={value}" for key, value in overrides.items()]
-        return self.forks.run(*self.call, f"runs={runs}", *more, code=code, before=before)
-
-    def refused(self, runs: str | Path, before=None, **overrides) -> str:
-        """The one line with which a run ends that cannot go on."""
-        command = self.run(runs, 2, before, **overrides)
-        assert "Traceback" not in command.err
-        assert len(command.errors) == 1, command.err
-        assert command.out == ""
-        return command.errors[0]
-
-    def folders(self, runs: str | Path) -> list[Path]:
-        return sorted(path.parent for path in (self.root / runs).rglob("run.json"))
-
-    def records(self, runs: str | Path) -> dict[str, dict[str, bytes]]:
-        return {folder.name: record(folder) for folder in self.folders(runs)}
 
 
 @pytest.fixture(scope="module")
@@ -64,61 +38,14 @@ def whole(place):
     return place.records("whole")
 
 
-def watch(moments: Path, killed_at: int = 0) -> None:
-    """To run first in a process: note its moments; at one of them comes kill -9, half-way through what is written."""
-    from lmms_eval import evaluator
-    from transformers import Qwen2_5_VLForConditionalGeneration as Model
-
-    from harness.core import files
-    from harness.results import response_log, run_folder
-
-    number = itertools.count(1)
-
-    def moment(kind: str) -> bool:
-        with moments.open("a") as stream:
-            stream.write(f"{kind}\n")
-        return next(number) == killed_at
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def watched(owner, name: str, kind: str, half=None) -> None:
-        plain = getattr(owner, name)
-
-        @wraps(plain)
-        def call(*args, **kwargs):
-            if moment(kind):
-                if half:
-                    half(*args)
-                die()
-            return plain(*args, **kwargs)
-
-        setattr(owner, name, call)
-
-    def half_a_line(file: Path, text: str) -> None:
-        with file.open("a") as stream:
-            stream.write(text[: len(text) // 2])
-
-    def half_a_file(path: Path, text: str) -> None:
-        path.with_name(f".{path.name}.{os.getpid()}.tmp").write_text(text[: len(text) // 2])
-
-    watched(Model, "forward", "generating")
-    watched(evaluator, "_process_document_results", "scoring")
-    watched(response_log, "append", "writing", half_a_line)
-    watched(files.os, "fsync", "writing")
-    watched(Path, "replace", "writing")
-    for module in (response_log, run_folder):
-        watched(module, "write_atomic", "writing", half_a_file)
-
-
-def ten_moments() -> list[tuple[str, float]]:
+def six_moments() -> list[tuple[str, float]]:
     """Kinds, and where among the moments of their kind, drawn from a seed."""
     rng = random.Random(4)
-    kinds = ["generating"] * 4 + ["scoring"] * 2 + ["writing"] * 4
+    kinds = ["generating"] * 4 + ["scoring"] * 2
     return [(kind, round(rng.random(), 3)) for kind in kinds]
 
 
-@pytest.mark.parametrize(("kind", "share"), ten_moments())
+@pytest.mark.parametrize(("kind", "share"), six_moments())
 def test_kill_9_at_a_random_moment(kind, share, place, whole, tmp_path):
     moments = (place.root / "moments").read_text().split()
     of_kind = [number for number, name in enumerate(moments, 1) if name == kind]

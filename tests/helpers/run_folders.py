@@ -47,7 +47,11 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
     tokens_of = {t: {"all": 100.0, "kept": 25.0 if not baseline else 100.0} for t in each}
     metrics = {"scores": results, "primary": primary, "questions": counts, "visual_tokens": tokens_of, "failed": failed}
     metrics |= {"noise": noise} if noise else {}
-    lines = [{"task": t, "doc_id": i, "response": text} for t, texts in said.items() for i, text in enumerate(texts)]
+    lines = [
+        {"key": f"{t} {i}", "task": t, "doc_id": i, "response": text}
+        for t, texts in said.items()
+        for i, text in enumerate(texts)
+    ]
     if lines:
         (folder.path / "responses.jsonl").write_text(json_lines(lines))
     folder.finish(metrics, {t: {"doc_id": list(range(counts[t])), **c} for t, c in each.items()}, {})

@@ -199,7 +199,7 @@ def test_a_run_without_all_its_scores_is_refused(runs, tmp_path):
     scores["t_one"]["acc,none"].pop()
     file.write_text(json.dumps(scores))
     sealed_again(file.parent)
-    with pytest.raises(UserError, match=r"none-.* is damaged \(scores.json has other questions than metrics.json\)"):
+    with pytest.raises(UserError, match=r"scores\.json is damaged \(it does not have 4 questions of t_one in each"):
         write(runs, tmp_path / "archive")
     file.unlink()
     sealed_again(file.parent)

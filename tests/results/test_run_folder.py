@@ -10,7 +10,7 @@ import pytest
 
 from harness.core.errors import UserError
 from harness.core.files import append, check_place, digest, slug, to_json, write_atomic
-from harness.results.response_log import FIELDS, KEPT, RESPONSES, ResponseLog
+from harness.results.response_log import KEPT, LINES, RESPONSES, ResponseLog
 from harness.results.run_folder import RunFolder
 
 IDENTITY = {"method": {"name": "idpruner", "lam": 0.5}, "budget": {"keep": 0.25, "tokens": None}}
@@ -298,7 +298,9 @@ def test_runs_have_to_lie_where_a_folder_can_be_made(tmp_path, monkeypatch):
         check_place(tmp_path / "runs")
 
 
-@pytest.mark.parametrize(("name", "lacking"), [(name, field) for name in FIELDS for field in sorted(FIELDS[name])])
+@pytest.mark.parametrize(
+    ("name", "lacking"), [(name, field) for name, kind in LINES.items() for field in sorted(kind.__required_keys__)]
+)
 def test_a_line_that_lacks_a_field_is_damaged(name, lacking, folder):
     """The last one is asked again; one before others is refused."""
     folder.open({}).add(*lines("a", "b"))

@@ -1,0 +1,226 @@
+"""What the files of a run hold, as far as readers rely on it: checked where a run is read.
+
+Keys that every format of `run.json` has are required. A file may have more keys than these.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # which pydantic asks for below Python 3.12
+
+from harness.core.errors import UserError
+from harness.core.escape import visible
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+Count = Annotated[int, Field(ge=0)]
+Versions = dict[str, str | None]
+
+
+@with_config(STRICT)
+class Model(TypedDict):
+    """The model as `model=` named it; its settings are other keys."""
+
+    name: str
+
+
+@with_config(STRICT)
+class ModelIdentity(TypedDict):
+    """How the model was loaded."""
+
+    weights: str
+    dtype: str
+    packages: NotRequired[Versions]
+    device: NotRequired[str | None]
+    attn: NotRequired[str | None]
+    batch_size: NotRequired[int | None]
+
+
+@with_config(STRICT)
+class TasksIdentity(TypedDict):
+    """Which questions were asked."""
+
+    names: list[str]
+    limit: int | float | None
+    files: str | None
+    sample: NotRequired[str]
+    sample_seed: NotRequired[int]
+    questions: NotRequired[Any]
+    data: NotRequired[dict[str, Any]]
+
+
+@with_config(STRICT)
+class Identity(TypedDict):
+    """Everything that can change an answer."""
+
+    model: ModelIdentity
+    tasks: TasksIdentity
+    seed: NotRequired[int]
+
+
+@with_config(STRICT)
+class Method(TypedDict):
+    """A method and its parameters, which are other keys."""
+
+    name: str
+    lam: NotRequired[float | None]
+
+
+@with_config(STRICT)
+class Tasks(TypedDict):
+    """A set of tasks, each with its metric."""
+
+    name: str
+    metrics: NotRequired[dict[str, str | None]]
+    include: NotRequired[str | None]
+
+
+@with_config(STRICT)
+class Config(TypedDict):
+    """The configuration of a run."""
+
+    method: Method
+    model: Model
+    tasks: Tasks
+    keep: float | None
+    tokens: int | None
+    seed: NotRequired[int]
+    positions: NotRequired[str]
+
+
+@with_config(STRICT)
+class Decoding(TypedDict):
+    """Whether decoding through a cache was compared with prefills."""
+
+    verified: bool
+    reason: NotRequired[str]
+
+
+@with_config(STRICT)
+class FileDigest(TypedDict):
+    """A file of a method."""
+
+    digest: str
+
+
+@with_config(STRICT)
+class About(TypedDict):
+    """`run.json`."""
+
+    format: NotRequired[int]
+    identity: Identity
+    method: str
+    model: str
+    budget: str
+    config: Config
+    git: NotRequired[str | None]
+    python: NotRequired[str]
+    device: NotRequired[str]
+    started: NotRequired[str]
+    packages: NotRequired[Versions]
+    sources: NotRequired[dict[str, Any]]
+    resumed: NotRequired[list[dict[str, Any]]]
+    decoding: NotRequired[Decoding]
+    made_from: NotRequired[dict[str, FileDigest]]
+
+
+Noise = TypedDict(
+    "Noise",
+    {
+        "from": Literal["questions", "units", "jackknife", None],
+        "scale": NotRequired[float],
+        "reason": NotRequired[str],
+        "clusters": NotRequired[list[str]],
+        "influence": NotRequired[list[float]],
+    },
+)
+
+
+@with_config(STRICT)
+class Metrics(TypedDict):
+    """`metrics.json`."""
+
+    scores: dict[str, dict[str, float | list[float]]]
+    primary: dict[str, str | None]
+    questions: dict[str, Count]
+    failed: NotRequired[dict[str, Count]]
+    visual_tokens: NotRequired[dict[str, dict[str, float]]]
+    noise: NotRequired[dict[str, dict[str, Noise]]]
+
+
+@with_config(STRICT)
+class Response(TypedDict):
+    """A line of `responses.jsonl`."""
+
+    key: str
+    task: str
+    doc_id: int
+    response: str
+    input_tokens: NotRequired[int | None]
+    output_tokens: NotRequired[int | None]
+    failed: NotRequired[str]
+    repeat: NotRequired[int]
+
+
+@with_config(STRICT)
+class Kept(TypedDict):
+    """A line of `kept.jsonl`."""
+
+    key: str
+    task: str
+    doc_id: int
+    n: Count
+    k: Count
+    grids: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
+    kept: list[Count]
+    per_layer: NotRequired[float]
+    budget: NotRequired[Count]
+    repeat: NotRequired[int]
+    order: NotRequired[list[Count]]
+    importance: NotRequired[str]
+
+
+Scores = dict[str, dict[str, list[Any]]]  # `scores.json`
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=None if hasattr(kind, "__pydantic_config__") else STRICT)
+
+
+def fault(kind: Any, value: Any) -> str | None:
+    """Return where a JSON value first differs from a kind of this file, and how; None if it does not."""
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return visible(f"{place}: {first['msg']}, got {first['input']!r:.40}".removeprefix(": "))
+    return _contradiction(value) if kind is Kept else None
+
+
+def _contradiction(line: Mapping[str, Any]) -> str | None:
+    """Return how a line of `kept.jsonl` contradicts itself; of `resize` it names no tokens."""
+    n, k, kept = line["n"], line["k"], line["kept"]
+    if kept and len(kept) != k:
+        return f"k is {k}, but {len(kept)} tokens are kept"
+    if max(kept, default=-1) >= n:
+        return f"token {max(kept)} of n = {n} is kept"
+    return None
+
+
+def check(kind: Any, value: Any, file: str, remedy: str) -> None:
+    """Raise UserError unless the JSON value of a file is of a kind of this file."""
+    if (wrong := fault(kind, value)) is not None:
+        raise UserError(f"{file} is damaged ({wrong}): {remedy}")
+
+
+def other_questions(scores: Mapping[str, Mapping[str, list[Any]]], counts: Mapping[str, int]) -> str | None:
+    """Return how `scores.json` contradicts the number of questions of each task; None if it does not."""
+    if scores.keys() != counts.keys():
+        return f"it has the tasks {', '.join(scores) or 'none'}, expected {', '.join(counts)}"
+    for task, columns in scores.items():
+        if "doc_id" not in columns or {*map(len, columns.values())} != {counts[task]}:
+            return f"it does not have {counts[task]} questions of {task} in each column"
+    return None
