@@ -130,13 +130,16 @@ def _attempts(runs: Path) -> dict[str, Attempt]:
 
 
 def _folders(runs: Path) -> dict[str, Path]:
-    """Return every run folder by key; of two that differ only in their device, the finished one."""
+    """Return every run folder by key; of two that differ only in their device, the finished one.
+
+    A folder whose `run.json` cannot be read has its path for a key.
+    """
     folders: dict[str, Path] = {}
     for file in sorted(runs.glob("*/*/*/run.json")):
         try:
             key = key_of(from_json(file.read_bytes())["identity"])
-        except (*BAD_JSON, KeyError, TypeError) as error:
-            raise UserError(f"{file} cannot be read: move its folder away") from error
+        except (*BAD_JSON, KeyError, TypeError):
+            key = str(file.parent)
         if not _done(folders.get(key)):
             folders[key] = file.parent
     return folders
@@ -166,6 +169,8 @@ def _locked(folder: Path | None) -> bool:
 
 
 def _unplanned(key: str, folder: Path) -> Run:
+    if key == str(folder):
+        return Run(key, "", "damaged", _answers(folder), why="run.json cannot be read: move the folder away")
     state, why = _end(folder) if _done(folder) else ("running" if _locked(folder) else "stopped", None)
     return Run(key, "", state, _answers(folder), why=why)
 
