@@ -1,4 +1,5 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
+# make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
 # make results: run again what results/pocket holds, in results/pocket/new, in three parts (results-pocket, results-llava-keep,
 # results-llava-tokens) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -27,6 +28,12 @@ test: .venv/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What was tried of each kind of bad input, and what held; thousands of inputs are drawn, make test draws a tenth of them.
+robustness: export OMP_NUM_THREADS = 1
+robustness: export THOROUGH = 1
+robustness: .venv/.installed-test
+	$(BIN)/pytest -n 2 --dist worksteal -m kind
 
 # Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
 ELSEWHERE := tests/methods/test_contract.py tests/pruning/test_decoding.py tests/models/test_adapter_calls.py tests/pruning/test_sabotage.py tests/pruning/test_steps.py

@@ -1,7 +1,12 @@
 """What all tests share: tiny models, a processor and a scorer, built once; and which files run first."""
 
 import pytest
-from kinds import pytest_runtest_logreport, pytest_runtest_makereport, pytest_terminal_summary  # noqa: F401  (hooks)
+from kinds import (  # noqa: F401  (hooks)
+    pytest_itemcollected,
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 
 # These take longest. Started last, they would leave the other test process with nothing to do.
 FIRST = ("test_slurm.py", "test_docs.py", "test_report.py", "test_decoding.py", "test_archive.py")

@@ -1,7 +1,7 @@
-"""Count what was tried of each kind of fault, and what held: `pytest -m kind` prints the table of docs/robustness.md.
+"""Count what was tried of each kind of fault, and what held: `make robustness` prints the table of docs/robustness.md.
 
-A test of the marker `kind(NAME)` counts once, or as often as it enters `tried`. The last line of each row counts what
-ended as it has to: the answer, or one line and its exit code.
+A test of these files counts once, or as often as it enters `tried`. What ended as it has to held: with the answer, or
+with one line and its exit code.
 """
 
 import os
@@ -17,6 +17,23 @@ from hypothesis import HealthCheck, Phase, settings
 THOROUGH = bool(os.environ.get("THOROUGH"))
 Item = TypeVar("Item")
 
+KINDS = {
+    "finished runs": ["results/test_seal.py", "results/test_damaged_about.py", "robustness/test_damaged_runs.py"],
+    "untrusted text": ["report/test_hostile_text.py"],
+    "lines of JSON": ["commands/test_json.py", "results/test_line_ends.py", "robustness/test_damaged_journals.py"],
+    "questions": ["models/test_bad_input.py", "models/test_context.py", "pruning/test_non_finite.py"],
+    "pictures": ["models/test_pictures.py", "robustness/test_damaged_pictures.py"],
+    "commands": ["commands/test_last_line.py", "evaluation/test_lmms_command.py", "robustness/test_any_arguments.py"],
+    "checkpoints": ["models/test_generation.py", "robustness/test_damaged_checkpoints.py"],
+    "locks": ["commands/test_locks.py"],
+    "methods of others": ["methods/test_checks.py", "methods/test_scores.py", "methods/test_testing.py"],
+    "prune blocks": [
+        *("pruning/test_block.py", "models/test_wrappers.py"),
+        *("pruning/test_kv_cache.py", "pruning/test_checkpointing.py"),
+    ],
+    "kills and full disks": ["evaluation/test_robust.py", "robustness/test_kills.py"],
+}
+_KIND_OF = {file: kind for kind, files in KINDS.items() for file in files}
 _inputs: dict[str, Counter[str]] = {}  # of the tests of this process that draw inputs -> "tried" and "held"
 TRIED: Counter[str] = Counter()
 HELD: Counter[str] = Counter()
@@ -44,6 +61,12 @@ def tried(request: pytest.FixtureRequest) -> Iterator[None]:
     counts["tried"] += 1
     yield
     counts["held"] += 1
+
+
+def pytest_itemcollected(item):
+    """Give a test the marker of its file's kind."""
+    if kind := _KIND_OF.get("/".join(item.path.parts[-2:])):
+        item.add_marker(pytest.mark.kind(kind))
 
 
 @pytest.hookimpl(wrapper=True)

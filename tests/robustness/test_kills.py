@@ -14,8 +14,6 @@ from kinds import some_of, tried
 from tiny_models import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
-pytestmark = pytest.mark.kind("kills")
-
 KINDS = {"writing", "renaming"}
 
 

@@ -14,8 +14,6 @@ from harness.core.errors import UserError
 from harness.models.checkpoint import check_folder
 from harness.models.scorer import VisionSelectorScorer, load_scorer, save_scorer
 
-pytestmark = pytest.mark.kind("checkpoints")
-
 QUICK = inputs(150)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -22,8 +22,6 @@ from harness.core.overrides import compose
 from harness.report.build import build
 from harness.results.result import Result, load_results
 
-pytestmark = pytest.mark.kind("run folders")
-
 QUICK = inputs(240)
 FILES = ["run.json", "metrics.json", "scores.json", "kept.jsonl", "responses.jsonl", "DONE"]
 

@@ -2,15 +2,12 @@
 
 import json
 
-import pytest
 from damage import altered, damaged
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import inputs
 
 from harness.results.response_log import KEPT, RESPONSES, ResponseLog
-
-pytestmark = pytest.mark.kind("journals")
 
 LINES = [
     {"key": f"k{i}", "task": "t", "doc_id": i, "response": text, "input_tokens": 9, "output_tokens": 2}

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 
 from harness.core.config import validate
 from harness.core.overrides import compose, parse
-
-pytestmark = pytest.mark.kind("arguments")
+from harness.core.values import checked
 
 KEYS = ["method", "method.lam", "model", "model.pretrained", "model.name", "model.batch_size", "model.device"]
 KEYS += ["model.max_pixels", "model.dtype", "model.scorer", "model.revision", "tasks", "tasks.include", "tasks.name"]
@@ -89,10 +88,10 @@ def composed():
 @inputs(300)
 @given(st.sampled_from([key for key in KEYS if key.isidentifier() or "." in key]), LEAVES)
 def test_the_values(ends_well, composed, key, value):
-    def checked():
+    def validated():
         cfg = composed.copy()
         OmegaConf.set_struct(cfg, False)
         OmegaConf.update(cfg, key, value, merge=False)
-        return validate(cfg)
+        return validate(checked(cfg))
 
-    ends_well(checked)
+    ends_well(validated)

@@ -3,7 +3,6 @@
 import io
 from functools import cache
 
-import pytest
 from damage import damaged
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +12,6 @@ from PIL import Image
 from harness.core.config import ModelConfig
 from harness.models.bad_input import BadInput
 from harness.models.preprocessing import limits_of, to_inputs
-
-pytestmark = pytest.mark.kind("pictures")
 
 QUICK = inputs(250)
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
