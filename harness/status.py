@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     print(table(runs, changed))
     counts = Counter(run.state for run in runs)
     remain = sum(counts[state] for state in REMAIN)
-    hint = ": the same submission again runs what remains" if remain else ""
+    hint = ": run the same command again for what remains" if remain else ""
     print(", ".join(f"{number} {state}" for state, number in counts.items()) + hint)
     jobs = [_row(run, reasons) for run, reasons in zip(runs, changed, strict=True)]
     print_json({"runs": str(cfg.runs), "counts": counts, "remain": remain, "jobs": jobs})

@@ -22,7 +22,7 @@ from harness.core.files import check_parent, check_place, slug, write_atomic
 from harness.core.rules import one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
-from harness.results.frames import raw, read_scores
+from harness.results.frames import read_scores, score_rows
 from harness.results.labels import setting_notes, settings, versions
 from harness.results.latex import latex
 from harness.results.result import Result, failures, load_results, merge_task_runs, pool_seeds, unproven
@@ -46,7 +46,7 @@ def of_runs(results: Sequence[Result], errors_of: str | None = None) -> tuple[li
     results = pool_seeds(results)
     by_hash = {result.hash: result for result in results}
     tables, summaries = [], []
-    for table in tables_of(raw(results)):
+    for table in tables_of(score_rows(results)):
         runs = [by_hash[name] for name in table.frame["hash"]]
         statistics, notes = summary(runs)
         averages = statistics[statistics["benchmark"] == AVERAGE].set_index("hash").reindex(table.frame["hash"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.bench import published, tokens
-from harness.models.attention import received
+from harness.models.attention import attention_received
 from harness.models.scorer import VisionSelectorScorer
 from methods.base import OFFICIAL
 from methods.kernels.cosine import CosineRows
@@ -101,7 +101,7 @@ def _attention(of: Sample) -> Loop:
     size = (HEADS, len(of.x), HEAD_SIZE)
     q, key = (torch.randn(size, generator=of.generator).to(of.x) for _ in range(2))
     return Loop(
-        lambda: received(q, key, HEAD_SIZE**-0.5, OFFICIAL, has_cls=False),
+        lambda: attention_received(q, key, HEAD_SIZE**-0.5, OFFICIAL, has_cls=False),
         {"map of all heads": lambda: published.received(q.float(), key.float())},
         picks=False,
     )

@@ -1,4 +1,4 @@
-"""What values of a configuration have to be, checked and refused in the same words everywhere."""
+"""Rules for configuration values, with uniform error messages."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from harness.core.errors import UserError
 
-Rule = tuple[str, Callable[[Any], object]]  # what a value must do, in words, and whether it does
+Rule = tuple[str, Callable[[Any], object]]  # the words after "must" in the message, and the check
 
 
 def require(values: Any, rules: Mapping[str, Rule]) -> None:
-    """Raise a UserError for the first of `values` that breaks its rule; "model.dtype" is `dtype` in `model`."""
+    """Raise UserError for the first of `values` that breaks its rule; the key "model.dtype" is `dtype` in `model`."""
     for key, (words, holds) in rules.items():
         value = values
         for name in key.split("."):
@@ -20,33 +20,33 @@ def require(values: Any, rules: Mapping[str, Rule]) -> None:
 
 
 def at_least(least: int) -> Rule:
-    """Return the rule of a whole number."""
+    """Require a whole number of at least `least`."""
     words = f"be a whole number of at least {least}"
     return words, lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def count_or_share() -> Rule:
-    """Return the rule of a whole number of at least 1 or of a share."""
+    """Require a whole number of at least 1, or a share between 0 and 1."""
     words, is_count = at_least(1)
     return f"{words}, or a share between 0 and 1", lambda value: is_count(value) or 0 < value < 1
 
 
 def between(low: float, high: float) -> Rule:
-    """Return the rule of a number that lies between two others and equals neither."""
+    """Require a number above `low` and below `high`."""
     return f"lie between {low} and {high}", lambda value: low < value < high
 
 
 def folder_name() -> Rule:
-    """Return the rule of a name that names a folder of its own inside another one."""
+    """Require the name of a subfolder, and no path that leads elsewhere."""
     return "be a name that a folder can have", lambda name: Path(name).name.strip(".")
 
 
 def one_of(allowed: Collection[Any]) -> Rule:
-    """Return the rule of a choice."""
+    """Require one of `allowed`."""
     return f"be one of {', '.join(allowed)}", lambda value: value in allowed
 
 
 def optional(rule: Rule) -> Rule:
-    """Return a rule that null satisfies, too."""
+    """Allow null as well."""
     words, holds = rule
-    return words.replace("be ", "be null or ", 1), lambda value: value is None or holds(value)
+    return f"be null or {words.removeprefix('be ')}", lambda value: value is None or holds(value)

@@ -69,8 +69,8 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     counted = [flops for flops in left if flops is not None]
     print(", ".join(f"{number} {state}" for state, number in Counter(row.state for row in rows).items()))
     print(
-        f"{_tera(sum(counted))} TFLOPs for one question in each of {len(counted)} of the {len(left)} runs to come: "
-        f"a picture of {WIDTH} x {HEIGHT} pixels, {TEXT} tokens of text, {ANSWER} of an answer"
+        f"{_tera(sum(counted))} TFLOPs for one question in each of {len(counted)} of the {len(left)} runs to come, "
+        f"assuming a picture of {WIDTH} x {HEIGHT} pixels, {TEXT} tokens of text and {ANSWER} of an answer"
     )
     total = {"left": len(left), "counted": len(counted), "tflops_per_question": sum(counted) / TERA}
     print_json({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]})

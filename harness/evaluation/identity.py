@@ -35,10 +35,10 @@ from methods.base import Method
 PREPROCESSING = 2  # raise it when messages become other model inputs, or answers are decoded in another way
 CUT = 1  # raise it when the same kept tokens give other logits or answers
 
-# Their minor version counts; the full one is recorded.
+# Packages whose minor version is part of the identity; the full version is recorded.
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "lmms-eval", "qwen-vl-utils", "pillow")
 VIDEO_READERS = ("torchcodec", "decord", "av")  # qwen-vl-utils takes what is installed
-ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # qwen-vl-utils listens to these
+ENVIRONMENT = ("MODEL_SEQ_LEN", "FORCE_QWENVL_VIDEO_READER")  # read by qwen-vl-utils
 HARNESS = Path(__file__).parents[1]
 METHODS = Path(methods.__file__).parent
 ANSWERING = ("prune.py", "models/**/*.py", "pruning/*.py", "evaluation/*.py")
@@ -53,14 +53,14 @@ class Identity:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """Weights by content, and how they are loaded and fed."""
+        """Weights by content, and how they are loaded and given inputs."""
         config = self.run.model
         gpus = range(torch.cuda.device_count()) if config.device_map else [device_of(config)]
         kinds = {torch.cuda.get_device_name(gpu) for gpu in gpus if gpu != "cpu"}
         settings = ("dtype", "attn", "min_pixels", "max_pixels", "max_frames", "batch_size", "unpack", "device_map")
         return {
             "weights": checkpoint.weights_fingerprint(self.folder.path),
-            # In half precision a greedy answer moves with the type of GPU.
+            # In half precision a greedy answer depends on the type of GPU.
             "device": ", ".join(sorted(kinds)) or "cpu",
             **{key: getattr(config, key) for key in settings},
             "versions": model_versions(self.folder.config.model_type),
@@ -82,7 +82,7 @@ class Identity:
 
 
 def model_versions(family: str | None) -> dict[str, Any]:
-    """Return the declared versions of what lies between a question and its answer, but for the method's."""
+    """Return the declared versions of everything except the method."""
     adapter = adapter_class(family)
     return {
         "family": family,
@@ -93,9 +93,9 @@ def model_versions(family: str | None) -> dict[str, Any]:
 
 
 def method_version(method: type[Method]) -> int | str:
-    """Return the declared version of a method; without one, a digest of its source and of what it is built on.
+    """Return the declared version of a method; without one, a digest of its source and that of its bases.
 
-    The latter are the classes up to the first that declares a version, and the shared modules of `methods`.
+    Bases are the classes up to the first that declares a version, and the shared modules of `methods`.
     """
     if declared := _declared(method):
         return declared
@@ -111,7 +111,7 @@ def packages(attn: str) -> dict[str, str | None]:
 
 
 def environment() -> dict[str, str | None]:
-    """Return the environment variables that libraries listen to."""
+    """Return the environment variables that libraries read."""
     return {name: os.environ.get(name) for name in ENVIRONMENT}
 
 
@@ -129,7 +129,7 @@ def sources(method: Method) -> dict[str, str]:
 def changes(about: Mapping[str, Any]) -> list[str]:
     """Return why today's code and packages would not reuse a run with this run.json; nothing if they would.
 
-    Weights, data and the kind of GPU are not looked at.
+    Weights, data and the kind of GPU are not checked.
     """
     try:
         was, config = about["identity"], about["config"]
@@ -168,8 +168,10 @@ def _params(method: Method) -> dict[str, Any]:
             params[name] = from_json(json_line(value))
         except (TypeError, ValueError) as error:
             kind = type(value).__name__
-            plain = "numbers, text, true, false, null, or lists and mappings of them: its results are kept under it"
-            raise UserError(f"{method.name}: {name} is of type {kind}, a parameter must be made of {plain}") from error
+            plain = "numbers, text, true, false, null, or lists and mappings of them"
+            reason = "parameters are part of a run's identity"
+            message = f"{method.name}: parameter {name} must be made of {plain}, got {kind}: {reason}"
+            raise UserError(message) from error
     return params
 
 
@@ -177,7 +179,7 @@ def _declared(cls: type) -> int:
     """Return the version that a class declares itself, 0 if none: an inherited one says nothing about its own code."""
     declared = cls.__dict__.get("version", 0)
     if is_dataclass(cls) and "version" in (field.name for field in fields(cls)):
-        raise UserError(f"{cls.__name__}.version says which results are the same, it cannot be a parameter: rename it")
+        raise UserError(f"{cls.__name__}.version says which results are the same; it cannot be a parameter: rename it")
     if type(declared) is not int or declared < 0:
         raise UserError(f"{cls.__name__}.version must be a whole number (1, 2, ...), not {declared!r}")
     return declared

@@ -9,7 +9,7 @@ from methods.base import AttentionSpec
 from methods.kernels.attention import received_by_keys
 
 
-def received(q: Tensor, k: Tensor, scale: float, spec: AttentionSpec, has_cls: bool) -> Tensor:
+def attention_received(q: Tensor, k: Tensor, scale: float, spec: AttentionSpec, has_cls: bool) -> Tensor:
     """Return the attention [P] that the patches of one image receive: mean over heads, sum over queries.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.models.attention import received
+from harness.models.attention import attention_received
 from harness.models.calls import Arguments, Call, CallSite, HookError
 from harness.models.hooks import Handles, submodule
 from methods.base import AttentionSpec, Method, Signal
@@ -187,7 +187,7 @@ class VisionReader:
         segments = tower.segments(call)
         if self._roles[layer]:
             parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)
-            patches = torch.cat([received(*part, scale, self._spec, tower.has_cls) for part in parts])
+            patches = torch.cat([attention_received(*part, scale, self._spec, tower.has_cls) for part in parts])
             scores = tower.merge(patches, call) * tower.patches_per_token()
             self._attention |= dict.fromkeys(self._roles[layer], scores)
         if self._keys and layer == self._key_layer:

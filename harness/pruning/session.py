@@ -373,7 +373,7 @@ class Session:
             valid = None if bool(cut.valid.all()) else cut.valid
             mark(cache, self._layer_cut.describe_cache(cache, valid, cut.next_position, cut.last_input_position))
             return
-        mark(cache, cut.before_llm(cache))
+        mark(cache, cut.record_input_cut(cache))
 
 
 def _as_mask(rows: KeptRows, original: Tensor | None) -> Tensor | None:

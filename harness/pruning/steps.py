@@ -19,13 +19,14 @@ class OutOfOrderError(HookError, ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "these tokens do not follow what the pruned cache holds (transformers counts by its length): "
+            "the position of these tokens is not the next one after the pruned cache "
+            "(transformers counts by the length of the cache): "
             "pass a further turn as the whole conversation, without its cache"
         )
 
 
 class DeferredErrors:
-    """Errors with a tensor as condition: raised at once on a CPU, by `settle` on a GPU, to avoid synchronisation."""
+    """Errors whose condition is a tensor: raised at once on a CPU, by `settle` on a GPU, to avoid synchronisation."""
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[Tensor, Exception]] = {}
@@ -70,7 +71,7 @@ class PendingCut:
         last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
         return positions.gather(-1, last.expand(*positions.shape[:-1], 1))
 
-    def before_llm(self, cache: Any) -> InputCut:
+    def record_input_cut(self, cache: Any) -> InputCut:
         """Return the record of `cache` after a cut before layer 0; HookError if it has another length."""
         assert self.rows is not None
         length, held = self.rows.index.shape[1], cached_length(cache)
@@ -89,8 +90,8 @@ class Step:
 
     record: PrunedCache
     cache: Any
-    length: int  # rows of layer 0 afterwards
-    late: int  # rows of the last layer afterwards, fewer after a cut inside the language model
+    first_layer_length: int  # rows in the cache of layer 0 after the pass
+    last_layer_length: int  # the same of the last layer, fewer after a cut inside the language model
 
     @classmethod
     def on(cls, record: PrunedCache, cache: Any, steps: int) -> Step:
@@ -103,14 +104,14 @@ class Step:
         if cache is not self.cache:
             what = "no key-value cache" if cache is None else "another key-value cache"
             raise HookError(f"{layer} got {what} in a step on a pruned one")
-        valid = self.record.first_mask_up_to(self.length)
+        valid = self.record.first_mask_up_to(self.first_layer_length)
         if not isinstance(mask, Tensor):
             if valid is not None:
                 raise HookError(f"{layer} got no mask over the padding of a pruned cache")
             return
         visible = mask[:, 0, -1] if mask.ndim == 4 else mask
-        if visible.shape[-1] != self.length:
-            raise HookError(f"{layer} got a mask over {visible.shape[-1]} keys in a step that ends at {self.length}")
+        if visible.shape[-1] != (end := self.first_layer_length):
+            raise HookError(f"{layer} got a mask over {visible.shape[-1]} keys in a step that ends at {end}")
         visible = visible == 0 if visible.is_floating_point() else visible.bool()
         expected = torch.ones_like(visible) if valid is None else valid.to(visible.device).bool()
         wrong = f"{layer} got a mask that hides tokens, or shows padding, of a pruned cache"
@@ -118,15 +119,16 @@ class Step:
 
     def check_lengths(self) -> None:
         """Raise HookError unless the cache has grown by the tokens of the pass."""
-        held, expected = [cached_length(self.cache), cached_length(self.cache, -1)], [self.length, self.late]
-        if held != expected:
-            raise HookError(f"first and last layer hold {held} positions in their caches after a step to {expected}")
+        held = [cached_length(self.cache), cached_length(self.cache, -1)]
+        if held != (expected := [self.first_layer_length, self.last_layer_length]):
+            where = "in the first and last layer after a step"
+            raise HookError(f"expected {expected} cached positions {where}, got {held}")
 
 
-def require_history(call: Call, seen: bool, name: str, deferred: DeferredErrors) -> None:
-    """Raise HookError if tokens precede those of `call` that its cache, which has no record, does not hold.
+def require_history(call: Call, had_visual_tokens: bool, name: str, deferred: DeferredErrors) -> None:
+    """Raise HookError if a cache without a record lacks earlier tokens.
 
-    `seen` is True if the block had visual tokens, so that the cache may have lost its record.
+    `had_visual_tokens` is True if the block had any, so that the cache may have lost its record.
     """
     cache, mask, positions = call.get("cache"), call.get("mask"), call.get("positions")
     past, steps = cached_length(cache), call.require("embeddings").shape[1]
@@ -135,17 +137,17 @@ def require_history(call: Call, seen: bool, name: str, deferred: DeferredErrors)
         if mask.shape[1] != past + steps:
             have = f"{steps} tokens came with a key-value cache of {past} and a mask of {mask.shape[1]}"
             raise HookError(f"{have}: {lost}")
-    elif seen and past:
+    elif had_visual_tokens and past:
         raise HookError(
-            f"a key-value cache of {past} tokens came that no prune block filled, so it may lack some: "
+            f"the key-value cache of {past} tokens was not filled inside a prune block, so it may lack some: "
             "pass a mask over all of them, or fill it within the block"
         )
-    elif seen and positions is not None:
+    elif had_visual_tokens and positions is not None:
         have = f"{steps} tokens came without a key-value cache, and not at position 0"
         deferred.add((positions[..., :1] > 0).all(), HookError(f"{have}: {lost}"))
     if past and past != cached_length(cache, -1):
         have = f"the first and last layer hold {past} and {cached_length(cache, -1)} tokens"
-        raise HookError(f"a key-value cache came without what prune() wrote on it ({have}): {lost}")
+        raise HookError(f"the key-value cache lost its pruning record ({have}): {lost}")
 
 
 def positions_differ(actual: Tensor, expected: Tensor) -> Tensor:

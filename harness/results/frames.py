@@ -22,7 +22,7 @@ COLUMNS = [
 ]
 
 
-def raw(results: Sequence[Result]) -> pd.DataFrame:
+def score_rows(results: Sequence[Result]) -> pd.DataFrame:
     """Return one row per run and task with the primary metric, as lmms-eval reports it (see COLUMNS).
 
     `baseline` is the unpruned model's score by the same metric under the same settings, NaN if it was not run.
@@ -54,11 +54,11 @@ def raw(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def read_scores(file: Path) -> pd.DataFrame:
-    """Read raw scores from a CSV in the form of results/paper/published_scores.csv, with the columns of `raw`.
+    """Read raw scores from a CSV in the form of results/paper/published_scores.csv, with the columns of `score_rows`.
 
     Required columns are method, benchmark and score ("-" or empty if unknown); the unpruned model's method is
-    "baseline". A column `table` becomes `tasks`. UserError for a missing column, a score that is no number, or a
-    repeated row.
+    "baseline". A column `table` becomes `tasks`. UserError for a missing column, a score that is not a number, or
+    a repeated row.
     """
     with as_user_error((OSError, ValueError), f"cannot read scores={file}"):
         rows = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -91,7 +91,7 @@ def _numeric(rows: pd.DataFrame, column: str, file: Path) -> pd.Series:
     numbers = pd.to_numeric(text, errors="coerce")
     if len(bad := rows[numbers.isna() & ~text.isin(["", "-"])]):
         place = bad.index[0]
-        raise UserError(f"{file}, line {int(place) + 2}: {column} is {rows.loc[place, column]!r}, no number")
+        raise UserError(f"{file}, line {int(place) + 2}: {column} is {rows.loc[place, column]!r}, not a number")
     return numbers.astype(float)
 
 
@@ -142,23 +142,25 @@ def same_questions(results: Sequence[Result]) -> None:
             raise UserError(f"{pair} differ in tasks or metrics ({', '.join(names)})")
         tasks, other_tasks = first.about["identity"]["tasks"], other.about["identity"]["tasks"]
         if tasks["files"] != other_tasks["files"]:
-            raise UserError(f"{pair} answer other data: the files of their tasks differ; run one of them again")
+            raise UserError(f"{pair} were run on different data: task files differ; run one of them again")
         copies = tasks.get("data", {}), other_tasks.get("data", {})  # data sets from the Hub have no digest
         if differing := [task for task in primary if copies[0].get(task) != copies[1].get(task)]:
-            raise UserError(f"{pair} answer other data: data_root= gave them other copies for {', '.join(differing)}")
+            copied = f"data_root= gave them different copies for {', '.join(differing)}"
+            raise UserError(f"{pair} were run on different data: {copied}")
         for task in primary:
             a, b = first.per_question[task]["doc_id"], other.per_question[task]["doc_id"]
             if a != b:
                 raise UserError(
                     f"{pair} answer different questions of {task} ({len(a)} and {len(b)}): "
-                    "same limit=, sample= and questions= needed"
+                    "run both with the same limit=, sample= and questions="
                 )
 
 
 def answers(results: Sequence[Result]) -> pd.DataFrame:
     """Return the model's answers: rows (task, doc_id), one column per run, named by `Result.hash`.
 
-    Of a task with repeats, it is the first answer. UserError for a run without responses, such as an archived one.
+    For tasks with repeats, only the first answer is returned. UserError for a run without responses, such as an
+    archived one.
     """
     columns = {}
     for result in results:

@@ -44,7 +44,7 @@ class Table:
 
 
 def tables_of(long: pd.DataFrame) -> list[Table]:
-    """Return a table for each model and set of tasks in a frame from `raw` or `read_scores`."""
+    """Return a table for each model and set of tasks in a frame from `score_rows` or `read_scores`."""
     tables = []
     for (model, tasks), part in long.groupby(["model", "tasks"], sort=False):
         name = " ".join(filter(None, [str(model), str(tasks)])) or "scores"

@@ -18,6 +18,7 @@ from harness.core.config import conf, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
 from harness.core.overrides import compose
+from harness.core.rules import at_least, between, one_of, optional, require
 from harness.evaluation.pruner import checked_method
 from harness.models.model_folder import ModelFolder
 from harness.pocket import WEIGHTS
@@ -188,6 +189,23 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(mistake, empt
         runpy.run_module("harness", run_name="__main__")
     check_one_line(stopped.value.code, *capfd.readouterr(), message)
     assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "message"),
+    [
+        (at_least(2), 1, "key must be a whole number of at least 2, got 1"),
+        (optional(at_least(2)), True, "key must be null or a whole number of at least 2, got True"),
+        (optional(one_of(["a", "b"])), "c", "key must be null or one of a, b, got c"),
+        (optional(between(0, 1)), 2, "key must be null or lie between 0 and 1, got 2"),
+    ],
+)
+def test_a_rule_says_what_it_takes_and_that_null_is_allowed(rule, value, message):
+    with pytest.raises(UserError) as refused:
+        require({"key": value}, {"key": rule})
+    assert str(refused.value) == message
+    _, holds = rule
+    assert bool(holds(None)) == ("be null or " in message)
 
 
 def test_a_hub_that_is_offline_is_one_line(empty):

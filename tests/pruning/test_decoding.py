@@ -219,7 +219,7 @@ def test_an_answer_by_hand_after_padding_on_the_right(family, method, positions,
 def test_generation_that_counts_on_from_padding_is_refused(family, method, positions, scene):
     model, processor = tiny(family)
     inputs, _ = show(processor, scene, side="right")
-    refused = pytest.raises(ValueError, match="do not follow what the pruned cache holds")
+    refused = pytest.raises(ValueError, match="not the next one after the pruned cache")
     with refused if COUNTS_PADDING else nullcontext(), Block(model, method, positions):
         generate(model, inputs)
 

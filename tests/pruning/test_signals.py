@@ -264,7 +264,8 @@ class TestWhatIsRead:
     @torch.no_grad()
     def test_nothing_is_read_where_all_stays_or_nobody_asks(self, model, processor, monkeypatch):
         inputs = inputs_of(processor, ["one image"])
-        monkeypatch.setattr("harness.models.vision_tower.received", lambda *args: pytest.fail("attention was computed"))
+        computed = lambda *args: pytest.fail("attention was computed")  # noqa: E731
+        monkeypatch.setattr("harness.models.vision_tower.attention_received", computed)
         with harness.prune(model, Watch(), keep=1.0):
             model(**inputs)
         with harness.prune(model, "uniform", keep=0.5):

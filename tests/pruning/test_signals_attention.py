@@ -4,7 +4,7 @@ import pytest
 import torch
 from probes import Largest
 
-from harness.models.attention import received
+from harness.models.attention import attention_received
 from methods.base import OFFICIAL, PAPER, AttentionSpec
 from methods.kernels.attention import TILE, received_by_keys
 
@@ -63,33 +63,33 @@ class TestDefinitions:
     def test_official_with_cls(self):
         q, k = random_qk()
         expected = (SCALE * q[:, :1] @ k.mT).softmax(-1).mean(0)[0, 1:]
-        torch.testing.assert_close(received(q, k, SCALE, OFFICIAL, True), expected)
+        torch.testing.assert_close(attention_received(q, k, SCALE, OFFICIAL, True), expected)
 
     def test_paper_with_cls_leaves_its_key_out_of_the_softmax(self):
         q, k = random_qk()
         expected = (SCALE * q[:, :1] @ k[:, 1:].mT).softmax(-1).mean(0)[0]
-        scores = received(q, k, SCALE, PAPER, True)
+        scores = attention_received(q, k, SCALE, PAPER, True)
         torch.testing.assert_close(scores, expected)
         assert scores.sum() == pytest.approx(1)
-        assert not torch.allclose(received(q, k, SCALE, OFFICIAL, True), scores)
+        assert not torch.allclose(attention_received(q, k, SCALE, OFFICIAL, True), scores)
 
     def test_all_queries_with_cls(self):
         q, k = random_qk()
-        torch.testing.assert_close(received(q, k, SCALE, AttentionSpec(queries="all"), True), dense(q, k)[1:])
+        torch.testing.assert_close(attention_received(q, k, SCALE, AttentionSpec(queries="all"), True), dense(q, k)[1:])
 
     @pytest.mark.parametrize("wanted", [OFFICIAL, PAPER, AttentionSpec(queries="all")])
     def test_without_cls_all_queries_are_summed(self, wanted):
         q, k = random_qk()
-        torch.testing.assert_close(received(q, k, SCALE, wanted, False), dense(q, k))
+        torch.testing.assert_close(attention_received(q, k, SCALE, wanted, False), dense(q, k))
 
     def test_paper_takes_the_mean_query_from_6144_patches_on(self):
         for rows, shortcut in ((6143, False), (6144, True)):
             q, k = random_qk(heads=1, rows=rows, dim=2).float()
             mean = (SCALE * q.mean(1, keepdim=True) @ k.mT).softmax(-1).mean(0)[0]
-            scores = received(q, k, SCALE, PAPER, False)
+            scores = attention_received(q, k, SCALE, PAPER, False)
             assert torch.allclose(scores, mean, rtol=1e-4) == shortcut
             assert scores.sum() == pytest.approx(1 if shortcut else rows, rel=1e-4)
-            assert received(q, k, SCALE, OFFICIAL, False).sum() == pytest.approx(rows, rel=1e-4)
+            assert attention_received(q, k, SCALE, OFFICIAL, False).sum() == pytest.approx(rows, rel=1e-4)
 
     def test_the_bound_of_a_tile_is_what_the_module_says(self):
         assert TILE == 2**24

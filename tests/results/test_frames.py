@@ -35,7 +35,7 @@ def test_other_questions_are_refused(tmp_path):
 def test_other_data_is_refused(tmp_path):
     mine = make_run(tmp_path, each={"t": [1.0]})
     theirs = make_run(tmp_path, "x", {"t": [1.0]}, tasks={"names": ["t"], "limit": None, "files": "g"})
-    with pytest.raises(UserError, match="answer other data"):
+    with pytest.raises(UserError, match="run on different data"):
         questions(results(mine, theirs))
 
 
@@ -49,10 +49,10 @@ def test_another_copy_of_the_data_is_refused_joined_or_not(tmp_path):
     )
     assert len(questions(results(mine, same))) == 1
     for unlike in (other, hub):
-        with pytest.raises(UserError, match=r"answer other data: data_root= gave them other copies for t$"):
+        with pytest.raises(UserError, match=r"run on different data: data_root= gave them different copies for t$"):
             questions(results(mine, unlike))
     one, two = merge_task_runs(results(mine, run("x", "s", "1"), other, run("z", "s", "1")))
-    with pytest.raises(UserError, match=r"other copies for t$"):
+    with pytest.raises(UserError, match=r"different copies for t$"):
         questions([one, two])
 
 

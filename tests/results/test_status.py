@@ -203,7 +203,7 @@ def test_the_command(runs):
     assert table[0].split() == ["state", "answers", "reusable", "job", "run"]
     assert table[1].split() == ["done", "3", "no", "12_0", f"{RUN}1-0123abcd"]
     assert table[2].strip() == "not reusable: its run.json has format 1, expected 2 or newer"
-    assert table[-2] == "1 done, 1 running, 1 missing: the same submission again runs what remains"
+    assert table[-2] == "1 done, 1 running, 1 missing: run the same command again for what remains"
     report = json.loads(table[-1])
     assert (report["counts"], report["remain"]) == ({"done": 1, "running": 1, "missing": 1}, 1)
     assert not {"torch", "pandas"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
