@@ -19,7 +19,7 @@ import harness
 import methods
 from harness.core.command import command
 from harness.core.config import TasksConfig, validate
-from harness.core.console import print_json
+from harness.core.console import print_json, say
 from harness.core.errors import UserError, one_line
 from harness.core.files import check_place, slug
 from harness.core.rules import at_least, require
@@ -110,8 +110,8 @@ def main(cfg: DictConfig) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     d2pruner_prior.save(file, prior, metadata)
     digest = d2pruner_prior.load(file)[1]["digest"]
-    print(f"{metadata['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(batch)} images: {file}")
-    print(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
+    say(f"{metadata['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(batch)} images: {file}")
+    say(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
     print_json({"prior": str(file), "digest": digest, **metadata})
 
 

@@ -20,6 +20,7 @@ from harness.analyze.collect import TokenProbe, collect_tokens
 from harness.analyze.hopkins import cosines
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
+from harness.core.console import say
 from harness.models.loading import load
 from harness.results import plots
 
@@ -41,7 +42,7 @@ def angles(cfg: DictConfig) -> None:
     summary = {**about, **statistics}
     obtuse = summary["beyond_90"]
     span = f"95 % over images: {obtuse['low']:.2%} to {obtuse['high']:.2%}"
-    print(f"{config.model.name}: {obtuse['mean']:.2%} of pairs beyond 90 degrees ({span}), most at {summary['mode']}")
+    say(f"{config.model.name}: {obtuse['mean']:.2%} of pairs beyond 90 degrees ({span}), most at {summary['mode']}")
     leave(cfg, config.model.name, frame, picture(frame, summary), summary)
 
 

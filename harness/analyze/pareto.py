@@ -23,6 +23,7 @@ from harness.analyze.hopkins import REFERENCES
 from harness.analyze.output import estimate, interval, leave, no_image, samples
 from harness.analyze.questions import Source
 from harness.analyze.tradeoff import SCORER, UNIFORM, rows
+from harness.core.console import say
 from harness.core.errors import UserError
 from harness.core.rules import one_of, require
 from harness.models.loading import load
@@ -66,7 +67,7 @@ def pareto(cfg: DictConfig) -> None:
         raise no_image(cfg)
     frame, verdicts = judged(cfg, measurements)
     for verdict in verdicts:
-        print(sentence(verdict))
+        say(sentence(verdict))
     summary = {
         **{"analysis": "pareto", "model": config.model.name, "tasks": list(config.tasks.metrics)},
         **{"importance": cfg.importance, "reference": cfg.references[0]},

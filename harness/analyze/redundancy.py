@@ -20,6 +20,7 @@ from harness.analyze import settings
 from harness.analyze.hopkins import directions
 from harness.analyze.output import estimate, leave, no_image
 from harness.analyze.questions import Source
+from harness.core.console import say
 from harness.models import adapter_for
 from harness.models.adapter import Adapter
 from harness.models.calls import Call
@@ -49,7 +50,7 @@ def redundancy(cfg: DictConfig) -> None:
     about = {"analysis": "redundancy", "model": config.model.name, "tasks": list(config.tasks.metrics)}
     summary = {**about, "images": len(measurements) // len(frame), "layers": rows}
     first, last = rows[0]["cosine"], rows[-1]["cosine"]
-    print(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} after the last layer")
+    say(f"{config.model.name}: mean cosine {first:.3f} at the entry, {last:.3f} after the last layer")
     leave(cfg, config.model.name, frame, picture(frame, summary), summary)
 
 

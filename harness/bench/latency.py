@@ -14,7 +14,7 @@ from tqdm import tqdm
 from harness.bench.columns import COLUMNS
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
-from harness.core.console import print_json
+from harness.core.console import print_json, say
 from harness.core.errors import UserError
 from harness.core.files import check_place
 
@@ -35,11 +35,11 @@ def bench(cfg: DictConfig) -> None:
     rows, about = measured(chosen, partial(print, file=sys.stderr, flush=True))
     print(screen.tables(rows))
     for line in screen.pays(rows):
-        print(line)
+        say(line)
     if chosen.out is not None:
-        print(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
+        say(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
     if chosen.plots is not None:
-        print(f"wrote {', '.join(map(str, plots.draw(rows, chosen.plots)))}")
+        say(f"wrote {', '.join(map(str, plots.draw(rows, chosen.plots)))}")
     print_json({**about, "rows": rows})
 
 

@@ -1,7 +1,7 @@
 """What commands print: lines and tables of text, and the JSON line at the end that programs read."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from harness.core.escape import visible
 from harness.core.files import json_line
@@ -12,9 +12,9 @@ def print_json(value: Any, **form: Any) -> None:
     print(json_line(value, ensure_ascii=True, **form), flush=True)
 
 
-def say(line: str) -> None:
+def say(line: str, stream: TextIO | None = None) -> None:
     """Print one line; control characters are shown, so that no name or answer moves the cursor or begins a line."""
-    print(visible(line))
+    print(visible(line), file=stream, flush=True)
 
 
 def table_lines(rows: Sequence[Sequence[str]], left: Collection[int] | None = (0,)) -> list[str]:

@@ -12,8 +12,8 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.core.console import say
 from harness.core.errors import UserError, one_line
-from harness.core.escape import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ class Processes:
         With `everywhere`, processes that are not connected yet all print: theirs may be the only error.
         """
         if self.count == 1 or (self.first or everywhere if self._store is None else self._is_first_to_tell()):
-            print(visible(line), file=sys.stderr, flush=True)
+            say(line, sys.stderr)
 
     def _is_first_to_tell(self) -> bool:
         try:

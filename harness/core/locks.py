@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from harness.core.console import say
 from harness.core.errors import as_user_error
 from harness.core.files import LOST_LOCKS, writing
 
@@ -92,4 +93,4 @@ def _lease(file: Path, what: str) -> Iterator[None]:
 
 
 def _tell(what: str) -> None:
-    print(f"waiting for another process that computes {what}", file=sys.stderr, flush=True)
+    say(f"waiting for another process that computes {what}", sys.stderr)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from harness.core.command import command
 from harness.core.config import RULES, plain, shipped
-from harness.core.console import print_json
+from harness.core.console import print_json, say
 from harness.core.errors import UserError
 from harness.core.rules import one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
@@ -58,11 +58,11 @@ def main(cfg: DictConfig) -> None:
     results: list[Finding] = []
     for finding in findings(cfg):
         if cfg.only:
-            print(finding.name, finding.said, flush=True)
+            say(f"{finding.name} {finding.said}")
         else:
             if not results or results[-1].part != finding.part:
                 print(f"\n{finding.part}" if results else finding.part)
-            print(f"{MARKS[finding.state]} {finding.name:<28} {finding.said}", flush=True)
+            say(f"{MARKS[finding.state]} {finding.name:<28} {finding.said}")
         results.append(finding)
     counts = Counter(finding.state for finding in results)
     broken = [f"{finding.part}: {finding.name}" for finding in results if finding.state == BROKEN]

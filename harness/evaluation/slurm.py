@@ -19,7 +19,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from omegaconf import OmegaConf, open_dict
 
 from harness.core.config import RunConfig, validate
-from harness.core.console import print_json
+from harness.core.console import print_json, say
 from harness.core.errors import UserError
 from harness.core.values import checked
 from harness.evaluation.preflight import LocatedRun
@@ -83,7 +83,7 @@ class Launcher(SlurmLauncher):
         counts = {"finished": len(done), "queued": len(wanted) - len(done) - len(left), "submitted": len(left)}
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
-        print(f"python -m harness.status runs={runs}")
+        say(f"python -m harness.status runs={runs}")
         print_json({"job": number, "runs": str(runs), **counts})
         return []
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core.command import command
 from harness.core.config import RunConfig, conf, shipped, validate
-from harness.core.console import print_json
+from harness.core.console import print_json, say
 from harness.core.distributed import launched
 from harness.core.errors import UserError, did_you_mean
 from harness.core.files import check_place
@@ -63,10 +63,10 @@ def main(cfg: DictConfig) -> None:
         return
     image = plot(folder.curve, f"{config.model.name}: {training.steps} steps of {recipe.batch}", recipe.keep)
     first, last = training.curve[0], training.curve[-1]
-    print(f"right answers of {recipe.valid} held out, pruned to {recipe.keep:g}: ", end="")
-    print(f"{first['pruned_accuracy']:.1%} untrained, {last['pruned_accuracy']:.1%} after {training.steps} steps")
-    print(f"python -m harness method=visionselector keep={recipe.keep:g} model={config.model.name} ", end="")
-    print(f"model.scorer={folder.scorer}")
+    accuracies = f"{first['pruned_accuracy']:.1%} untrained, {last['pruned_accuracy']:.1%} after {training.steps} steps"
+    say(f"right answers of {recipe.valid} held out, pruned to {recipe.keep:g}: {accuracies}")
+    choices = f"method=visionselector keep={recipe.keep:g} model={config.model.name} model.scorer={folder.scorer}"
+    say(f"python -m harness {choices}")
     report = {"scorer": str(folder.scorer), "curve": str(folder.curve), "plot": str(image), "model": config.model.name}
     print_json(report | {name: round(value, 6) for name, value in last.items()})
 

@@ -286,6 +286,17 @@ def test_one_part_alone_is_its_lines(state, monkeypatch, capsys):
     assert capsys.readouterr().out == "runs is full\n"
 
 
+@pytest.mark.parametrize("only", ["disk", None])
+def test_a_finding_shows_control_characters(only, monkeypatch, capsys):
+    finding = doctor.Finding("disk", "\x1b[2Jruns", "ok", "in \r\u202e\nfolder")
+    monkeypatch.setitem(command.PARTS, "disk", lambda cfg: [finding])
+    monkeypatch.setattr(command, "PARTS", {"disk": command.PARTS["disk"]})
+    command.main(compose("doctor", ["only=disk"] if only else []))
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert any("\\x1b[2Jruns" in line and "in \\r\\u202e\\nfolder" in line for line in lines)
+
+
 def test_the_command(tmp_path):
     call = [sys.executable, "-m", "harness.doctor", "strict=true", "data_root={pope: /no/such/folder}"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}

@@ -76,6 +76,21 @@ def test_without_flock_one_process_waits_for_the_other_and_says_so(lock, refusin
     assert [path.name for path in lock.parent.iterdir()] == [lock.name]  # no lease is left
 
 
+def test_who_waits_shows_control_characters_of_a_path(lock, monkeypatch, capfd):
+    flock, refused = fcntl.flock, []
+
+    def once_busy(stream, operation):
+        if operation & fcntl.LOCK_NB and not refused:
+            refused.append(operation)
+            raise BlockingIOError
+        flock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", once_busy)
+    with locked(lock, "runs/\x1b[2J\nerror: none"):
+        pass
+    assert capfd.readouterr().err == "waiting for another process that computes runs/\\x1b[2J\\nerror: none\n"
+
+
 def test_the_lease_of_a_process_that_was_killed_is_taken_at_once(lock, refusing, capfd):
     process, _ = holding(lock)
     process.kill()
