@@ -54,6 +54,8 @@ def test_the_tree_is_that_of_the_repository():
     top = {path.rstrip("/") for path in paths if path.count("/") - path.endswith("/") == 1}
     there = {f"harness/{path.name}" for path in (ROOT / "harness").iterdir() if path.name[0] not in "._"}
     assert there - top == set()
+    of_rooms = {str(path.relative_to(ROOT)) for path in (ROOT / "harness").glob("*/[!_]*.py")}
+    assert of_rooms - set(paths) == set()
 
 
 def box(module):

@@ -300,7 +300,7 @@ def test_a_missing_baseline_cell_leaves_no_average(tmp_path):
     ("text", "message"),
     [
         ("method,score\n", "lacks the columns benchmark"),
-        (SCORES.replace("40", "forty"), "line 4: score is 'forty', no number"),
+        (SCORES.replace("40", "forty"), "line 4: score is 'forty', not a number"),
         (SCORES + "dart,a,41,keep=0.5\n", "has dart keep=0.5 a twice"),
     ],
 )
