@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from harness.core.command import command
-from harness.core.config import RunConfig, validate
+from harness.core.config import validate
 from harness.core.console import print_json, say, table_lines
 from harness.core.distributed import launched
 from harness.core.escape import visible
@@ -40,6 +40,7 @@ def use_slurm(context: RunContext) -> None:
 def main(context: RunContext, cfg: DictConfig) -> None:
     """Run one configuration and print its report."""
     from harness.evaluation.runner import run
+    from harness.results.labels import sample_notes
     from harness.results.result import Result, average, failures, relative, unproven
 
     config = validate(cfg)
@@ -51,7 +52,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     mean = average(percent)
     print(_table(result, baseline, percent, mean))
     runs = [baseline, result][result.is_baseline :]
-    for note in [*_overlaps(result), *_sample_notes(config), *failures(runs), *unproven(runs)]:
+    for note in [*_overlaps(result), *sample_notes([result]), *failures(runs), *unproven(runs)]:
         say(f"note: {note}")
     report = {
         "run": str(folder.path),
@@ -86,19 +87,11 @@ def _overlaps(result: "Result") -> list[str]:
     return notes
 
 
-def _sample_notes(config: RunConfig) -> list[str]:
-    """Return a note for a run of first questions."""
-    if config.limit is None or config.sample != "first":
-        return []
-    sorted_tasks = "many tasks are sorted, so this is no random sample (sample=random draws one)"
-    return [f"limit={config.limit} asks the first questions of each task; {sorted_tasks}"]
-
-
 def _token_remarks(tokens: dict[str, float]) -> str:
     """Return K if `resize` missed it, and the tokens per layer if early decoder layers see more than is kept."""
     kept = tokens["kept"]
     budget, per_layer = tokens.get("budget", kept), tokens.get("per_layer", kept)
-    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" (a layer sees {per_layer:.1f})" * (per_layer > kept)])
+    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" ({per_layer:.1f} per layer)" * (per_layer > kept)])
 
 
 def _percent(share: float | None) -> str:

@@ -13,12 +13,15 @@ from harness.core.console import print_json, say, table_lines
 from harness.core.errors import UserError
 from harness.core.escape import csv
 from harness.core.files import check_parent, from_json, json_line, write_atomic
+from harness.results import archive
 from harness.results.frames import answers, questions, select_task
-from harness.results.labels import differing
+from harness.results.labels import differing, sample_notes
 from harness.results.result import Result, average, collect, failures, relative, unproven
 from harness.results.run_folder import RESPONSES
 from harness.results.stats import AVERAGE, Estimate, Noise, agreement, flips, holm, mcnemar_p, noise
 
+SHOWN = 4  # runs that a message names
+P_NOTE = "p tests A - B = 0 and treats pictures as independent; McNemar's p treats questions as independent"
 HEAD = (
     *("task", "questions", "A", "B", "A - B", "95 % interval", "A only", "B only"),
     *("p", "p (Holm)", "McNemar", "same answers"),
@@ -124,7 +127,9 @@ def baseline_of(a: Result, b: Result) -> Result | None:
 def main(cfg: DictConfig) -> None:
     """Print the comparison, then one JSON line."""
     check(cfg)
-    a, b = (Result.of(Path(str(cfg[key]))) for key in ("a", "b"))
+    a, b = (Result.of(_archived(Path(str(cfg[key])))) for key in ("a", "b"))
+    if a.folder == b.folder:
+        raise UserError(f"a and b are one run, {a.folder}: pass two")
     baseline = baseline_of(a, b)
     comparison, untested = compare(a, b, baseline)
     if cfg.csv is not None:
@@ -142,16 +147,31 @@ def main(cfg: DictConfig) -> None:
     print_json(report | {"tasks": {row.pop("task"): row for row in rows}})
 
 
+def _archived(path: Path) -> Path:
+    """Return the run that a pattern such as "idpruner*" matches in an archive; other paths as they are."""
+    if "*" not in str(path) or path.exists() or (folder := archive.enclosing(path)) is None:
+        return path
+    runs = [folder / run.name for run in archive.read(folder)]
+    if len(matching := [run for run in runs if run.match(str(path))]) != 1:
+        names = ", ".join(str(run.relative_to(folder)) for run in (matching or runs)[:SHOWN])
+        hint = "write more of its name" if matching else "no such run"
+        raise UserError(f"{path} matches {len(matching)} runs of the archive, expected 1 ({hint}): it has {names}")
+    return matching[0]
+
+
 def _settings(a: Result, b: Result) -> dict[str, list[Any]]:
-    """Return the settings that differ, without the budget, and without the method if the methods differ."""
+    """Return the settings that differ, without the budget, and without what follows from different methods."""
     expected = ("budget",) if a.method == b.method else ("budget", "method")
-    return {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in expected}
+    pairs = {key: pair for key, pair in differing([a, b]).items() if key.partition(".")[0] not in expected}
+    if a.method != b.method and None in pairs.get("scorer", ()):  # only one of the methods has a scorer
+        del pairs["scorer"]
+    return pairs
 
 
 def _notes(
     comparison: pd.DataFrame, untested: dict[str, str], baseline: Result | None, a: Result, b: Result
 ) -> list[str]:
-    notes = [*failures([a, b]), "p: that A - B is 0, over pictures; McNemar: over questions, which are not independent"]
+    notes = [*sample_notes([a, b]), *failures([a, b]), P_NOTE]
     notes += [f"untested: {task}, since {why}" for task, why in untested.items() if task in set(comparison["task"])]
     if baseline is None:
         missing = f"no unpruned run of their settings is in {a.folder.parent}"

@@ -33,7 +33,8 @@ def build(cfg: DictConfig) -> dict[str, Any]:
         files = _draw(cfg, figures.draw(frame, None))
         return {"report": None, "runs": 0, "plots": len(files), "bytes": None, "questions": 0}
     runs = Path(str(cfg.runs))
-    results = pool_seeds(collect(runs))
+    finished = collect(runs)
+    results = pool_seeds(finished)
     if not results:
         raise UserError(f"no finished run below runs={runs}: start with python -m harness")
     measured = files_of(cfg.prefill)
@@ -43,7 +44,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     frame["differs"] = frame["setting"].map(differences).fillna("")
     sets = figures.draw(frame, times)
     written = len(_draw(cfg, sets))
-    report = {"report": cfg.out, "runs": len(results), "plots": written, "bytes": None, "questions": 0}
+    report = {"report": cfg.out, "runs": len(finished), "plots": written, "bytes": None, "questions": 0}
     if cfg.out is None:
         return report
     out = Path(str(cfg.out))
@@ -51,12 +52,12 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     frame = gallery.filled(frame, sample)
     remarks = [note for note in notes if isinstance(note, Remark)]
     warnings = [note for note in notes if not isinstance(note, Remark)]
-    about = {**context.of_runs(cfg, results, frame, sets), "warnings": warnings, "remarks": remarks}
+    about = {**context.of_runs(cfg, len(finished), results, frame, sets), "warnings": warnings, "remarks": remarks}
     text = _with_pictures(cfg, out, results, frame, sample, about)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text)
     asked = sum(len(setting["questions"]) for setting in sample["settings"])
-    say(f"{out}: {plural(len(results), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
+    say(f"{out}: {plural(len(finished), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
     return {**report, "bytes": len(text.encode()), "questions": asked}
 
 

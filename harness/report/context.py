@@ -23,8 +23,10 @@ from harness.results.stats import AVERAGE
 from harness.results.web import StyleSheet
 
 
-def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, sets: list[figures.Set]) -> dict[str, Any]:
-    """Return the context of everything but the gallery."""
+def of_runs(
+    cfg: DictConfig, finished: int, results: Sequence[Result], frame: pd.DataFrame, sets: list[figures.Set]
+) -> dict[str, Any]:
+    """Return the context of everything but the gallery; `finished` counts the runs, `results` has a row's as one."""
     averages, styles = frame[frame["benchmark"] == AVERAGE].set_index("hash"), html.style_sheet()
     origin = provenance(results, Path(str(cfg.runs)))
     params = {run["hash"]: run["params"] for run in origin["runs"]}
@@ -37,8 +39,9 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
     names = {id: name for table in reversed(tables) for id, name in table["benchmarks"].items()}
     questions = max(sum(result.metrics["questions"].values()) for result in results)
     models = list(dict.fromkeys(result.about["config"]["model"]["name"] for result in results))
+    pooled = f" Runs that differ in their seed alone are one row: {len(results)} rows." * (len(results) < finished)
     lead = (
-        f"{plural(len(results), 'run')} of {plural(len(set(methods) - {'baseline'}), 'method')} on "
+        f"{plural(finished, 'run')} of {plural(len(set(methods) - {'baseline'}), 'method')} on "
         f"{plural(len(models), 'model')} and {plural(len(names), 'benchmark')}, up to {questions:,} questions per run."
     )
     return {
@@ -53,7 +56,7 @@ def of_runs(cfg: DictConfig, results: Sequence[Result], frame: pd.DataFrame, set
         "plots": [_rendered(plot_set, styles) for plot_set in sets],
         "styles": styles,
         "provenance": origin,
-        "made_with": f"{plural(len(results), 'finished run')} below {cfg.runs}.",
+        "made_with": f"{plural(finished, 'finished run')} below {cfg.runs}.{pooled}",
     }
 
 
@@ -142,15 +145,13 @@ def _missing(cfg: DictConfig, sample: gallery.Sample, missing: list[str]) -> lis
 
 
 def overview(frame: pd.DataFrame, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return tables as {"benchmarks": {id: short name}, "rows": [...]}, the one with the most runs first."""
-    tables: list[tuple[set[str], list[Result]]] = []
+    """Return a table for each model and set of tasks, with the most runs first: averages compare within one alone."""
+    tables: dict[str, list[Result]] = {}
     for result in results:
-        tasks, members = set(result.metrics["primary"]), [result]
-        for other in [table for table in tables if table[0] & tasks]:
-            tables.remove(other)
-            tasks, members = tasks | other[0], other[1] + members
-        tables.append((tasks, members))
-    return [_table(frame, members) for _, members in sorted(tables, key=lambda table: -len(table[1]))]
+        config = result.about["config"]
+        tables.setdefault(html.called(config["model"]["name"], config["tasks"]["name"]), []).append(result)
+    in_order = sorted(tables.items(), key=lambda table: -len(table[1]))
+    return [{"label": label, **_table(frame, members)} for label, members in in_order]
 
 
 def _table(frame: pd.DataFrame, members: Sequence[Result]) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _table(frame: pd.DataFrame, members: Sequence[Result]) -> dict[str, Any]:
     cells = {(row["hash"], row["benchmark"]): row for row in frame.to_dict("records")}
     scales = {AVERAGE: 1, **{task: _scale(task, members) for task in benchmarks}}
     rows = [_row(result, scales, cells) for result in members]
-    return {"benchmarks": titles(benchmarks), "rows": rows, "settings": len({r.setting for r in members})}
+    return {"benchmarks": titles(benchmarks), "rows": rows}
 
 
 def _scale(task: str, members: Sequence[Result]) -> int:

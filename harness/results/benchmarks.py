@@ -1,5 +1,6 @@
 """Printed names and units of benchmarks; conf/tables/paper.yaml has those of the published tables."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,3 +37,14 @@ def percent_scale(task: str, metric: str, scores: Iterable[float]) -> int:
     known = [abs(score) for score in scores if score == score]
     is_share = bool(known) and max(known) <= 1 and not NO_SHARE.search(metric)
     return 100 if is_share and listed.get(task, 100) == 100 else 1
+
+
+def greatest(task: str, metric: str, score: float) -> float:
+    """Return the greatest score that a task's metric can reach, infinity if it is unknown."""
+    if percent_scale(task, metric, [score]) == 100:
+        return 1.0
+    for entry in facts()["benchmarks"].values():
+        if task in entry["tasks"] and entry.get("metric", metric) == metric:
+            most = float(entry.get("of", 100) / entry["scale"])
+            return most if score <= most else math.inf
+    return math.inf

@@ -20,11 +20,11 @@ DIGITS = {"low": 2, "high": 2, "agreement": 2, "lost": 0, "gained": 0, "seeds": 
 UNTESTED = "†"
 DASH = "–"
 LEGEND = {
-    "best": "bold: best of its block",
+    "best": "bold: best of the rows with this budget",
     "second": "underlined: second best",
-    "inside": "*: cuts inside the language model, so early layers see every token",
-    "same": "≈: not told from the best of its block at 5 % (paired over pictures, all rows of the block at once)",
-    "untested": f"{UNTESTED}: untested, without interval and test: a missing ≈ says nothing there",
+    "inside": "*: cuts inside the language model, so early layers see every token; ranked apart from the others",
+    "same": "≈: not significantly different from the best (5 % level, corrected for the number of rows)",
+    "untested": f"{UNTESTED}: untested, so without interval and marks",
 }
 OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # relative to the unpruned model, so empty in its own row
 STYLE = """
@@ -133,13 +133,13 @@ def _key(key: str, row: Mapping[str, Any], repeated: bool, settings: Mapping[str
 def _extra(table: Table, without: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """Return the columns after the average that are not empty, with titles and units."""
     titles = {
-        "low": ("Interval", "95 % of avg"),
+        "low": ("Interval of avg", "95 %"),
         "lost": ("Lost", "questions"),
         "gained": ("Gained", "questions"),
         "agreement": ("Agrees", "% of answers"),
         "failed": ("Failed", "questions"),
         "kept": ("Kept", "tokens"),
-        "per_layer": ("A layer sees", "tokens"),
+        "per_layer": ("Per layer", "tokens"),
     }
     shown = [key for key in titles if key not in without and key in table.frame and table.frame[key].notna().any()]
     return {key: titles[key] for key in shown}
@@ -172,7 +172,7 @@ def legend(table: Table) -> list[str]:
 def markdown(table: Table) -> str:
     """Format the table for terminals and GitHub."""
     table, text = in_percent(table), escape.markdown
-    titles = [text(" ".join(filter(None, title))) for title in head(table)]
+    titles = [text(f"{name} ({unit})" if unit else name) for name, unit in head(table)]
     keys = len(keys_of(table))
     rows = [titles, ["---"] * keys + ["---:"] * (len(titles) - keys)]
     marked = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
@@ -193,9 +193,11 @@ def html(table: Table) -> Markup:
     label = keys.index("label")
     marked = {"best": Markup("<b>{}</b>"), "second": Markup("<u>{}</u>"), "": Markup("{}")}
     key = Markup(' class="key"')
-    same = Markup('<sup title="not significantly different from the best of its block">≈</sup>')
+    same = Markup('<sup title="not significantly different from the best">≈</sup>')
     rows = [Markup("<caption>{}</caption>").format(text(table.caption)), Markup("<thead><tr>")]
-    for place, (name, unit) in enumerate(head(table)):
+    order = _average_first(table)
+    titles = head(table)
+    for place, (name, unit) in enumerate(titles[column] for column in order):
         cell = Markup('<th scope="col"{}>{}<small>{}</small></th>')
         rows.append(cell.format(key * (place < len(keys)), text(name), text(unit)))
     rows += [Markup("</tr></thead>"), Markup("<tbody>")]
@@ -210,13 +212,20 @@ def html(table: Table) -> Markup:
             else Markup("<td{}>{}{}</td>").format(
                 key * (place < len(keys)), marked[cell.mark].format(text(str(cell))), same * cell.same
             )
-            for place, cell in enumerate(line.cells)
+            for place, cell in enumerate(line.cells[column] for column in order)
         ]
         rows.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
     notes = Markup().join(Markup("<li>{}</li>").format(text(note)) for note in [*legend(table), *table.notes])
     region = Markup('<div tabindex="0" role="region" aria-label="{}">')  # scrolls by keyboard, too
     whole = region + Markup("<table>\n{}\n</tbody></table></div>\n<ul>{}</ul>\n")
     return whole.format(text(table.caption), Markup("\n").join(rows), notes)
+
+
+def _average_first(table: Table) -> list[int]:
+    """Return the columns with the average and its interval before the benchmarks, where a narrow window shows them."""
+    keys, end = len(keys_of(table)), len(keys_of(table)) + len(table.benchmarks)
+    first = [end, *([end + 1] if "low" in _extra(table) else [])]
+    return [*range(keys), *first, *range(keys, end), *range(first[-1] + 1, len(head(table)))]
 
 
 def page(fragments: Iterable[Markup], title: str) -> str:

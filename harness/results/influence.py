@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.results.benchmarks import greatest
 from harness.results.result import Result
 
 Array = NDArray[np.float64]
@@ -42,6 +43,7 @@ class Influence:
     answer: float
     questions: int = 0
     grouped: bool = False  # clusters are a jackknife's groups of pictures
+    most: float = math.inf  # the greatest score that the metric can reach; infinite if unknown
 
     @classmethod
     def of_questions(cls, values: Array, clusters: Sequence[str], scale: float = 1.0) -> "Influence":
@@ -54,7 +56,8 @@ class Influence:
         alike = max(1.0, float(np.square(shares).sum()) / alone) if alone else 1.0  # the design effect
         answer = scale * math.sqrt(alike) / len(values) if bounded else 0.0
         name = tuple(names.tolist())
-        return cls(scale * float(values.mean()), name, scale * shares, answer, len(values) if binary else 0)
+        most = scale if bounded else math.inf
+        return cls(scale * float(values.mean()), name, scale * shares, answer, len(values) if binary else 0, most=most)
 
     def __add__(self, other: "Influence") -> "Influence":
         """Return the influences on the sum of two scores, such as MME's two parts."""
@@ -65,7 +68,8 @@ class Influence:
             for cluster, value in zip(part.clusters, part.values.tolist(), strict=True):
                 values[cluster] += value
         score, answer = self.score + other.score, max(self.answer, other.answer)
-        return Influence(score, tuple(values), np.array(list(values.values())), answer, 0, self.grouped)
+        influences, most = np.array(list(values.values())), self.most + other.most
+        return Influence(score, tuple(values), influences, answer, 0, self.grouped, most)
 
 
 def influence(result: Result, task: str, part: Callable[[str], bool] | None = None) -> Influence:
@@ -97,7 +101,8 @@ def _of_metric(
     values = np.array(record["influence"], dtype=float)
     if len(clusters) < 2 or len(clusters) != len(values):
         raise Untested(f"it has influences of {len(values)} pictures, at least two are needed")
-    return Influence(score, clusters, values, abs(score) / len(clusters), 0, record["from"] == "jackknife")
+    grouped, most = record["from"] == "jackknife", greatest(task, metric, score)
+    return Influence(score, clusters, values, abs(score) / len(clusters), 0, grouped, most)
 
 
 def _of_questions(

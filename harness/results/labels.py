@@ -121,12 +121,21 @@ def versions(results: Sequence[Result]) -> str:
 
 
 def setting_notes(results: Sequence[Result]) -> list[str]:
-    """Return a note for a table whose runs differ in settings or in code."""
+    """Return notes for a table of first questions, and for one whose runs differ in settings or in code."""
+    notes = sample_notes(results)
     settings = differing(results, ("model", "tasks"))
     settings |= differing([result for result in results if not result.is_baseline], PRUNED_ONLY)
     if not settings:
-        return _source_notes(results)
-    return [f"rows differ in settings ({_listed(settings)}); rows of different settings are ranked separately"]
+        return [*notes, *_source_notes(results)]
+    return [*notes, f"rows differ in settings ({_listed(settings)}); rows of different settings are ranked separately"]
+
+
+def sample_notes(results: Sequence[Result]) -> list[str]:
+    """Return a note for each limit with which runs asked the first questions."""
+    samples = [run.sample for run in results if run.sample.get("limit") is not None]
+    limits = dict.fromkeys(sample["limit"] for sample in samples if sample.get("sample", "first") == "first")
+    sorted_tasks = "many tasks are sorted, so this is no random sample (sample=random draws one)"
+    return [f"limit={limit} asks the first questions of each task; {sorted_tasks}" for limit in limits]
 
 
 def _source_notes(results: Sequence[Result]) -> list[str]:
@@ -149,6 +158,11 @@ def _listed(values_by_name: Mapping[str, Iterable[Any]]) -> str:
 def is_inside(kept: float | None, per_layer: float | None) -> bool:
     """Return whether early decoder layers see more tokens than are kept, since the cut comes after them."""
     return kept is not None and per_layer is not None and bool(per_layer > kept)
+
+
+def ranked_apart(kept: float | None, per_layer: float | None) -> float:
+    """Return the tokens per layer of a row that `is_inside`, which is ranked among rows with as many; 0 for others."""
+    return per_layer if per_layer is not None and is_inside(kept, per_layer) else 0.0
 
 
 def ordered(groups: Sequence[str]) -> list[str]:

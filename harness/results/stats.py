@@ -11,7 +11,7 @@ add one; `OWN_ANSWER` is the least with which no case of scripts/coverage.py fal
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,8 @@ from harness.results.result import Result
 
 AVERAGE = "avg"
 LEVEL = 0.95
-ALPHA = 1 - LEVEL  # a run is told from the best of its block if the p of being as good is smaller
+ALPHA = 1 - LEVEL  # a run is significantly worse than the best of its block if the p of being as good is smaller
+FEWEST = 10  # independent pictures of a task that is tested; scripts/coverage.py has worlds with less
 OWN_ANSWER = 0.75
 DRAWS = 2**14  # quasi-random, of the largest of several differences
 Array = NDArray[np.float64]
@@ -36,12 +37,15 @@ class Estimate:
     """Numbers of several runs with their joint error.
 
     `factor` [G, R] holds an error's source in each row: its cross product is the covariance of the values [R].
-    `freedom` is the number of independent pictures less one, for quantiles of Student's distribution.
+    `freedom` is the number of independent pictures less one, for quantiles of Student's distribution. Values lie
+    between `least` and `most`, and so do their intervals.
     """
 
     values: Array
     factor: Array
     freedom: float
+    least: float = -math.inf
+    most: float = math.inf
 
     @cached_property
     def covariance(self) -> Array:
@@ -67,8 +71,8 @@ class Estimate:
 
     def interval(self, run: int) -> tuple[float, float]:
         """Return the interval of one value."""
-        half = self.quantile * float(self.errors[run])
-        return float(self.values[run]) - half, float(self.values[run]) + half
+        value, half = float(self.values[run]), self.quantile * float(self.errors[run])
+        return max(self.least, value - half), min(self.most, value + half)
 
     def difference(self, a: int, b: int) -> tuple[float, float, float]:
         """Return the interval of value a less value b, and the two-sided p of no difference."""
@@ -76,12 +80,13 @@ class Estimate:
         difference, error = float(contrast @ self.values), float(self.error(contrast))
         if not error > 0:
             return difference, difference, 1.0 if difference == 0 else 0.0 if error == 0 else math.nan
-        half = self.quantile * error
-        return difference - half, difference + half, float(2 * stats.t.sf(abs(difference) / error, self.freedom))
+        half, most = self.quantile * error, self.most - self.least
+        p = float(2 * stats.t.sf(abs(difference) / error, self.freedom))
+        return max(-most, difference - half), min(most, difference + half), p
 
     def of(self, runs: Sequence[int]) -> "Estimate":
         """Return the estimate of some of the runs."""
-        return Estimate(self.values[list(runs)], self.factor[:, list(runs)], self.freedom)
+        return replace(self, values=self.values[list(runs)], factor=self.factor[:, list(runs)])
 
     def _draws(self, seed: int) -> Array:
         """Draw errors [DRAWS, R] of the values, divided by the root of a common chi-squared draw over `freedom`."""
@@ -152,7 +157,7 @@ class Noise:
         estimate, place, n = self.scores[task], self.place(run), self.questions[task]
         if not n:
             return estimate.interval(place)
-        scale = 100.0 if estimate.values.max() > 1 else 1.0
+        scale = estimate.most
         share, variance = float(estimate.values[place]) / scale, float(estimate.errors[place] / scale) ** 2
         effective = (share * (1 - share) + OWN_ANSWER / n) / variance  # as many independent answers have this variance
         z = estimate.quantile
@@ -180,9 +185,16 @@ def noise(results: Sequence[Result], baseline: Result | None, part: Callable[[st
 
 
 def combine(
-    influences: dict[str, list[Influence]], runs: Sequence[str], baseline: int | None, untested: dict[str, str]
+    influences: dict[str, list[Influence]],
+    runs: Sequence[str],
+    baseline: int | None,
+    untested: dict[str, str],
+    fewest: int = FEWEST,
 ) -> Noise:
-    """Return the errors of scores whose influences are given by task and run."""
+    """Return the errors of scores whose influences are given by task and run.
+
+    Tasks with less than `fewest` independent pictures are untested.
+    """
     scores, shares, questions, names = {}, {}, {}, {}
     untested = dict(untested)
     for task, of_runs in influences.items():
@@ -194,14 +206,15 @@ def combine(
         factor = np.zeros((len(clusters) + len(runs), len(runs)))
         for column, one in enumerate(of_runs):
             factor[[rows[cluster] for cluster in one.clusters], column] = one.values
-        if len(clusters) < 2:
-            untested[task] = "all of its questions show one picture"
+        if len(clusters) < fewest:
+            untested[task] = f"it has {len(clusters)} independent pictures, and a test needs at least {fewest}"
             continue
         factor *= math.sqrt(len(clusters) / (len(clusters) - 1))
         answer = math.sqrt(OWN_ANSWER) * max(one.answer for one in of_runs)
         factor[len(clusters) :] = answer * np.eye(len(runs))
         values = np.array([one.score for one in of_runs])
-        scores[task] = Estimate(values, factor, len(clusters) - 1)
+        least = 0.0 if (values >= 0).all() else -math.inf
+        scores[task] = Estimate(values, factor, len(clusters) - 1, least, max(one.most for one in of_runs))
         questions[task] = min(one.questions for one in of_runs)
         names[task] = [*clusters, *(f"{task} {run}" for run in runs)]
         if baseline is None:
@@ -221,7 +234,7 @@ def _relative(estimate: Estimate, baseline: int) -> Estimate:
     base = estimate.values[baseline]
     share = estimate.values / base
     factor = 100 / base * (estimate.factor - np.outer(estimate.factor[:, baseline], share))
-    return Estimate(100 * share, factor, estimate.freedom)
+    return Estimate(100 * share, factor, estimate.freedom, 100 / base * estimate.least, 100 / base * estimate.most)
 
 
 def _average(shares: dict[str, Estimate], names: dict[str, list[str]]) -> Estimate:
@@ -235,7 +248,8 @@ def _average(shares: dict[str, Estimate], names: dict[str, list[str]]) -> Estima
     variances = np.array([np.square(estimate.errors).max() for estimate in shares.values()])
     weights = variances / (variances.sum() or 1.0)
     freedom = 1 / float(sum(w**2 / e.freedom for w, e in zip(weights, shares.values(), strict=True)) or 1.0)
-    return Estimate(values, factor, freedom)
+    least, most = (float(np.mean([getattr(e, end) for e in shares.values()])) for end in ("least", "most"))
+    return Estimate(values, factor, freedom, least, most)
 
 
 def mcnemar_p(wins: int, losses: int) -> float:

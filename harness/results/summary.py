@@ -11,7 +11,7 @@ from harness.core.errors import UserError
 from harness.core.files import json_line
 from harness.results.frames import answers, budget_key, questions, select_task
 from harness.results.influence import pictures
-from harness.results.labels import Remark, names, setting_notes
+from harness.results.labels import Remark, names, ranked_apart, setting_notes
 from harness.results.method_groups import group_of
 from harness.results.result import Result, average, failures, relative, unproven
 from harness.results.stats import ALPHA, AVERAGE, Noise, agreement, flips, noise
@@ -31,8 +31,8 @@ def summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     unpruned. `agreement` is the percentage of answers that equal the unpruned model's. `tested` says whether the error
     is known; without it there is no mark. `pictures` counts the different pictures of a benchmark, and `seeds`
     those whose mean a row shows; `seed_sd` is the standard deviation of their `relative`. `best` marks the
-    best of a setting and budget, `p_best` is the p that no other is better, and `as_best` is true for the others
-    unless it is below ALPHA. NaN means unknown.
+    best of a block (a setting and budget; rows with a star apart, see `ranked_apart`), `p_best` is the p that no other
+    of it is better, and `as_best` is true for the others unless it is below ALPHA. NaN means unknown.
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []
@@ -102,8 +102,10 @@ def _add_statistics(
     _add_errors(cells, results, baseline, errors)
     _add_answers(cells, results, baseline)
     luck = []
-    for budget in dict.fromkeys(result.budget for result in results if result.budget):
-        block = [result.hash for result in results if result.budget == budget]
+    blocks: dict[tuple[str, float], list[str]] = {}
+    for result in (result for result in results if result.budget):
+        blocks.setdefault((result.budget, _apart(result)), []).append(result.hash)
+    for (budget, apart), block in blocks.items():
         for benchmark, estimate in errors.shares.items():
             of_block = estimate.of([errors.place(run) for run in block])
             best, p = of_block.values.max(), of_block.against_best()
@@ -111,14 +113,15 @@ def _add_statistics(
                 equal = math.isclose(value, best, rel_tol=1e-9)
                 cells[run, benchmark] |= {"best": equal, "p_best": p_best, "as_best": not equal and p_best >= ALPHA}
             if benchmark == AVERAGE and len(block) > 1:
-                luck.append(f"{of_block.luck():.2f} ({budget}, {len(block)} rows)")
+                luck.append(f"{of_block.luck():.2f} points ({budget}, {len(block)} rows{' with *' * bool(apart)})")
     notes: list[str] = [Remark(f"untested: {task}, since {reason}") for task, reason in errors.untested.items()]
     counts = {task: (baseline.metrics["questions"][task], pictures(baseline, task)) for task in errors.tasks}
-    shared = [f"{task}: {n:,} about {shown:,}" for task, (n, shown) in counts.items() if shown and shown < n]
+    shared = [f"{task}: {n:,} on {shown:,} pictures" for task, (n, shown) in counts.items() if shown and shown < n]
     if shared:
-        notes.append(Remark(f"questions share pictures ({', '.join(shared)}), and errors are over pictures"))
+        treated = "errors treat pictures, not questions, as independent"
+        notes.append(Remark(f"several questions are about one picture ({', '.join(shared)}); {treated}"))
     if luck:
-        chosen = "the best average was chosen on the same questions: expect it too high by"
+        chosen = "the best average was selected on these questions and is expected to be too high, by"
         notes.append(Remark(f"{chosen} {', '.join(luck)}"))
     return notes
 
@@ -134,7 +137,7 @@ def _add_errors(
             cells[run, task] |= {"se": float(estimate.errors[place]), "score_low": low, "score_high": high}
         for benchmark, estimate in errors.shares.items():
             low, high = estimate.interval(place)
-            cells[run, benchmark] |= {"relative_se": float(estimate.errors[place]), "low": max(0.0, low), "high": high}
+            cells[run, benchmark] |= {"relative_se": float(estimate.errors[place]), "low": low, "high": high}
             cells[run, benchmark]["tested"] = True
         for task, count in counts.items():
             cells[run, task]["pictures"] = count
@@ -159,6 +162,10 @@ def _add_answers(cells: dict[tuple[str, str], dict[str, Any]], results: Sequence
                 cell["agreement"] = sum(same) / len(same)
 
 
+def _apart(result: Result) -> float:
+    return ranked_apart(result.tokens("kept"), result.tokens("per_layer"))
+
+
 def _answers(results: Sequence[Result]) -> pd.DataFrame | None:
     """Return the answers; None if a run has none on disk."""
     try:
@@ -175,11 +182,14 @@ def full_summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
 
     `name` is unique within a setting and budget. `params` holds a method's parameters except lambda, as JSON.
     """
-    frame, notes = summary(results)
+    frames, notes = [], []
     for model, tasks in dict.fromkeys(map(_place, results)):
         runs = [result for result in results if _place(result) == (model, tasks)]
-        of_runs = [*setting_notes(runs), *failures(runs), *unproven(runs)]
-        notes += [type(note)(f"{model} on {tasks}: {note}") for note in of_runs]
+        of_runs, notes_of_runs = summary(runs)
+        frames.append(of_runs)
+        notes_of_runs += [*setting_notes(runs), *failures(runs), *unproven(runs)]
+        notes += [type(note)(f"{model} on {tasks}: {note}") for note in notes_of_runs]
+    frame = pd.concat(frames, ignore_index=True)
     unique_names = names(results)
     facts = pd.DataFrame([_facts(result, unique_names[result.hash]) for result in results], columns=FACTS)
     return frame.merge(facts, on="hash", how="left", validate="many_to_one"), notes

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.results.benchmarks import percent_scale
 from harness.results.benchmarks import titles as benchmark_titles
+from harness.results.labels import ranked_apart
 from harness.results.method_groups import BASELINE, OTHER, group_rank
 
 AVERAGE = "avg"
@@ -23,7 +24,8 @@ class Table:
     `frame` holds a row per method and budget, the unpruned model first: keys, a column per benchmark, `avg`, and
     statistics (`low`, `high`, `lost`, `gained`, `agreement`). `as_best` lists the benchmarks on which a row is not
     significantly different from the best of its block. A block is a set of rows that are ranked together: those of one
-    setting and budget, and of one `source` if our rows are compared with published ones.
+    setting and budget, of one `source` if our rows are compared with published ones, and of equal tokens per layer if
+    they cut inside the language model (`ranked_apart`).
     """
 
     name: str
@@ -155,15 +157,18 @@ def _scaled(frame: pd.DataFrame, shares: Sequence[str]) -> pd.DataFrame:
 def marks(table: Table) -> pd.DataFrame:
     """Mark the "best" and the "second" in each column of a block; other cells are "".
 
-    Scores are compared as they are shown, so ties share a mark.
+    Scores are compared as they are shown, so ties share a mark. Untested columns have none.
     """
     frame = table.frame
+    if {"kept", "per_layer"} <= set(frame):
+        apart = [ranked_apart(*pair) for pair in zip(frame["kept"], frame["per_layer"], strict=True)]
+        frame = frame.assign(apart=apart)
     marked = pd.DataFrame("", index=frame.index, columns=table.columns)
-    keys = [column for column in ("setting", "budget", "source") if column in frame]
+    keys = [column for column in ("setting", "budget", "source", "apart") if column in frame]
     for _, block in frame[frame["method"] != BASELINE].groupby(keys, sort=False):
         if "source" in block and block["source"].iloc[0] == "difference":
             continue
-        for column in table.columns:
+        for column in (column for column in table.columns if column not in table.untested):
             shown = block[column].astype(float).round(table.digits[column])
             ranked = sorted(shown.dropna().unique(), reverse=True)
             if shown.notna().sum() < 2:

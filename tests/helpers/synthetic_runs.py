@@ -25,6 +25,7 @@ def write_run(
     suite: str = "suite",
     recorded: dict[str, Any] | None = None,
     said: str = "",
+    run_seed: int | None = None,
     **params: object,
 ) -> RunFolder:
     """Write a run whose questions are right with probability `skill`; hard questions are the same for all methods.
@@ -51,7 +52,7 @@ def write_run(
     }
     about = {"method": method, "model": model, "budget": str(keep), "config": config, "git": "abc", "made_from": {}}
     about |= {"device": "x", "python": "3", "started": "2026-01-01T00:00:00+00:00"}
-    identity |= {"seed": 0} if recorded else {}
+    identity |= {"seed": 0} if recorded else {} if run_seed is None else {"seed": run_seed}
     name = f"{slug(method)[:40]}-{keep}-{digest(identity)[:8]}"
     folder = RunFolder(root / slug(model)[:40] / slug(suite)[:40] / name, identity)
     log = folder.open(about | (recorded or {}))

@@ -56,6 +56,24 @@ def test_twenty_runs_of_a_thousand_questions_are_less_than_ten_megabytes(tmp_pat
     assert out.read_text().count("data:image/webp") == 24
 
 
+def test_a_table_holds_one_model_and_task_set_and_says_which(tmp_path):
+    tasks = {"one": "acc,none", "two": "acc,none"}
+    for model, of_model in (("m", tasks), ("n", {"one": "acc,none"})):
+        for method, skill in (("none", 1), ("random", 0.3)):
+            write_run(tmp_path / "runs", method, 0.25, skill, 30, of_model, model=model, run_seed=0)
+    for seed in (1, 2):  # one row
+        write_run(tmp_path / "runs", "random", 0.25, 0.3, 30, tasks, model="m", run_seed=seed)
+    out = tmp_path / "page.html"
+    report = make(f"runs={tmp_path / 'runs'}", f"out={out}", "gallery=none")
+    text = out.read_text()
+    captions = re.findall("<caption>(.*?: .*? rows on .*?)</caption>", text)
+    assert captions == ["m, tasks suite: 2 rows on 2 benchmarks", "n, tasks suite: 2 rows on 1 benchmark"]
+    assert report["runs"] == 6
+    assert "6 finished runs below" in text
+    assert "Runs that differ in their seed alone are one row: 4 rows." in text
+    assert "<li>m on suite: averages of random are means over seeds" in text  # notes say of which model they are
+
+
 def test_a_page_that_would_be_too_large_is_not_written(tmp_path, monkeypatch):
     some(tmp_path)
     monkeypatch.setattr("harness.report.build.MOST", 100_000)
@@ -189,7 +207,7 @@ def test_warnings_are_above_the_table_and_how_numbers_were_made_folds_out_below(
     make(f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'page.html'}", "pictures=false")
     above, below = (tmp_path / "page.html").read_text().split('<table class="scores">')
     assert re.search(r'<div class="warn" role="note"><p>m on suite: decoding was not verified', above)
-    assert re.search(r"<summary>How these numbers were made.*the best average was chosen", below, re.S)
+    assert re.search(r"<summary>How these numbers were made.*the best average was selected", below, re.S)
 
 
 def test_names_tell_runs_of_one_budget_apart(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,14 @@ from harness.core.errors import UserError
 from harness.results.result import Result
 from harness.results.stats import OWN_ANSWER
 
-BASE = {"t_one": [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": [0.5, 1.0, 0.25, 1.0]}
-LESS = {"t_one": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "t_two": [0.5, 0.5, 0.25, 1.0]}
+BASE = {"t_one": 2 * [1.0, 1.0, 1.0, 1.0, 0.0, 1.0], "t_two": 3 * [0.5, 1.0, 0.25, 1.0]}
+LESS = {"t_one": 2 * [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "t_two": 3 * [0.5, 0.5, 0.25, 1.0]}
 
 
 @pytest.fixture
 def pair(tmp_path):
-    said = {"t_one": list("abcdef"), "t_two": list("abcd")}
-    other = {"t_one": list("abCxyz"), "t_two": list("abcd")}
+    said = {"t_one": 2 * list("abcdef"), "t_two": 3 * list("abcd")}
+    other = {"t_one": 2 * list("abCxyz"), "t_two": 3 * list("abcd")}
     a = make_run(tmp_path, "none", BASE, said=said)
     return Result.of(a), Result.of(make_run(tmp_path, "x", LESS, said=other))
 
@@ -33,14 +34,14 @@ def test_every_column_by_hand(pair):
     found = compare.compare(a, b, a)[0].set_index("task")
     one, two, average = (found.loc[name] for name in ("t_one", "t_two", "avg"))
     assert (one["a"], one["b"], one["difference"]) == pytest.approx((5 / 6, 3 / 6, 2 / 6))
-    assert (one["a_only"], one["b_only"]) == (3, 1)
-    assert one["mcnemar"] == pytest.approx(2 * (1 + 4) / 16)  # at most 1 of 4 discordant, either way
+    assert (one["a_only"], one["b_only"]) == (6, 2)
+    assert one["mcnemar"] == pytest.approx(2 * (1 + 8 + 28) / 256)  # at most 2 of 8 discordant, either way
     assert math.isnan(two["mcnemar"])
     differences = np.subtract(BASE["t_one"], LESS["t_one"])
-    error = math.sqrt(differences.var(ddof=1) / 6 + 2 * OWN_ANSWER / 6**2)
-    assert one["p"] == pytest.approx(2 * stats.t.sf(2 / 6 / error, 5))
+    error = math.sqrt(differences.var(ddof=1) / 12 + 2 * OWN_ANSWER / 12**2)
+    assert one["p"] == pytest.approx(2 * stats.t.sf(2 / 6 / error, 11))
     assert one["agreement"] == pytest.approx(50)
-    assert (two["a_only"], two["b_only"], two["agreement"]) == (1, 0, 100)
+    assert (two["a_only"], two["b_only"], two["agreement"]) == (3, 0, 100)
     assert average["a"] == 100
     assert average["b"] == pytest.approx((100 * 3 / 5 + 100 * 2.25 / 2.75) / 2)
     assert average["low"] <= average["difference"] <= average["high"]
@@ -51,8 +52,47 @@ def test_every_column_by_hand(pair):
 def test_failed_questions_are_noted(tmp_path):
     a, b = (Result.of(make_run(tmp_path, method, BASE, failed={"t_one": n})) for method, n in (("x", 0), ("y", 2)))
     notes = compare._notes(*compare.compare(a, b, None), None, a, b)
-    assert notes[0] == "t_one: 2 of 6 questions failed, scored as empty answers, in y keep=0.25"
-    assert notes[1].startswith("p: that A - B is 0, over pictures")
+    assert notes[0] == "t_one: 2 of 12 questions failed, scored as empty answers, in y keep=0.25"
+    assert notes[1].startswith("p tests A - B = 0 and treats pictures as independent")
+
+
+def test_differences_stay_within_what_the_scores_can_reach(tmp_path):
+    """Of ten questions, one run answers all and the other none: one score cannot differ by more than all of them."""
+    right, wrong = {"t_one": [1.0] * 10}, {"t_one": [0.0, 1.0] * 5}
+    a, b = (Result.of(make_run(tmp_path, method, each)) for method, each in (("none", right), ("x", wrong)))
+    for c in (b, Result.of(make_run(tmp_path, "y", {"t_one": [1.0] + [0.0] * 9}))):
+        found = compare.compare(a, c, a)[0].set_index("task")
+        assert found.loc["t_one", "high"] <= 1
+        assert found.loc["avg", "high"] <= 100
+    assert (found["high"] == [1, 100]).all()
+
+
+def test_a_trial_of_two_questions_is_untested_and_named(tmp_path):
+    few = {"t_one": [1.0, 1.0]}, {"t_one": [0.0, 0.0]}
+    a, b = (Result.of(make_run(tmp_path, m, v, limit=2)) for m, v in zip(("none", "x"), few, strict=True))
+    found, untested = compare.compare(a, b, a)
+    assert found[["low", "high", "p"]].isna().all(axis=None)
+    assert untested == {"t_one": "it has 2 independent pictures, and a test needs at least 10"}
+    notes = compare._notes(found, untested, a, a, b)
+    assert notes[0].startswith("limit=2 asks the first questions of each task")
+
+
+def test_a_scorer_that_one_of_two_methods_has_is_no_difference_of_settings(tmp_path):
+    with_scorer, without, other = (
+        Result.of(make_run(tmp_path, method, BASE, scorer=scorer))
+        for method, scorer in (("x", "4f10"), ("y", None), ("z", "93aa"))
+    )
+    assert compare._settings(with_scorer, without) == {}
+    assert compare._settings(with_scorer, other) == {"scorer": ["4f10", "93aa"]}
+
+
+def test_a_pattern_names_a_run_of_an_archive():
+    runs = Path(compare.__file__).parents[1] / "results" / "pocket" / "runs" / "pocket" / "pocket"
+    assert Result.of(compare._archived(runs / "idpruner-0.25*")).title == "idpruner keep=0.25"
+    with pytest.raises(UserError, match=r"matches 2 runs .*more of its name\): it has pocket/pocket/idpruner-0"):
+        compare._archived(runs / "idpruner*")
+    with pytest.raises(UserError, match=r"matches 0 runs .* \(no such run\): it has pocket/pocket/avg_pool-0\.1"):
+        compare._archived(runs / "nothing*")
 
 
 def test_a_run_against_its_like_has_no_difference(tmp_path):
@@ -92,9 +132,9 @@ def test_the_command(pair, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "settings: the same" in lines
-    assert lines[5].split()[:5] == ["t_one", "6", "0.8333", "0.5000", "+0.3333"]
+    assert lines[5].split()[:5] == ["t_one", "12", "0.8333", "0.5000", "+0.3333"]
     report = json.loads(lines[-1])
-    assert report["tasks"]["t_one"]["a_only"] == 3
+    assert report["tasks"]["t_one"]["a_only"] == 6
     assert report["settings"] == {}
     written = pd.read_csv(tmp_path / "found.csv", index_col="task")
     assert written["difference"].to_dict() == pytest.approx({t: r["difference"] for t, r in report["tasks"].items()})

@@ -291,7 +291,7 @@ def test_the_luck_of_the_best_is_what_it_exceeds_its_truth_by():
     assert estimate([50.0] + [0.0] * 9, np.eye(10)).luck() == pytest.approx(0, abs=0.01)
 
 
-def test_a_worse_method_is_told_from_the_best_and_an_equal_one_is_not(tmp_path):
+def test_a_worse_method_loses_its_mark_and_an_equal_one_keeps_it(tmp_path):
     base = coins(0, 0.95, {"t_one": 300})
     good = {"t_one": base["t_one"] * coins(1, 0.97, {"t_one": 300})["t_one"]}
     near = {"t_one": base["t_one"] * coins(4, 0.96, {"t_one": 300})["t_one"]}
@@ -299,7 +299,7 @@ def test_a_worse_method_is_told_from_the_best_and_an_equal_one_is_not(tmp_path):
     runs = [make_run(tmp_path, m, e) for m, e in (("none", base), ("good", good), ("near", near), ("bad", bad))]
     frame, notes = summary(results(*runs))
     (luck,) = notes
-    assert luck.startswith("the best average was chosen on the same questions: expect it too high by 0.")
+    assert luck.startswith("the best average was selected on these questions and is expected to be too high, by 0.")
     row = frame[frame["benchmark"] == "t_one"].set_index("budget").loc["keep=0.25"]
     assert row["best"].tolist() == [True, False, False]
     assert row["as_best"].tolist() == [False, True, False]

@@ -11,9 +11,10 @@ from run_folders import make_run, sealed_again
 from harness import tables
 from harness.core import command
 from harness.core.errors import UserError
-from harness.core.files import to_json
+from harness.core.files import digest, to_json
 from harness.results.formats import markdown, sheet
 from harness.results.result import collect, merge_task_runs, relative
+from harness.results.table import marks
 
 FRONT = ["model", "tasks", "budget", "group", "method", "lambda", "questions", "setting", "hash", "K", "kept"]
 COLUMNS = [
@@ -94,6 +95,53 @@ def test_other_sample_sets_are_marked_and_ranked_apart(tmp_path):
     assert markdown(table).count("**40.00**") == 2
     named = [line.split(" | ")[0] for line in markdown(table).splitlines() if line.startswith("| limit")]
     assert sorted(named) == ["| limit 10"] * 3 + ["| limit 20"] * 3
+
+
+def test_a_trial_of_two_questions_has_no_marks_and_a_note(tmp_path):
+    for method, score in (("none", 1.0), ("random", 0.5), ("idpruner", 1.0)):
+        finished(tmp_path, method, score, 2, limit=2)
+    (table,) = made(tmp_path)
+    text = markdown(table)
+    assert "**100" not in text
+    assert "≈" not in text
+    assert "t† (acc, %)" in text
+    assert "untested: t, since it has 2 independent pictures, and a test needs at least 10" in table.notes
+    assert any(note.startswith("limit=2 asks the first questions of each task") for note in table.notes)
+
+
+def test_rows_whose_early_layers_see_more_are_ranked_among_their_like(tmp_path):
+    """FastV is ahead of all, and still the others have a best row and rows that are not significantly different."""
+    per_layer = {"fastv": 57.5, "dart": 57.5, "d2pruner": 80.0}
+    scores = {"none": 1.0, "fastv": 0.95, "dart": 0.3, "d2pruner": 0.9, "random": 0.1, "greedy": 0.6, "idpruner": 0.59}
+    for method, score in scores.items():
+        run = finished(tmp_path, method, score, 200)
+        if method in per_layer:
+            path = run.path / "metrics.json"
+            metrics = json.loads(path.read_text())
+            metrics["visual_tokens"]["t"]["per_layer"] = per_layer[method]
+            path.write_text(to_json(metrics))
+            sealed_again(run.path)
+    (table,) = made(tmp_path)
+    marked = dict(zip(table.frame["method"], marks(table)["t"], strict=True))
+    assert marked == {
+        **{"baseline": "", "fastv": "best", "dart": "second", "d2pruner": ""},  # one row alone is no comparison
+        **{"greedy": "best", "idpruner": "second", "random": ""},
+    }
+    same = dict(zip(table.frame["method"], table.frame["as_best"], strict=True))
+    assert {method for method, names in same.items() if "t" in names.split()} == {"idpruner"}
+    luck = next(note for note in table.notes if note.startswith("the best average was selected"))
+    assert "(keep=0.25, 3 rows)" in luck
+    assert "(keep=0.25, 2 rows with *)" in luck
+
+
+def test_an_interval_ends_where_the_metric_does(tmp_path):
+    """A share of right answers reaches 1, so the percentage of an unpruned 0.8 reaches 125."""
+    finished(tmp_path, score=0.8, questions=10)
+    run = make_run(tmp_path, "x", {"t": [1.0] * 9 + [0.0]})
+    (table,), cells = tables.of_runs(collect(tmp_path))
+    assert cells.loc[cells["hash"] == digest(run.identity)[:8], "high"].tolist() == [125, 125]
+    assert (cells["low"] >= 0).all()
+    assert not table.untested
 
 
 def test_versions_and_positions_that_differ_are_noted(tmp_path):
