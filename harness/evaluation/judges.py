@@ -27,6 +27,7 @@ KEY = re.compile(r"[A-Z0-9_]*(API_KEY|TOKEN)")
 ASK_NOBODY = {"mmbench_en_dev_static", "mmbench_cn_dev_static"}
 HOPELESS = 3  # requests without an answer, before the first answer: a judge that is not there, or a key that is wrong
 BUSY = "HTTP status 429"  # a judge that is there
+REFUSALS = {f"HTTP status {code}" for code in (400, 413, 415, 422, 451)}  # of one request, which no repetition helps
 
 Definition = tuple["_Module", ast.AST]
 
@@ -53,17 +54,22 @@ class JudgeSilenceError(BaseException):
 
 
 @contextmanager
-def with_answers(task: str) -> Iterator[None]:
-    """Raise UserError if a judge that is asked in this block leaves a request without an answer in the end.
+def with_answers(task: str) -> Iterator[dict[int, str]]:
+    """Watch the judge that a task asks in this block; yield which questions it has refused, and why.
 
-    Tasks catch such failures and score on. Only POST counts: with GET, tasks and models fetch pictures.
+    Tasks catch such failures and score on. UserError if a request is left without an answer for another reason, or if
+    the judge has answered nothing. Only POST counts: with GET, tasks and models fetch pictures.
     """
-    from unittest.mock import patch  # slow to import, like the two below: checks of a configuration do without
+    from unittest.mock import patch  # slow to import, like the three below: checks of a configuration do without
 
     import httpx
     import requests
+    from lmms_eval import evaluator
 
     failures: dict[str, str] = {}  # digest of the request -> what came instead of an answer
+    question_of: dict[str, int | None] = {}  # digest of the request -> the document that is scored
+    question: int | None = None  # None while scores are added up
+    refused: dict[int, str] = {}
     answered = False
     cause: BaseException | None = None
 
@@ -77,7 +83,7 @@ def with_answers(task: str) -> Iterator[None]:
             answered = True
             failures.pop(key, None)  # a retry
             return
-        failures[key] = failure
+        failures[key], question_of[key] = failure, question
         if not answered and sum(other != BUSY for other in failures.values()) >= HOPELESS:
             raise JudgeSilenceError
 
@@ -109,17 +115,32 @@ def with_answers(task: str) -> Iterator[None]:
 
         return watched_send
 
+    score = evaluator._process_document_results
+
+    def score_watched(item: tuple[int, Any, Any], **more: Any) -> Any:
+        nonlocal question
+        question = item[0]
+        try:
+            return score(item, **more)
+        finally:
+            question = None
+
     with (
+        patch.object(evaluator, "_process_document_results", score_watched),
         patch.object(httpx.Client, "send", watched(httpx.Client.send)),
         patch.object(httpx.AsyncClient, "send", watched_async(httpx.AsyncClient.send)),
         patch.object(requests.Session, "send", watched(requests.Session.send)),
     ):
         try:
-            yield
+            yield refused
         except (Exception, JudgeSilenceError) as error:  # most likely about the answer that did not come
             if not failures:
                 raise
             cause = error
+    if answered and cause is None:
+        for key, failure in list(failures.items()):
+            if failure in REFUSALS and (doc_id := question_of[key]) is not None:
+                refused[doc_id] = f"its judge refused the request ({failures.pop(key)})"
     if failures:
         what = f"its judge left {len(failures)} requests without an answer ({next(iter(failures.values()))})"
         remedy = "start the run again once the judge answers, the model's answers are kept"

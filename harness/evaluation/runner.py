@@ -131,6 +131,7 @@ def _complete(
         log.settle(model.asked)
         failed = {key: line for key, line in log.responses.items() if "failed" in line}
         questions = {(line["task"], line["doc_id"]) for line in failed.values()}  # a repeat is no question of its own
+        questions |= _refused(metrics, config.strict)
         metrics["failed"] = {name: sum(task == name for task, _ in questions) for name in config.tasks.metrics}
         shown = [line for key, line in log.kept.items() if key not in failed]
         metrics["visual_tokens"] = _visual_tokens(list(config.tasks.metrics), shown)
@@ -138,6 +139,18 @@ def _complete(
         finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
         stage_seconds = {stage: round(duration, 3) for stage, duration in stages.seconds.items()}
         folder.finish(metrics, scores, {**finished, "stages": stage_seconds, "decoding": decoding})
+
+
+def _refused(metrics: dict[str, Any], strict: bool) -> set[tuple[str, int]]:
+    """Return the task and number of each question that a judge refused; UserError if there is one despite `strict`."""
+    reasons = {
+        (task, int(number)): why
+        for task, questions in metrics.get("unjudged", {}).items()
+        for number, why in questions.items()
+    }
+    for (task, number), why in reasons.items() if strict else ():
+        raise UserError(f"task {task}, question {number}: {why}: leave strict=true out")
+    return set(reasons)
 
 
 def _record_other_code(folder: RunFolder, about: dict[str, Any]) -> None:

@@ -120,13 +120,13 @@ class TaskSuite:
         """
         from harness.evaluation.lmms_model import WorkerDone
 
-        scores, counts, values, versions = {}, {}, {}, {}
+        scores, counts, values, versions, unjudged = {}, {}, {}, {}, {}
         measures: dict[str, Callable[[], dict[str, Any]]] = {}  # called last, when no other process waits for answers
         for name in self.tasks.metrics:
             task = self.load(name)
             task.asked = sample.numbers(name, len(task.task_docs))
             try:
-                results = self._score(task, name, model, scratch)
+                results, unjudged[name] = self._score(task, name, model, scratch)
             except WorkerDone:
                 continue
             versions[name] = task_overrides.version_of(task)
@@ -146,11 +146,18 @@ class TaskSuite:
             "noise": {name: measure() for name, measure in measures.items()},
             "scored_by": {"lmms-eval": version("lmms-eval"), "tasks": versions},
         }
+        if any(unjudged.values()):  # task -> document -> why no judge has scored it
+            metrics["unjudged"] = {
+                name: {str(doc_id): why for doc_id, why in docs.items()} for name, docs in unjudged.items() if docs
+            }
         return metrics, values
 
     @staticmethod
-    def _score(task: Any, name: str, model: "PrunedModel", scratch: Path) -> dict[str, Any]:
-        """One task per call, so that its limit is its own and its answers are on disk before the next begins."""
+    def _score(task: Any, name: str, model: "PrunedModel", scratch: Path) -> tuple[dict[str, Any], dict[int, str]]:
+        """Return lmms-eval's results, and the questions that a judge has refused.
+
+        One task per call, so that its limit is its own and its answers are on disk before the next begins.
+        """
         from lmms_eval.evaluator import simple_evaluate
         from lmms_eval.tasks import TaskManager
         from tenacity import RetryError
@@ -160,7 +167,7 @@ class TaskSuite:
 
         _quiet_logger()  # importing more of lmms-eval has undone it
         try:
-            with redirect_stdout(sys.stderr), with_answers(name):  # some tasks print tables
+            with redirect_stdout(sys.stderr), with_answers(name) as refused:  # some tasks print tables
                 results: dict[str, Any] = simple_evaluate(
                     model=model,
                     tasks=[task],
@@ -185,7 +192,7 @@ class TaskSuite:
             raise RuntimeError(f"task {name}: {_cause(error)}") from error
         except SystemExit as error:  # videomme leaves this way when a video is missing
             raise UserError(f"task {name} stopped: {one_line(error)}") from error
-        return results
+        return results, refused
 
 
 def _check_metric(name: str, metric: str | None, task: Any) -> None:

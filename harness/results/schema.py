@@ -145,6 +145,7 @@ class Metrics(TypedDict):
     primary: dict[str, str | None]
     questions: dict[str, Count]
     failed: NotRequired[dict[str, Count]]
+    unjudged: NotRequired[dict[str, dict[str, str]]]
     visual_tokens: NotRequired[dict[str, dict[str, float]]]
     noise: NotRequired[dict[str, dict[str, Noise]]]
 

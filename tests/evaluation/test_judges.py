@@ -1,4 +1,4 @@
-"""Which tasks ask a judge is found in their code; a judge that does not answer stops the run."""
+"""Which tasks ask a judge is found in their code; a judge that does not answer stops the run, or fails a question."""
 
 import asyncio
 import json
@@ -10,11 +10,19 @@ from threading import Thread
 import httpx
 import pytest
 import requests
+from in_process import run
+from scripted_model import Scripted
+from tiny_models import tiny_processor, tiny_qwen
+from tiny_tasks import write_tiny_tasks
 
+from harness.core.config import TasksConfig, validate
+from harness.core.config_groups import register
 from harness.core.errors import UserError
+from harness.core.overrides import compose
 from harness.core.task_index import lmms_eval_tasks
 from harness.evaluation import judges
 from harness.evaluation.judges import check_key, judge_keys, with_answers
+from harness.evaluation.task_suite import EVERY, TaskSuite
 
 KEYS = ("OPENAI_API_KEY", "AZURE_API_KEY", "AZURE_OPENAI_API_KEY", "JUDGE_API_KEY")
 
@@ -239,3 +247,60 @@ def test_an_error_of_the_task_about_a_missing_answer_is_told_as_such_and_another
 def test_pictures_that_are_not_found_are_no_matter_of_a_judge(judge):
     score(partial(by_requests, method="GET"), judge, [404])
     by_requests(judge, {"statuses": [500]})  # nothing is watched any more
+
+
+ASKING = """
+import json
+import requests
+
+
+def process_results(doc, results):
+    number = int(doc["question"].split()[-1].strip("?"))
+    answer = requests.post(URL, json={"number": number, "statuses": STATUSES.get(number, [200])}, timeout=9)
+    return {"even": float(answer.status_code == 200), "letters": 1.0}
+"""
+
+
+def asking(folder, url, statuses):
+    """Write a task whose scoring asks a judge, which answers a question with these statuses; return its folder."""
+    tasks = write_tiny_tasks(folder / "tasks", 4)
+    utils = (tasks / "utils.py").read_text().partition("def process_results")[0]
+    (tasks / "utils.py").write_text(f"URL = {url!r}\nSTATUSES = {statuses!r}\n{ASKING}\n\n{utils}")
+    return tasks
+
+
+def scored(tasks, out):
+    suite = TaskSuite(TasksConfig(name="asking", include=str(tasks), metrics={"tiny_stills": "even,none"}))
+    suite.looked_at = Scripted.looked_at
+    return suite.run(Scripted({"tiny_stills": ["yes"] * 4}), EVERY, out)[0]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(Scripted, "looked_at", {})
+
+
+def test_a_question_that_a_judge_refuses_is_counted_and_the_others_are_scored(judge, alone, tmp_path):
+    metrics = scored(asking(tmp_path, judge, {2: [400]}), tmp_path / "out")
+    assert metrics["scores"]["tiny_stills"]["even,none"] == 0.75
+    assert metrics["unjudged"] == {"tiny_stills": {"2": "its judge refused the request (HTTP status 400)"}}
+
+
+@pytest.mark.parametrize("statuses", [{2: [503]}, {2: [429]}, {number: [400] for number in range(4)}])
+def test_a_judge_that_is_out_of_order_or_refuses_all_stops_the_run(statuses, judge, alone, tmp_path):
+    with pytest.raises(UserError, match=r"task tiny_stills: its judge left \d requests? without an answer"):
+        scored(asking(tmp_path, judge, statuses), tmp_path / "out")
+
+
+def test_a_run_counts_a_question_that_a_judge_refuses_as_failed(judge, alone, tmp_path):
+    for part in (tiny_qwen(), tiny_processor()):
+        part.save_pretrained(tmp_path / "tiny")
+    tasks = asking(tmp_path, judge, {2: [400]})
+    call = ["model=qwen25vl7b", f"model.pretrained={tmp_path / 'tiny'}", "model.dtype=float32"]
+    call += [f"tasks.include={tasks}", "tasks=[tiny_stills]", "method=random", "keep=0.5", f"runs={tmp_path / 'runs'}"]
+    folder, _ = run(validate(compose("config", register(call))))
+    assert folder.metrics()["failed"] == {"tiny_stills": 1}
+    strict = [*call, "strict=true", f"runs={tmp_path / 'strict'}"]
+    with pytest.raises(UserError, match=r"task tiny_stills, question 2: its judge refused the request .*strict=true"):
+        run(validate(compose("config", register(strict))))
