@@ -142,10 +142,11 @@ def _row(name: str, kind: str, n: int, chosen: Row, device: torch.device) -> Row
             stop = clock.mark()
             clock.wait()
             times[side].append(clock.between(start, stop))
-    spreads = {side: Spread.of(taken[chosen["warmup"] :] or taken) for side, taken in times.items()}
+    counted = {side: taken[chosen["warmup"] :] or taken for side, taken in times.items()}
+    spreads = {side: Spread.of(taken) for side, taken in counted.items()}
     fastest = min(comparison.published, key=lambda side: spreads[side].median)
     row: Row = {"kernel": name, "data": kind, "tokens": n, "kept": k, "width": width, "published": fastest}
-    row["n"] = len(times[fastest][chosen["warmup"] :] or times[fastest])
+    row |= {"published_n": len(counted[fastest]), "kernel_n": len(counted["kernel"])}
     row |= {"published_ms": spreads[fastest].median, "published_iqr_ms": spreads[fastest].iqr}
     row |= {"kernel_ms": spreads["kernel"].median, "kernel_iqr_ms": spreads["kernel"].iqr}
     row["ratio"] = spreads[fastest].median / spreads["kernel"].median

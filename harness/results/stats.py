@@ -6,7 +6,7 @@ common and, since the runs are paired, what two runs have in common. Nothing is 
 
 Each run gets a part of an answer of its own in addition. Without it, a run that agrees with the unpruned model on all
 of twenty questions would count as equal to it for certain. Agresti and Min (2005) add a half, Bonett and Price (2012)
-add one; `OWN_ANSWER` is the least with which no case of scripts/coverage.py falls below 93 %.
+add one; `OWN_ANSWER` is chosen so that cases of scripts/coverage.py lie at 93 % or above within its error.
 """
 
 import math
