@@ -67,11 +67,9 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         family = register_family(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
-    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
-    with as_user_error(Exception, f"cannot load the processor in {folder}"):
-        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor = load_processor(folder)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
@@ -99,6 +97,13 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {first}")
     generation.check(vars(model.generation_config), str(folder / "generation_config.json"))
     return Loaded(model, processor, config, folder)
+
+
+def load_processor(folder: Path) -> Any:
+    """Load the processor of a checkpoint; transformers would warn of how it resizes videos, which we do ourselves."""
+    transformers.utils.logging.set_verbosity_error()
+    with as_user_error(Exception, f"cannot load the processor in {folder}"):
+        return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:

@@ -37,14 +37,13 @@ class Questions:
         if folder is None:
             raise UserError(f"the processor of {self.model.pretrained} is not on this machine")
 
-        from transformers import AutoProcessor
-
         from harness.evaluation.datasets import local
         from harness.evaluation.task_suite import TaskSuite
+        from harness.models.loading import load_processor
         from harness.models.model_folder import ModelFolder
 
         prompts = ModelFolder(folder).adapter.prompts
-        self.processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        self.processor = load_processor(folder)
         tasks = TasksConfig(**config["tasks"])
         self.suite = TaskSuite(tasks, prompts, local(tasks, config.get("data_root")))
 

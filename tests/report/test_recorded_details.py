@@ -12,6 +12,7 @@ from composed_sweeps import composed
 from in_process import run
 from PIL import Image
 from run_folders import sealed_again
+from transformers.utils import logging
 
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
@@ -148,6 +149,25 @@ def test_a_processor_that_pads_is_shown_with_its_margin():
     assert picture.size == (448, 448)
     inside = np.asarray(picture, int)[: original.height, : original.width]
     assert np.abs(inside - np.asarray(original, int)).max() <= 1
+
+
+def test_the_frames_of_a_video_are_shown_without_a_warning(caplog):
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_warning()  # as in a new process
+    logging.enable_propagation()
+    logging.warning_once.cache_clear()
+    try:
+        config = {
+            "model": {"name": "pocket", "pretrained": "harness://pocket/weights"},
+            "tasks": {"name": "video", "include": "harness://pocket/tasks", "metrics": {"pocket_video": None}},
+        }
+        questions = images.Questions(config)
+        (asked,) = questions.ask("pocket_video", [(7, [[3, 16, 16]])])
+    finally:
+        logging.disable_propagation()
+        logging.set_verbosity(verbosity)
+    assert len(asked.pictures) == 3
+    assert caplog.text == ""
 
 
 def test_the_page_says_among_which_questions_it_chose(made, tmp_path):
