@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from harness.core.errors import UserError, one_line
 
-# What names, in a processor, the text that stands for an image or video in a prompt
+# Attributes of a processor that hold the placeholder of an image or video in a prompt
 PLACEHOLDERS = ("image_token", "video_token", "start_image_token", "end_image_token")
 _VARIABLE_PARTS = re.compile(r" at 0x[0-9a-f]+|\[\d\d:\d\d:\d\d\] \S+: ")  # addresses of Python, times of decord
 
@@ -43,7 +43,7 @@ def check_asked(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_no_placeholder(processor: Any, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-    """Raise BadInput if a text contains what stands for an image: the processor would take it for one."""
+    """Raise BadInput if a text contains an image placeholder: the processor would take it for an image."""
     tokens = {token for name in PLACEHOLDERS if (token := getattr(processor, name, None))}
     parts = [part for messages in conversations for message in messages for part in message["content"]]
     for text in (part["text"] for part in parts if part["type"] == "text"):
@@ -53,7 +53,7 @@ def check_no_placeholder(processor: Any, conversations: Iterable[Sequence[Mappin
 
 
 def check_some_answered(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if every question of a task failed: the cause is hardly the single questions then."""
+    """Raise UserError if every question of a task failed: the questions are then unlikely to be the cause."""
     for task in dict.fromkeys(line["task"] for line in lines):
         failures = [line.get("failed") for line in lines if line["task"] == task]
         if all(failures):
@@ -63,7 +63,7 @@ def check_some_answered(lines: Sequence[Mapping[str, Any]]) -> None:
 def _is_decoder_error(error: Exception) -> bool:
     """Tell errors of Pillow's decoders, which are of many types, from others.
 
-    An OSError of the operating system has a number, and a full memory says nothing of a picture.
+    An OSError of the operating system has a number, and running out of memory says nothing about a picture.
     """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return False

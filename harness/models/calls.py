@@ -54,11 +54,11 @@ PIXELS = {kind: NAMES[kind][0] for kind in ("image", "video")}
 
 
 class HookError(RuntimeError):
-    """The installed library does not behave as a hook relies on, so that results would be wrong."""
+    """A library does not behave as a hook expects; results would be wrong."""
 
 
 class NonFiniteError(HookError):
-    """The model's logits are NaN or infinite, so that no answer means anything."""
+    """The model's logits are NaN or infinite, so its answers are meaningless."""
 
 
 @dataclass(frozen=True)

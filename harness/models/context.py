@@ -1,4 +1,4 @@
-"""How many tokens a model was made for, and prompts that have more.
+"""The context length of a model, and the refusal of longer prompts.
 
 The prompt counts before it is pruned, so that a question fails in all runs of a sweep or in none.
 """
@@ -13,7 +13,7 @@ EXTENDED = ("yarn", "linear", "dynamic")  # rotary scalings whose factor max_pos
 
 
 def context_length(config: Any) -> int:
-    """Return the number of tokens that a model's configuration allows; a sliding window is no limit to it."""
+    """Return the number of tokens that a model's configuration allows; a sliding window does not limit it."""
     text = config.get_text_config()
     length = int(text.max_position_embeddings)
     rope = getattr(text, "rope_parameters", None) or {}

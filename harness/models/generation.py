@@ -1,4 +1,4 @@
-"""Ways of generating that a pruned prefill cannot serve, refused where a checkpoint or a task asks for them."""
+"""Refuse generation settings of a checkpoint or a task that do not work after a pruned prefill."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
 
 
 def check(settings: Mapping[str, Any], what: str) -> None:
-    """Raise UserError if the settings of `what`, a file or a task, ask for what neither baseline nor pruned runs do."""
+    """Raise UserError if the settings of `what`, a file or a task, ask for what our runs do not do, pruned or not."""
     asked = {key: settings[key] for key in HARMLESS if settings.get(key) not in (None, False, *HARMLESS[key])}
     if asked:
         listed = ", ".join(f"{key}={value}" for key, value in asked.items())

@@ -38,7 +38,7 @@ MAX_PIXELS = 178_956_970  # of a picture that a processor enlarges; as many as P
 def as_rgb(source: Any) -> Image.Image:
     """Return the picture in `source`, a PIL image, a file or a URL, in the form that models see.
 
-    BadInput if it does not decode, has no pixels, or has numbers for pixels of which nobody says which is white.
+    BadInput if it does not decode, has no pixels, or stores numbers whose range does not say which one is white.
     """
     with reading(binascii.Error):
         picture = source if isinstance(source, Image.Image) else _opened(source)
@@ -56,7 +56,7 @@ def turn_of(picture: Image.Image) -> Transpose | None:
         with reading():
             return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except BadInput:
-        return None  # the pixels may be whole: whether they are, shows when they are decoded
+        return None  # the pixels may be whole; decoding will tell
 
 
 def check_size_as_resized(picture: Image.Image, processor: Any) -> None:

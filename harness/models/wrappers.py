@@ -1,4 +1,4 @@
-"""What other libraries put around a model: wrappers to look into, and what hooks cannot reach."""
+"""Unwrap models of PEFT and DistributedDataParallel, and refuse models that hooks cannot reach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMPILED = "_torchdynamo_orig_callable"  # attribute of what torch.compile retu
 
 
 def unwrapped(model: object) -> nn.Module:
-    """Return the model within wrappers of PEFT and DistributedDataParallel; TypeError for what is no model."""
+    """Return the model within wrappers of PEFT and DistributedDataParallel; TypeError for anything but a model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a model as transformers loads it, got {_described(model)}")
     while (inner := _inner(model)) is not None:

@@ -275,7 +275,7 @@ class Session:
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             got = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"as {type(mask).__name__}"
             hint = "leave out cache_implementation"
-            raise ValueError(f"pruning needs a padding mask [batch, tokens], it came {got}: {hint}")
+            raise ValueError(f"pruning needs a padding mask [batch, tokens], got one {got}: {hint}")
         if getattr(cache, "is_compileable", False):
             name = type(cache).__name__
             raise ValueError(f"pruning needs a growing cache, not {name}: leave out cache_implementation")
@@ -292,8 +292,8 @@ class Session:
                 require_history(call, self._visual_passes > 0, self.adapter.name, self.deferred)
             if record is _UNKNOWN and past and self.pruning.budget.keep != 1:
                 raise ValueError(
-                    f"a key-value cache of {past} tokens came that was filled outside prune blocks, so its images may "
-                    "be unpruned: fill it within the block"
+                    f"the key-value cache of {past} tokens was filled outside prune blocks, so its images may be "
+                    "unpruned: fill it within the block"
                 )
             return None
         steps = call.require("embeddings").shape[1]

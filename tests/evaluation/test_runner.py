@@ -61,7 +61,7 @@ def test_what_a_cut_inside_the_language_model_is_worth_stands_beside_k():
     lines = [{"task": "t", "n": 8, "k": 2, "per_layer": worth} for worth in (4.0, 5.0)]
     tokens = _visual_tokens(["t"], lines)["t"]
     assert tokens == {"all": 8, "kept": 2, "per_layer": 4.5, "budget": 2}
-    assert _token_remarks(tokens) == " (a layer sees 4.5)"
+    assert _token_remarks(tokens) == " (4.5 per layer)"
     assert _token_remarks({"all": 8, "kept": 2, "per_layer": 2, "budget": 3}) == " (K: 3.0)"
 
 
