@@ -101,7 +101,7 @@ def test_menus_filter_rows_and_columns(page):
     assert not menu.locator("fieldset").is_visible()
     assert [text.partition(" (")[0] for text in column(page, 1)] == ["IDPruner", "IDPruner"]
     assert menu.locator("summary").inner_text() == "Method: IDPruner"
-    assert page.locator("#shown").inner_text() == "2 of 11 runs"
+    assert page.locator("#shown").inner_text() == "2 of 11 rows"
     budget = page.locator(".menu[data-key=budget]")
     budget.locator("summary").click()
     budget.get_by_label("keep=0.5").uncheck()

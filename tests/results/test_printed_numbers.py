@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from harness.compare import compare
+from harness.results.result import collect
+
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "results" / "pocket"
 COLUMNS = {  # title in README -> file, budget
@@ -61,6 +64,31 @@ def test_readme_shows_the_averages():
 def rows_marked(head: list[str], rows: list[list[str]], title: str, mark: str) -> set[str]:
     place = head.index(title)
     return {row[1] for row in rows if row[place].endswith(mark)}
+
+
+POCKET_SUITE, LLAVA_SUITE = ("pocket", "pocket"), ("pocket_llava", "pocket_image")
+GAINS = [  # model and suite, two runs, and how README prints the difference of their averages
+    (POCKET_SUITE, "greedy keep=0.1", "fps keep=0.1", "7.7", "(6.0 to 9.3)"),
+    (POCKET_SUITE, "idpruner keep=0.1", "greedy keep=0.1", "0.5", "(-0.3 to 1.3)"),
+    (LLAVA_SUITE, "greedy tokens=14", "fps tokens=14", "-0.5", "(-0.5, -1.9 to 0.8)"),
+    (LLAVA_SUITE, "idpruner tokens=14", "greedy tokens=14", "1.5", "(0.7 to 2.3)"),
+    (LLAVA_SUITE, "idpruner tokens=14", "fps tokens=14", "1.0", "(-0.2 to 2.2)"),
+    (POCKET_SUITE, "cdpruner keep=0.1", "idpruner keep=0.1", "3.6", "(2.5 to 4.7)"),
+    (LLAVA_SUITE, "cdpruner tokens=14", "idpruner tokens=14", "1.2", "(0.2 to 2.2)"),
+    (LLAVA_SUITE, "cdpruner keep=0.1", "idpruner keep=0.1", "0.7", "(0.7, -0.0 to 1.4)"),
+    (LLAVA_SUITE, "cdpruner tokens=28", "idpruner tokens=28", "0.3", "(0.3, -0.4 to 1.1)"),
+]
+
+
+@pytest.mark.parametrize("suite", [POCKET_SUITE, LLAVA_SUITE])
+def test_readme_shows_the_differences_that_the_archive_gives(suite):
+    runs = {run.title: run for run in collect(POCKET / "runs" / "/".join(suite))}
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for _, a, b, difference, span in (gain for gain in GAINS if gain[0] == suite):
+        row = compare(runs[a], runs[b], runs["baseline"])[0].set_index("task").loc["avg"]
+        interval = f"{row['low']:.1f} to {row['high']:.1f})"
+        assert (f"{row['difference']:.1f}", interval) == (difference, span.split(", ")[-1].lstrip("(")), (a, b)
+        assert span in text, (a, b)
 
 
 @pytest.mark.parametrize(("place", "name"), [(place, name) for place, (name, _) in enumerate(ROWS)])

@@ -71,7 +71,7 @@ function filter() {
     const on = by[menu.dataset.key].size;
     menu.querySelector("summary b").textContent = on === boxes ? "all" : on === 1 ? menu.querySelector("input:checked").parentNode.textContent : `${on} of ${boxes}`;
   }
-  document.getElementById("shown").textContent = count === total ? `${total} runs` : `${count} of ${total} runs`;
+  document.getElementById("shown").textContent = count === total ? `${total} rows` : `${count} of ${total} rows`;
 }
 
 for (const menu of menus) {
