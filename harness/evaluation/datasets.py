@@ -1,4 +1,4 @@
-"""Local copies of the data sets that tasks read: where they are, whether they are whole, and what identifies them.
+"""Local copies of the data sets that tasks read: find them, check that they are complete, and identify them.
 
 `data_root` is a folder of copies, or a mapping of tasks to the folder of each; without it, lmms-eval asks the Hub.
 """
@@ -56,7 +56,7 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
 
 @cache  # the runs of a sweep share their data
 def fingerprint(folder: Path) -> str:
-    """Return the digest of a copy: by content, wherever it lies."""
+    """Return the digest of a copy's content, which is independent of its path."""
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)

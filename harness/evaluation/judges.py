@@ -23,7 +23,7 @@ CLIENTS = {"openai", "anthropic", "httpx", "aiohttp", "litellm", "dashscope", "g
 SENDERS = {"post", "request", "Session"}  # of the package `requests`, which tasks also download pictures with
 JUDGE, JUDGE_KEYS = "lmms_eval.llm_judge", {"OPENAI_API_KEY", "AZURE_OPENAI_API_KEY"}  # lmms-eval's own client
 KEY = re.compile(r"[A-Z0-9_]*(API_KEY|TOKEN)")
-# Their code asks a judge only by an option that they do not set
+# Their code asks a judge only under an option that they do not set
 ASK_NOBODY = {"mmbench_en_dev_static", "mmbench_cn_dev_static"}
 HOPELESS = 3  # requests without an answer, before the first answer: a judge that is not there, or a key that is wrong
 BUSY = "HTTP status 429"  # a judge that is there
@@ -41,7 +41,7 @@ def check_key(task: str, file: Path) -> None:
 
 
 def judge_keys(file: Path) -> list[str] | None:
-    """Return the variables of which a task's judge needs one, none if its code reads none; None without a judge."""
+    """Return the environment variables of which a task's judge needs one, if any; None for a task without a judge."""
     reach = _Reach()
     for code, name in _scoring_functions(described(file)):
         reach.follow(_module(code), name)

@@ -176,7 +176,7 @@ def _of_units(
 
 
 def _alone(task: Any, metric: str, items: Items, units: Units, seconds: float) -> Array:
-    """Return the aggregation of each unit alone [n, numbers]; TimeoutError after so many seconds."""
+    """Return the aggregation of each unit alone [n, numbers]; TimeoutError after `seconds`."""
     end, scores = time.perf_counter() + seconds, []
     for unit in units:
         if time.perf_counter() > end:

@@ -41,9 +41,9 @@ class RunContext:
         self._located[_key(run.config)] = run
 
     def check_family(self, cfg: DictConfig) -> None:
-        """Refuse a method that the model's family cannot supply, and expect it on the model."""
+        """Refuse a method whose needs the model's family cannot meet; note the method of each model for `load`."""
         run = self.located(validate(cfg))
-        if not run.config.dry_run:  # a dry run says it of a model that is not here, too
+        if not run.config.dry_run:  # the dry run checks it itself, also for models that are not here
             self._methods.setdefault(_key(run.config.model), []).append(preflight.check_family(run))
 
     def located(self, config: RunConfig) -> LocatedRun:

@@ -51,7 +51,7 @@ class RunPlan:
 def plan(run: LocatedRun, device: str | None = None) -> RunPlan:
     """Resolve a run; its model is downloaded where needed. `device` replaces the configured one."""
     processes = launched()
-    processes.gather()  # from here on one of them says for all what is wrong
+    processes.gather()  # from here on, one process reports an error for all
     config = run.config if device is None else replace(run.config, model=replace(run.config.model, device=device))
     device = device_of(config.model)  # refuses a GPU that is not there before anything is downloaded
     model = processes.in_turn(lambda: run.model or ModelFolder(checkpoint.download(config.model)))

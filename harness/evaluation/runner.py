@@ -56,7 +56,7 @@ def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunF
 
 
 def _is_done(part: PrunerRun, repeated: bool, strict: bool) -> bool:
-    """Return whether a run is finished; UserError if it is damaged, another one, or has failures despite `strict`.
+    """Return whether a run is finished; UserError if it is damaged, not this run, or has failures despite `strict`.
 
     One that is repeated may be damaged: it starts over.
     """
@@ -154,7 +154,7 @@ def _refused(metrics: dict[str, Any], strict: bool) -> set[tuple[str, int]]:
 
 
 def _record_other_code(folder: RunFolder, about: dict[str, Any]) -> None:
-    """Record in run.json that a run goes on with other source text or patch versions than it began with."""
+    """Record in run.json that a run is resumed with other source text or patch versions than it began with."""
     recorded = folder.about()
     latest = recorded["resumed"][-1] if "resumed" in recorded else recorded
     if any(latest[key] != about[key] for key in ("packages", "sources")):

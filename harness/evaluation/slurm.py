@@ -31,10 +31,10 @@ from harness.results.submissions import LIVE, PlannedRun, Run, key_of, list_runs
 
 
 class Job:
-    """One run on a compute node; submitit queues it again when it is preempted or out of time, and it goes on."""
+    """One run on a compute node; submitit queues it again when it is preempted or out of time, and it resumes."""
 
     def __call__(self, config: RunConfig, key: str) -> None:
-        """Complete the run and print its scores as one JSON line; its tasks are the processes that torchrun starts."""
+        """Complete the run and print its scores as one JSON line; Slurm's tasks stand for torchrun's processes."""
         from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
         from harness.core.distributed import launched
@@ -42,7 +42,7 @@ class Job:
 
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-            os.environ["MASTER_ADDR"] = "127.0.0.1"  # of one node, whose name need not be known to itself
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # all are on one node, which may be unable to resolve its own name
         context = RunContext()
         plan = context.plan(config)
         if key_of(plan.runs[-1].folder.identity) != key:

@@ -31,7 +31,7 @@ def wanted_runs(
         *before, own = plans(run)
         baselines.update({baseline.key: (run.baseline, baseline) for baseline in before})
         runs.setdefault(own.key, (run, replace(own, overrides=overrides)))
-    return list({**baselines, **runs}.values())  # a baseline that the sweep names, too, keeps its place
+    return list({**baselines, **runs}.values())  # a baseline that the sweep itself lists keeps its place
 
 
 def shared(points: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Load lmms-eval's tasks from its own files, with local data and without the traps in them.
+"""Load lmms-eval's tasks from its own files, with local data, and corrected where they score wrongly.
 
 What is changed is the configuration of the one Task object that a run gets, never a file, module or class of lmms-eval.
 The files' Python is executed again for every Task, so nothing that one run counts reaches the next.

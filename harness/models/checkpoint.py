@@ -103,7 +103,7 @@ def check_folder(folder: Path) -> None:
 
 
 def fingerprint(path: Path, skip: Collection[str] = ()) -> str:
-    """Return a digest of a model's or scorer's files, whatever their folder is called.
+    """Return a digest of a model's or scorer's files, which is independent of their folder's name.
 
     Files and sub-folders named in `skip` are left out.
     """
