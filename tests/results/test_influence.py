@@ -7,6 +7,7 @@ import pytest
 from run_folders import make_run
 from scipy import stats as reference
 
+from harness.results.benchmarks import greatest
 from harness.results.frames import questions
 from harness.results.influence import Untested, influence, number
 from harness.results.result import Result
@@ -139,3 +140,18 @@ def test_a_part_of_the_pictures_is_scored_alone(tmp_path):
 )
 def test_what_a_question_adds(found, expected):
     assert number(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "score", "most"),
+    [
+        ("pope", "pope_f1_score,none", 0.8, 1),
+        ("mmbench_en_dev_static", "gpt_eval_score,none", 80.5, 100),
+        ("mme", "mme_perception_score,none", 1500, 2000),
+        ("mme", "mme_cognition_score,none", 300, math.inf),
+        ("coco_cap", "coco_CIDEr,none", 0.9, math.inf),
+        ("unlisted", "points,none", 17, math.inf),
+    ],
+)
+def test_what_a_metric_can_reach(task, metric, score, most):
+    assert greatest(task, metric, score) == most
