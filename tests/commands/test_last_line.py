@@ -19,6 +19,14 @@ from harness.core.errors import UserError
 
 
 @pytest.fixture(autouse=True)
+def interruptible():
+    """Let interrupts arrive also where the tests run in the background of a shell, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     """The temporary folder of the test's processes."""
     folder = tmp_path / "scratch"

@@ -137,5 +137,5 @@ def test_questions_are_drawn_without_the_pocket_recipe(python):
 
 
 def test_training_a_pocket_model_asks_for_a_checkout(python):
-    (line,) = python("-m", "harness.pocket.train", "--stage", "vision", code=1)
+    (line,) = python("-m", "harness.pocket.train", "--stage", "vision", code=2)
     assert line.startswith("error: harness.pocket.train needs a checkout")
