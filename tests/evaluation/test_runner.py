@@ -79,7 +79,8 @@ class Talkative(PrunedModel):
     def _answer(self, batch, handle):
         Talkative.calls += 1
         lines = [{**r.name, "response": f"{r.key}{self.calls}", "input_tokens": 1, "output_tokens": 1} for r in batch]
-        return lines, [{**r.name, "n": 4, "k": self.calls, "per_layer": 1.0, "grids": [], "kept": [0]} for r in batch]
+        tokens = {"n": 4, "k": self.calls, "per_layer": 1.0, "grids": [], "kept": [*range(self.calls)]}
+        return lines, [r.name | tokens for r in batch]
 
 
 def test_after_a_kill_in_a_batch_what_is_on_disk_is_scored(tmp_path):

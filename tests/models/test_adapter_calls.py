@@ -19,6 +19,7 @@ HARNESS = Path(harness.__file__).parent
 MAKES_CALLS = {
     "models/calls.py",
     "models/compat.py",
+    "models/preprocessing.py",  # counts tokens of what a processor made
     "pruning/decoding_proof.py",  # prolongs what a processor made
     "models/llavaov15/modeling.py",  # our port: its forward passes call each other
     "bench/measure.py",  # the bench makes inputs, and looks at their size

@@ -295,7 +295,7 @@ class TestDecoding:
             ids = torch.cat([output.sequences, TURN], dim=1)
             again = partial(model.generate, ids, **length, past_key_values=output.past_key_values)
             if cut == "before":
-                with pytest.raises(ValueError, match="do not follow what the pruned cache holds"):
+                with pytest.raises(ValueError, match="is not the next one after the pruned cache"):
                     again()
                 return
             more = again()[0, inputs["input_ids"].shape[1] :].tolist()
