@@ -94,7 +94,7 @@ class Decoding(TypedDict):
     """Whether decoding through a cache was compared with prefills."""
 
     verified: bool
-    reason: NotRequired[str]
+    reason: NotRequired[str | None]
 
 
 @with_config(STRICT)

@@ -186,7 +186,7 @@ class TestRefused:
         masks = {"full_attention": torch.ones(1, 1, length, length).tril().log()}
         positions = torch.arange(length).expand(3, 1, -1)
         whole = {**inputs, "attention_mask": masks, "position_ids": positions}
-        self.refuses(model, "padding mask .* came as dict", lambda: model(**whole))
+        self.refuses(model, "padding mask .* got one as dict", lambda: model(**whole))
 
     def test_an_image_on_a_cache_that_was_pruned_where_nothing_is_dropped(self, model, processor):
         inputs = inputs_of(processor, ["one image"])
