@@ -52,7 +52,7 @@ def made(place):
     d2prior.check(cfg)
     with pytest.MonkeyPatch.context() as patch:
         said = []
-        patch.setattr("builtins.print", said.append)
+        patch.setattr("builtins.print", lambda line, **_: said.append(line))
         d2prior.main(cfg)
     return json.loads(said[-1])
 
