@@ -182,7 +182,8 @@ class Kept(TypedDict):
     importance: NotRequired[str]
 
 
-Scores = dict[str, dict[str, list[Any]]]  # `scores.json`
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool
+Scores = dict[str, dict[str, list[Number | str | list[Any] | dict[str, Any] | None]]]  # `scores.json`
 
 
 @cache
@@ -224,4 +225,8 @@ def other_questions(scores: Mapping[str, Mapping[str, list[Any]]], counts: Mappi
     for task, columns in scores.items():
         if "doc_id" not in columns or {*map(len, columns.values())} != {counts[task]}:
             return f"it does not have {counts[task]} questions of {task} in each column"
+        if not all(type(doc_id) is int for doc_id in columns["doc_id"]):
+            return f"a doc_id of {task} is no whole number"
+        if not all(isinstance(picture, str | None) for picture in columns.get("picture", ())):
+            return f"a picture of {task} is no digest"
     return None
