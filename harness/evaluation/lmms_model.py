@@ -1,16 +1,14 @@
 """The lmms-eval model that prunes visual tokens and logs its answers, for our command and for lmms-eval's own."""
 
-import base64
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
-from itertools import groupby, islice, zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
-import numpy as np
 import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
@@ -19,7 +17,6 @@ from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from omegaconf import OmegaConf
 from tqdm import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from harness.core.config import ModelConfig, validate
 from harness.core.distributed import launched, only_one
@@ -27,16 +24,17 @@ from harness.core.errors import UserError, one_line
 from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.core.values import checked
+from harness.evaluation.generation import answer_lengths, checked_draws, generation_arguments
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_command import one_line_ending
 from harness.evaluation.pruner import Pruner, pruner_of
-from harness.evaluation.resize_baseline import ResizeHandle, ResizeRecord
+from harness.evaluation.records import detailed, kept_fields, picking_details
+from harness.evaluation.resize_baseline import ResizeHandle
 from harness.evaluation.task_overrides import check_prompts
 from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
 from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
-from harness.models.generation import check as check_generation
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import Message, PixelLimits, limits_of, messages_digest, to_inputs, visual_digest
@@ -44,10 +42,6 @@ from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
 from harness.results.response_log import ResponseLog
-from methods.base import Selection
-
-DETAILED = 32  # questions of a task whose picking order and importance are recorded, for the gallery of the report
-MAX_NEW_TOKENS = 128  # if the task sets none; the default of lmms-eval's own chat model
 
 
 @dataclass(frozen=True)
@@ -288,7 +282,7 @@ class PrunedModel(lmms):
         processor, model = self.loaded.processor, self.loaded.model
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         tower = adapter_for(model).modules()["vision"]
-        generation = _generation(batch[0].generation, processor.tokenizer.pad_token_id)
+        generation = generation_arguments(batch[0].generation, processor.tokenizer.pad_token_id)
         with self._inputs(batch, handle) as inputs:
             shown = any(inputs.get(name) is not None for name in PIXELS.values())
             if shown and self.verify and not self.proof.complete(self.loaded.config.batch_size):
@@ -298,23 +292,23 @@ class PrunedModel(lmms):
             with self.stages("llm"), self.stages.watching("vision", tower):
                 handle.seed(seeds)
                 torch.manual_seed(seeds[0])
-                output = model.generate(**inputs, **generation, **_checked_draws(generation, handle))
+                output = model.generate(**inputs, **generation, **checked_draws(generation, handle))
         handle.settle()
         records = handle.take() if shown else [Kept(0, 0, [], [])] * len(batch)
         if len(records) != len(batch):
             raise RuntimeError(f"{len(batch)} samples went in but the pruner saw {len(records)}: nothing can be scored")
         answers = output[:, inputs["input_ids"].shape[1] :]
         texts = processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        lengths = zip(inputs["attention_mask"].sum(1).tolist(), _lengths(answers, processor), strict=True)
+        lengths = zip(inputs["attention_mask"].sum(1).tolist(), answer_lengths(answers, processor), strict=True)
         names = [request.name for request in batch]
         lines = [
             {**name, "response": text, "input_tokens": before, "output_tokens": after}
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
-        kept = [name | _kept_fields(record) for name, record in zip(names, records, strict=True)]
+        kept = [name | kept_fields(record) for name, record in zip(names, records, strict=True)]
         if shown:
             for line, request, chosen in zip(kept, batch, handle.latest, strict=True):
-                line.update(_details(*chosen) if request.detailed else {})
+                line.update(picking_details(*chosen) if request.detailed else {})
         return lines, kept
 
     def _prove(self, inputs: Mapping[str, Any], handle: Any) -> None:
@@ -369,87 +363,13 @@ def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
     return QuestionDigest(shown, visual)
 
 
-def _kept_fields(record: Kept) -> dict[str, Any]:
-    """Return the fields of a line of kept.jsonl; `per_layer` is the mean number of visual tokens per decoder layer.
-
-    `budget` and `shown`, the grids of the smaller images, are there only if images were resized: `k` may then differ.
-    """
-    grids = [list(grid) for grid in record.grids]
-    line = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
-    if isinstance(record, ResizeRecord):
-        line |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
-    return line
-
-
-def detailed(questions: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Choose `DETAILED` questions (task, document) of each task by digest, the same in every run of a sweep."""
-    ranked = sorted(set(questions), key=lambda question: (question[0], digest(question)))
-    tasks = groupby(ranked, key=lambda question: question[0])
-    return {question for _, of_task in tasks for question in islice(of_task, DETAILED)}
-
-
-def _details(selection: Selection, importance: torch.Tensor | None) -> dict[str, Any]:
-    """Return the fields of kept.jsonl for a detailed question, as far as the method provides them.
-
-    `order` lists the kept indices in picking order. `importance` has a byte per token, in base64: the logits, scaled to
-    0 for the least important token and 255 for the most important one.
-    """
-    details: dict[str, Any] = {}
-    if selection.order is not None:
-        details["order"] = selection.order.tolist()
-    if importance is not None:
-        logits = importance.float().cpu().numpy()
-        low, high = logits.min(), logits.max()
-        levels = (255 * (logits - low) / (high - low or 1)).round().astype(np.uint8)
-        details["importance"] = base64.b64encode(levels.tobytes()).decode()
-    return details
-
-
 def _empty_pair(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the (response, kept indices) lines of a question that failed."""
     line = {"response": "", "input_tokens": 0, "output_tokens": 0, "failed": request.failed}
-    return request.name | line, request.name | _kept_fields(Kept(0, 0, [], []))
+    return request.name | line, request.name | kept_fields(Kept(0, 0, [], []))
 
 
 def _seed(seed: int, request: Request) -> int:
     """Derive a seed for the question and its repeat, so that no answer depends on the order or on a restart."""
     text = f"{seed} {request.task} {request.doc_id}" + (f" {request.repeat}" if request.repeat else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-def _generation(task: dict[str, Any], pad_token_id: int) -> dict[str, Any]:
-    """Return the arguments of `generate` for a task's `generation_kwargs`: greedy unless it sets a temperature."""
-    check_generation(task, "the task's generation_kwargs")
-    temperature = task.get("temperature") or 0.0
-    sample = bool(task.get("do_sample", temperature > 0)) and temperature > 0
-    return {
-        "max_new_tokens": task.get("max_new_tokens", MAX_NEW_TOKENS),
-        "num_beams": task.get("num_beams", 1),
-        "do_sample": sample,
-        "temperature": temperature if sample else None,
-        "top_p": task.get("top_p") if sample else None,
-        "top_k": task.get("top_k") if sample else None,
-        "pad_token_id": pad_token_id,
-    }
-
-
-class _BeforeDraws(LogitsProcessor):
-    """Raise deferred errors before a token is drawn: CUDA aborts the process if it draws by NaN."""
-
-    def __init__(self, handle: Any):
-        self._handle = handle
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._handle.settle()
-        return scores
-
-
-def _checked_draws(generation: Mapping[str, Any], handle: Any) -> dict[str, Any]:
-    return {"logits_processor": LogitsProcessorList([_BeforeDraws(handle)])} if generation["do_sample"] else {}
-
-
-def _lengths(answers: torch.Tensor, processor: Any) -> list[int]:
-    """Count the tokens of each answer [B, T], without the padding after its end."""
-    padding = answers == processor.tokenizer.pad_token_id
-    trailing = padding.flip(1).long().cumprod(1).sum(1)
-    return [int(answers.shape[1] - n) for n in trailing.tolist()]

@@ -7,7 +7,7 @@ from tiny_models import tiny_folder
 
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
-from harness.evaluation.lmms_model import _generation
+from harness.evaluation.generation import generation_arguments
 from harness.models.generation import check
 from harness.models.loading import load
 
@@ -29,7 +29,7 @@ def test_a_checkpoint_or_task_that_asks_for_it_is_refused(settings):
     with pytest.raises(UserError, match=rf"^there asks for {key}=.*: remove {key} there$"):
         check({**settings, "do_sample": True, "top_k": 50}, "there")
     with pytest.raises(UserError, match=rf"^the task's generation_kwargs asks for {key}="):
-        _generation({**settings, "max_new_tokens": 8}, 0)
+        generation_arguments({**settings, "max_new_tokens": 8}, 0)
 
 
 def test_what_leaves_the_cut_alone_passes():

@@ -123,8 +123,8 @@ def test_a_run_stops_and_names_the_question(poisoned, way, baseline, verify, def
     if deferred:
         defer(monkeypatch)
     monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
-    generation = lmms_model._generation
-    monkeypatch.setattr(lmms_model, "_generation", lambda *args: generation(*args) | WAYS[way])
+    generation = lmms_model.generation_arguments
+    monkeypatch.setattr(lmms_model, "generation_arguments", lambda *args: generation(*args) | WAYS[way])
     context = RunContext()
     config = composed(*poisoned, f"runs={tmp_path / 'runs'}", f"verify={verify}", "model.batch_size=2")
     with pytest.raises(UserError) as raised:

@@ -15,7 +15,7 @@ from run_folders import sealed_again
 from transformers.utils import logging
 
 from harness.core.overrides import compose
-from harness.evaluation import lmms_model
+from harness.evaluation import records
 from harness.pocket import TASKS, order
 from harness.report import gallery, images
 from harness.report.answers import pack, text
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     """Runs of the embedded model whose selections are by importance, at random, inside the decoder, and by size."""
     root = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmms_model, "DETAILED", DETAILED)
+        patch.setattr(records, "DETAILED", DETAILED)
         for method in ("idpruner", "random", "d2pruner", "resize"):
             overrides = [f"method={method}", "tasks=[pocket_text]", f"limit={COUNT}", f"runs={root}", "keep=0.25"]
             run(composed(*overrides))
@@ -105,14 +105,14 @@ def test_runs_without_order_and_importance_are_shown_as_they_are(made, tmp_path)
 
 def test_detailed_questions_depend_on_task_and_document_alone():
     questions = [(task, doc) for task in ("a", "b") for doc in range(100)]
-    chosen = lmms_model.detailed(questions)
+    chosen = records.detailed(questions)
     assert [sum(task == name for task, _ in chosen) for name in ("a", "b")] == [32, 32]
     assert (
         chosen
-        == lmms_model.detailed(reversed(questions))
-        == lmms_model.detailed(questions[:100]) | lmms_model.detailed(questions[100:])
+        == records.detailed(reversed(questions))
+        == records.detailed(questions[:100]) | records.detailed(questions[100:])
     )
-    assert lmms_model.detailed(questions[:7]) == set(questions[:7])
+    assert records.detailed(questions[:7]) == set(questions[:7])
     assert {doc for task, doc in chosen if task == "a"} != {doc for task, doc in chosen if task == "b"}
 
 
