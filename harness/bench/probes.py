@@ -25,6 +25,7 @@ PROJECTORS = {
     "qwen2_5_vl": "model.visual.merger",
     "llava": "model.multi_modal_projector",
     "llavaonevision1_5": "model.visual.merger",
+    "qwen2_vl": "model.visual.merger",
     "qwen3_vl": "model.visual.merger",
     "internvl": "model.multi_modal_projector",
 }

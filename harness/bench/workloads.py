@@ -11,6 +11,7 @@ import torch
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from harness.core.errors import UserError
+from harness.models.cost.vision import COUNTED
 from harness.models.preprocessing import Message, PixelLimits, to_inputs
 from methods.budget import Budget
 from methods.resize import smaller
@@ -69,10 +70,8 @@ def synthetic(config: Any, size: int | str, text: int, processor: Any = None) ->
         side = config.vision_config.image_size // config.vision_config.patch_size
         images = max(1, round(math.prod(grid) / side**2))
         return Workload(f"{side}x{side}*{images}", [(1, side, side)] * images, _llava(config, text, processor))
-    if family not in ("qwen2_5_vl", "llavaonevision1_5"):
-        raise UserError(
-            f"sizes are for the families qwen2_5_vl, llava and llavaonevision1_5, not {family}: pass images=[file]"
-        )
+    if family not in COUNTED:
+        raise UserError(f"sizes are for the families {', '.join(COUNTED)}, not {family}: pass images=[file]")
     name = "x".join(str(length) for length in grid[grid[0] == 1 :])
     return Workload(name, [grid], _qwen(config, text, processor))
 

@@ -17,6 +17,7 @@ FAMILIES = {
     "qwen2_5_vl": "harness.models.qwen25vl:Qwen25VL",
     "llava": "harness.models.llava:Llava",
     "llavaonevision1_5": "harness.models.llavaov15.adapter:LlavaOnevision15",
+    "qwen2_vl": "harness.models.qwen2vl:Qwen2VL",
     "qwen3_vl": "harness.models.qwen3vl:Qwen3VL",
     "internvl": "harness.models.internvl:InternVL",
 }

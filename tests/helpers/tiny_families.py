@@ -8,6 +8,7 @@ import torch
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_llavaov15 import llavaov15_processor, tiny_llavaov15
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import methods
@@ -17,6 +18,7 @@ BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(torch.float64, layers=4, depth=4), tiny_processor),
     "llava": (lambda: tiny_llava(torch.float64, layers=4, depth=4), tiny_llava_processor),
     "llavaonevision1_5": (lambda: tiny_llavaov15(dtype=torch.float64, layers=4, depth=4), llavaov15_processor),
+    "qwen2_vl": (lambda: tiny_qwen2(torch.float64), tiny_qwen2_processor),
     "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }

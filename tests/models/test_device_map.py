@@ -12,6 +12,7 @@ from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_models import HIDDEN, tiny_folder, tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
@@ -27,6 +28,7 @@ from harness.models.scorer import VisionSelectorScorer, save_scorer
 BUILDERS = {
     "qwen2_5_vl": (lambda: tiny_qwen(attn="eager", layers=4, depth=4), tiny_processor),
     "llava": (lambda: tiny_llava(attn="eager", layers=4, depth=4), tiny_llava_processor),
+    "qwen2_vl": (lambda: tiny_qwen2(attn="eager"), tiny_qwen2_processor),
     "qwen3_vl": (lambda: tiny_qwen3(attn="eager"), tiny_qwen3_processor),
     "internvl": (lambda: tiny_internvl(attn="eager"), tiny_internvl_processor),
 }

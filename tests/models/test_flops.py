@@ -16,7 +16,8 @@ from harness.prune import prune
 from methods.budget import Budget
 
 TEXT, NEW = 24, 4
-SIZES = {"qwen25vl7b": "9x6", "llava15_7b": 128, "llavaov15_8b": "5x8"}  # 9 x 6: windows of 4 with an edge of 1 and 2
+# 9 x 6: windows of 4 with an edge of 1 and 2
+SIZES = {"qwen25vl7b": "9x6", "qwen2vl7b": "9x6", "llava15_7b": 128, "llavaov15_8b": "5x8"}
 
 
 def attention(query, key, value, *args, **kwargs):

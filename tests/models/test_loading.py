@@ -160,8 +160,8 @@ def test_a_method_that_the_family_cannot_run_is_refused_from_config_json_alone(f
 
 
 def test_a_family_without_an_adapter_is_refused_from_config_json_alone(folder):
-    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    (folder / "config.json").write_text('{"model_type": "glm4v"}')
     said = refused(checked_method, run_of(folder, "method=none"), ModelFolder(folder))
-    assert said == f"no adapter for the model in {folder} (model_type 'qwen2_vl'); supported families: " + ", ".join(
+    assert said == f"no adapter for the model in {folder} (model_type 'glm4v'); supported families: " + ", ".join(
         FAMILIES
     )

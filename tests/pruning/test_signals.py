@@ -12,6 +12,7 @@ from tiny_families import BUILDERS, tiny
 from tiny_internvl import squares, tiny_internvl
 from tiny_llavaov15 import tiny_llavaov15
 from tiny_models import IMAGE, tiny_llava, tiny_qwen
+from tiny_qwen2 import tiny_qwen2
 from tiny_qwen3 import tiny_qwen3
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -167,6 +168,7 @@ TOWERS = {
     "qwen2_5_vl": (qwen, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 0, False),
     "llava": (lambda: tiny_llava(depth=6), CLIP, lambda patches: patches[:, None], (4, 2, 2), (24, 22, 8, 9), 17),
     "llavaonevision1_5": (lambda: tiny_llavaov15(depth=6), QWEN, fours, (5, 3, 4), (24, 23, 15, 16)),
+    "qwen2_vl": (tiny_qwen2, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 0, False),
     "qwen3_vl": (tiny_qwen3, QWEN, fours, (3, 1, 2), (27, 26, 12, 13), 0, False),
     "internvl": (tiny_internvl, INTERN, images_of_64, (3, 1, 1), (24, 23, 8, 9), 65),
     "internvl, normed": (
@@ -321,7 +323,7 @@ class TestQuestion:
     """Of the families that have Qwen's template; LLaVA's is in test_signals_llava.py."""
 
     @pytest.mark.parametrize("side", ["left", "right"])
-    @pytest.mark.parametrize("family", ["qwen2_5_vl", "llavaonevision1_5", "qwen3_vl"])
+    @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl", "llavaonevision1_5", "qwen3_vl"])
     @torch.no_grad()
     def test_words_of_the_turn(self, family, side):
         model, processor = tiny(family, torch.float32)

@@ -9,6 +9,8 @@ from typing import Any
 from methods.base import Method, Signal
 from methods.tokens import Grid, num_tokens
 
+COUNTED = ("qwen2_5_vl", "qwen2_vl", "llava", "llavaonevision1_5")  # families
+
 
 @dataclass(frozen=True)
 class Block:
@@ -95,20 +97,24 @@ class QwenVision(VisionShape):
 def vision_shape(config: Any) -> VisionShape:
     """Read the sizes of the tower from a model's configuration; ValueError for a family without a formula."""
     vision, family = config.vision_config, config.model_type
-    if family not in ("qwen2_5_vl", "llava", "llavaonevision1_5"):
-        raise ValueError(f"operations are counted for qwen2_5_vl, llava and llavaonevision1_5, not for {family}")
-    out, width = int(config.get_text_config().hidden_size), int(vision.hidden_size)
-    sizes, pixels = (width, int(vision.intermediate_size)), 3 * int(vision.patch_size) ** 2
+    if family not in COUNTED:
+        raise ValueError(f"operations are counted for {', '.join(COUNTED)}, not for {family}")
+    out, pixels = int(config.get_text_config().hidden_size), 3 * int(vision.patch_size) ** 2
+    if family == "qwen2_vl":  # its `hidden_size` is that of the language model
+        width, mlp = int(vision.embed_dim), int(vision.embed_dim * vision.mlp_ratio)
+    else:
+        width, mlp = int(vision.hidden_size), int(vision.intermediate_size)
     if family == "llava":  # a patch is a token
         depth, heads = int(vision.num_hidden_layers), int(vision.num_attention_heads)
-        return VisionShape(Block(*sizes, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=True)
+        return VisionShape(Block(width, mlp, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=True)
     depth, heads, merge = int(vision.depth), int(vision.num_heads), int(vision.spatial_merge_size)
     patches, values = merge**2, pixels * int(vision.temporal_patch_size)
     shape = {"middle": patches * width, "out": out, "heads": heads}
-    if family == "llavaonevision1_5":
-        return VisionShape(Block(*sizes, 2), depth, patches, values, **shape, has_cls=True)
+    if family in ("llavaonevision1_5", "qwen2_vl"):
+        has_cls = family == "llavaonevision1_5"
+        return VisionShape(Block(width, mlp, 2), depth, patches, values, **shape, has_cls=has_cls)
     full, side = len(vision.fullatt_block_indexes), int(vision.window_size) // int(vision.patch_size) // merge
-    return QwenVision(Block(*sizes, 3), depth, patches, values, **shape, has_cls=False, full=full, side=side)
+    return QwenVision(Block(width, mlp, 3), depth, patches, values, **shape, has_cls=False, full=full, side=side)
 
 
 def _window_sides(length: int, side: int) -> list[int]:
