@@ -76,6 +76,14 @@ class Method:
         """Raise ValueError if a parameter that a run must set is missing; commands call this before loading a model."""
 
     @property
+    def revision(self) -> int:
+        """Added to `version` in the identity of a run: raise it when other tokens are kept with some parameters only.
+
+        Runs with the other parameters then stay the same. It never goes down, not even when `version` rises.
+        """
+        return 0
+
+    @property
     def stage(self) -> str:
         """Where tokens are cut: "input" (before decoder layer 0), "layer:j" (after decoder layer j) or "pixels".
 

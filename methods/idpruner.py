@@ -24,7 +24,7 @@ class IDPruner(Method):
 
     Args:
         lam: weight of importance against redundancy, in [0, 1]; default 0.5, the paper finds 0.5 to 0.7 best.
-        parallel_k: tokens picked per round after the first; default 1, the exact greedy.
+        parallel_k: tokens picked per round, by importance alone in the first; default 1, the exact greedy.
         importance: "raw" (default) takes the scorer's logits, as the released code does; "soft_topk" takes their
             DiffTopK weights, as the paper writes. Which of them made the paper's tables is not known.
         soft_topk_ratio: soft count of DiffTopK as a share of N, in (0, 1); default 0.2.
@@ -51,6 +51,11 @@ class IDPruner(Method):
         self.require("parallel_k", self.parallel_k >= 1, "at least 1")
         self.require("soft_topk_ratio", 0 < self.soft_topk_ratio < 1, "in (0, 1)")
         self.require("epsilon", self.epsilon > 0, "above 0")
+
+    @property
+    def revision(self) -> int:
+        """1 with `parallel_k`: since then the first round picks as many as the others."""
+        return int(self.parallel_k > 1)
 
     def _select_batch(
         self, samples: Sequence[Tokens], ks: Sequence[int], generators: Sequence[torch.Generator]

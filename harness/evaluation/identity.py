@@ -1,9 +1,9 @@
 """What answers depend on; with the tasks, which `run_plan` adds, it is the identity of a run.
 
 Weights, data and parameters count by content. Our code counts by declared versions, so that a comment or a new name
-does not cost a sweep: `Method.version`, `Adapter.version`, `PREPROCESSING`, `CUT` and `task_overrides.SCORING`. The
-golden test (tests/pruning/test_golden.py) says which of them has to rise. Code that declares no version counts by its
-source text.
+does not cost a sweep: `Method.version` with `revision`, `Adapter.version`, `PREPROCESSING`, `CUT` and
+`task_overrides.SCORING`. The golden test (tests/pruning/test_golden.py) says which of them has to rise. Code that
+declares no version counts by its source text.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Identity:
         method = pruner.method
         return {
             "model": self.model,
-            "method": {"name": method.name, "version": method_version(type(method)), "params": _params(method)},
+            "method": {"name": method.name, "version": method_version(method), "params": _params(method)},
             "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens},
             "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
             "seed": pruner.seed,
@@ -92,15 +92,16 @@ def model_versions(family: str | None) -> dict[str, Any]:
     }
 
 
-def method_version(method: type[Method]) -> int | str:
-    """Return the declared version of a method; without one, a digest of its source and that of its bases.
+def method_version(method: Method) -> int | str:
+    """Return the declared version of a method, with its revision; without one, a digest of its source and its bases'.
 
     Bases are the classes up to the first that declares a version, and the shared modules of `methods`.
     """
-    if declared := _declared(method):
-        return declared
-    versions = {cls.name: v for cls in method.__mro__ if issubclass(cls, Method) and (v := _declared(cls))}
-    own = [path for path in _sources(method, Method) if not path.is_relative_to(METHODS)]
+    kind = type(method)
+    if declared := _declared(kind):
+        return declared + method.revision
+    versions = {cls.name: v for cls in kind.__mro__ if issubclass(cls, Method) and (v := _declared(cls))}
+    own = [path for path in _sources(kind, Method) if not path.is_relative_to(METHODS)]
     return digest([versions, _code([*own, *_shared()])])[:16]
 
 
@@ -139,7 +140,7 @@ def changes(about: Mapping[str, Any]) -> list[str]:
             "environment": environment(),
         }
         before = flat({**{key: was["model"][key] for key in now}, "method": was["method"]["version"]})
-        today = flat({**now, "method": method_version(methods.get(config["method"]["name"]))})
+        today = flat({**now, "method": method_version(methods.load(**config["method"]))})
         if was["tasks"]["scoring"] is not None:
             before["scoring"], today["scoring"] = was["tasks"]["scoring"], task_overrides.SCORING
         before["reasoning tags"] = was["tasks"].get("reasoning_tags")

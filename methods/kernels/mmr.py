@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.cosine import STEP, CosineRows
+from methods.scores import top
 from methods.selecting import refuse_nan
 
 
@@ -24,10 +25,10 @@ def mmr(
         importance: [N] float64 in [0, 1] of each sample.
         ks: how many to pick of each sample, at most N.
         lam: weight of importance; 1 - lam is that of the similarity to the nearest pick.
-        parallel_k: picks per round after the first; similarities are brought up to date once a round.
+        parallel_k: picks per round, the first one included; similarities are brought up to date once a round.
     """
     return [
-        novelty(cosine, lam * scores, 1 - lam, scores.argmax().view(1), k, parallel_k)
+        novelty(cosine, lam * scores, 1 - lam, top(scores, min(parallel_k, k)), k, parallel_k)
         for cosine, scores, k in zip(rows, importance, ks, strict=True)
     ]
 

@@ -116,6 +116,13 @@ class TestDeclaredVersions:
         monkeypatch.setattr(owner, name, getattr(owner, name) + 1)
         assert answers() != before
 
+    def test_a_revision_counts_for_its_parameters_alone(self, answers, monkeypatch):
+        official, paper = (("divprune", "keep=0.5", f"method.variant={kind}") for kind in ("official", "paper"))
+        before, other = answers(*official), answers(*paper)
+        monkeypatch.setattr(methods.get("divprune"), "revision", property(lambda self: 7 * (self.variant == "paper")))
+        assert answers(*official) == before
+        assert answers(*paper) != other
+
     @pytest.mark.parametrize("version", ["-1", "1.0", "True", "'1'", "None"])
     def test_a_version_that_is_none_is_one_line(self, version, answers, tmp_path):
         file = private(tmp_path / "mine.py")
@@ -133,7 +140,7 @@ class TestDeclaredVersions:
 
     @pytest.mark.parametrize("name", methods.BUILT_IN)
     def test_every_method_declares_one(self, name):
-        assert identity.method_version(methods.get(name)) >= 1
+        assert identity.method_version(methods.load(name)) >= 1
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_every_family_declares_one(self, family):
@@ -163,10 +170,10 @@ class TestPrivateMethods:
 
     def test_the_version_of_a_built_in_parent_counts(self, tmp_path, monkeypatch):
         mine = private(tmp_path / "mine.py", parent="methods.get('idpruner')")
-        before = identity.method_version(methods.get(mine))
+        before = identity.method_version(methods.load(mine))
         assert isinstance(before, str)
         monkeypatch.setattr(methods.get("idpruner"), "version", 9)
-        assert identity.method_version(methods.get(mine)) != before
+        assert identity.method_version(methods.load(mine)) != before
 
     def test_a_declared_version_stands_for_the_text(self, answers, tmp_path):
         mine = private(tmp_path / "mine.py")

@@ -55,13 +55,17 @@ def same(first, other) -> bool:
 
 
 def versions() -> dict:
-    """Return the versions that the code declares today."""
+    """Return the versions that the code declares today, those of methods by default and with each variant."""
+    cases = [(name, {}) for name in methods.BUILT_IN] + [case.values for case in variants() if case.values[1]]
     return {
         "preprocessing": identity.PREPROCESSING,
         "cut": identity.CUT,
         "scoring": task_overrides.SCORING,
         **{f"family {family}": adapter_class(family).version for family in FAMILIES},
-        **{f"method {name}": methods.get(name).version for name in methods.BUILT_IN},
+        **{
+            " ".join(["method", name, *params.values()]): identity.method_version(methods.load(name, **params))
+            for name, params in cases
+        },
     }
 
 
@@ -155,7 +159,7 @@ def to_raise(before: dict, today: dict) -> dict[str, str]:
         return {family: f"{model} none"}
     versions_to_raise = {}
     for name, keys in changed.items():
-        method = name.split()[1]
+        method = name.partition(" ")[2]
         versions_to_raise.setdefault(f"method {method}" if "kept" in keys else "cut", name)
     # If most methods keep other tokens, the model's output changed.
     kept = [name for name, keys in changed.items() if "kept" in keys]
@@ -171,11 +175,12 @@ def main() -> None:
         for version, case in to_raise(old["cases"].get(which, results[which]), results[which]).items():
             if today[version] <= old["versions"][version]:
                 sys.exit(f"{case} changed: raise the version of {version} (now {today[version]}) first")
+    declared = ",\n".join(f'  "{name}": {version}' for name, version in today.items())
     lines = [
         f'  "{which}": {{\n' + ",\n".join(f'   "{name}": {json.dumps(case)}' for name, case in group.items()) + "\n  }"
         for which, group in results.items()
     ]
-    text = f' "versions": {json.dumps(today)},\n "cases": {{\n' + ",\n".join(lines) + "\n }"
+    text = f' "versions": {{\n{declared}\n }},\n "cases": {{\n' + ",\n".join(lines) + "\n }"
     FILE.write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
 

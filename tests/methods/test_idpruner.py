@@ -26,9 +26,9 @@ def is_algorithm_1(order, features, logits, lam, parallel_k=1, epsilon=1e-6):
     s = np.array([[(a * b).sum() for b in x] for a in x])  # equal rows give equal entries, as a matrix product may not
 
     def scores(picked):
-        if not picked:
+        seen = picked[: len(picked) // parallel_k * parallel_k]  # at the beginning of the round
+        if not seen:
             return imp
-        seen = picked[: 1 + (len(picked) - 1) // parallel_k * parallel_k]  # at the beginning of the round
         return lam * imp - (1 - lam) * s[seen].max(0)
 
     return is_greedy(order, [tuple(row) for row in x.tolist()], scores)
@@ -126,12 +126,29 @@ def test_many_tokens_never_form_the_similarity_of_all_pairs(monkeypatch):
     assert seen.numel <= 500 * 4
 
 
-def test_parallel_k_differs_from_the_exact_greedy_but_starts_alike():
+def released_loop(features, logits, k, lam, parallel_k):
+    """The rounds of the released code, the first one included, in float64."""
+    x = features.double()
+    x = x / (x.norm(dim=1, keepdim=True) + 1e-8)
+    similarity, imp, picked = x @ x.T, min_max(logits, 1e-6), []
+    nearest = torch.full((len(x),), -2.0, dtype=torch.float64)
+    while len(picked) < k:
+        score = lam * imp - (1 - lam) * nearest if picked else imp.clone()
+        score[picked] = -torch.inf
+        latest = score.topk(min(parallel_k, k - len(picked))).indices
+        picked += latest.tolist()
+        nearest = torch.maximum(nearest, similarity[:, latest].max(dim=1).values)
+    return picked
+
+
+@pytest.mark.parametrize("name", ["idpruner", "qmmr"])
+@pytest.mark.parametrize(("k", "parallel_k"), [(50, 1), (50, 7), (50, 10), (50, 64), (3, 5), (99, 4)])
+def test_every_round_of_the_released_code_takes_parallel_k(name, k, parallel_k):
     tokens = sample(100, 6, 4, "positive")
-    exact = methods.load("idpruner").select(tokens, 50).order.tolist()
-    fast = methods.load("idpruner", parallel_k=10).select(tokens, 50).order.tolist()
-    assert exact[:2] == fast[:2]
-    assert exact != fast
+    params = {"share": 0.0} if name == "qmmr" else {}
+    order = methods.load(name, parallel_k=parallel_k, **params).select(tokens, k).order.tolist()
+    assert order == released_loop(tokens.features, tokens.importance, k, 0.5, parallel_k)
+    assert order[:parallel_k] == tokens.importance.argsort(descending=True)[: min(parallel_k, k)].tolist()
 
 
 def test_soft_topk_importance_changes_the_trade_off_only():

@@ -15,7 +15,7 @@ CHANGES = [  # what changed in which cases, and which version has to rise
     ({"llava inputs": ["inputs"], "llava none": ["logits"], "llava random": ["kept"]}, ["preprocessing"]),
     ({"llava none": ["logits"], "llava random": ["kept", "logits"]}, ["family llava"]),
     ({"llava random": ["kept", "logits", "answers"]}, ["method random"]),
-    ({"llava fastv official": ["kept"], "llava dpp": ["kept"]}, ["method dpp", "method fastv"]),
+    ({"llava fastv official": ["kept"], "llava dpp": ["kept"]}, ["method dpp", "method fastv official"]),
     ({"llava random": ["logits"], "llava dpp": ["answers"]}, ["cut"]),
 ]
 
