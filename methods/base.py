@@ -132,7 +132,7 @@ class Method:
     @property
     def servable(self) -> bool:
         """True if a serving engine could run the method: it reads only the output of the vision tower."""
-        return not self.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.LLM}
+        return not self.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.VIT_FEATURES, Signal.LLM}
 
     def select(self, tokens: Tokens, k: int, generator: torch.Generator | None = None) -> Selection:
         """Choose exactly `k` of the N visual tokens; `k >= N` keeps all of them for every method and input.

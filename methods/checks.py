@@ -133,9 +133,9 @@ def signals(name: str, declared: Iterable[Signal], sample: Tokens, n: int) -> No
 def _tensors(sample: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield (label, tensor, whether it has one row per visual token) for every tensor of the sample."""
     present = {name: value for name, value in vars(sample).items() if value is not None}
-    for name, per_token in (("features", True), ("importance", True), ("vit_keys", True), ("text", False)):
+    for name in ("features", "importance", "vit_keys", "vit_features", "text"):
         if name in present:
-            yield name, present[name], per_token
+            yield name, present[name], name != "text"
     for role, scores in present.get("vit_attention", {}).items():
         yield f"vit_attention[{role}]", scores, True
     if "llm" in present:

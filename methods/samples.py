@@ -34,6 +34,7 @@ def make_tokens(
         importance=_scores(scores, n, generator),
         vit_attention={role: _scores(scores, n, generator).abs() for role in ("last", "middle")},
         vit_keys=_features(features, n, d, generator),
+        vit_features=_features(features, n, d, torch.Generator().manual_seed(seed + 1)),
         llm=LayerState(
             q=torch.randn(4, sequence, 8, generator=generator),
             k=torch.randn(2, sequence, 8, generator=generator),
@@ -62,6 +63,7 @@ def repeated(tokens: Tokens, source: Tensor) -> Tokens:
         importance=rows(tokens.importance),
         vit_attention={role: scores[source] for role, scores in (tokens.vit_attention or {}).items()},
         vit_keys=rows(tokens.vit_keys),
+        vit_features=rows(tokens.vit_features),
         llm=llm,
     )
 
@@ -69,7 +71,7 @@ def repeated(tokens: Tokens, source: Tensor) -> Tokens:
 def tensors_of(tokens: Tokens) -> list[Tensor]:
     """Return every tensor of a sample."""
     layer = [] if tokens.llm is None else [tokens.llm.q, tokens.llm.k, tokens.llm.hidden, tokens.llm.visual_idx]
-    signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.text, *layer]
+    signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.vit_features, tokens.text, *layer]
     return [tensor for tensor in (*signals, *(tokens.vit_attention or {}).values()) if tensor is not None]
 
 

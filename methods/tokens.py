@@ -27,6 +27,7 @@ class Signal(StrEnum):
     IMPORTANCE = "importance"
     VIT_ATTENTION = "vit_attention"
     VIT_KEYS = "vit_keys"
+    VIT_FEATURES = "vit_features"
     LLM = "llm"
     TEXT = "text"
 
@@ -73,6 +74,8 @@ class Tokens:
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
     vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
     vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
+    vit_features: Tensor | None = None  # [N, C] states that leave the layer "last", before norm and projector
+    has_cls: bool = True  # False if the vision tower has no CLS token, so that `vit_attention` is of all patches
     llm: LayerState | None = None
     text: Tensor | None = None  # [T, D] embeddings of the question
 
@@ -85,7 +88,7 @@ class DeclaredTokens(Tokens):
     def of(cls, tokens: Tokens, needs: Iterable[Signal]) -> DeclaredTokens:
         """Return the sample with the signals in `needs` alone."""
         signals = {signal.value: getattr(tokens, signal.value) for signal in needs}
-        return cls(tokens.features, tokens.grids, **signals)
+        return cls(tokens.features, tokens.grids, has_cls=tokens.has_cls, **signals)
 
     def __getattribute__(self, name: str) -> Any:
         """Return an attribute; SelectionError for a signal that is absent while a method selects."""

@@ -73,12 +73,13 @@ def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> li
 
 
 def _read(adapter: Adapter, method: Method) -> list[nn.Module]:
-    """Return the modules after which attention or keys of the tower are read."""
+    """Return the modules after which attention, keys or states of the tower are read."""
     spec, tower = method.attention_spec, adapter.tower
     roles = set(spec.roles) if Signal.VIT_ATTENTION in method.needs else set()
     roles |= {"last"} if Signal.VIT_KEYS in method.needs else set()
     layers = {tower.layer(role, spec.numbering) for role in roles}
     paths = [f"{path}" for layer in sorted(layers) for path in tower.paths(layer)[1]]
+    paths += [tower.block(tower.last)] if Signal.VIT_FEATURES in method.needs else []
     return [submodule(adapter.model, path) for path in paths]
 
 

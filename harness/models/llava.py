@@ -128,7 +128,7 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
     if Signal.TEXT in method.needs and text not in family.question_templates:
         supported = ", ".join(family.question_templates)
         return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {supported}"
-    if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS} and feature_layer(config) < 0:
+    if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.VIT_FEATURES} and feature_layer(config) < 0:
         return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
     return None
 

@@ -1,9 +1,9 @@
-"""Read attention and keys of the vision tower while it runs, with hooks on one or two of its layers."""
+"""Read attention, keys and states of the vision tower while it runs, with hooks on one or two of its layers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -30,23 +30,36 @@ class VisionSignals:
 
     attention: Mapping[str, Tensor]  # {role: [N]}
     keys: Tensor | None  # [N, d]
+    features: Tensor | None  # [N, C]
+    has_cls: bool  # of the tower
+
+    def __len__(self) -> int:
+        return len(self._tensors()[0])
 
     def at(self, index: Tensor) -> VisionSignals:
         """Return the signals of the tokens `index`."""
-        rows = {role: scores[index.to(scores.device)] for role, scores in self.attention.items()}
-        return VisionSignals(rows, None if self.keys is None else self.keys[index.to(self.keys.device)])
+        return self._each(lambda rows: rows[index.to(rows.device)])
 
     def fields(self, device: torch.device) -> dict[str, Any]:
         """Return the signals as fields of `Tokens`."""
-        attention = {role: scores.to(device) for role, scores in self.attention.items()}
-        return {"vit_attention": attention or None, "vit_keys": None if self.keys is None else self.keys.to(device)}
+        moved = self._each(lambda rows: rows.to(device))
+        signals = {"vit_attention": moved.attention or None, "vit_keys": moved.keys, "vit_features": moved.features}
+        return {**signals, "has_cls": self.has_cls}
 
     @classmethod
     def concatenated(cls, parts: Sequence[VisionSignals]) -> VisionSignals:
         """Concatenate the tokens of several passes."""
-        attention = {role: torch.cat([part.attention[role] for part in parts]) for role in parts[0].attention}
-        keys = [part.keys for part in parts if part.keys is not None]
-        return cls(attention, torch.cat(keys) if keys else None)
+        tensors = zip(*(part._tensors() for part in parts), strict=True)
+        return parts[0]._each(lambda rows: torch.cat(next(tensors)))
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.attention.values(), *(rows for rows in (self.keys, self.features) if rows is not None)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> VisionSignals:
+        """Return these signals with every tensor changed, in the order of `_tensors`."""
+        attention = {role: change(scores) for role, scores in self.attention.items()}
+        keys, features = (None if rows is None else change(rows) for rows in (self.keys, self.features))
+        return VisionSignals(attention, keys, features, self.has_cls)
 
 
 class VisionTower(ABC):
@@ -84,6 +97,10 @@ class VisionTower(ABC):
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
         """Return the names of a layer's attention module and of the projections whose outputs hold q and k."""
 
+    def block(self, layer: int) -> str:
+        """Return the name of a layer, whose output is states [T, C] or [images, T, C]."""
+        return self.paths(layer)[0].rpartition(".")[0]
+
     @abstractmethod
     def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return q and k [H, T, d], positions applied; `projected` are the outputs of the projections of `paths`."""
@@ -107,13 +124,14 @@ class Reading:
 
     received: AttentionSpec | None
     keys: bool
+    features: bool
 
     @classmethod
     def of(cls, method: Method) -> Reading | None:
         """Return the signals that `method` needs, or None if there are none."""
         received = method.attention_spec if Signal.VIT_ATTENTION in method.needs else None
-        keys = Signal.VIT_KEYS in method.needs
-        return cls(received, keys) if received or keys else None
+        keys, features = Signal.VIT_KEYS in method.needs, Signal.VIT_FEATURES in method.needs
+        return cls(received, keys, features) if received or keys or features else None
 
 
 class VisionReader:
@@ -122,18 +140,18 @@ class VisionReader:
     def __init__(self, tower: VisionTower, reading: Reading) -> None:
         self._tower = tower
         self._spec = reading.received or AttentionSpec()
-        self._keys = reading.keys
+        self._keys, self._reads_features = reading.keys, reading.features
         self._roles: dict[int, list[str]] = {}
         for role in self._spec.roles if reading.received else ():
             self._roles.setdefault(tower.layer(role, self._spec.numbering), []).append(role)
-        self._key_layer = tower.layer("last", self._spec.numbering)
         if self._keys:
-            self._roles.setdefault(self._key_layer, [])
+            self._roles.setdefault(tower.last, [])
         self._call: Call | None = None
         self._open: dict[int, tuple[nn.Module, Call, list[Tensor]]] = {}
         self._attention: dict[str, Tensor] = {}
         self._read: set[int] = set()
         self._last_keys: Tensor | None = None
+        self._features: Tensor | None = None
 
     def attach(self, model: nn.Module, handles: Handles) -> None:
         """Hook the tower and the layers to read."""
@@ -146,6 +164,8 @@ class VisionReader:
             handles.before(site, partial(self._enter_attention, layer, attention))
             for projection in projections:
                 handles.on_output(submodule(model, projection), partial(self._project, layer, len(projections)))
+        if self._reads_features:
+            handles.on_output(submodule(model, tower.block(tower.last)), self._leave_last)
 
     def take(self) -> VisionSignals:
         """Return the signals of the pass that just ended."""
@@ -153,13 +173,16 @@ class VisionReader:
         if unread:
             name = f"layer {unread[0]} of '{self._tower.path}'"
             raise HookError(f"{name} ran without its projections, so that its attention cannot be read")
-        signals = VisionSignals(self._attention, self._last_keys)
+        if self._reads_features and self._features is None:
+            raise HookError(f"layer {self._tower.last} of '{self._tower.path}' did not run, so that it cannot be read")
+        signals = VisionSignals(self._attention, self._last_keys, self._features, self._tower.has_cls)
         self.forget()
         return signals
 
     def forget(self) -> None:
         """Drop the state of the last pass."""
-        self._call, self._open, self._attention, self._read, self._last_keys = None, {}, {}, set(), None
+        self._call, self._open, self._attention, self._read = None, {}, {}, set()
+        self._last_keys = self._features = None
 
     def _enter(self, call: Call) -> None:
         self.forget()
@@ -181,18 +204,28 @@ class VisionReader:
                 q, k = self._tower.qk(attention, call, projected)
                 self._read_layer(layer, q, k, float(getattr(attention, "scaling", q.shape[-1] ** -0.5)))
 
+    def _leave_last(self, output: Any) -> None:
+        if self._call is not None:
+            states = output[0] if isinstance(output, tuple) else output  # in older versions
+            self._features = self._merged(states.detach().flatten(0, -2))
+
+    def _merged(self, rows: Tensor) -> Tensor:
+        """Average the `rows` [T, C] of a pass, CLS left out, to tokens [N, C]."""
+        assert self._call is not None
+        cls, segments = int(self._tower.has_cls), self._tower.segments(self._call)
+        return self._tower.merge(torch.cat([part[cls:] for part in rows.float().split(segments)]), self._call)
+
     def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        tower, cls, call = self._tower, int(self._tower.has_cls), self._call
+        tower, call = self._tower, self._call
         assert call is not None  # the layer is open only within a pass through the tower
-        segments = tower.segments(call)
         if self._roles[layer]:
+            segments = tower.segments(call)
             parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)
             patches = torch.cat([attention_received(*part, scale, self._spec, tower.has_cls) for part in parts])
             scores = tower.merge(patches, call) * tower.patches_per_token()
             self._attention |= dict.fromkeys(self._roles[layer], scores)
-        if self._keys and layer == self._key_layer:
-            means = torch.cat([part[cls:] for part in k.float().mean(0).split(segments)])
-            self._last_keys = tower.merge(means, call)
+        if self._keys and layer == tower.last:
+            self._last_keys = self._merged(k.float().mean(0))
         self._read.add(layer)
 
 
@@ -201,7 +234,7 @@ def split_signals(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[Visi
     visual = kinds > 0
     codes, start = kinds[visual], 0
     index = torch.zeros_like(codes, dtype=torch.int64)
-    for code, count in ((code, _num_tokens(part)) for code, part in read.items()):
+    for code, count in ((code, len(part)) for code, part in read.items()):
         places = (codes == code).nonzero().squeeze(1)
         if len(places) != count:
             break
@@ -214,7 +247,3 @@ def split_signals(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[Visi
         )
     signals = VisionSignals.concatenated(list(read.values()))
     return [signals.at(part) for part in index.split(visual.sum(1).tolist())]
-
-
-def _num_tokens(signals: VisionSignals) -> int:
-    return len(next(iter(signals.attention.values())) if signals.keys is None else signals.keys)

@@ -114,9 +114,7 @@ class VisionCache:
         """Store the given fields of an output, and the signals of each reading."""
         self._output_type = type(output)
         stored = {name: _copied(output[name]) for name in fields if output.get(name) is not None}
-        signals = {
-            self._readings.index(reading): _copied((part.attention, part.keys)) for reading, part in read.items()
-        }
+        signals = {self._readings.index(reading): _copied(tuple(vars(part).values())) for reading, part in read.items()}
         buffer = BytesIO()
         torch.save((stored, signals), buffer)
         self._storage.put(key, buffer.getvalue())

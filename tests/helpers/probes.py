@@ -51,7 +51,7 @@ class MergeInside(Keys):
 class Watch(Method):
     """Keep the first K tokens and record all inputs."""
 
-    needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.TEXT})
+    needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.VIT_FEATURES, Signal.TEXT})
 
     variant: Literal["official", "paper"] = "official"
     wanted: Any = None

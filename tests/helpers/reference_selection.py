@@ -72,7 +72,8 @@ def sample(n, d, seed, kind="normal", grids=None):
     elif kind.startswith("outlier"):
         importance[n // 2] = last[n // 2] = 1e13
         x = x[:1].repeat(n, 1) if kind == "outlier_equal" else x[torch.arange(n) // 2]
-    signals = {"vit_attention": {"last": last, "middle": middle}, "vit_keys": x, "text": torch.randn(3, d, generator=g)}
+    text, attention = torch.randn(3, d, generator=g), {"last": last, "middle": middle}
+    signals = {"vit_attention": attention, "vit_keys": x, "vit_features": x, "text": text}
     return Tokens(x, grids or [(1, 1, n)], importance=importance, **signals)
 
 

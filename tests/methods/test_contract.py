@@ -119,7 +119,7 @@ def test_autocast_around_the_model_does_not_reach_the_method():
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("field", ["features", "importance", "vit_keys", "text"])
+@pytest.mark.parametrize("field", ["features", "importance", "vit_keys", "vit_features", "text"])
 def test_what_is_not_finite_is_refused(name, bad, field):
     tokens = make_tokens(9)
     broken = getattr(tokens, field).clone()

@@ -15,10 +15,11 @@ from tiny_models import IMAGE, tiny_llava, tiny_qwen
 from tiny_qwen2 import tiny_qwen2
 from tiny_qwen3 import tiny_qwen3
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers_names import states_of
 
 import harness
 from harness.models import FAMILIES, adapter_class, adapter_for
-from methods.base import PAPER, AttentionSpec, Method
+from methods.base import PAPER, AttentionSpec, Method, Signal
 
 BOTH = ("last", "middle")
 SPECS = {
@@ -67,7 +68,7 @@ class Tower:
 
     def start(self):
         self.model, self.processor = self.build(), BUILDERS[self.family][1]()
-        self.reference, self.notes = copy.deepcopy(self.model).double(), {}
+        self.reference, self.notes, self.states = copy.deepcopy(self.model).double(), {}, []
 
         def spy(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
             self.notes.setdefault(id(module), []).append((query, key))
@@ -75,6 +76,8 @@ class Tower:
             return (maps @ value).transpose(1, 2), maps
 
         ALL_ATTENTION_FUNCTIONS.register("spy", spy)
+        last = self.reference.get_submodule("model." + self.attention.format(self.layers[0]).rpartition(".")[0])
+        last.register_forward_hook(lambda module, args, output: self.states.append(states_of(output)))
         self.tower_of(self.reference).config._attn_implementation = "spy"
         shown = adapter_class(self.family).media
         self.samples = [name for name, (_, _, clips) in SAMPLES.items() if "video" in shown or not clips]
@@ -104,7 +107,7 @@ class Tower:
         return units, torch.tensor(order).argsort() if windows else torch.arange(len(order))
 
     def expected(self, sample, role, spec):
-        """Return scores [N], keys [N, d] and the number of queries of a sample, in the order of its placeholders."""
+        """Return scores [N], keys [N, d], states [N, C] and the number of queries, in the order of placeholders."""
         which = (str(sample), role, str(spec))
         if which not in self._signals:
             self._signals[which] = self._expected(sample, role, spec)
@@ -117,7 +120,7 @@ class Tower:
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if pixels not in inputs:
                 continue
-            self.notes.clear()
+            self.notes.clear(), self.states.clear()
             self.encode(self.reference, inputs, kind)
             q, k = (
                 torch.cat([x for chunk in self.notes[id(module)] for x in chunk[part]], dim=1).double()
@@ -125,6 +128,8 @@ class Tower:
             )
             units, place = self.units(inputs, kind)
             assert sum(units) == q.shape[1]
+            rows = torch.cat([states.flatten(0, -2) for states in self.states])
+            states = [part[self.has_cls :] for part in rows.split(units)]
             scores, keys = [], []
             for queries, here in zip(q.split(units, 1), k.split(units, 1), strict=True):
                 if self.has_cls and spec.queries == "cls":
@@ -137,21 +142,22 @@ class Tower:
                 count += queries.shape[1]
                 scores.append(maps.mean(0).sum(0)[-(here.shape[1] - self.has_cls) :])
                 keys.append(here.mean(0)[self.has_cls :])
-            read = self.grouped(torch.cat(scores)).sum(1), self.grouped(torch.cat(keys)).mean(1)
+            read = self.grouped(torch.cat(scores)).sum(1), *(self.grouped(torch.cat(x)).mean(1) for x in (keys, states))
             tokens[kind] = zip(*(rows if place is None else rows[place] for rows in read), strict=True)
         ids = {getattr(self.model.config, f"{kind}_token_id"): kind for kind in tokens}
         both = [next(tokens[ids[token]]) for token in inputs["input_ids"][0].tolist() if token in ids]
-        scores, keys = zip(*both, strict=True)
-        return torch.stack(scores).float(), torch.stack(keys).float(), count
+        return *(torch.stack(read).float() for read in zip(*both, strict=True)), count
 
     def check(self, tokens, sample, spec):
         for role in spec.roles:
-            scores, keys, count = self.expected(sample, role, spec)
+            scores, keys, states, count = self.expected(sample, role, spec)
             torch.testing.assert_close(tokens.vit_attention[role], scores, atol=1e-5, rtol=1e-4)
             if role == "last":
                 torch.testing.assert_close(tokens.vit_keys, keys, atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(tokens.vit_features, states, atol=1e-4, rtol=1e-4)
             if not (self.has_cls and spec.cls_key):  # each query shares out 1
                 assert scores.sum() == pytest.approx(count, rel=1e-4)
+        assert tokens.has_cls == self.has_cls
 
 
 def qwen():
@@ -231,7 +237,7 @@ class TestVisionTower:
         model, watch = copy.deepcopy(tower.model).to(torch.bfloat16), Watch()
         with harness.prune(model, watch, keep=0.5):
             model(**tower.inputs("adjacent"))
-        assert watch.seen[0].vit_attention["last"].dtype == torch.float32
+        assert watch.seen[0].vit_attention["last"].dtype == watch.seen[0].vit_features.dtype == torch.float32
 
     def test_layers_of_the_tiny_and_of_the_released_model(self, tower):
         released, depth = copy.deepcopy(tower.model), tower.released[0]
@@ -262,6 +268,18 @@ class TestWhatIsRead:
         monkeypatch.setattr(model.model.visual.blocks[3], "forward", lambda states, **kwargs: states)
         with pytest.raises(RuntimeError, match=r"layer 3 of 'model\.visual'"), harness.prune(model, Watch(), keep=0.5):
             model(**inputs_of(processor, ["one image"]))
+
+    def test_a_layer_that_does_not_run(self, processor, monkeypatch):
+        model = qwen()
+        monkeypatch.setattr(Watch, "needs", frozenset({Signal.VIT_FEATURES}))
+
+        def without_its_last_layer():
+            with harness.prune(model, Watch(), keep=0.5):
+                del model.model.visual.blocks[3]
+                model(**inputs_of(processor, ["one image"]))
+
+        with pytest.raises(RuntimeError, match=r"layer 3 of .* did not run"):
+            without_its_last_layer()
 
     @torch.no_grad()
     def test_nothing_is_read_where_all_stays_or_nobody_asks(self, model, processor, monkeypatch):
@@ -300,6 +318,7 @@ class TestWhatIsRead:
             model(**inputs)
         states = plain.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
         torch.testing.assert_close(watch.seen[0].features, plain.multi_modal_projector(states[-2][:, 1:])[0])
+        torch.testing.assert_close(watch.seen[0].vit_features, states[-2][0, 1:])
 
 
 SYSTEM = "<|im_start|>system\nYou help.<|im_end|>\n"

@@ -37,9 +37,9 @@ def peak(monkeypatch, cls, name, call):
 
 
 def encode(model, side):
-    """Have an image of side x side patches encoded, and read at two layers: all queries, and the keys."""
+    """Have an image of side x side patches encoded, and read at two layers: all queries, the keys and the states."""
     handles, tower, generator = Handles(), adapter_for(model).tower, torch.Generator().manual_seed(0)
-    reader = VisionReader(tower, Reading(AttentionSpec(("last", "middle"), queries="all"), keys=True))
+    reader = VisionReader(tower, Reading(AttentionSpec(("last", "middle"), queries="all"), keys=True, features=True))
     reader.attach(model, handles)
     encoder = model.get_submodule(tower.path)
     config, channels = encoder.config, 3
@@ -52,7 +52,8 @@ def encode(model, side):
         encoder(torch.randn(1, channels, size, size, generator=generator), **larger)
     handles.remove()
     signals = reader.take()
-    assert {len(signals.keys), *map(len, signals.attention.values())} == {side**2 // tower.patches_per_token()}
+    tensors = [signals.keys, signals.features, *signals.attention.values()]
+    assert {*map(len, tensors)} == {side**2 // tower.patches_per_token()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

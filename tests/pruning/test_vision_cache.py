@@ -108,6 +108,7 @@ def test_what_was_not_foreseen_is_read_in_a_pass_of_its_own_and_stays(tiny):
         first, second = watch.seen
         torch.testing.assert_close(first.vit_attention, second.vit_attention, rtol=0, atol=0)
         assert torch.equal(first.vit_keys, second.vit_keys)
+        assert torch.equal(first.vit_features, second.vit_features)
     assert (shared.computed, shared.reused) == (3, 2)
 
 

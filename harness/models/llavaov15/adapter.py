@@ -21,8 +21,8 @@ class RiceTower(QwenTower):
     """The vision tower. Attention is full within a unit [CLS, patches] of one image or frame; 4 patches make a token.
 
     A patch gets the score of its place in its unit, as in the published comparison. With `unpack="released"`, features
-    of the second and later units are shifted by one row per earlier unit. A token there has the score of its place,
-    not of every patch that it was made from.
+    of the second and later units are shifted by one row per earlier unit. A token there has the score, keys and states
+    of its place, not of every patch that it was made from.
 
     HiPrune's authors did not run this family. arXiv 2602.13315 took layer 16 of 24; in the two families that both ran,
     its layer is one after the authors', so "official" is 15 here.
