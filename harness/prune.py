@@ -35,6 +35,7 @@ def prune(
     scorer: str | Path | nn.Module | None = None,
     seed: int = 0,
     positions: str = "keep",
+    newlines: str | None = None,
     shared: VisionCache | None = None,
     **params: Any,
 ) -> Block:
@@ -74,11 +75,12 @@ def prune(
     chosen = _method(method, params)
     adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)
+    newlines = adapter.check_newlines(newlines)
     if chosen.stage == "pixels":
         remedy = f"run python -m harness method={chosen.name}, or resize the images yourself"
         raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {remedy}")
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
-    return Block(adapter, Pruning(chosen, budget, score, seed, positions), shared)
+    return Block(adapter, Pruning(chosen, budget, score, seed, positions, newlines), shared)
 
 
 def _method(method: str | Method, params: dict[str, Any]) -> Method:

@@ -66,7 +66,8 @@ def subject(chosen: Settings, tell: Callable[[str], None]) -> Subject:
 def candidate_of(run: RunConfig, method: Method, scorer: nn.Module | None = None) -> Candidate:
     """Return a candidate for a method at the budget of `run`."""
     params = " ".join(f"{key}={value}" for key, value in run.params.items())
-    return Candidate(run.method["name"], params, method, run.budget, scorer, run.positions, run.seed)
+    settings: dict[str, Any] = {"positions": run.positions, "seed": run.seed, "newlines": run.model.newlines}
+    return Candidate(run.method["name"], params, method, run.budget, scorer, **settings)
 
 
 def _prompts(chosen: Settings, config: Any, processor: Any) -> list[Workload]:
@@ -116,6 +117,7 @@ class Candidate:
     scorer: nn.Module | None = None
     positions: str = "keep"
     seed: int = 0
+    newlines: str | None = None
 
     @property
     def label(self) -> str:
@@ -134,7 +136,8 @@ class Candidate:
             yield None
             return
         settings: dict[str, Any] = {"scorer": self.scorer, "seed": self.seed, "positions": self.positions}
-        with prune(model, self.method, keep=self.budget.keep, tokens=self.budget.tokens, **settings) as pruning:
+        settings |= {"keep": self.budget.keep, "tokens": self.budget.tokens, "newlines": self.newlines}
+        with prune(model, self.method, **settings) as pruning:
             yield pruning
 
 

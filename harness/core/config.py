@@ -24,6 +24,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
 SHIPPED = "harness://"  # a path inside the installed package
 POSITIONS = ("keep", "compact")  # of kept tokens: see `harness.prune`
+NEWLINES = ("drop", "keep", "follow")  # rows that close lines of patches: see `harness.prune`
 PACKAGE = Path(__file__).parents[1]
 TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the installed package -> in the repository
 
@@ -34,7 +35,8 @@ class ModelConfig:
 
     Pixel limits apply to an image or a video frame; null for a processor with a fixed resolution. `unpack` is for
     LLaVA-OneVision-1.5: "released" is the published code, "fixed" is what that code intended. `device_map` spreads a
-    model over all GPUs and then over main memory, as accelerate does.
+    model over all GPUs and then over main memory, as accelerate does. `newlines` is what becomes of the rows that close
+    lines of patches: see `harness.prune`; null for families without such rows.
     """
 
     name: str = MISSING
@@ -50,6 +52,7 @@ class ModelConfig:
     device: str = "auto"
     device_map: str | None = None
     unpack: str | None = None
+    newlines: str | None = None
 
 
 @dataclass
@@ -184,6 +187,7 @@ MODEL_RULES: dict[str, Rule] = {
     "model.dtype": one_of(DTYPES),
     "model.attn": one_of(ATTENTION_KERNELS),
     "model.unpack": optional(one_of(UNPACK)),
+    "model.newlines": optional(one_of(NEWLINES)),
     "model.batch_size": at_least(1),
     "model.max_frames": optional(at_least(2)),
     "model.max_pixels": optional((f"be at least {VISUAL_TOKEN}, one visual token", lambda n: n >= VISUAL_TOKEN)),

@@ -125,7 +125,8 @@ def _plans(run: LocatedRun) -> list[PlannedRun]:
 
 def _key(config: RunConfig) -> str:
     seed = config.seed if config.sample == "random" else 0  # random questions depend on it, an unpruned answer does not
-    of_baseline = {} if config.pruned else {"seed": seed, "positions": "keep", "keep": None}
+    model = {**asdict(config.model), "newlines": None}
+    of_baseline = {} if config.pruned else {"model": model, "seed": seed, "positions": "keep", "keep": None}
     return digest({**asdict(config), **of_baseline})
 
 

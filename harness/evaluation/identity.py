@@ -78,6 +78,7 @@ class Identity:
             "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
             "seed": pruner.seed,
             "positions": pruner.positions,
+            **({} if pruner.newlines is None else {"newlines": pruner.newlines}),  # of families that have some
         }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import harness
 import methods
-from harness.core.config import RunConfig, shipped
+from harness.core.config import NEWLINES, RunConfig, shipped
 from harness.core.errors import UserError, as_user_error
 from harness.core.files import slug
 from harness.evaluation.resize_baseline import resizing
@@ -33,6 +33,7 @@ class Pruner:
     scorer: Path | None = None
     seed: int = 0
     positions: str = "keep"
+    newlines: str | None = None  # None: nothing is cut, or the family has no newlines
 
     @property
     def label_suffix(self) -> str:
@@ -42,8 +43,9 @@ class Pruner:
     @property
     def label(self) -> str:
         """`idpruner-0.25`, for folders and progress bars."""
-        renumbered = [] if self.positions == "keep" else [self.positions]
-        return "-".join([*map(slug, filter(None, [self.name, self.label_suffix])), self.budget.label, *renumbered])
+        unusual = [] if self.positions == "keep" else [self.positions]
+        unusual += [] if self.newlines in (None, NEWLINES[0]) else [f"newlines-{self.newlines}"]
+        return "-".join([*map(slug, filter(None, [self.name, self.label_suffix])), self.budget.label, *unusual])
 
     def attach(self, model: Any, shared: VisionCache | None = None) -> AbstractContextManager[Any]:
         """Return the context that prunes `model`; it may share vision passes with earlier and later ones."""
@@ -57,6 +59,7 @@ class Pruner:
             scorer=self.scorer,
             seed=self.seed,
             positions=self.positions,
+            newlines=self.newlines,
             shared=shared,
         )
 
@@ -71,7 +74,9 @@ def pruner_of(run: RunConfig, model: ModelFolder) -> Pruner:
             if scorer is None:
                 raise UserError(f"{method.name} needs a learned scorer, {model.path} has none: pass model.scorer=/path")
             check_scorer(scorer, model)
-    return Pruner(method, run.method["name"], run.budget, scorer, run.seed if run.pruned else 0, _positions(run))
+    seed = run.seed if run.pruned else 0
+    newlines = model.adapter.check_newlines(run.model.newlines) if run.pruned else None
+    return Pruner(method, run.method["name"], run.budget, scorer, seed, _positions(run), newlines)
 
 
 def checked_method(run: RunConfig, model: ModelFolder) -> Method:
@@ -86,6 +91,7 @@ def checked_method(run: RunConfig, model: ModelFolder) -> Method:
         method.check()
         model.adapter.check(method, model.config)
         model.adapter.check_positions(_positions(run), method)
+        model.adapter.check_newlines(run.model.newlines)
     return method
 
 
@@ -122,4 +128,5 @@ def method_without_weights(run: RunConfig, config: Any) -> Method:
         family = adapter_class(config.model_type)
         family.check(method, config)
         family.check_positions(run.positions, method)
+        family.check_newlines(run.model.newlines)
     return method

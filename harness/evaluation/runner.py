@@ -199,6 +199,7 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         # A companion file by name: its path is of this machine, and `made_from` says what it holds.
         **{k: file for k, file in pruner.method.companion_files.items() if config.params.get(k) is None},
     }
+    resolved["model"]["newlines"] = pruner.newlines
     resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
     return {
         "method": slug(pruner.name) + (f" ({pruner.label_suffix})" if pruner.label_suffix else ""),

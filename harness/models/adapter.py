@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from harness.core.config import POSITIONS
+from harness.core.config import NEWLINES, POSITIONS
 from harness.models.calls import Arguments, Call, CallSite
 from harness.models.hooks import Handles, submodule
 from harness.models.layout import Layout
@@ -62,6 +62,7 @@ class Adapter(ABC):
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # accepted inputs
     lacks: ClassVar[Mapping[Signal, str]] = {}  # reason for each signal that cannot be supplied
     fixed_size: ClassVar[str] = ""  # reason why a smaller image does not have fewer tokens, if that is so
+    has_newlines: ClassVar[bool] = False  # True if `Layout.line_ends` has newline rows
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
     targets: ClassVar[Mapping[str, str]]
@@ -218,6 +219,18 @@ class Adapter(ABC):
         if cut_layer(method) is not None:
             reason = f"{method.name} cuts after a decoder layer, where its authors' code keeps positions, too"
             raise ValueError(f"positions={positions} renumbers what enters the language model: {reason}; {remedy}")
+
+    @classmethod
+    def check_newlines(cls, newlines: str | None) -> str | None:
+        """Return what becomes of newline rows, None in a family without them; ValueError for what does not apply."""
+        if newlines is not None and newlines not in NEWLINES:
+            raise ValueError(f"newlines must be one of {', '.join(NEWLINES)}, not {newlines!r}")
+        if cls.has_newlines:
+            return newlines or NEWLINES[0]
+        if newlines is not None:
+            reason = "which has no newline rows"
+            raise ValueError(f"newlines={newlines} does not fit family {cls.family}, {reason}: leave it out")
+        return None
 
     def scorer_for(self, method: Method, scorer: str | Path | nn.Module | None) -> Callable[[Tensor], Tensor] | None:
         """Return a function that scores tokens [N, D] -> [N], or None if `method` needs no scores.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,9 +17,9 @@ from harness.models.adapter import Adapter
 from harness.models.calls import Call
 from harness.models.compat import ENCODES_AHEAD
 from harness.models.hooks import Handles
-from harness.models.layout import Layout, cached_length
+from harness.models.layout import Layout, Placeholders, cached_length
 from harness.models.vision_tower import VisionSignals, split_signals
-from methods.tokens import Grid, num_tokens
+from methods.tokens import Grid
 
 CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
 NO_IDS = (
@@ -38,7 +38,7 @@ class Encoded:
     """A recorded pass through the vision tower."""
 
     output: weakref.ref[Any]
-    grids: list[Grid]  # of each image or video, in tokens
+    images: list[Placeholders]  # of each image or video
     signals: VisionSignals | None
 
 
@@ -55,12 +55,15 @@ class PlaceholderAdapter(Adapter):
         self._expanded = 1  # rows per prompt in the next prefill of generate()
 
     @abstractmethod
-    def encoded_grids(self, call: Call) -> list[Grid]:
-        """Return (t, h, w) in tokens of each image or video that a pass through "vision" with `call` encodes."""
+    def encoded_grids(self, call: Call) -> Sequence[Grid | Placeholders]:
+        """Return (t, h, w) in tokens of each image or video that a pass through "vision" with `call` encodes.
+
+        An image whose rows are not the patches of one grid alone is described by `Placeholders`.
+        """
 
     @abstractmethod
-    def declared_grids(self, kind: str, call: Call) -> list[Grid] | None:
-        """Return (t, h, w) in tokens of every image or video, or None if the arguments of "multimodal" lack them."""
+    def declared_grids(self, kind: str, call: Call) -> Sequence[Grid | Placeholders] | None:
+        """Return the same of every image or video, or None if the arguments of "multimodal" lack them."""
 
     @property
     def hidden_size(self) -> int:
@@ -98,7 +101,8 @@ class PlaceholderAdapter(Adapter):
         """Record the grids and signals of what the vision tower just encoded."""
         # The latest record stays: a pass that encodes images and then videos may have freed the first output already.
         earlier = [record for record in self._encoded[:-1] if record.output() is not None]
-        self._encoded = [*earlier, *self._encoded[-1:], Encoded(weakref.ref(output), self.encoded_grids(call), signals)]
+        images = list(map(Placeholders.of, self.encoded_grids(call)))
+        self._encoded = [*earlier, *self._encoded[-1:], Encoded(weakref.ref(output), images, signals)]
 
     def vision_signals(self, call: Call, layout: Layout) -> list[VisionSignals]:
         """Return the signals of each prompt, read in this pass or when generate() encoded the images."""
@@ -108,7 +112,8 @@ class PlaceholderAdapter(Adapter):
             if output is not None and kind not in passes:
                 passes[kind] = self._find_encoded(kind, output)
         signals = {CODES[kind]: record.signals for kind, record in passes.items() if record.signals}
-        return split_signals(layout.kinds.repeat_interleave(layout.encoded, dim=0), signals)[:: layout.encoded]
+        patches = layout.kinds * layout.visual[:: layout.copies]
+        return split_signals(patches.repeat_interleave(layout.encoded, dim=0), signals)[:: layout.encoded]
 
     def hook_generation(self, handles: Handles) -> None:
         """Record how often generate() copies the pixels of a prompt for beams, which it does before 5.18."""
@@ -125,16 +130,20 @@ class PlaceholderAdapter(Adapter):
         if ids is None:
             raise ValueError(NO_IDS)
         kinds = self._kinds(ids)
-        grids = {kind: self._grids(kind, call) for kind in CODES}
-        copies, encoded = _count_copies(kinds, grids), 1
+        images = {kind: self._images(kind, call) for kind in CODES}
+        copies, encoded = _count_copies(kinds, images), 1
         if copies == 1 and self._expanded > 1 and torch.equal(ids, _repeated(ids, self._expanded)):
             copies = encoded = self._expanded
         self._expanded = 1
-        per_prompt = _split_grids(kinds[:: copies // encoded].cpu(), grids, self.steps_apart)[::encoded]
+        per_prompt = _split_images(kinds[:: copies // encoded].cpu(), images, self.steps_apart)[::encoded]
         obstacle = _obstacle(call)
-        if encoded > 1 and self._mixes_copies() and any(len(grids) > 1 for grids in per_prompt):
+        if encoded > 1 and self._mixes_copies() and any(len(images) > 1 for images in per_prompt):
             obstacle = MIXED_COPIES
-        return Layout(kinds > 0, per_prompt, kinds[::copies], copies, encoded, obstacle)
+        grids = [[grid for image in images for grid in image.grids] for images in per_prompt]
+        visual, line_ends = _structure(kinds[::copies], per_prompt)
+        visual = visual.repeat_interleave(copies, dim=0)
+        line_ends = None if line_ends is None else line_ends.repeat_interleave(copies, dim=0)
+        return Layout(visual, grids, kinds[::copies], copies, encoded, obstacle, line_ends)
 
     def _mixes_copies(self) -> bool:
         """Tell whether generate() copies images a, b to a, a, b, b, while two copies of the prompt need a, b, a, b."""
@@ -152,12 +161,12 @@ class PlaceholderAdapter(Adapter):
             kinds += (ids == token).to(torch.int8) * CODES[kind]
         return kinds
 
-    def _grids(self, kind: str, call: Call) -> list[Grid]:
-        grids = self.declared_grids(kind, call)
+    def _images(self, kind: str, call: Call) -> list[Placeholders]:
+        declared = self.declared_grids(kind, call)
         encoded = call.get("encoded", {}).get(kind)
-        if grids is None and encoded is not None:
-            grids = self._find_encoded(kind, encoded).grids
-        return grids or []
+        if declared is None and encoded is not None:
+            return self._find_encoded(kind, encoded).images
+        return list(map(Placeholders.of, declared or ()))
 
     def _find_encoded(self, kind: str, encoded: Any) -> Encoded:
         """Return the record of the pass with the output `encoded`; ValueError if there is none."""
@@ -187,15 +196,16 @@ def _obstacle(call: Call) -> str | None:
     return None
 
 
-def _count_copies(kinds: Tensor, grids: Mapping[str, list[Grid]]) -> int:
+def _count_copies(kinds: Tensor, images: Mapping[str, list[Placeholders]]) -> int:
     """Return how many consecutive rows of `kinds` [B, S] are copies of one prompt, for beams or several answers."""
     ratios = set()
     for kind, code in CODES.items():
-        tokens, covered = int((kinds == code).sum()), num_tokens(grids[kind])
+        tokens, covered = int((kinds == code).sum()), sum(image.rows for image in images[kind])
         if tokens == covered == 0:
             continue
         if not covered or not tokens or tokens % covered:
-            raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids[kind]} cover {covered}")
+            grids = [grid for image in images[kind] for grid in image.grids]
+            raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids} cover {covered}")
         ratios.add(tokens // covered)
     copies = ratios.pop() if len(ratios) == 1 else 0
     if not copies or len(kinds) % copies or not torch.equal(kinds, _repeated(kinds, copies)):
@@ -208,26 +218,45 @@ def _repeated(rows: Tensor, copies: int) -> Tensor:
     return rows[::copies].repeat_interleave(copies, dim=0)
 
 
-def _split_grids(kinds: Tensor, grids: Mapping[str, list[Grid]], steps_apart: bool) -> list[list[Grid]]:
-    """Return the grids of each prompt in `kinds` [B, S], in the order in which their placeholders appear."""
-    queues = {code: iter(grids[kind]) for kind, code in CODES.items()}
+def _split_images(
+    kinds: Tensor, images: Mapping[str, list[Placeholders]], steps_apart: bool
+) -> list[list[Placeholders]]:
+    """Return the images of each prompt in `kinds` [B, S], in the order in which their placeholders appear."""
+    queues = {code: iter(images[kind]) for kind, code in CODES.items()}
     names = {code: kind for kind, code in CODES.items()}
     per_prompt = []
     for row in kinds:
         places = row.nonzero().squeeze(1)
-        codes, prompt_grids, start = row[places], [], 0
+        codes, of_prompt, start = row[places], [], 0
         while start < len(places):
             code = int(codes[start])
-            grid = next(queues[code], None)
-            end = start + (grid[0] * grid[1] * grid[2] if grid else 1)
-            if grid is None or end > len(places) or not _is_in_runs(places[start:end], grid[0] if steps_apart else 1):
+            image = next(queues[code], None)
+            end = start + (image.rows if image else 1)
+            grid = None if image is None else image.grids[0]
+            runs = grid[0] if grid and steps_apart else 1
+            if image is None or end > len(places) or not _is_in_runs(places[start:end], runs):
                 raise ValueError(f"{names[code]} tokens do not form a block of their grid (t, h, w) = {grid}")
             if not bool((codes[start:end] == code).all()):
                 raise ValueError(f"{names[code]} tokens of grid {grid} are mixed with those of another kind")
-            prompt_grids.append(grid)
+            of_prompt.append(image)
             start = end
-        per_prompt.append(prompt_grids)
+        per_prompt.append(of_prompt)
     return per_prompt
+
+
+def _structure(kinds: Tensor, per_prompt: list[list[Placeholders]]) -> tuple[Tensor, Tensor | None]:
+    """Return which rows of `kinds` [P, S] are patches, and `Layout.line_ends` [P, S], or None without newlines."""
+    visual = kinds > 0
+    line_ends = torch.full(kinds.shape, -1, device=kinds.device)
+    for row, images in enumerate(per_prompt):
+        places = visual[row].nonzero().squeeze(1)
+        for image, part in zip(images, places.split([image.rows for image in images]), strict=True):
+            if image.patches is not None:
+                visual[row, part] = image.patches.to(visual.device)
+            if image.line_ends is not None:
+                ends = image.line_ends.to(part.device)
+                line_ends[row, part] = torch.where(ends < 0, -1, part[ends])
+    return visual, line_ends if bool((line_ends >= 0).any()) else None
 
 
 def _is_in_runs(rows: Tensor, count: int) -> bool:

@@ -42,12 +42,14 @@ class Pruning:
         scorer: Callable[[Tensor], Tensor] | None,
         seed: int,
         positions: str = "keep",
+        newlines: str | None = None,
     ) -> None:
         import torch
 
         self.method = method
         self.budget = budget
         self.positions = positions
+        self.newlines = newlines  # what becomes of newline rows; None in families without them
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
         self.before_take: Callable[[], None] | None = None  # called by `take`: raises errors that were deferred
         self._selections: list[Selection] = []  # of the latest prefill

@@ -87,7 +87,7 @@ class LayerCutHooks:
     # Called by the hooks of the decoder.
 
     def fill(self, prefill: Prefill, expected: list[int], added: list[Tensor]) -> None:
-        """Begin a prefill in which layer j+1 must receive `expected[i]` rows of sample i.
+        """Begin a prefill in which layer j+1 must receive `expected[i]` rows of sample i, and the newlines that stay.
 
         `added` [B, S, D] are added to the rows after layers j+1, j+2, ... here, instead of by the model.
         """
@@ -217,6 +217,8 @@ class LayerCutHooks:
 
         joint = torch.cat([states, *(part.to(states) for part in self._added)], dim=-1) if states.numel() else states
         joint, stay = prefill.choose(self._pruning, joint, self._full_share, read)
+        assert self._expected is not None
+        self._expected = prefill.expected_rows(self._expected, stay)
         self._rows = kept_rows(stay & prefill.valid, prefill.valid)
         self._attention, self._projected = None, []  # frees the tensors of the layer
         return joint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Prefill:
             full: share of the decoder's work that is done for all tokens.
             read: returns the state of the decoder layer, for methods that need it.
         """
-        stay, merged, records = ~self.visual, False, []
+        stay, merged, records = ~(self.visual | self.newlines), False, []
         places = [
             self.visual[prompt * self.layout.copies].nonzero().squeeze(1) for prompt in range(len(self.layout.grids))
         ]
@@ -49,6 +50,7 @@ class Prefill:
         for prompt, (visual, grids, selection) in enumerate(zip(places, self.layout.grids, selections, strict=True)):
             rows = slice(prompt * self.layout.copies, (prompt + 1) * self.layout.copies)
             stay[rows, visual[selection.kept]] = True
+            stay[rows, self._newlines_to_keep(rows.start, visual, selection.kept, pruning.newlines)] = True
             if selection.owner is not None:
                 if not states.numel():
                     raise ValueError(f"{pruning.method.name} merges, which needs the cut after the layer's MLP")
@@ -60,6 +62,25 @@ class Prefill:
             records.append(Kept(len(visual), len(kept), kept, list(grids), per_layer))
         pruning.records.extend(records)
         return states, stay
+
+    @cached_property
+    def newlines(self) -> Tensor:
+        """Newline rows [B, S] bool."""
+        return self.layout.newlines.to(self.visual.device)
+
+    def _newlines_to_keep(self, row: int, visual: Tensor, kept: Tensor, rule: str | None) -> Tensor:
+        """Return the positions of the newlines of a row of the batch that stay when `kept` of `visual` [N] do."""
+        if len(kept) == len(visual) or rule == "keep":
+            return self.newlines[row].nonzero().squeeze(1)
+        if rule != "follow" or self.layout.line_ends is None:
+            return visual[:0]
+        ends = self.layout.line_ends[row].to(visual.device)[visual[kept]]
+        return ends[ends >= 0]
+
+    def expected_rows(self, text_and_kept: list[int], stay: Tensor) -> list[int]:
+        """Return the number of rows that each sample must have: text and K patches, and the newlines in `stay`."""
+        newlines = (stay & self.newlines).sum(1).tolist()
+        return [rows + kept for rows, kept in zip(text_and_kept, newlines, strict=True)]
 
     def _tokens(self, prompt: int, visual: Tensor, pruning: Pruning, read: ReadLayer | None) -> Tokens:
         """Return the method's input for a prompt with visual tokens at the rows `visual` [N]."""

@@ -212,7 +212,8 @@ class Session:
         self._refuse_what_cannot_be_cut(layout, call)
         valid, positions = valid_rows(visual, mask), self.adapter.positions(call)
         prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
-        expected = [rows - gone for rows, gone in zip(valid.sum(1).tolist(), dropped, strict=True)]
+        present = (valid & ~prefill.newlines).sum(1).tolist()
+        expected = [rows - gone for rows, gone in zip(present, dropped, strict=True)]
         width, added = states.shape[-1], self.adapter.added(call)
         input_positions = call.get("positions")
         if input_positions is None:
@@ -224,7 +225,7 @@ class Session:
             return self.adapter.added_arguments(added[:first], visual)
         # What later layers add to a row is merged and dropped together with it.
         states, stay = prefill.choose(self.pruning, torch.cat([states, *added], dim=-1) if added else states, 0.0)
-        self._expected_rows = expected
+        self._expected_rows = prefill.expected_rows(expected, stay)
         rows = kept_rows(stay & valid, valid)
         states, *added = rows.gather(states).split(width, dim=-1)
         still_visual = rows.gather((visual & stay).unsqueeze(-1)).squeeze(-1)

@@ -41,6 +41,7 @@ def _facts(result: Result) -> dict[str, str]:
         "batch size": model.get("batch_size"),
         "seed": config["seed"],
         "positions": config["positions"],
+        "newlines": config["model"].get("newlines"),
         "questions": in_words(result.sample),
         f"weights of {config['model']['name']}": model["weights"][:12],
         f"files of tasks {config['tasks']['name']}": (result.about["identity"]["tasks"]["files"] or "of lmms-eval")[

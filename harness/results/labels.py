@@ -8,7 +8,7 @@ from harness.results.method_groups import group_rank
 from harness.results.result import Result
 
 SHOWN = 3  # differences between settings that a row names
-PRUNED_ONLY = ("contract", "seed", "positions")  # settings that the unpruned model does not have
+PRUNED_ONLY = ("contract", "seed", "positions", "newlines")  # settings that the unpruned model does not have
 
 
 class Remark(str):

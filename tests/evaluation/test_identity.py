@@ -250,6 +250,7 @@ IN_KEY = {
     "model.max_frames": {"model.max_frames": 2},
     "model.batch_size": {"model.batch_size": 3},  # in half precision an answer moves with its neighbours
     "model.unpack": {"model.unpack": "fixed"},
+    "model.newlines": {"model.newlines": "follow"},
     "model.device_map": {"model.device_map": "auto"},
 }
 IN_FOLDER = {  # answers of such runs never meet; what is asked is in each key
@@ -318,6 +319,7 @@ def found(places, monkeypatch):
     """Digests of what the answers of a run are kept under, and of what its folder is: with these settings changed."""
     monkeypatch.chdir(places)
     monkeypatch.setattr(Qwen25VL, "check_positions", lambda *args: None)  # only LLaVA's can be renumbered
+    monkeypatch.setattr(Qwen25VL, "has_newlines", True)  # as LLaVA-NeXT has them
     base = {"model.pretrained": "one", "tasks.include": "tasks"}
     overrides = ["method=idpruner", "tasks=[tiny_stills]", f"tasks.include={places / 'tasks'}"]
     plain = composed(f"model.pretrained={places / 'one'}", *overrides)
