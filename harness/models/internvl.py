@@ -1,4 +1,4 @@
-"""InternVL3: tiles of one size, a ViT with CLS, 2 x 2 patches per token, 1-D positions."""
+"""InternVL2.5 and InternVL3: tiles of one size, a ViT with CLS, 2 x 2 patches per token, 1-D positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from harness.models import question_tokens
 from harness.models.calls import Call
 from harness.models.llava import ClipTower, Llava
+from methods.base import Method, Signal
 from methods.tokens import Grid
+
+INTERNLM2_END, INTERNLM2_IMAGE = 92542, 92546  # <|im_end|> and <IMG_CONTEXT> in the tokenizer of InternLM2.5
 
 
 class InternTower(ClipTower):
@@ -54,7 +57,8 @@ class InternTower(ClipTower):
 class InternVL(Llava):
     """`InternVLForConditionalGeneration`, cut before decoder layer 0 or after a later one.
 
-    Every tile of an image is a grid. So is every frame of a video, which comes as images with text between them.
+    Every tile of an image is a grid. So is every frame of a video, which comes as images with text between them. The
+    language model is Qwen's, or in some models of InternVL2.5 InternLM2.5, which checkpoints hold as one of Llama's.
     """
 
     family = "internvl"
@@ -62,7 +66,7 @@ class InternVL(Llava):
     prompts = "internvl_hf"
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
-    question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3")
+    question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "llama")
     fixed_size: ClassVar[str] = "an image becomes tiles of one size, 256 tokens each as released"
 
     @property
@@ -70,12 +74,31 @@ class InternVL(Llava):
         """Description of the vision tower, from which signals are read."""
         return InternTower(self.model)
 
+    @classmethod
+    def check(cls, method: Method, config: Any) -> None:
+        """Also refuse to look for the question in prompts of another Llama than InternLM2.5."""
+        super().check(method, config)
+        other = config.text_config.model_type == "llama" and config.image_token_id != INTERNLM2_IMAGE
+        if Signal.TEXT in method.needs and other:
+            known = f"only InternLM2.5's is known, whose image_token_id is {INTERNLM2_IMAGE}"
+            raise ValueError(
+                f"{method.name} reads the question, which is not found with this tokenizer: of language models of type "
+                f"llama {known}, here it is {config.image_token_id}"
+            )
+
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
-        """Return the rows [T] of the words in the turn of the last image.
+        """Return the rows [T] of the words in the turn of the last image; ValueError if <|im_end|> has no id.
 
         The template is Qwen's, with a line break after each image, which is no word.
         """
         configs = self._config, self.model.generation_config
+        if self._config.text_config.model_type == "llama":
+            named = question_tokens.ids_of(configs, question_tokens.ENDS)
+            if INTERNLM2_END not in named:
+                raise ValueError(
+                    f"the question ends at <|im_end|>, id {INTERNLM2_END}, but eos_token_id in config.json and "
+                    f"generation_config.json is {named}: add it to generation_config.json"
+                )
         rows = question_tokens.chatml_question(ids, kinds, *configs)
         ends = torch.isin(ids, ids.new_tensor(question_tokens.ids_of(configs, question_tokens.ENDS)))
         breaks = ids[1:][ends[:-1]]  # a line break follows the end of a turn

@@ -10,6 +10,7 @@ from torch import Tensor
 ENDS = ("eos_token_id",)  # <|im_end|>, and <|endoftext|> in some configurations
 PADDING = ("bos_token_id", "pad_token_id")
 BRACKETS = ("vision_start_token_id", "vision_end_token_id")
+LLAMA_SPECIAL = {0, 1, 2}  # <unk>, <s> and </s>
 VISUAL = ("image_token_id", "video_token_id", *BRACKETS)
 
 
@@ -17,10 +18,11 @@ def chatml_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     """Return the rows [T] of the words in the same turn as the last visual token, before or after it.
 
     Special tokens, the role at the start of the turn, and line breaks between turns are left out. So is everything
-    between <|vision_start|> and <|vision_end|>, where some processors write the times of a video's frames. Qwen's
-    tokenizers give special tokens the largest ids, and <|im_start|> is the one that no configuration names. A line
-    break follows <|im_end|> and the role ("user"). If there are none, as in the pocket model's template, a role is one
-    token. Without a template, all words count. An instruction that a benchmark adds is part of the question.
+    between <|vision_start|> and <|vision_end|>, where some processors write the times of a video's frames. Tokenizers
+    of Qwen and InternLM2.5 give special tokens the largest ids, but for Llama's first three, and <|im_start|> is the
+    one that no configuration names. A line break follows <|im_end|> and the role ("user"). If there are none, as in
+    the pocket model's template, a role is one token. Without a template, all words count. An instruction that a
+    benchmark adds is part of the question.
 
     Args:
         ids: tokens [S] of one prompt, with its padding.
@@ -29,7 +31,8 @@ def chatml_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     """
     end, padding, visual = (torch.isin(ids, ids.new_tensor(ids_of(configs, n))) for n in (ENDS, PADDING, VISUAL))
     place = torch.arange(len(ids), device=ids.device)
-    special = ids >= min(ids_of(configs, ENDS + PADDING + VISUAL))
+    named = ids_of(configs, ENDS + PADDING + VISUAL)
+    special = (ids >= min(set(named) - LLAMA_SPECIAL)) | end | padding | visual
     start = special & ~(end | padding | visual)
     last_of_all = place == len(ids) - 1
     between = ~special & end.roll(1) & (place > 0) & ((special & ~visual).roll(-1) | last_of_all)

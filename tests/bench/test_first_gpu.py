@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import methods
+from harness.models import FAMILIES
 from harness.pruning.decoding_proof import Proof
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -32,7 +33,7 @@ def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
     proof = json.loads((tmp_path / "proof.json").read_text())
     flash = [case for case in proof["cases"] if case["kernel"] == "flash_attention_2"]
     others = [case for case in proof["cases"] if case["kernel"] == "sdpa"]
-    assert len(others) == 2 * len(flash) == 2 * 5 * (4 + 2)  # families, methods and controls
+    assert len(others) == 2 * len(flash) == 2 * len(FAMILIES) * (4 + 2)  # four methods and two controls
     assert {case["state"] for case in others} == {"passed"}
     assert {case["state"] for case in flash} == {proof["verdict"]} == {"not run"}
     assert "NOT PASSED" in done.stdout

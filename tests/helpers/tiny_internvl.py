@@ -34,10 +34,16 @@ def tiny_internvl_processor():
     )
 
 
-def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
-    """Build a model of random weights, large enough that answers depend on the image."""
+VIT_6B = {"use_qk_norm": True, "norm_type": "rms_norm"}  # what InternViT-6B has and InternViT-300M has not
+
+
+def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, text=None, image=None, **vision):
+    """Build a model of random weights, large enough that answers depend on the image.
+
+    `text` replaces parts of the language model's configuration; `image` is the id of the placeholder.
+    """
     config = InternVLConfig(
-        text_config=text_config(layers, model_type="qwen2"),
+        text_config=text_config(layers, **{"model_type": "qwen2"} | (text or {})),
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -48,7 +54,7 @@ def tiny_internvl(dtype=torch.float32, attn="sdpa", seed=0, layers=4, **vision):
             "layer_scale_init_value": 1.0,
             **vision,
         },
-        image_token_id=placeholders()["image_token_id"],
+        image_token_id=placeholders()["image_token_id"] if image is None else image,
         image_seq_length=16,
         tie_word_embeddings=False,
     )

@@ -71,7 +71,7 @@ class TestQuestion:
         if known:
             InternVL.check(methods.load("cdpruner"), config)
         else:
-            with pytest.raises(ValueError, match="prompts of llama: supported are qwen2, qwen3"):
+            with pytest.raises(ValueError, match=r"of language models of type llama only InternLM2.5's is known"):
                 InternVL.check(methods.load("cdpruner"), config)
 
 

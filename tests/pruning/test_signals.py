@@ -9,7 +9,7 @@ import torch
 from probes import Watch
 from reference_prune import SAMPLES, generate, hooks, inputs_of
 from tiny_families import BUILDERS, tiny
-from tiny_internvl import squares, tiny_internvl
+from tiny_internvl import VIT_6B, squares, tiny_internvl
 from tiny_llavaov15 import tiny_llavaov15
 from tiny_models import IMAGE, tiny_llava, tiny_qwen
 from tiny_qwen2 import tiny_qwen2
@@ -177,8 +177,8 @@ TOWERS = {
     "qwen2_vl": (tiny_qwen2, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 0, False),
     "qwen3_vl": (tiny_qwen3, QWEN, fours, (3, 1, 2), (27, 26, 12, 13), 0, False),
     "internvl": (tiny_internvl, INTERN, images_of_64, (3, 1, 1), (24, 23, 8, 9), 65),
-    "internvl, normed": (
-        lambda: tiny_internvl(use_qk_norm=True), INTERN, images_of_64, (3, 1, 1), (24, 23, 8, 9), 65
+    "internvl, 6B": (
+        lambda: tiny_internvl(**VIT_6B), INTERN, images_of_64, (3, 1, 1), (45, 44, 15, 16), 65
     ),
 }  # fmt: skip
 
