@@ -46,6 +46,8 @@ class Method:
     name: ClassVar[str] = ""
     version: ClassVar[int] = 0  # raise it when other tokens are kept or merged; 0: its source text identifies it
     fidelity: ClassVar[str] = "undeclared"  # "exact": the authors' indices, or "adapted: <why>"; never inherited
+    revisions: ClassVar[Mapping[str, int]] = {}  # variant -> `revision`
+    half_precision: ClassVar[frozenset[str]] = frozenset()  # variants that are `in_model_dtype`
     needs: ClassVar[frozenset[Signal]] = frozenset()
     unpublished_params: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
     companion_files: ClassVar[Mapping[str, str]] = {}  # parameter -> default file next to a model's weights
@@ -79,9 +81,10 @@ class Method:
     def revision(self) -> int:
         """Added to `version` in the identity of a run: raise it when other tokens are kept with some parameters only.
 
-        Runs with the other parameters then stay the same. It never goes down, not even when `version` rises.
+        Runs with the other parameters then stay the same. It never goes down, not even when `version` rises. By default
+        it is that of the variant in `revisions`.
         """
-        return 0
+        return self.revisions.get(getattr(self, "variant", ""), 0)
 
     @property
     def stage(self) -> str:
@@ -101,6 +104,11 @@ class Method:
     def hidden_state(self) -> HiddenState:
         """Which hidden states of layer j `LayerState.hidden` holds; `LayerMethod` describes the choices."""
         return "output"
+
+    @property
+    def in_model_dtype(self) -> bool:
+        """True if it computes with bfloat16 and float16 inputs as they are, not with their float32 copies."""
+        return getattr(self, "variant", "") in self.half_precision
 
     @property
     def before_mlp(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from methods.base import HiddenState, LayerState, Selection, Tokens
 from methods.kernels.cosine import Cosine, directions, snap
+from methods.kernels.model_dtype import is_half, unit_rows
 from methods.layer_method import LayerMethod
 from methods.scores import top
 
@@ -24,7 +25,7 @@ class DART(LayerMethod):
 
     Args:
         variant: "official" (default) is the authors' algorithm as two independent ports have it, "paper" the comparison
-            in arXiv 2602.13315. They differ in four points, besides the layer.
+            in arXiv 2602.13315. They differ in five points, besides the layer.
             `hidden`: official, what leaves decoder layer `layer`, after the LLM's final norm; paper, what enters it,
             after the layer's input norm.
             Text pivots: official, from the text after the last visual token; paper, from all text, system prompt
@@ -33,6 +34,7 @@ class DART(LayerMethod):
             visual ones, then the text ones, by descending norm; paper, as they were filled in.
             Share of a pivot, of what the visual pivots leave of K: official, equal and rounded down, and the remainder
             one by one in a second round; paper, equal and rounded up, the last pivots getting what is left.
+            Precision: paper computes norms and cosines in the model's dtype if that is half precision.
         layer: 0-based decoder layer j whose k and `hidden` are read; layers 0..j see all tokens, later ones the kept.
             Default none: 1 for "official" (keys of layer 1, states that enter layer 2, which is the first to see the
             kept: the ports' layer 2), 0 for "paper".
@@ -40,8 +42,8 @@ class DART(LayerMethod):
         text_pivots: text pivots; default 4, or as many as there are.
 
     Deviation: official keeps 4 + 8 t tokens, t = int(N keep / 8); here exactly K: those of the largest t that fits, and
-    the second round. Text pivots may be fewer than asked for. Pivots are counts; the comparison also takes shares. In
-    float64, norms to 40 bits, cosines to 12 decimals, ties to the lowest index.
+    the second round. Text pivots may be fewer than asked for. Pivots are counts; the comparison also takes shares.
+    Otherwise float64, norms to 40 bits, cosines to 12 decimals; ties to the lowest index.
     Code: ZichenWen1/DART, not available to us, read in the ports of JulietChoo/VisionSelector and
     ModelTC/LightCompress; comparison: YF-T/IDPruner (dart.py).
     """
@@ -49,6 +51,8 @@ class DART(LayerMethod):
     name = "dart"
     version = 1
     fidelity = "adapted: exactly K tokens instead of 4 + 8 t, read in two ports of the authors' code"
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
+    half_precision = frozenset({"paper"})
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "normed_output", "paper": "normed_input"}
 
     variant: Literal["official", "paper"] = "official"
@@ -68,16 +72,29 @@ class DART(LayerMethod):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm
         assert state is not None
-        visual, n = state.visual_idx, len(state.visual_idx)
+        visual = state.visual_idx
         image, pivots = self._pivots(state, k)
-        rows = state.hidden[torch.cat([visual, torch.tensor(pivots, device=visual.device)])]
-        cosine = Cosine(directions(rows))
-        distance = -cosine(torch.arange(n, n + len(pivots), device=visual.device))[:, :n]
+        distance = -self._similarity(state.hidden, torch.tensor(pivots, device=visual.device), visual)
         order = image
         for pivot, share in self._shares(k - len(image), len(pivots)):
             remaining = distance[pivot].index_fill(0, order, -torch.inf)
             order = torch.cat([order, top(remaining, share)])
         return Selection.of(order)
+
+    def _similarity(self, hidden: Tensor, pivots: Tensor, visual: Tensor) -> Tensor:
+        """Return the similarities [P, N] of the rows `pivots` to the rows `visual`."""
+        if self.in_model_dtype and is_half(hidden):
+            unit = unit_rows(hidden)
+            return torch.cat([pivot[None] @ unit[visual].T for pivot in unit[pivots]])
+        n, count = len(visual), len(pivots)
+        cosine = Cosine(directions(hidden[torch.cat([visual, pivots])]))
+        return cosine(torch.arange(n, n + count, device=visual.device))[:, :n]
+
+    def _norms(self, k: Tensor) -> Tensor:
+        """Return the L1 norms [S] of keys [KV, S, d], all heads taken together."""
+        if self.in_model_dtype and is_half(k):
+            return k.transpose(0, 1).flatten(1).norm(p=1, dim=1)
+        return snap(k.double().abs().sum(dim=(0, 2)))
 
     def _shares(self, count: int, pivots: int) -> list[tuple[int, int]]:
         """Divide `count` tokens among pivots; return (pivot, tokens) in the order in which pivots choose."""
@@ -91,7 +108,7 @@ class DART(LayerMethod):
 
         The order is that of a Python set, so these few numbers are read back from the device, whatever K is.
         """
-        norms = snap(state.k.double().abs().sum(dim=(0, 2)))  # [S]
+        norms = self._norms(state.k)
         image = top(norms[state.visual_idx], min(self.image_pivots, k))
         text_norms = norms.index_fill(0, state.visual_idx, -1.0)  # below every norm
         if self.variant == "official":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class HiPrune(Method):
     version = 1
     fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
 
     alpha: float = 0.1
     variant: Literal["official", "paper"] = "official"

@@ -48,11 +48,12 @@ class AttentionSpec:
     cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
     mean_query_from: int | None = None  # with so many patches and no CLS, the mean query replaces all queries
     numbering: Literal["official", "paper"] = "official"  # whose layer "middle" is
+    in_model_dtype: bool = False  # with bfloat16 or float16 q and k, round to it after each operation
 
 
 # The attention in the authors' code, and in the comparison of arXiv 2602.13315.
 OFFICIAL = AttentionSpec()
-PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper")
+PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper", in_model_dtype=True)
 
 
 @dataclass(frozen=True, eq=False)

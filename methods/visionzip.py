@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class VisionZip(Method):
     version = 1
     fidelity = "adapted: averages tokens at the LLM's entry, and keeps a patch in the place of CLS"
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
 
     contextual: float = 10 / 64
     variant: Literal["official", "paper"] = "official"

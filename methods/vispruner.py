@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class VisPruner(Method):
     version = 1
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
 
     ratio: float = 0.5
     variant: Literal["official", "paper"] = "official"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.base import AttentionSpec
+from methods.kernels import model_dtype
 from methods.kernels.attention import received_by_keys
 
 
@@ -21,8 +22,10 @@ def attention_received(q: Tensor, k: Tensor, scale: float, spec: AttentionSpec, 
     """
     patches = k.shape[1] - has_cls
     keys = k if spec.cls_key else k[:, -patches:]
+    rounded = spec.in_model_dtype and model_dtype.is_half(q)
     if has_cls and spec.queries == "cls":
         q = q[:, :1]
     elif not has_cls and spec.mean_query_from is not None and patches >= spec.mean_query_from:
-        q = (q if q.dtype == torch.float64 else q.float()).mean(1, keepdim=True)
-    return received_by_keys(q, keys, scale)[-patches:]
+        q = (q if rounded or q.dtype == torch.float64 else q.float()).mean(1, keepdim=True)
+    received = model_dtype.received_by_keys if rounded else received_by_keys
+    return received(q, keys, scale)[-patches:]

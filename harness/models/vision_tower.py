@@ -15,6 +15,7 @@ from harness.models.attention import attention_received
 from harness.models.calls import Arguments, Call, CallSite, HookError
 from harness.models.hooks import Handles, submodule
 from methods.base import AttentionSpec, Method, Signal
+from methods.kernels.model_dtype import is_half
 
 
 def refuse_old_names(cls: type, renamed: Mapping[str, str]) -> None:
@@ -207,13 +208,13 @@ class VisionReader:
     def _leave_last(self, output: Any) -> None:
         if self._call is not None:
             states = output[0] if isinstance(output, tuple) else output  # in older versions
-            self._features = self._merged(states.detach().flatten(0, -2))
+            self._features = self._merged(states.detach().flatten(0, -2).float())
 
     def _merged(self, rows: Tensor) -> Tensor:
-        """Average the `rows` [T, C] of a pass, CLS left out, to tokens [N, C]."""
+        """Average the `rows` [T, ...] of a pass, CLS left out, to tokens [N, ...]."""
         assert self._call is not None
         cls, segments = int(self._tower.has_cls), self._tower.segments(self._call)
-        return self._tower.merge(torch.cat([part[cls:] for part in rows.float().split(segments)]), self._call)
+        return self._tower.merge(torch.cat([part[cls:] for part in rows.split(segments)]), self._call)
 
     def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
         tower, call = self._tower, self._call
@@ -222,11 +223,18 @@ class VisionReader:
             segments = tower.segments(call)
             parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)
             patches = torch.cat([attention_received(*part, scale, self._spec, tower.has_cls) for part in parts])
-            scores = tower.merge(patches, call) * tower.patches_per_token()
+            scores = _wide(tower.merge(patches, call) * tower.patches_per_token())
             self._attention |= dict.fromkeys(self._roles[layer], scores)
         if self._keys and layer == tower.last:
-            self._last_keys = self._merged(k.float().mean(0))
+            rounded = self._spec.in_model_dtype and is_half(k)
+            # The comparison averages heads last.
+            keys = self._merged(k.transpose(0, 1)).mean(1) if rounded else self._merged(k.float().mean(0))
+            self._last_keys = _wide(keys)
         self._read.add(layer)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if is_half(tensor) else tensor
 
 
 def split_signals(kinds: Tensor, read: Mapping[int, VisionSignals]) -> list[VisionSignals]:

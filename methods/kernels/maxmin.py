@@ -10,9 +10,12 @@ from torch import Tensor
 
 from methods.kernels.cosine import CosineRows
 from methods.kernels.mmr import novelty
+from methods.kernels.model_dtype import Distances
 
 
-def maxmin(rows: Iterable[CosineRows], ks: Sequence[int], first: Sequence[Tensor] | None = None) -> list[Tensor]:
+def maxmin(
+    rows: Iterable[CosineRows | Distances], ks: Sequence[int], first: Sequence[Tensor] | None = None
+) -> list[Tensor]:
     """Return for each sample `k` distinct indices [K] in the order picked; ties go to the lowest index.
 
         pick = argmin over unpicked i of max over picked p of cos(i, p)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.kernels.cosine import STEP, CosineRows
+from methods.kernels.model_dtype import Distances
 from methods.scores import top
 from methods.selecting import refuse_nan
 
@@ -33,7 +34,9 @@ def mmr(
     ]
 
 
-def novelty(cosine: CosineRows, relevance: Tensor, weight: float, first: Tensor, k: int, parallel: int = 1) -> Tensor:
+def novelty(
+    cosine: CosineRows | Distances, relevance: Tensor, weight: float, first: Tensor, k: int, parallel: int = 1
+) -> Tensor:
     """Return `k` distinct indices [K] of one sample in the order picked, beginning with `first`.
 
         pick = argmax over unpicked i of relevance_i - weight * max over picked p of cos(i, p)

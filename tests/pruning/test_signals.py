@@ -239,6 +239,28 @@ class TestVisionTower:
             model(**tower.inputs("adjacent"))
         assert watch.seen[0].vit_attention["last"].dtype == watch.seen[0].vit_features.dtype == torch.float32
 
+    @torch.no_grad()
+    def test_the_comparison_rounds_to_half_precision_after_each_operation(self, tower, monkeypatch):
+        model, watch, read = copy.deepcopy(tower.model).to(torch.bfloat16), Watch(wanted=PAPER), []
+        kind, inputs = type(adapter_for(model).tower), tower.inputs("adjacent")
+        qk = kind.qk
+        monkeypatch.setattr(kind, "qk", lambda *args: (read.append(qk(*args)), read[-1])[1])
+        with harness.prune(model, watch, keep=0.5):
+            model(**inputs)
+        ((q, k),) = read
+        assert q.dtype == k.dtype == torch.bfloat16
+        cls, (units, place) = int(tower.has_cls), tower.units(inputs, "image")
+        scores, keys = [], []
+        for queries, here in zip(q.split(units, 1), k.split(units, 1), strict=True):
+            queries = queries[:, :1] if cls else queries
+            logits = torch.matmul(queries, here[:, cls:].transpose(-1, -2)) / here.shape[-1] ** 0.5
+            scores.append(torch.softmax(logits, dim=-1).mean(dim=0).sum(dim=0))
+            keys.append(here[:, cls:].transpose(0, 1))
+        scores, keys = tower.grouped(torch.cat(scores)).sum(1), tower.grouped(torch.cat(keys)).mean(1).mean(1)
+        order = slice(None) if place is None else place
+        assert torch.equal(watch.seen[0].vit_attention["last"], scores[order].float())
+        assert torch.equal(watch.seen[0].vit_keys, keys[order].float())
+
     def test_layers_of_the_tiny_and_of_the_released_model(self, tower):
         released, depth = copy.deepcopy(tower.model), tower.released[0]
         config = released.config.vision_config
