@@ -16,15 +16,31 @@ from methods.tokens import (
     OFFICIAL,
     PAPER,
     AttentionSpec,
+    Cut,
     DeclaredTokens,
     HiddenState,
     LayerState,
+    Mix,
+    Reads,
     Selection,
     Signal,
     Tokens,
 )
 
-__all__ = ["OFFICIAL", "PAPER", "AttentionSpec", "HiddenState", "LayerState", "Method", "Selection", "Signal", "Tokens"]
+__all__ = [
+    "OFFICIAL",
+    "PAPER",
+    "AttentionSpec",
+    "Cut",
+    "HiddenState",
+    "LayerState",
+    "Method",
+    "Mix",
+    "Reads",
+    "Selection",
+    "Signal",
+    "Tokens",
+]
 
 Received = AttentionSpec  # old name, removed in the next release
 RENAMED = {  # old names of attributes, removed in the next release
@@ -88,12 +104,26 @@ class Method:
 
     @property
     def stage(self) -> str:
-        """Where tokens are cut: "input" (before decoder layer 0), "layer:j" (after decoder layer j) or "pixels".
+        """Where tokens are cut: "input" (before decoder layer 0), "layer:j" (after layer j), "layers" or "pixels".
 
         With "layer:j" the method reads layer j and has a field `layer`; layers 0..j see all tokens, later ones the
-        kept. With "pixels" no token is cut: the images are made smaller.
+        kept. With "layers" it has a `schedule` of its own. With "pixels" no token is cut: the images are made smaller.
         """
+        if type(self).schedule is not Method.schedule:
+            return "layers"
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
+
+    def schedule(self, n: int, k: int, layers: int) -> Sequence[Cut]:
+        """Return the cuts of a sample of `n` visual tokens with budget `k` < n in a decoder of so many `layers`.
+
+        Layers ascend from -1, the input, to `layers` - 2, the last with one behind it; the number of tokens never
+        rises. By default there is one cut, where `stage` says. `select` is asked once per cut, on the tokens left.
+        """
+        return (Cut(int(self.stage.partition(":")[2] or -1), k),)
+
+    def cuts(self, n: int, k: int, layers: int) -> tuple[Cut, ...]:
+        """Return the checked `schedule`; none where the budget keeps all tokens, or where the method cuts none."""
+        return checks.schedule(self.name, self.schedule(n, k, layers), n, layers) if k < n else ()
 
     @property
     def attention_spec(self) -> AttentionSpec:
@@ -109,6 +139,21 @@ class Method:
     def in_model_dtype(self) -> bool:
         """True if it computes with bfloat16 and float16 inputs as they are, not with their float32 copies."""
         return getattr(self, "variant", "") in self.half_precision
+
+    @property
+    def reads(self) -> Reads:
+        """Whose q and k a cut behind layer j reads: "this" is layer j, "next" layer j+1 on the rows before the cut."""
+        return "this"
+
+    @property
+    def rotated(self) -> bool:
+        """True if rotary positions are applied to the q and k that the method reads."""
+        return True
+
+    @property
+    def exact_k(self) -> bool:
+        """False if the method may keep another number of tokens than `k`, as its authors do with `fit="official"`."""
+        return getattr(self, "fit", "k") == "k"
 
     @property
     def before_mlp(self) -> bool:
@@ -144,6 +189,8 @@ class Method:
 
     def select(self, tokens: Tokens, k: int, generator: torch.Generator | None = None) -> Selection:
         """Choose exactly `k` of the N visual tokens; `k >= N` keeps all of them for every method and input.
+
+        Where `exact_k` is False, another number may be kept.
 
         Randomness comes from `generator` alone, or from a fresh one with seed 0. Raises ValueError for NaN or infinite
         input, for a missing signal, and for a subclass that breaks the contract.

@@ -6,7 +6,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from methods.selecting import Selecting, SelectionError
-from methods.tokens import Selection, Signal, Tokens, num_tokens
+from methods.tokens import Cut, Mix, Selection, Signal, Tokens, num_tokens
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -96,13 +96,31 @@ def _is_plain(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
+def schedule(name: str, cuts: Any, n: int, layers: int) -> tuple[Cut, ...]:
+    """Return those cuts of a schedule for `n` tokens that drop something; ValueError if they do not fit `layers`."""
+    if not isinstance(cuts, Sequence) or not all(isinstance(cut, Cut) for cut in cuts):
+        raise ValueError(f"{name}.schedule must return a sequence of Cut(layer, k), not {cuts!r}")
+    places = [operator.index(cut.layer) for cut in cuts]
+    counts = [n, *(operator.index(cut.k) for cut in cuts)]
+    if places != sorted(set(places)) or any(not -1 <= place <= layers - 2 for place in places):
+        last = f"with {layers} decoder layers, {layers - 2} is the last with one behind it"
+        raise ValueError(f"{name}.schedule cuts after layers {places}: they must ascend from -1, the input; {last}")
+    if counts != sorted(counts, reverse=True) or counts[-1] < 1:
+        raise ValueError(f"{name}.schedule keeps {counts[1:]} of {n} tokens: counts must not rise, nor fall below 1")
+    dropping = zip(places, counts, counts[1:], strict=False)
+    return tuple(Cut(place, after) for place, before, after in dropping if after < before)
+
+
 def tokens(name: str, sample: Tokens) -> int:
-    """Return N, after checking that the grids cover exactly the feature rows."""
+    """Return N, after checking that the grids cover exactly the feature rows, or the places where these came from."""
     features = sample.features
     if features.dim() != 2:
         raise SelectionError(f"{name}: features must be [N, D], not {list(features.shape)}")
     n = len(features)
     covered = num_tokens(sample.grids)
+    origin = sample.origin
+    if origin is not None and origin.shape == (n,) and n <= covered and all(len(grid) == 3 for grid in sample.grids):
+        return n
     if any(len(grid) != 3 for grid in sample.grids) or covered != n:
         raise SelectionError(
             f"{name}: grids {list(sample.grids)} cover {covered} tokens, but there are {n} feature rows"
@@ -114,7 +132,7 @@ def signals(name: str, declared: Iterable[Signal], sample: Tokens, n: int) -> No
     """Raise SelectionError for a missing signal, and for a tensor that is not finite or has the wrong length."""
     needs(name, declared)  # an instance may have its own
     for signal in sorted(declared):
-        if getattr(sample, signal.value) is None:
+        if getattr(sample, signal.value) is None and not (signal == Signal.LLM and sample.at_input):
             remedy = REMEDY.get(signal.value, "choose a model family that supplies it, or another method")
             raise SelectionError(f"{name} needs the signal '{signal.value}', which is missing: {remedy}")
     for label, tensor, per_token in _tensors(sample):
@@ -133,9 +151,9 @@ def signals(name: str, declared: Iterable[Signal], sample: Tokens, n: int) -> No
 def _tensors(sample: Tokens) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield (label, tensor, whether it has one row per visual token) for every tensor of the sample."""
     present = {name: value for name, value in vars(sample).items() if value is not None}
-    for name in ("features", "importance", "vit_keys", "vit_features", "text"):
+    for name in ("features", "importance", "vit_keys", "vit_features", "text", "text_after"):
         if name in present:
-            yield name, present[name], name != "text"
+            yield name, present[name], name not in ("text", "text_after")
     for role, scores in present.get("vit_attention", {}).items():
         yield f"vit_attention[{role}]", scores, True
     if "llm" in present:
@@ -173,13 +191,16 @@ def number_of_selections(pending: Selecting, chosen: Any, count: int) -> None:
 
 
 def selection(pending: Selecting, chosen: Any, n: int, k: int, device: torch.device) -> None:
-    """Refuse a result that is not `k` distinct ascending indices on `device`; check its order and owners, too.
+    """Refuse a result that is not `k` distinct ascending indices on `device`; check its order and merges, too.
 
-    What depends on the values of indices is left to `Selecting.settle`.
+    A method whose `exact_k` is False may keep another number. What depends on the values of indices is left to
+    `Selecting.settle`.
     """
     if not isinstance(chosen, Selection):
         remedy = "return Selection.of(indices)"
         raise pending.error(f"_select must return a Selection, not a {type(chosen).__name__}: {remedy}")
+    if not pending.method.exact_k and isinstance(chosen.kept, Tensor) and 1 <= chosen.kept.numel() <= n:
+        k = chosen.kept.numel()
     check = partial(_indices, pending, device=device)
     kept = check("kept", chosen.kept, k, n)
 
@@ -193,8 +214,24 @@ def selection(pending: Selecting, chosen: Any, n: int, k: int, device: torch.dev
     if chosen.order is not None:
         order = check("order", chosen.order, k, n).sort().values
         pending.refuse((order != kept).any(), lambda: "order and kept hold different indices: use Selection.of(order)")
+    if chosen.owner is not None and chosen.mix is not None:
+        raise pending.error("it merges by owner and by mix: return one of them")
     if chosen.owner is not None:
         check("owner", chosen.owner, n, k)
+    if chosen.mix is not None:
+        _mix(pending, chosen.mix, check, n, k)
+
+
+def _mix(pending: Selecting, mix: Any, check: Callable[[str, Any, int, int], Tensor], n: int, k: int) -> None:
+    if not isinstance(mix, Mix) or not all(isinstance(part, Tensor) for part in mix):
+        raise pending.error(f"mix must be a Mix of three tensors [E], not a {type(mix).__name__}")
+    entries = len(mix.row)
+    check("mix.row", mix.row, entries, k)
+    check("mix.source", mix.source, entries, n)
+    if mix.weight.shape != (entries,) or not mix.weight.is_floating_point() or mix.weight.device != mix.row.device:
+        got = f"{list(mix.weight.shape)} of {mix.weight.dtype} on {mix.weight.device}"
+        raise pending.error(f"mix.weight must be {entries} floating-point numbers on {mix.row.device}, not {got}")
+    pending.refuse(~mix.weight.isfinite().all(), lambda: "mix.weight holds NaN or infinity: look for 0/0")
 
 
 def _indices(pending: Selecting, label: str, idx: Any, length: int, limit: int, device: torch.device) -> Tensor:
@@ -204,12 +241,14 @@ def _indices(pending: Selecting, label: str, idx: Any, length: int, limit: int, 
     if idx.dtype != torch.int64:
         raise pending.error(f"{expected}, not {list(idx.shape)} of {idx.dtype}: convert positions with .long()")
     if idx.shape != (length,):
-        remedy = "name a row of kept for each token" if label == "owner" else "return exactly k of them"
+        remedies = {"owner": "name a row of kept for each token", "mix.source": "name one for each row"}
+        remedy = remedies.get(label, "return exactly k of them")
         raise pending.error(f"{expected}, not {list(idx.shape)}: {remedy}")
     if idx.device != device:
         remedy = "create it with device=tokens.features.device"
         raise pending.error(f"{label} must be on {device} like the features, not on {idx.device}: {remedy}")
     what = f"{label} holds an index outside 0..{limit - 1}"
-    remedy = "owners are rows of kept" if label == "owner" else "they count the tokens of the sample from 0"
+    remedy = "they count the tokens of the sample from 0"
+    remedy = {"owner": "owners are rows of kept", "mix.row": "these are rows of kept"}.get(label, remedy)
     pending.refuse(((idx < 0) | (idx >= limit)).any(), lambda: f"{what}: {remedy}")
     return idx

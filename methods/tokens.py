@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from methods import selecting
 
 Grid = tuple[int, int, int]  # (t, h, w) in tokens of an image or video; an image has t = 1
 HiddenState = Literal["unused", "normed_input", "output", "normed_output"]
+Reads = Literal["this", "next"]  # layer j in front of whose output the cut is, or layer j+1, on rows before the cut
 
 
 def num_tokens(grids: Sequence[Grid]) -> int:
@@ -30,6 +31,7 @@ class Signal(StrEnum):
     VIT_FEATURES = "vit_features"
     LLM = "llm"
     TEXT = "text"
+    TEXT_AFTER = "text_after"
 
 
 _SIGNALS = frozenset(signal.value for signal in Signal)
@@ -56,9 +58,20 @@ OFFICIAL = AttentionSpec()
 PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper", in_model_dtype=True)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One cut of a schedule: behind decoder layer `layer`, `k` visual tokens stay; layer -1 is the input of the LLM."""
+
+    layer: int
+    k: int
+
+
 @dataclass(frozen=True, eq=False)
 class LayerState:
-    """The state of one decoder layer for all S text and visual tokens, rotary positions applied."""
+    """The state of one decoder layer for all S text and visual tokens that it sees.
+
+    Rotary positions are applied to q and k if `Method.rotated`; the layer is the one that `Method.reads` names.
+    """
 
     q: Tensor  # [H, S, d]
     k: Tensor  # [KV, S, d]
@@ -68,10 +81,13 @@ class LayerState:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The visual tokens of one sample; every signal may be None unless the method needs it."""
+    """The visual tokens of one sample; every signal may be None unless the method needs it.
+
+    At the second and later cuts of a schedule, N counts the tokens that are left; `origin` says which they are.
+    """
 
     features: Tensor  # [N, D] as they would enter the LLM
-    grids: Sequence[Grid]  # of each image or video, in sequence order
+    grids: Sequence[Grid]  # of each image or video, in sequence order; of all tokens, also at a later cut
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
     vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
     vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
@@ -79,6 +95,11 @@ class Tokens:
     has_cls: bool = True  # False if the vision tower has no CLS token, so that `vit_attention` is of all patches
     llm: LayerState | None = None
     text: Tensor | None = None  # [T, D] embeddings of the question
+    text_after: Tensor | None = None  # [T, D] embeddings of all rows behind the last visual token
+    cut: int = 0  # which cut of the schedule this is
+    at_input: bool = False  # True at a cut before layer 0, where no decoder layer can be read
+    origin: Tensor | None = None  # [N] int64 indices among the tokens of `grids`; None: all of them
+    memory: Any = None  # `Selection.memory` of the cut before, None at the first
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +110,8 @@ class DeclaredTokens(Tokens):
     def of(cls, tokens: Tokens, needs: Iterable[Signal]) -> DeclaredTokens:
         """Return the sample with the signals in `needs` alone."""
         signals = {signal.value: getattr(tokens, signal.value) for signal in needs}
-        return cls(tokens.features, tokens.grids, has_cls=tokens.has_cls, **signals)
+        others = {name: getattr(tokens, name) for name in ("has_cls", "cut", "at_input", "origin", "memory")}
+        return cls(tokens.features, tokens.grids, **signals, **others)
 
     def __getattribute__(self, name: str) -> Any:
         """Return an attribute; SelectionError for a signal that is absent while a method selects."""
@@ -97,18 +119,37 @@ class DeclaredTokens(Tokens):
         if name == "__dataclass_fields__":  # which dataclasses.replace() reads one by one
             return {key: field for key, field in value.items() if vars(self)[key] is not None}
         if value is None and name in _SIGNALS and selecting.current() is not None:
+            if name == Signal.LLM and super().__getattribute__("at_input"):
+                raise selecting.error("it reads tokens.llm before the first layer: look at tokens.at_input first")
             remedy = f"add Signal.{Signal(name).name} to needs"
             raise selecting.error(f"it reads tokens.{name}, which it does not declare: {remedy}")
         return value
 
 
+class Mix(NamedTuple):
+    """A linear merge: row r of `kept` becomes the sum over its entries of weight x row `source` of the N tokens.
+
+    A row without an entry stays as it is. Sums are taken in float32.
+    """
+
+    row: Tensor  # [E] int64 rows of `kept`
+    source: Tensor  # [E] int64 tokens
+    weight: Tensor  # [E] floating point
+
+
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The kept tokens. Methods that merge average every token into the kept row that `owner` names."""
+    """The kept tokens, and what becomes of the others.
+
+    Methods that merge say so in `mix`, or in `owner`, where every token is averaged into one kept row. A merged token
+    stands at the place of its row of `kept`.
+    """
 
     kept: Tensor  # [K] int64, ascending, distinct
     order: Tensor | None = None  # [K] the same indices in the order they were picked
     owner: Tensor | None = None  # [N] int64 row of `kept`
+    mix: Mix | None = None
+    memory: Any = None  # what `Tokens.memory` shall be at the next cut of the schedule
 
     @classmethod
     def of(cls, order: Tensor) -> Selection:

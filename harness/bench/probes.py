@@ -15,7 +15,7 @@ from torch import nn
 
 from harness.bench.setup import Candidate
 from harness.bench.timers import ROOT, Trace
-from harness.models.adapter import Adapter, cut_layer
+from harness.models.adapter import Adapter, cut_layer, cuts_inside
 from harness.models.hooks import Handles, submodule
 from harness.pruning.handle import Pruning
 from methods.base import Method, Signal, Tokens
@@ -64,12 +64,12 @@ def probed(adapter: Adapter, candidate: Candidate, trace: Trace) -> Iterator[Pru
 def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> list[nn.Module]:
     """Return the modules before which `prune` finds, selects or removes visual tokens."""
     before_model = [modules["root"], modules["multimodal"], modules["decoder"]]
-    layer, parts = cut_layer(method), adapter.decoder
-    if layer is None:
+    if not cuts_inside(method):
         return before_model
-    late = submodule(adapter.model, f"{parts.layers}.{layer + 1}")
-    early = [submodule(adapter.model, f"{parts.layers}.{layer}.{parts.mlp}")] * method.before_mlp
-    return [*before_model, *early, late]
+    only, layers = cut_layer(method), list(submodule(adapter.model, adapter.decoder.layers).children())
+    cut_behind = range(len(layers) - 1) if only is None else [only]
+    early = [submodule(layers[layer], adapter.decoder.mlp) for layer in cut_behind if method.before_mlp]
+    return [*before_model, *early, *(layers[layer + 1] for layer in cut_behind)]
 
 
 def _read(adapter: Adapter, method: Method) -> list[nn.Module]:

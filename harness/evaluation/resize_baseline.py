@@ -85,7 +85,7 @@ class ResizeHandle:
 
     def _record(self, full: list[Grid], small: list[Grid]) -> ResizeRecord:
         n, k = num_tokens(full), num_tokens(small)
-        return ResizeRecord(n, k, [], full, float(k), self._budget.count(n), small)
+        return ResizeRecord(n, k, [], full, float(k), budget=self._budget.count(n), shown=small)
 
 
 @contextmanager

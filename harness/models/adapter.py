@@ -24,14 +24,16 @@ from methods.base import Method, Signal
 class DecoderParts:
     """Names of the parts of the language model that are read or cut.
 
-    `attention` and `mlp` are relative to a decoder layer, `projections` to its attention.
+    `attention`, `mlp` and `input_norm` are relative to a decoder layer, `linear` and `projections` to its attention.
     """
 
     path: str  # the language model that receives the complete embeddings
     layers: str
     norm: str  # the last norm, after all layers
     attention: str = "self_attn"
-    projections: tuple[str, str] = ("q_proj", "k_proj")  # the last modules before the rotation
+    linear: tuple[str, str] = ("q_proj", "k_proj")
+    projections: tuple[str, str] = ("q_proj", "k_proj")  # the last modules before the rotation: these, or their norms
+    input_norm: str = "input_layernorm"
     mlp: str = "mlp"
     rotary: str = "model.language_model.rotary_emb"  # computes angles from positions
     # True if a position is one number, False if it has several coordinates. One-dimensional positions of kept rows are
@@ -50,6 +52,9 @@ ARGUMENTS: Mapping[str, Arguments] = {
     "attention": Arguments.of("states mask rotation"),
     "mlp": Arguments.of("states"),
 }
+
+
+EXAMPLE = (576, 144)  # N and K for which a schedule is checked before a model is loaded
 
 
 class Adapter(ABC):
@@ -143,15 +148,25 @@ class Adapter(ABC):
         """Return arguments of "decoder", by role, that make it add `added`, [B, L, D] per layer, to rows `visual`."""
         return {}
 
-    def decoder_qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return q [B, H, S, d] and k [B, KV, S, d] of a decoder layer, positions applied.
+    def project(self, attention: nn.Module, states: Tensor) -> list[Tensor]:
+        """Return the outputs of `projections` for normed states [B, S, D] that the attention itself does not get."""
+        parts, size = self.decoder, int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
+        projected = [submodule(attention, name)(states) for name in parts.linear]
+        if parts.projections == parts.linear:
+            return projected
+        heads = [part.view(*states.shape[:2], -1, size) for part in projected]
+        return [submodule(attention, name)(part) for name, part in zip(parts.projections, heads, strict=True)]
 
-        `call` holds the arguments of its attention; `projected` are outputs of its projections, [B, S, H * d] or
-        [B, S, H, d].
+    def decoder_qk(
+        self, attention: nn.Module, projected: Sequence[Tensor], rotation: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return q [B, H, S, d] and k [B, KV, S, d] of a decoder layer, with positions applied if there is `rotation`.
+
+        `projected` are outputs of the projections of its attention, [B, S, H * d] or [B, S, H, d].
         """
-        (batch, length), size = call.require("states").shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
+        (batch, length), size = projected[0].shape[:2], int(getattr(attention, "head_dim"))  # noqa: B009 (untyped)
         q, k = (part.view(batch, length, -1, size).transpose(1, 2) for part in projected)
-        return self.rotate(q, k, *call.require("rotation"))
+        return (q, k) if rotation is None else self.rotate(q, k, *rotation)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the hooked modules by role; "root" is the model itself."""
@@ -177,7 +192,7 @@ class Adapter(ABC):
             return (
                 f"{method.name} needs {needed}, which family {cls.family} cannot supply (it has: {supplied}{reasons})"
             )
-        if Signal.LLM in method.needs and cut_layer(method) is None:
+        if Signal.LLM in method.needs and not cuts_inside(method):
             return f"{method.name} reads a decoder layer, so it must cut after one, not at its input"
         if method.stage == "pixels" and cls.fixed_size:
             return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
@@ -192,10 +207,12 @@ class Adapter(ABC):
         if reason := cls.refusal(method):
             raise ValueError(reason)
         layer, text = cut_layer(method), config.get_text_config()
-        if layer is None:
+        if not cuts_inside(method):
             return
         count = int(text.num_hidden_layers)
-        if layer >= count - 1:
+        if layer is None:
+            method.cuts(*EXAMPLE, count)  # raises if the schedule does not fit so many layers
+        elif layer >= count - 1:
             limit = f"this {cls.family} has {count} layers, so {count - 2} is the last with one after it"
             raise ValueError(f"{method.name} cuts after decoder layer {layer}: {limit}")
         types = set(getattr(text, "layer_types", None) or ())
@@ -216,7 +233,7 @@ class Adapter(ABC):
         if method.stage == "pixels":
             reason = f"{method.name} makes images smaller, of which every token stays"
             raise ValueError(f"positions={positions} renumbers what is left after a cut: {reason}; {remedy}")
-        if cut_layer(method) is not None:
+        if cuts_inside(method):
             reason = f"{method.name} cuts after a decoder layer, where its authors' code keeps positions, too"
             raise ValueError(f"positions={positions} renumbers what enters the language model: {reason}; {remedy}")
 
@@ -256,6 +273,11 @@ class Adapter(ABC):
 
 
 def cut_layer(method: Method) -> int | None:
-    """Return the decoder layer after which `method` cuts, or None if it cuts before the first."""
+    """Return the decoder layer after which `method` cuts; None if it cuts before the first, or has a schedule."""
     stage, _, layer = method.stage.partition(":")
     return int(layer) if stage == "layer" else None
+
+
+def cuts_inside(method: Method) -> bool:
+    """Tell whether `method` cuts after decoder layers, perhaps also before the first."""
+    return method.stage.startswith("layer")

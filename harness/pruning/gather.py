@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.models.calls import Call, HookError
+from methods.tokens import Mix
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,15 @@ def average_owned(features: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
     if bool((counts == 0).any()):
         raise ValueError("the method merges, but a kept token owns no token, not even itself")
     return (sums / counts).to(features.dtype)
+
+
+def mixed(features: Tensor, kept: Tensor, mix: Mix) -> Tensor:
+    """Return the kept rows [K, D] of `features` [N, D], those that `mix` names as weighted sums."""
+    parts = features[mix.source].float() * mix.weight.to(features.device, torch.float32).unsqueeze(1)
+    sums = torch.zeros(len(kept), features.shape[1], dtype=torch.float32, device=features.device)
+    sums = sums.index_add(0, mix.row, parts).to(features.dtype)
+    changed = torch.zeros(len(kept), dtype=torch.bool, device=features.device).index_fill(0, mix.row, True)
+    return torch.where(changed.unsqueeze(1), sums, features[kept])
 
 
 def count_rows(states: Tensor, mask: object) -> list[int]:

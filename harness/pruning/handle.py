@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from methods.budget import Budget
@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from methods.base import Method, Selection, Tokens
+    from methods.base import Cut, Method, Selection, Tokens
+
+    Size = tuple[int, int]  # N and K
+    Answer = tuple[list[Size], list[Selection]]  # of one cut
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one cut of a schedule left."""
+
+    layer: int  # decoder layer behind which the cut is, -1 for the input
+    kept: list[int]  # indices of the tokens left among the n, ascending
 
 
 @dataclass(frozen=True)
@@ -21,10 +32,11 @@ class Kept:
     """Record of the kept tokens of one sample."""
 
     n: int  # visual tokens before
-    k: int  # visual tokens after
+    k: int  # visual tokens after the last cut
     kept: list[int]  # indices of the kept tokens among the n, ascending
     grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
     per_layer: float = 0.0  # visual tokens that a decoder layer sees, averaged over layers
+    stages: list[Stage] = field(default_factory=list)  # of a schedule of several cuts, the last one too; else none
 
     @property
     def compute(self) -> float:
@@ -52,9 +64,9 @@ class Pruning:
         self.newlines = newlines  # what becomes of newline rows; None in families without them
         self.records: list[Kept] = []  # one per sample of every prefill that has visual tokens, in batch order
         self.before_take: Callable[[], None] | None = None  # called by `take`: raises errors that were deferred
-        self._selections: list[Selection] = []  # of the latest prefill
-        self._importance: list[Tensor | None] = []  # [N] of each sample of the latest prefill, as the method saw it
-        self._replayed: list[Selection] | None = None  # returned by `select` instead of asking the method
+        self._latest: list[tuple[Selection, Tensor | None]] = []
+        self._asked: dict[int, Answer] = {}  # by layer, of the latest prefill
+        self._replayed: dict[int, Answer] | None = None  # what `select` returns instead of asking the method
         self._scorer = scorer
         self._generator = torch.Generator()
         self._seeds: list[int] = []
@@ -78,20 +90,51 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def select(self, samples: Iterable[Tokens], sizes: Sequence[int]) -> list[Selection]:
-        """Choose among the visual tokens of each sample; importance is added here, and `sizes` holds N of each."""
+    def cuts(self, n: int, layers: int) -> tuple[Cut, ...]:
+        """Return the cuts of a sample of `n` visual tokens in a decoder of so many layers."""
+        return self.method.cuts(n, self.budget.count(n), layers)
+
+    def generators(self, count: int) -> list[torch.Generator]:
+        """Begin a prefill of `count` samples; return the random generator of each."""
         if self._replayed is not None:
-            return self._replay(self._replayed, sizes)
-        ks = [self.budget.count(n) for n in sizes]
-        self._importance = []
-        scored = (self._scored(tokens, k) for tokens, k in zip(samples, ks, strict=True))
-        self._selections = self.method.select_batch(scored, ks, [self._next_generator() for _ in sizes])
-        return self._selections
+            return [self._generator] * count  # nothing is drawn
+        self._asked = {}
+        return [self._next_generator() for _ in range(count)]
+
+    def select(
+        self, layer: int, samples: Iterable[Tokens], sizes: Sequence[Size], generators: Sequence[torch.Generator]
+    ) -> list[Selection]:
+        """Choose at the cut behind `layer` among the visual tokens of each sample, of size (N, K)."""
+        if self._replayed is not None:
+            before, selections = self._replayed.get(layer, ([], []))
+            if before != sizes:
+                raise RuntimeError(f"a prefill cuts {list(sizes)} (N, K), the one to repeat cut {before}")
+            return selections
+        selections = self.method.select_batch(samples, [k for _, k in sizes], generators)
+        self._asked[layer] = list(sizes), selections
+        return selections
+
+    def scored(self, tokens: Tokens) -> Tokens:
+        """Add the importance, if the method needs it."""
+        import torch
+
+        from methods.base import Signal
+
+        if self._scorer is None or Signal.IMPORTANCE not in self.method.needs:
+            return tokens
+        with torch.no_grad():
+            return replace(tokens, importance=self._scorer(tokens.features))
+
+    def finish(self, records: list[Kept], latest: list[tuple[Selection, Tensor | None]]) -> None:
+        """End a prefill: hold the record of each sample, and its selection with the importance that was seen."""
+        self.records.extend(records)
+        if self._replayed is None:
+            self._latest = latest
 
     @property
     def latest(self) -> list[tuple[Selection, Tensor | None]]:
         """Selection of each sample of the latest prefill, with the importance [N] that the method saw, if any."""
-        return list(zip(self._selections, self._importance, strict=True))
+        return self._latest
 
     @property
     def replays(self) -> bool:
@@ -110,30 +153,12 @@ class Pruning:
     @contextmanager
     def replaying(self) -> Iterator[None]:
         """Let prefills within the block keep the tokens of the latest one, without the method and without records."""
-        self._replayed = self._selections
+        self._replayed = self._asked
         try:
             with self.unrecorded():
                 yield
         finally:
             self._replayed = None
-
-    def _replay(self, selections: list[Selection], sizes: Sequence[int]) -> list[Selection]:
-        ks = [self.budget.count(n) for n in sizes]
-        kept = [len(selection.kept) for selection in selections]
-        if kept != ks:
-            raise RuntimeError(f"a prefill of {list(sizes)} visual tokens keeps {ks}, the one to repeat kept {kept}")
-        return selections
-
-    def _scored(self, tokens: Tokens, k: int) -> Tokens:
-        import torch
-
-        from methods.base import Signal
-
-        if self._scorer is not None and k < len(tokens.features) and Signal.IMPORTANCE in self.method.needs:
-            with torch.no_grad():
-                tokens = replace(tokens, importance=self._scorer(tokens.features))
-        self._importance.append(tokens.importance)
-        return tokens
 
     def _next_generator(self) -> torch.Generator:
         """Return the random generator of the next sample."""

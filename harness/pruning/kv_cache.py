@@ -17,59 +17,49 @@ from harness.models.layout import cached_length
 RECORD = "_harness_pruned"
 
 
-@dataclass(eq=False)
-class PrunedCache:
-    """Record of a cache of which all layers, or those from one on, lack the dropped tokens."""
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Decoder layers from `first` up to the next group, which saw the same rows in the prefill."""
 
-    length: int  # L, rows after the prefill in layers without the dropped tokens
-    mask: Tensor | None  # [B, L] as in `KeptRows`
-    full_length: int  # rows after the prefill in layer 0
-    full_mask: Tensor | None  # [B, full_length] as in `KeptRows`
-    next_position: Tensor  # [B] one more than the largest of the prompt, from which the model continues by itself
-    last_input_position: Tensor  # [..., B, 1] of the last token, as passed to the model; generate() continues from it
-    in_step: bool = field(default=False, init=False)  # True during a pass of a prune block, which corrects positions
+    first: int
+    length: int  # rows after the prefill
+    mask: Tensor | None  # [B, length] as in `KeptRows`
 
     def mask_up_to(self, total: int) -> Tensor | None:
         """Return the padding mask [B, total] once these layers hold `total` positions."""
         return _extended(self.mask, total)
 
-    def first_mask_up_to(self, total: int) -> Tensor | None:
-        """Return the padding mask [B, total] once layer 0 holds `total` positions."""
-        return _extended(self.full_mask, total)
+
+@dataclass(eq=False)
+class PrunedCache:
+    """Record of a cache in which some layers lack dropped tokens."""
+
+    groups: tuple[Group, ...]  # from layer 0 on, ever shorter
+    at_input: bool  # True if layer 0 lacks tokens, too: the model would count positions wrongly
+    next_position: Tensor  # [B] one more than the largest of the prompt, from which the model continues by itself
+    last_input_position: Tensor  # [..., B, 1] of the last token, as passed to the model; generate() continues from it
+    shift: Tensor | None = None  # [B, 1] to subtract from 1-D positions of generate(), if the prompt was renumbered
+    in_step: bool = field(default=False, init=False)  # True during a pass of a prune block, which corrects positions
 
     def positions(self, past: int, steps: int) -> Tensor:
         """Return the positions [1, B, steps] that the model would count after `past` rows in layer 0."""
-        start = past - self.full_length
+        start = past - self.groups[0].length
         counted = torch.arange(start, start + steps, device=self.next_position.device)
         return (self.next_position.view(-1, 1) + counted).unsqueeze(0)
 
     def next_input_positions(self, past: int, steps: int) -> Tensor:
         """Return the positions [..., B, steps] that generate() passes after `past` rows in layer 0."""
-        start = past - self.full_length + 1
+        start = past - self.groups[0].length + 1
         return self.last_input_position + torch.arange(start, start + steps, device=self.last_input_position.device)
 
-
-@dataclass(eq=False)
-class InputCut(PrunedCache):
-    """Record of a cut before layer 0: no layer has the dropped tokens, so the model would count positions wrongly."""
-
-    shift: Tensor | None = None  # [B, 1] to subtract from 1-D positions of generate(), if the prompt was renumbered
-
-
-@dataclass(eq=False)
-class LayerCut(PrunedCache):
-    """Record of a cut before layer `first`: earlier layers hold all tokens, so the model counts positions correctly."""
-
-    first: int = 1
-
-    def late_view(self, cache: Any) -> Any:
-        """Return a view of `cache` that begins with layer `first`; to be called between two passes."""
+    def view_from(self, group: Group, cache: Any) -> Any:
+        """Return a view of `cache` that begins with the layers of `group`; to be called between two passes."""
         view = copy.copy(cache)
-        view.layers = cache.layers[self.first :]
-        missing, dropped = cached_length(cache) - cached_length(view), self.full_length - self.length
+        view.layers = cache.layers[group.first :]
+        missing, dropped = cached_length(cache) - cached_length(view), self.groups[0].length - group.length
         if missing != dropped:
             raise ValueError(
-                f"the key-value cache of layer {self.first} lacks {missing} positions, {dropped} were dropped: "
+                f"the key-value cache of layer {group.first} lacks {missing} positions, {dropped} were dropped: "
                 "it was cropped to a length instead of by a number of tokens"
             )
         return view

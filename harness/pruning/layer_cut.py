@@ -1,4 +1,4 @@
-"""The cut inside the language model: decoder layers 0..j see all tokens, later layers the kept ones.
+"""Cuts inside the language model: decoder layers 0..j see all tokens, later layers the kept ones, up to the next cut.
 
 A hook before layer j+1 asks the method and passes on the kept rows. Later layers get masks and rotary positions of
 those rows. A method that cuts before the MLP of layer j is asked before that MLP, which then runs on the kept rows
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.calls import Call, HookError
+from harness.models.adapter import cut_layer
+from harness.models.calls import Call, CallSite, HookError
 from harness.models.compat import causal_mask
 from harness.models.hooks import Handles, submodule
 from harness.models.layout import cached_length
-from harness.pruning.gather import KeptRows, kept_rows, require_rows
-from harness.pruning.kv_cache import LayerCut
+from harness.pruning.gather import KeptRows, require_rows
+from harness.pruning.kv_cache import Group, PrunedCache
 from methods.base import LayerState
 
 if TYPE_CHECKING:
@@ -32,111 +33,117 @@ if TYPE_CHECKING:
 
 
 class LayerCutHooks:
-    """Hooks and state of one block whose method cuts after decoder layer `layer`."""
+    """Hooks and state of one block whose method cuts after decoder layers."""
 
-    def __init__(self, adapter: Adapter, pruning: Pruning, layer: int) -> None:
-        self.layer = layer
-        self.first = layer + 1  # the first layer that sees only kept tokens
+    def __init__(self, adapter: Adapter, pruning: Pruning) -> None:
         self._adapter = adapter
         self._pruning = pruning
         self._method = pruning.method
         self._config: Any = submodule(adapter.model, adapter.decoder.path).config
         self._layers = list(submodule(adapter.model, adapter.decoder.layers).children())
-        self._full_share = self._share_of_work()
+        only = cut_layer(pruning.method)
+        self._possible = range(len(self._layers) - 1) if only is None else [only]  # layers that a cut may follow
+        self._attentions: dict[int, CallSite] = {}
+        self._reading = Handles()  # hooks of one prefill, on the layers whose q and k are read
         self.forget()
 
     def forget(self) -> None:
         """Reset the state after a pass, or before the next one."""
+        self._reading.remove()
         self._prefill: Prefill | None = None
-        self._record: LayerCut | None = None  # in a decoding step
-        self._view: Any = None  # in a decoding step: the cache from layer j+1 on
-        self._rows: KeptRows | None = None
+        self._open: list[int] = []  # layers behind which something is still to be cut, ascending
+        self._groups: list[Group] = []  # of layers behind a cut of this prefill
+        self._masks: dict[int, Any] = {}  # in a decoding step: mask from this layer on
+        self._rows: KeptRows | None = None  # from before an MLP until the next layer
         self._late_arguments: dict[str, Any] | None = None  # changed arguments of later layers, by role
-        self._attention: tuple[nn.Module, Call] | None = None  # of layer j, with its arguments
+        self._attention: tuple[nn.Module, Call] | None = None  # of the layer that is read, with its arguments
         self._projected: list[Tensor] = []
-        # Added to the rows after layers j+1, j+2, ...: [B, S, D] before the cut, [B, L, D] after it.
-        self._added: list[Tensor] = []
-        self._expected: list[int] | None = None  # [B] rows that layer j+1 must receive
+        self._added: dict[int, Tensor] = {}  # to be added to the rows after this layer: [B, rows now, D]
+        self._expected: list[int] | None = None  # [B] rows that the layer behind the latest cut must receive
 
-    def _share_of_work(self) -> float:
-        """Return the share of the decoder's layers that see all tokens; parts of a layer count by their weights."""
-        layer = self._layers[self.layer]
-        pruned_part = submodule(layer, self._adapter.decoder.mlp) if self._method.before_mlp else nn.Module()
-        total, pruned = (sum(weight.numel() for weight in part.parameters()) for part in (layer, pruned_part))
-        return (self.first - pruned / total) / len(self._layers)
+    def share_of_work(self, layer: int) -> float:
+        """Return the share of the decoder's layers in front of a cut; parts of a layer count by their weights."""
+        if layer < 0:
+            return 0.0
+        block = self._layers[layer]
+        pruned_part = submodule(block, self._adapter.decoder.mlp) if self._method.before_mlp else nn.Module()
+        total, pruned = (sum(weight.numel() for weight in part.parameters()) for part in (block, pruned_part))
+        return (layer + 1 - pruned / total) / len(self._layers)
 
     def attach(self, handles: Handles, verified: Callable[[], None]) -> None:
-        """Hook layer j and later ones; `verified` is called once the right number of rows reached layer j+1."""
+        """Hook the layers behind possible cuts; `verified` is called when the last one left the right rows."""
         adapter, parts = self._adapter, self._adapter.decoder
-        path, first = f"{parts.layers}.{self.layer}", f"{parts.layers}.{self.first}"
-        attention, mlp = f"{path}.{parts.attention}", f"{path}.{parts.mlp}"
-        site = adapter.site("attention", attention)
-        handles.before(site, partial(self._enter_attention, site.module))
-        for projection in parts.projections:
-            handles.on_output(submodule(site.module, projection), self._project)
-        if self._method.before_mlp:
-            handles.before(adapter.site("mlp", mlp), self._enter_mlp)
-            handles.on_output(submodule(adapter.model, mlp), self._leave_mlp)
-        handles.before(adapter.site("layer", first), self._enter_first)
-        for number, late in enumerate(self._layers[self.first :]):
-            handles.before(adapter.site("layer", f"{parts.layers}.{self.first + number}"), self._enter_late)
-            handles.on_output(late, partial(self._leave_late, number))
         self._on_verified = verified
-        handles.before(adapter.site("attention", f"{first}.{parts.attention}"), self._check_rows)
+        for number in range(self._possible[0], len(self._layers)):
+            path = f"{parts.layers}.{number}"
+            self._attentions[number] = adapter.site("attention", f"{path}.{parts.attention}")
+            for projection in parts.projections:
+                submodule(self._attentions[number].module, projection)  # which must exist
+            if self._method.before_mlp and number in self._possible:
+                mlp = f"{path}.{parts.mlp}"
+                handles.before(adapter.site("mlp", mlp), partial(self._enter_mlp, number))
+                handles.on_output(submodule(adapter.model, mlp), self._leave_mlp)
+            if number > self._possible[0]:
+                handles.before(adapter.site("layer", path), partial(self._enter_layer, number))
+                handles.on_output(self._layers[number], partial(self._leave_layer, number))
 
     # Called by the hooks of the decoder.
 
-    def fill(self, prefill: Prefill, expected: list[int], added: list[Tensor]) -> None:
-        """Begin a prefill in which layer j+1 must receive `expected[i]` rows of sample i, and the newlines that stay.
-
-        `added` [B, S, D] are added to the rows after layers j+1, j+2, ... here, instead of by the model.
-        """
+    def fill(self, prefill: Prefill, added: list[Tensor]) -> None:
+        """Begin a prefill; `added` [B, S, D] are added to the rows after layers 0, 1, ... here where it was cut."""
         self.forget()
         if torch.is_grad_enabled() and any(vars(layer).get("gradient_checkpointing") for layer in self._layers):
+            after = "decoder layers" if cut_layer(self._method) is None else f"decoder layer {self._possible[0]}"
             raise ValueError(
-                f"{self._method.name} cuts after decoder layer {self.layer}, and gradient checkpointing would repeat "
+                f"{self._method.name} cuts after {after}, and gradient checkpointing would repeat "
                 "layers without the cut: call model.gradient_checkpointing_disable(), or cut before the language model"
             )
-        self._prefill, self._expected, self._added = prefill, expected, added
+        self._prefill = prefill
+        self._open = [layer for layer in prefill.layers if layer >= 0]
+        self._added = {layer: part for layer, part in enumerate(added) if layer > self._open[0]}
+        for layer in self._open if self._method.reads == "this" else []:
+            self._read(self._attentions[layer])
+        for layer in self._open:
+            self._reading.before(self._attentions[layer + 1], partial(self._check_rows, layer + 1))
 
-    def resume(self, record: LayerCut, cache: Any) -> None:
-        """Begin a decoding step on a cache that such a prefill filled."""
-        if record.first != self.first:
-            raise ValueError(
-                f"this cache was cut after decoder layer {record.first - 1}, this block cuts after {self.layer}: "
-                "go on in a block with the same method"
-            )
+    def resume(self, record: PrunedCache, cache: Any, states: Tensor) -> None:
+        """Begin a decoding step with `states` [B, T, D] on a cache that such a prefill filled."""
         self.forget()
-        self._record, self._view = record, record.late_view(cache)
+        for group in record.groups[1:]:
+            view = record.view_from(group, cache)
+            padding = group.mask_up_to(cached_length(view) + states.shape[1])
+            self._masks[group.first] = partial(self._mask, padding=padding, view=view)
 
-    def describe_cache(
-        self, cache: Any, valid: Tensor | None, next_position: Tensor, last_input_position: Tensor
-    ) -> LayerCut:
-        """Return the record of `cache` after a prefill; HookError if a layer holds a wrong number of positions."""
-        if self._prefill is None or self._rows is None:
-            raise HookError(f"decoder layer {self.first} of {self._adapter.name} did not run in a pruned prefill")
-        full_length, length = self._prefill.visual.shape[1], self._rows.index.shape[1]
-        held = [cached_length(cache, layer) for layer in range(len(self._layers))]
-        expected = [full_length] * self.first + [length] * (len(held) - self.first)
-        if held != expected:
-            raise HookError(f"the key-value cache holds {held} positions a layer after a prefill of {expected}")
-        return LayerCut(length, self._rows.mask, full_length, valid, next_position, last_input_position, self.first)
+    @property
+    def is_pending(self) -> bool:
+        """True while a prefill has cuts to come."""
+        return bool(self._open)
 
-    # Layer j: read its attention, and cut its MLP if the method asks for it.
+    def groups(self) -> list[Group]:
+        """Return the groups of layers behind the cuts of a prefill; HookError if a cut was not reached."""
+        if self._open:
+            layer = self._open[0] + 1
+            raise HookError(f"decoder layer {layer} of {self._adapter.name} did not run in a pruned prefill")
+        return self._groups
+
+    # Layers that are read, and MLPs that are cut.
+
+    def _read(self, site: CallSite) -> None:
+        self._reading.before(site, partial(self._enter_attention, site.module))
+        for projection in self._adapter.decoder.projections:
+            self._reading.on_output(submodule(site.module, projection), self._project)
 
     def _enter_attention(self, attention: nn.Module, call: Call) -> None:
-        if self._prefill is not None:
-            self._attention, self._projected = (attention, call), []
+        self._attention, self._projected = (attention, call), []
 
     def _project(self, output: Tensor) -> None:
-        if self._prefill is not None:
-            self._projected.append(output.detach())
+        self._projected.append(output.detach())
 
-    def _enter_mlp(self, call: Call) -> dict[str, Any] | None:
-        if self._prefill is None:
+    def _enter_mlp(self, layer: int, call: Call) -> dict[str, Any] | None:
+        if layer not in self._open[:1]:
             return None
         states = call.require("states")
-        self._choose(states.new_empty(0))
+        self._choose(layer, states.new_empty(0), states)
         assert self._rows is not None
         return {"states": self._rows.gather(states)}
 
@@ -147,62 +154,68 @@ class LayerCutHooks:
         index = self._rows.index.to(output.device).unsqueeze(-1).expand_as(output)
         return output.new_zeros(batch, length, output.shape[-1]).scatter(1, index, output)
 
-    # Layers j+1 and later.
+    # Layers behind a cut.
 
-    def _enter_first(self, call: Call) -> dict[str, Any] | None:
-        if self._prefill is None and self._record is None:
-            return None
-        states = call.require("states")
-        if self._record is not None:
-            padding = self._record.mask_up_to(cached_length(self._view) + states.shape[1])
-            self._late_arguments = {"mask": self._mask(states, padding, self._view)}
-            return None
+    def _enter_layer(self, number: int, call: Call) -> dict[str, Any] | None:
+        if number in self._masks:
+            self._late_arguments = {"mask": self._masks[number](call.require("states"))}
+        if number - 1 not in self._open[:1]:
+            return self._late_arguments
+        assert self._prefill is not None
+        layer, states = number - 1, call.require("states")
         if self._rows is None:
-            states, *self._added = self._choose(states).split(states.shape[-1], dim=-1)
-        assert self._rows is not None
-        states, *self._added = (self._rows.gather(part) for part in (states, *self._added))
-        rotation = tuple(self._rows.gather_rotation(part) for part in call.require("rotation"))
+            states = self._choose(layer, states, states, call)
+        rows, self._rows = self._rows, None
+        assert rows is not None
+        states, self._added = rows.gather(states), {at: rows.gather(part) for at, part in self._added.items()}
+        late = self._late_arguments or {}
+        rotation = tuple(rows.gather_rotation(part) for part in late.get("rotation", call.require("rotation")))
         # Position ids would only serve to find packed sequences by jumps, and dropped rows look like such jumps.
-        mask = self._mask(states, self._rows.mask, None)
+        mask = self._mask(states, rows.mask, None)
         self._late_arguments = {"mask": mask, "rotation": rotation, "positions": None, "cache_position": None}
-        return {"states": states}
+        self._groups.append(Group(number, rows.index.shape[1], rows.mask))
+        self._open = self._open[1:]
+        if self._open:
+            self._prefill.narrow(rows)
+        return {"states": states, **self._late_arguments}
 
-    def _enter_late(self, call: Call) -> dict[str, Any] | None:
-        return self._late_arguments
-
-    def _leave_late(self, number: int, output: Any) -> Any:
-        if number >= len(self._added):
+    def _leave_layer(self, number: int, output: Any) -> Any:
+        added = self._added.pop(number, None)
+        if added is None:
             return None
         states, *rest = output if isinstance(output, tuple) else (output,)
-        states = states + self._added[number].to(states)
+        states = states + added.to(states)
         return (states, *rest) if isinstance(output, tuple) else states
 
-    def _check_rows(self, call: Call) -> None:
+    def _check_rows(self, number: int, call: Call) -> None:
         expected, self._expected = self._expected, None
         if expected is None:
-            return
-        layer = f"decoder layer {self.first} of {self._adapter.name}"
+            raise HookError(f"decoder layer {number} of {self._adapter.name} ran without the cut in front of it")
+        layer = f"decoder layer {number} of {self._adapter.name}"
         require_rows(expected, call, layer, self._pruning.budget.label)
-        self._on_verified()
+        if not self._open:
+            self._on_verified()
 
     def _mask(self, states: Tensor, padding: Tensor | None, view: Any) -> Any:
         """Return the attention kernel's mask for rows `states` [B, L, D]."""
         padding = None if padding is None else padding.to(states.device)
         return causal_mask(self._config, states, padding, view)
 
-    def _choose(self, states: Tensor) -> Tensor:
-        """Ask the method, with `states` [B, S, D] after layer j, or empty ones.
+    def _choose(self, layer: int, mergeable: Tensor, output: Tensor, call: Call | None = None) -> Tensor:
+        """Ask the method at the cut behind `layer`, and set the rows that stay.
 
-        Return the states with merged rows, concatenated with what is still to be added: [B, S, (1 + layers) D].
+        Return `mergeable` [B, S, D], with merged rows. What is still to be added to the rows is merged with them.
+
+        Args:
+            layer: j.
+            mergeable: the states after layer j, or empty ones before its MLP.
+            output: the states at the place of the cut.
+            call: the arguments of layer j+1, if the cut is in front of it.
         """
-        prefill, attention = self._prefill, self._attention
-        if prefill is None or attention is None or len(self._projected) != len(self._adapter.decoder.projections):
-            raise HookError(f"decoder layer {self.layer} of {self._adapter.name} ran without its projections")
-        with torch.no_grad():
-            q, k = self._adapter.decoder_qk(*attention, self._projected)
-        hidden = attention[1].require("states")
-        if self._method.hidden_state in ("output", "normed_output"):
-            hidden = states
+        prefill = self._prefill
+        assert prefill is not None
+        q, k, normed = self._queries_and_keys(layer, output, call)
+        hidden = output if self._method.hidden_state in ("output", "normed_output") else normed
 
         def read(row: int) -> LayerState:
             present = prefill.valid[row].nonzero().squeeze(1)
@@ -215,10 +228,30 @@ class LayerCutHooks:
             parts = [part.to(present.device) for part in (q[row][:, index], k[row][:, index], rows)]
             return LayerState(parts[0], parts[1], parts[2], visual_idx)
 
-        joint = torch.cat([states, *(part.to(states) for part in self._added)], dim=-1) if states.numel() else states
-        joint, stay = prefill.choose(self._pruning, joint, self._full_share, read)
-        assert self._expected is not None
-        self._expected = prefill.expected_rows(self._expected, stay)
-        self._rows = kept_rows(stay & prefill.valid, prefill.valid)
+        added = {at: part.to(mergeable) for at, part in self._added.items()} if mergeable.numel() else {}
+        joint = torch.cat([mergeable, *added.values()], dim=-1) if added else mergeable
+        joint, self._rows, self._expected = prefill.cut(layer, joint, read)
         self._attention, self._projected = None, []  # frees the tensors of the layer
-        return joint
+        if not added:
+            return joint
+        mergeable, *parts = joint.split(mergeable.shape[-1], dim=-1)
+        self._added |= dict(zip(added, parts, strict=True))
+        return mergeable
+
+    @torch.no_grad()
+    def _queries_and_keys(self, layer: int, output: Tensor, call: Call | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k of the layer that the method reads, and the normed states that they are projected from."""
+        parts, rotation = self._adapter.decoder, (self._late_arguments or {}).get("rotation")
+        if self._method.reads == "next":
+            assert call is not None  # `before_mlp` reads the output of no layer
+            attention = self._attentions[layer + 1].module
+            states = submodule(self._layers[layer + 1], parts.input_norm)(output)
+            rotation = rotation or call.require("rotation")
+            projected = self._adapter.project(attention, states)
+        elif self._attention is not None and len(self._projected) == len(parts.projections):
+            (attention, arguments), projected = self._attention, self._projected
+            states, rotation = arguments.require("states"), arguments.require("rotation")
+        else:
+            raise HookError(f"decoder layer {layer} of {self._adapter.name} ran without its projections")
+        q, k = self._adapter.decoder_qk(attention, projected, rotation if self._method.rotated else None)
+        return q, k, states

@@ -1,10 +1,9 @@
-"""One prefill with visual tokens: ask the method for each of its samples, and apply the choice."""
+"""One prefill with visual tokens on its way through the cuts: ask the method at each of them, and apply its choice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,96 +11,172 @@ from torch import Tensor
 
 from harness.models.layout import Layout
 from harness.models.vision_tower import VisionSignals
-from harness.pruning.gather import average_owned
-from harness.pruning.handle import Kept, Pruning
-from methods.base import LayerState, Selection, Tokens
+from harness.pruning.gather import KeptRows, average_owned, kept_rows, mixed
+from harness.pruning.handle import Kept, Pruning, Stage
+from methods.base import Cut, LayerState, Selection, Signal, Tokens
 
 ReadLayer = Callable[[int], LayerState]  # row of the batch -> state of a decoder layer, without padding
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
+class Prompt:
+    """The visual tokens of one prompt, of which each cut leaves fewer."""
+
+    n: int  # before the first cut
+    cuts: tuple[Cut, ...]
+    generator: torch.Generator
+    origin: Tensor  # [left] indices among the n
+    memory: Any = None  # what the method remembers
+    stages: list[Stage] = field(default_factory=list)  # what each cut left
+    selection: Selection | None = None  # of the latest cut
+    importance: Tensor | None = None  # [n] as the method saw it at the first cut
+
+    def at(self, layer: int) -> Cut | None:
+        """Return the cut behind `layer`, if there is one."""
+        return next((cut for cut in self.cuts if cut.layer == layer), None)
+
+    @property
+    def outcome(self) -> Selection:
+        """What all cuts left, in picking order if there was one cut."""
+        return self.selection if self.selection is not None and len(self.stages) == 1 else Selection(self.origin)
+
+
 class Prefill:
-    """A prefill as it enters the language model."""
+    """A prefill as it enters the language model, and later as far as it was cut.
 
-    layout: Layout
-    visual: Tensor  # [B, S] bool
-    valid: Tensor  # [B, S] False on padding
-    embeddings: Tensor  # [B, S, D]
-    vision: list[VisionSignals] | None  # per prompt
-    questions: list[Tensor] | None  # per prompt: rows [T] of the question
+    Args:
+        pruning: the handle, which asks the method and holds the records.
+        layout: where the visual tokens are.
+        embeddings: [B, S, D].
+        layers: number of decoder layers.
+    """
 
-    def choose(
-        self, pruning: Pruning, states: Tensor, full: float, read: ReadLayer | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Ask the method for each sample; return `states` with merged rows, and which rows stay [B, S].
+    def __init__(self, pruning: Pruning, layout: Layout, embeddings: Tensor, layers: int) -> None:
+        self.visual = layout.visual.to(embeddings.device)  # [B, S], later [B, L]
+        self.valid = torch.ones_like(self.visual)  # False on padding
+        self._newlines = layout.newlines.to(embeddings.device)
+        self._line_ends = None if layout.line_ends is None else layout.line_ends.to(embeddings.device)
+        self.embeddings = embeddings
+        self._pruning, self._layout = pruning, layout
+        sizes = self.visual[:: layout.copies].sum(1).tolist()
+        plans = [pruning.cuts(n, layers) for n in sizes]
+        generators = pruning.generators(len(sizes))
+        self.prompts = [
+            Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device))
+            for n, cuts, generator in zip(sizes, plans, generators, strict=True)
+        ]
+        self.layers = sorted({cut.layer for cuts in plans for cut in cuts})  # behind which something is cut
+        self._vision: list[VisionSignals] | None = None
+        self._texts: list[dict[str, Tensor]] = [{} for _ in sizes]
+
+    def begin(self, valid: Tensor, vision: list[VisionSignals] | None, questions: list[Tensor] | None) -> None:
+        """Add what cuts need: which rows [B, S] are no padding, the tower's signals, the rows [T] of each question."""
+        self.valid, self._vision = valid, vision
+        for number, texts in enumerate(self._texts):
+            row = number * self._layout.copies
+            if questions is not None:
+                texts["text"] = self.embeddings[row, questions[number].to(self.embeddings.device)].detach()
+            if Signal.TEXT_AFTER in self._pruning.method.needs:
+                present = self.valid[row].nonzero().squeeze(1)
+                last = self.visual[row, present].nonzero().max() if self.prompts[number].n else -1
+                texts["text_after"] = self.embeddings[row, present[last + 1 :]].detach()
+
+    def cut(self, layer: int, states: Tensor, read: ReadLayer | None = None) -> tuple[Tensor, KeptRows, list[int]]:
+        """Ask the method behind `layer` for each prompt with a cut there.
+
+        Return `states` with merged rows, the rows that stay, and how many of them each sample must have.
 
         Args:
-            pruning: the handle, which asks the method and holds the records.
+            layer: decoder layer, -1 for the input.
             states: [B, S, D] at the place of the cut, for methods that merge; empty if nothing can be merged there.
-            full: share of the decoder's work that is done for all tokens.
             read: returns the state of the decoder layer, for methods that need it.
         """
-        stay, merged, records = ~(self.visual | self.newlines), False, []
-        places = [
-            self.visual[prompt * self.layout.copies].nonzero().squeeze(1) for prompt in range(len(self.layout.grids))
-        ]
-        samples = (self._tokens(prompt, visual, pruning, read) for prompt, visual in enumerate(places))
-        selections = pruning.select(samples, [len(visual) for visual in places])
-        for prompt, (visual, grids, selection) in enumerate(zip(places, self.layout.grids, selections, strict=True)):
-            rows = slice(prompt * self.layout.copies, (prompt + 1) * self.layout.copies)
-            stay[rows, visual[selection.kept]] = True
-            stay[rows, self._newlines_to_keep(rows.start, visual, selection.kept, pruning.newlines)] = True
-            if selection.owner is not None:
+        asked = [number for number, prompt in enumerate(self.prompts) if prompt.at(layer) is not None]
+        places = {number: self.visual[number * self._layout.copies].nonzero().squeeze(1) for number in asked}
+        samples = (self._tokens(number, places[number], layer, read) for number in asked)
+        sizes = [len(places[number]) for number in asked]
+        ks = [cut.k for number in asked if (cut := self.prompts[number].at(layer))]
+        generators = [self.prompts[number].generator for number in asked]
+        selections = self._pruning.select(layer, samples, list(zip(sizes, ks, strict=True)), generators)
+        stay, merged, expected = self.valid.clone(), False, (self.valid & ~self._newlines).sum(1)
+        exact = self._pruning.method.exact_k
+        for number, k, selection in zip(asked, ks, selections, strict=True):
+            prompt, place, copies = self.prompts[number], places[number], self._layout.copies
+            rows = slice(number * copies, (number + 1) * copies)
+            stay[rows] &= ~(self.visual | self._newlines)[rows]
+            stay[rows, place[selection.kept]] = True
+            stay[rows, self._newlines_to_keep(rows.start, place, selection.kept)] = True
+            expected[rows] -= len(place) - (k if exact else len(selection.kept))
+            if selection.owner is not None or selection.mix is not None:
                 if not states.numel():
-                    raise ValueError(f"{pruning.method.name} merges, which needs the cut after the layer's MLP")
+                    raise ValueError(f"{self._pruning.method.name} merges, which needs the cut after the layer's MLP")
                 states, merged = (states if merged else states.clone()), True
-                index = visual.to(states.device)  # a model may be on several devices
+                index = place.to(states.device)  # a model may be on several devices
                 states[rows, index[selection.kept]] = _merge(states[rows.start, index], selection)
-            kept = selection.kept.tolist()
-            per_layer = full * len(visual) + (1 - full) * len(kept)
-            records.append(Kept(len(visual), len(kept), kept, list(grids), per_layer))
-        pruning.records.extend(records)
-        return states, stay
+            prompt.origin = prompt.origin[selection.kept]
+            prompt.stages.append(Stage(layer, prompt.origin.tolist()))
+            prompt.selection, prompt.memory = selection, selection.memory
+        expected += (stay & self._newlines).sum(1)
+        return states, kept_rows(stay, self.valid), expected.tolist()
 
-    @cached_property
-    def newlines(self) -> Tensor:
-        """Newline rows [B, S] bool."""
-        return self.layout.newlines.to(self.visual.device)
+    def narrow(self, rows: KeptRows, embeddings: Tensor | None = None) -> None:
+        """Go on with the rows that a cut left; `embeddings` [B, L, D] if merging changed what enters the LLM."""
+        if self._line_ends is not None:
+            place = torch.arange(rows.index.shape[1], device=rows.index.device).expand_as(rows.index)
+            place_of = torch.full_like(self._line_ends, -1).scatter(1, rows.index, place)
+            ends = self._line_ends.gather(1, rows.index)
+            self._line_ends = torch.where(ends < 0, ends, place_of.gather(1, ends.clamp(min=0)))
+        self.visual, self._newlines = self.visual.gather(1, rows.index), self._newlines.gather(1, rows.index)
+        self.valid = torch.ones_like(self.visual) if rows.mask is None else rows.mask
+        self.visual, self._newlines = self.visual & self.valid, self._newlines & self.valid
+        self.embeddings = rows.gather(self.embeddings) if embeddings is None else embeddings
 
-    def _newlines_to_keep(self, row: int, visual: Tensor, kept: Tensor, rule: str | None) -> Tensor:
-        """Return the positions of the newlines of a row of the batch that stay when `kept` of `visual` [N] do."""
-        if len(kept) == len(visual) or rule == "keep":
-            return self.newlines[row].nonzero().squeeze(1)
-        if rule != "follow" or self.layout.line_ends is None:
-            return visual[:0]
-        ends = self.layout.line_ends[row].to(visual.device)[visual[kept]]
+    def record(self, shares: Sequence[float]) -> None:
+        """Write down what was kept; `shares` are the parts of the decoder's work in front of each cut of `layers`."""
+        share_of = dict(zip(self.layers, shares, strict=True))
+        records = []
+        for prompt, grids in zip(self.prompts, self._layout.grids, strict=True):
+            before, seen, per_layer = 0.0, prompt.n, 0.0
+            for stage in prompt.stages:
+                per_layer += (share_of[stage.layer] - before) * seen
+                before, seen = share_of[stage.layer], len(stage.kept)
+            per_layer += (1 - before) * seen
+            kept = prompt.stages[-1].kept if prompt.stages else list(range(prompt.n))
+            stages = prompt.stages if len(prompt.stages) > 1 else []
+            records.append(Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages))
+        self._pruning.finish(records, [(prompt.outcome, prompt.importance) for prompt in self.prompts])
+
+    def _newlines_to_keep(self, row: int, place: Tensor, kept: Tensor) -> Tensor:
+        """Return the positions of the newlines of a row of the batch that stay when `kept` of `place` [N] do."""
+        if len(kept) == len(place) or self._pruning.newlines == "keep":
+            return self._newlines[row].nonzero().squeeze(1)
+        if self._pruning.newlines != "follow" or self._line_ends is None:
+            return place[:0]
+        ends = self._line_ends[row, place[kept]]
         return ends[ends >= 0]
 
-    def expected_rows(self, text_and_kept: list[int], stay: Tensor) -> list[int]:
-        """Return the number of rows that each sample must have: text and K patches, and the newlines in `stay`."""
-        newlines = (stay & self.newlines).sum(1).tolist()
-        return [rows + kept for rows, kept in zip(text_and_kept, newlines, strict=True)]
-
-    def _tokens(self, prompt: int, visual: Tensor, pruning: Pruning, read: ReadLayer | None) -> Tokens:
-        """Return the method's input for a prompt with visual tokens at the rows `visual` [N]."""
-        dropping = pruning.budget.count(len(visual)) < len(visual)
-        signals = self._signals(prompt, read) if dropping else {}
-        features = self.embeddings[prompt * self.layout.copies, visual].detach()
-        return Tokens(features, list(self.layout.grids[prompt]), **signals)
-
-    def _signals(self, prompt: int, read: ReadLayer | None) -> dict[str, Any]:
-        """Return the signals that the method needs, as fields of `Tokens`."""
-        row, signals = prompt * self.layout.copies, {}
-        if self.vision is not None:
-            signals = self.vision[prompt].fields(self.embeddings.device)
-        if self.questions is not None:
-            signals["text"] = self.embeddings[row, self.questions[prompt].to(self.embeddings.device)].detach()
+    def _tokens(self, number: int, place: Tensor, layer: int, read: ReadLayer | None) -> Tokens:
+        """Return the method's input for a prompt with visual tokens at the rows `place` [N]."""
+        prompt, row = self.prompts[number], number * self._layout.copies
+        signals: dict[str, Any] = {**self._texts[number], "at_input": layer < 0}
+        vision = None if self._vision is None else self._vision[number]
+        if prompt.stages:
+            signals |= {"origin": prompt.origin, "cut": len(prompt.stages), "memory": prompt.memory}
+            vision = vision and vision.at(prompt.origin)
+        if vision is not None:
+            signals |= vision.fields(self.embeddings.device)
         if read is not None:
             signals["llm"] = read(row)
-        return signals
+        features = self.embeddings[row, place].detach()
+        tokens = self._pruning.scored(Tokens(features, list(self._layout.grids[number]), **signals))
+        if not prompt.stages:
+            prompt.importance = tokens.importance
+        return tokens
 
 
 def _merge(features: Tensor, selection: Selection) -> Tensor:
+    if selection.mix is not None:
+        return mixed(features, selection.kept, selection.mix)
     assert selection.owner is not None
     return average_owned(features, selection.kept, selection.owner)
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from harness.models.adapter import Adapter, cut_layer
+from harness.models.adapter import Adapter, cut_layer, cuts_inside
 from harness.models.calls import Call, HookError, NonFiniteError, returned_cache, returned_logits
-from harness.models.hooks import Handles
+from harness.models.hooks import Handles, submodule
 from harness.models.layout import Layout, cached_length
 from harness.models.vision_tower import Reading, VisionReader
 from harness.models.wrappers import refuse_compiled
-from harness.pruning.gather import KeptRows, kept_rows, require_rows
-from harness.pruning.kv_cache import RECORD, InputCut, LayerCut, PrunedCache, mark
+from harness.pruning.gather import KeptRows, require_rows
+from harness.pruning.kv_cache import RECORD, PrunedCache, mark
 from harness.pruning.layer_cut import LayerCutHooks
 from harness.pruning.one_thread import OneThread
 from harness.pruning.prefill import Prefill, valid_rows
@@ -55,8 +55,10 @@ class Session:
         self._thread = OneThread()
         self._handles = Handles()
         self._modules = adapter.modules()
-        method, layer = pruning.method, cut_layer(pruning.method)
-        self._layer_cut = None if layer is None else LayerCutHooks(adapter, pruning, layer)
+        self._begun: Prefill | None = None  # a prefill that is not yet recorded
+        method = pruning.method
+        self._layer_cut = LayerCutHooks(adapter, pruning) if cuts_inside(method) else None
+        self._num_layers = sum(1 for _ in submodule(adapter.model, adapter.decoder.layers).children())
         reading = None if pruning.budget.keep == 1 else Reading.of(method)
         self._reads_vision = reading is not None
         self._reader: VisionReader | CachedVisionReader | None
@@ -144,8 +146,6 @@ class Session:
         self._layout = self._expected_rows = self._call = None
         self._labels = False
         self._reset_pass()
-        if self._layer_cut is not None:
-            self._layer_cut.forget()
         verified_before = self._unverified.pop(module, None)
         if output is not None and verified_before == self._verified:
             what = "a forward pass with visual tokens went through unpruned (compiled code does: call the plain model)"
@@ -187,14 +187,15 @@ class Session:
         if self._step is not None:
             self._step.record.in_step = False
         self._cut = self._step = self._compact_positions = self._rotary_positions = self._layer_cache = None
+        self._begun = None
+        if self._layer_cut is not None:
+            self._layer_cut.forget()
 
     def _enter_decoder(self, call: Call) -> Mapping[str, Any] | None:
         layout, self._layout = self._layout, None
         self._reset_pass()
         cache = call.get("cache")
         self._past = cached_length(cache)
-        if self._layer_cut is not None:
-            self._layer_cut.forget()
         if hasattr(cache, RECORD) and not cached_length(cache):
             delattr(cache, RECORD)  # the cache was emptied since
         return self._prefill(layout, call) if layout is not None else self._continue(call)
@@ -203,32 +204,40 @@ class Session:
         """Return the arguments that change, or None if every visual token stays."""
         states, mask, cache = call.require("embeddings"), call.get("mask"), call.get("cache")
         self.deferred.settle()
-        visual = layout.visual.to(states.device)
-        dropped = [n - self.pruning.budget.count(n) for n in visual.sum(1).tolist()]
-        if not any(dropped) and not getattr(cache, RECORD, None):  # the pass runs unchanged
-            Prefill(layout, visual, visual, states, None, None).choose(self.pruning, states, 1.0)
+        prefill = Prefill(self.pruning, layout, states, self._num_layers)
+        if not prefill.layers and not getattr(cache, RECORD, None):  # the pass runs unchanged
+            prefill.record([])
             self._verify()
             return None
         self._refuse_what_cannot_be_cut(layout, call)
-        valid, positions = valid_rows(visual, mask), self.adapter.positions(call)
-        prefill = Prefill(layout, visual, valid, states, *self._signals(layout))
-        present = (valid & ~prefill.newlines).sum(1).tolist()
-        expected = [rows - gone for rows, gone in zip(present, dropped, strict=True)]
-        width, added = states.shape[-1], self.adapter.added(call)
+        valid = valid_rows(prefill.visual, mask)
+        prefill.begin(valid, *self._signals(layout))
+        positions, added, visual = self.adapter.positions(call), self.adapter.added(call), prefill.visual
         input_positions = call.get("positions")
         if input_positions is None:
             input_positions = self.adapter.position_ids(positions)
-        self._cut = PendingCut(positions, input_positions, valid.to(positions.device))
-        if self._layer_cut is not None:
-            first = self._layer_cut.first
-            self._layer_cut.fill(prefill, expected, added[first:])
-            return self.adapter.added_arguments(added[:first], visual)
+        self._begun, self._cut = prefill, PendingCut(positions, input_positions, valid.to(positions.device))
+        changed: dict[str, Any] = {}
+        if not prefill.layers or prefill.layers[0] < 0:
+            changed, added, visual = self._cut_input(prefill, states, positions, added, mask)
+        later = [layer for layer in prefill.layers if layer >= 0]
+        if not later:
+            return changed | self.adapter.added_arguments(added, visual)
+        assert self._layer_cut is not None  # only a method that cuts inside has such layers
+        self._layer_cut.fill(prefill, added)
+        return changed | self.adapter.added_arguments(added[: later[0] + 1], visual)
+
+    def _cut_input(
+        self, prefill: Prefill, states: Tensor, positions: Tensor, added: list[Tensor], mask: Tensor | None
+    ) -> tuple[dict[str, Any], list[Tensor], Tensor]:
+        """Cut before layer 0: return the arguments that change, and what is added to rows; those that are visual."""
+        assert self._cut is not None
+        width = states.shape[-1]
         # What later layers add to a row is merged and dropped together with it.
-        states, stay = prefill.choose(self.pruning, torch.cat([states, *added], dim=-1) if added else states, 0.0)
-        self._expected_rows = prefill.expected_rows(expected, stay)
-        rows = kept_rows(stay & valid, valid)
-        states, *added = rows.gather(states).split(width, dim=-1)
-        still_visual = rows.gather((visual & stay).unsqueeze(-1)).squeeze(-1)
+        joint = torch.cat([states, *added], dim=-1) if added else states
+        joint, rows, self._expected_rows = prefill.cut(-1, joint)
+        states, *added = rows.gather(joint).split(width, dim=-1)
+        prefill.narrow(rows, states)
         compact = self.pruning.positions == "compact"
         kept_positions = rows.compact_positions() if compact else rows.gather_positions(positions)
         self._cut.rows, self._cut.compact = rows, compact
@@ -236,13 +245,13 @@ class Session:
             self._compact_positions = kept_positions[0]
         else:
             self._rotary_positions = kept_positions
-        return {
+        arguments = {
             "embeddings": states,
             "positions": self.adapter.position_ids(kept_positions) if self._compact_positions is None else None,
             "mask": _as_mask(rows, mask),
             "cache_position": None,
-            **self.adapter.added_arguments(added, still_visual),
         }
+        return arguments, added, prefill.visual
 
     def _enter_rotary(self, call: Call) -> Mapping[str, Any] | None:
         compact, self._compact_positions = self._compact_positions, None
@@ -301,33 +310,44 @@ class Session:
         self._step = Step.on(record, cache, steps)
         record.in_step = True
         changed: dict[str, Any] = {"cache_position": None}
-        if isinstance(record, LayerCut):
-            if self._layer_cut is None:
-                raise ValueError(f"this cache was cut after decoder layer {record.first - 1}, this block cuts before 0")
-            self._layer_cut.resume(record, cache)
-            changed = {}
+        if len(record.groups) > 1:
+            self._refuse_other_cut(record)
+            assert self._layer_cut is not None
+            self._layer_cut.resume(record, cache, call.require("embeddings"))
+        if record.at_input:
+            changed["mask"] = record.groups[0].mask_up_to(past + steps)
         else:
-            changed["mask"] = record.mask_up_to(past + steps)
+            changed = {}
         if self._call is None or self._call.get("positions") is None:
             # The model would count from the length of the cache, which may lack dropped tokens.
             self._rotary_positions = record.positions(past, steps)
             return changed | {"positions": self.adapter.position_ids(self._rotary_positions)}
         actual, expected = call.require("positions"), record.next_input_positions(past, steps)
         self._rotary_positions, wrong = self.adapter.positions(call), positions_differ(actual, expected)
-        if isinstance(record, LayerCut):  # layer 0 has all tokens, so a new generate() also counts correctly
+        if not record.at_input:  # layer 0 has all tokens, so a new generate() also counts correctly
             wrong = wrong & positions_differ(self._rotary_positions, record.positions(past, steps))
-        elif isinstance(record, InputCut) and record.shift is not None:
+        elif record.shift is not None:
             self._rotary_positions = self._rotary_positions - record.shift
             changed["positions"] = actual - record.shift
         self.deferred.add(wrong, OutOfOrderError())
         return changed
+
+    def _refuse_other_cut(self, record: PrunedCache) -> None:
+        """Refuse a cache that was cut inside the language model elsewhere than this block cuts."""
+        layers, only = [group.first - 1 for group in record.groups[1:]], cut_layer(self.pruning.method)
+        after = f"this cache was cut after decoder layer {', '.join(map(str, layers))}, this block cuts"
+        if self._layer_cut is None:
+            raise ValueError(f"{after} before 0")
+        if only is not None and layers != [only]:
+            raise ValueError(f"{after} after {only}: go on in a block with the same method")
 
     def _enter_first_layer(self, call: Call) -> None:
         self._layer_cache = call.get("cache")
         expected, self._expected_rows = self._expected_rows, None
         if expected is not None:
             require_rows(expected, call, f"decoder layer 0 of {self.adapter.name}", self.pruning.budget.label)
-            self._verify()
+            if self._layer_cut is None or not self._layer_cut.is_pending:
+                self._verify()
         if self._step is not None:
             self._step.check_first_layer(call, self.adapter.name, self.deferred)
         elif self._cut is None:
@@ -351,8 +371,6 @@ class Session:
             self._record(cut, call, output)
         elif cache is not None and not hasattr(cache, RECORD):
             setattr(cache, RECORD, None)  # nothing was dropped
-        if self._layer_cut is not None:
-            self._layer_cut.forget()
         self._reset_pass()
 
     def _check_positions_were_used(self) -> None:
@@ -362,7 +380,11 @@ class Session:
             raise HookError(f"'{path}' of {self.adapter.name} did not run: the positions of what is kept got lost")
 
     def _record(self, cut: PendingCut, call: Call, output: Any) -> None:
-        """Set the record on the cache that a pruned prefill filled."""
+        """Write down what was kept, also on the cache that the prefill filled."""
+        assert self._begun is not None
+        shares = self._layer_cut.share_of_work if self._layer_cut is not None else lambda layer: 0.0
+        groups = self._layer_cut.groups() if self._layer_cut is not None else []
+        self._begun.record([shares(layer) for layer in self._begun.layers])
         cache, returned = self._layer_cache, returned_cache(output)
         if cache is None:
             if call.get("cache") is not None or call.get("use_cache") or returned is not None:
@@ -370,11 +392,7 @@ class Session:
             return
         if returned is not None and returned is not cache:
             raise HookError(f"{self.adapter.name} returned another key-value cache than its layer 0 filled")
-        if self._layer_cut is not None:
-            valid = None if bool(cut.valid.all()) else cut.valid
-            mark(cache, self._layer_cut.describe_cache(cache, valid, cut.next_position, cut.last_input_position))
-            return
-        mark(cache, cut.record_input_cut(cache))
+        mark(cache, cut.record(cache, groups))
 
 
 def _as_mask(rows: KeptRows, original: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from harness.models.calls import Call, HookError
 from harness.models.layout import cached_length
 from harness.pruning.gather import KeptRows
-from harness.pruning.kv_cache import InputCut, PrunedCache
+from harness.pruning.kv_cache import Group, PrunedCache
 
 
 class OutOfOrderError(HookError, ValueError):
@@ -55,7 +56,7 @@ class PendingCut:
     positions: Tensor  # [R, B, S] of all rows
     input_positions: Tensor  # as passed to the model, or as it would count them
     valid: Tensor  # [B, S] False on padding
-    rows: KeptRows | None = None  # the kept rows, if the cut is before layer 0
+    rows: KeptRows | None = None  # the kept rows, if there is a cut before layer 0
     compact: bool = False  # True if kept rows were numbered from 0
 
     @property
@@ -71,17 +72,27 @@ class PendingCut:
         last = (self.valid * torch.arange(length, device=self.valid.device)).argmax(1, keepdim=True)
         return positions.gather(-1, last.expand(*positions.shape[:-1], 1))
 
-    def record_input_cut(self, cache: Any) -> InputCut:
-        """Return the record of `cache` after a cut before layer 0; HookError if it has another length."""
-        assert self.rows is not None
-        length, held = self.rows.index.shape[1], cached_length(cache)
-        if held != length:
-            raise HookError(f"the key-value cache holds {held} positions after a pruned prefill of {length}")
+    def record(self, cache: Any, later: Sequence[Group]) -> PrunedCache:
+        """Return the record of `cache`; `later` are the groups of layers behind cuts inside the language model.
+
+        HookError if a layer holds another number of positions than it must have seen.
+        """
+        if self.rows is None:
+            length, mask = self.valid.shape[1], None if bool(self.valid.all()) else self.valid
+        else:
+            length, mask = self.rows.index.shape[1], self.rows.mask
+        groups = (Group(0, length, mask), *later)
+        ends = [group.first for group in groups[1:]] + [len(cache.layers)]
+        expected = [group.length for group, end in zip(groups, ends, strict=True) for _ in range(group.first, end)]
+        held = [cached_length(cache, layer) for layer in range(len(cache.layers))]
+        if held != expected:
+            raise HookError(f"the key-value cache holds {held} positions a layer after a pruned prefill of {expected}")
         following, last, shift = self.next_position, self.last_input_position, None
         if self.compact:
+            assert self.rows is not None  # only a cut before layer 0 renumbers
             following = self.rows.compact_positions()[0].amax(1).to(following.device) + 1
             shift = last.view(-1, 1) + 1 - following.view(-1, 1)
-        return InputCut(length, self.rows.mask, length, self.rows.mask, following, last, shift)
+        return PrunedCache(groups, self.rows is not None, following, last, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +101,12 @@ class Step:
 
     record: PrunedCache
     cache: Any
-    first_layer_length: int  # rows in the cache of layer 0 after the pass
-    last_layer_length: int  # the same of the last layer, fewer after a cut inside the language model
+    lengths: list[int]  # rows after the pass in the first layer of each group, and in the last layer
 
     @classmethod
     def on(cls, record: PrunedCache, cache: Any, steps: int) -> Step:
         """Begin a pass of `steps` tokens."""
-        return cls(record, cache, cached_length(cache) + steps, cached_length(cache, -1) + steps)
+        return cls(record, cache, [held + steps for held in _lengths(record, cache)])
 
     def check_first_layer(self, call: Call, name: str, deferred: DeferredErrors) -> None:
         """Raise HookError unless layer 0 gets this cache, and its mask hides only padding from the last token."""
@@ -104,13 +114,13 @@ class Step:
         if cache is not self.cache:
             what = "no key-value cache" if cache is None else "another key-value cache"
             raise HookError(f"{layer} got {what} in a step on a pruned one")
-        valid = self.record.first_mask_up_to(self.first_layer_length)
+        valid = self.record.groups[0].mask_up_to(self.lengths[0])
         if not isinstance(mask, Tensor):
             if valid is not None:
                 raise HookError(f"{layer} got no mask over the padding of a pruned cache")
             return
         visible = mask[:, 0, -1] if mask.ndim == 4 else mask
-        if visible.shape[-1] != (end := self.first_layer_length):
+        if visible.shape[-1] != (end := self.lengths[0]):
             raise HookError(f"{layer} got a mask over {visible.shape[-1]} keys in a step that ends at {end}")
         visible = visible == 0 if visible.is_floating_point() else visible.bool()
         expected = torch.ones_like(visible) if valid is None else valid.to(visible.device).bool()
@@ -119,10 +129,14 @@ class Step:
 
     def check_lengths(self) -> None:
         """Raise HookError unless the cache has grown by the tokens of the pass."""
-        held = [cached_length(self.cache), cached_length(self.cache, -1)]
-        if held != (expected := [self.first_layer_length, self.last_layer_length]):
-            where = "in the first and last layer after a step"
-            raise HookError(f"expected {expected} cached positions {where}, got {held}")
+        if (held := _lengths(self.record, self.cache)) != self.lengths:
+            layers = ", ".join(str(group.first) for group in self.record.groups)
+            where = f"in layers {layers} and the last after a step"
+            raise HookError(f"expected {self.lengths} cached positions {where}, got {held}")
+
+
+def _lengths(record: PrunedCache, cache: Any) -> list[int]:
+    return [cached_length(cache, layer) for layer in (*(group.first for group in record.groups), -1)]
 
 
 def require_history(call: Call, had_visual_tokens: bool, name: str, deferred: DeferredErrors) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from methods.base import AttentionSpec, HiddenState, Method, Selection, Signal, Tokens
+from methods.base import AttentionSpec, Cut, HiddenState, Method, Mix, Selection, Signal, Tokens
 
 
 @dataclass(kw_only=True)
@@ -45,6 +45,42 @@ class MergeInside(Keys):
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         return Selection(torch.arange(k), owner=torch.arange(len(tokens.features)).clamp(max=k - 1))
+
+
+@dataclass(kw_only=True)
+class Stages(Keys):
+    """Cut several times, by keys of this layer or of the next one; with `merges`, the last row gathers what went.
+
+    Every cut checks that it is told what the cuts before it left.
+    """
+
+    layers: tuple[int, ...] = (0, 1, 2)
+    of_next: bool = False
+    merges: bool = False
+
+    @property
+    def reads(self):
+        return "next" if self.of_next else "this"
+
+    def schedule(self, n: int, k: int, layers: int) -> list[Cut]:
+        steps = len(self.layers)
+        return [Cut(layer, k + (n - k) * (steps - 1 - i) // (steps + 1)) for i, layer in enumerate(self.layers)]
+
+    def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
+        n = len(tokens.features)
+        origin = torch.arange(n) if tokens.origin is None else tokens.origin
+        assert (tokens.cut, tokens.origin is None) == (len(tokens.memory or ()), tokens.cut == 0)
+        assert tokens.memory is None or torch.equal(tokens.memory[-1], origin)
+        if tokens.at_input:
+            kept = torch.arange(0, n, 1)[torch.linspace(0, n - 1, k).long()]
+        else:
+            kept = super()._select(tokens, k, generator).kept
+        memory = (*(tokens.memory or ()), origin[kept])
+        if not self.merges:
+            return Selection(kept, memory=memory)
+        gone = torch.ones(n, dtype=torch.bool).index_fill(0, kept, False).nonzero().squeeze(1)
+        mix = Mix(torch.full_like(gone, k - 1), gone, torch.linspace(0.1, 0.5, len(gone)))
+        return Selection(kept, mix=mix, memory=memory)
 
 
 @dataclass(kw_only=True)

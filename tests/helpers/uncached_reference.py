@@ -1,4 +1,4 @@
-"""The logits of one cut prompt and its answer, computed without cache, without our hooks, without selection."""
+"""The logits of one prompt, cut once or often, and its answer: without cache, without our hooks, without selection."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ class Cut:
     """The cut of a prompt, to be applied again."""
 
     layer: int  # decoder layers up to this one see every token; -1: no layer does
-    kept: torch.Tensor  # [K] among the N visual tokens
+    kept: torch.Tensor  # [K] among the N visual tokens that are there
     owner: torch.Tensor | None = None  # [N] row of `kept` into which each token is averaged
+    mix: tuple | None = None  # (row of `kept`, token, weight), each [E]: a row becomes the sum of weight x token
     compact: bool = False  # the remaining rows are numbered from 0
 
 
@@ -48,22 +49,26 @@ class Prompt:
         visual = torch.isin(ids[0], torch.tensor(list(marks))).nonzero().squeeze(1)
         return cls(states, positions, features, visual)
 
-    def logits(self, model, cut, answer=()):
+    def logits(self, model, cuts, answer=()):
         """Return the logits [L, V] of every row that is left of this prompt and the tokens `answer`.
 
         The last row of the prompt is `-len(answer) - 1`: its logits are those before the first token of the answer.
         """
-        decoder = model.model.language_model
+        decoder, visual = model.model.language_model, self.visual
+        left = {cut.layer + 1: cut for cut in (cuts if isinstance(cuts, list) else [cuts])}
         words = model.get_input_embeddings()(torch.tensor([list(answer)], dtype=torch.long))
         rows = [torch.cat([self.states, words], dim=1)]
         rows += [torch.cat([part, torch.zeros_like(words)], dim=1) for part in self.features]
         following = self.positions[..., -1:] + 1 + torch.arange(len(answer))
         positions = torch.cat([self.positions, following], dim=-1)
         for number, layer in enumerate(decoder.layers):
-            if number == cut.layer + 1:
-                stay = self._remaining(cut, rows[0].shape[1])
-                rows = [self._average(part, cut)[:, stay] for part in rows]
-                positions = torch.arange(len(stay)).unsqueeze(0) if cut.compact else positions[..., stay]
+            if (cut := left.pop(number, None)) is not None:
+                stay = torch.ones(rows[0].shape[1], dtype=torch.bool)
+                stay[visual] = False
+                stay[visual[cut.kept]] = True
+                rows = [merged(part, visual, cut)[:, stay] for part in rows]
+                visual = (stay.cumsum(0) - 1)[visual[cut.kept]]
+                positions = torch.arange(int(stay.sum())).unsqueeze(0) if cut.compact else positions[..., stay]
             states, *features = rows
             length = states.shape[1]
             mask = torch.full((1, 1, length, length), torch.finfo(states.dtype).min, dtype=states.dtype).triu(1)
@@ -72,18 +77,14 @@ class Prompt:
             rows = [states + features[number] if number < len(features) else states, *features]
         return model.lm_head(decoder.norm(rows[0][0]))
 
-    def _remaining(self, cut, length):
-        """Return which of `length` rows, prompt and answer, stay."""
-        stay = torch.ones(length, dtype=torch.bool)
-        stay[self.visual] = False
-        stay[self.visual[cut.kept]] = True
-        return stay.nonzero().squeeze(1)
 
-    def _average(self, rows, cut):
-        """Average the row of every kept token over the rows that it owns, in float32 as the cut does."""
-        if cut.owner is None:
-            return rows
-        rows, visual = rows.clone(), rows[0, self.visual].float()
-        for number, place in enumerate(self.visual[cut.kept].tolist()):
-            rows[0, place] = visual[cut.owner == number].mean(0).to(rows.dtype)
-        return rows
+def merged(rows, visual, cut):
+    """Merge the visual rows of [1, S, D] into the kept ones, in float32 as the cut does."""
+    rows, tokens = rows.clone(), rows[0, visual].float()
+    for number, place in enumerate(visual[cut.kept].tolist()):
+        if cut.owner is not None:
+            rows[0, place] = tokens[cut.owner == number].mean(0).to(rows.dtype)
+        elif cut.mix is not None and number in cut.mix[0].tolist():
+            parts = [w * tokens[i] for r, i, w in zip(*(part.tolist() for part in cut.mix), strict=True) if r == number]
+            rows[0, place] = sum(parts).to(rows.dtype)
+    return rows

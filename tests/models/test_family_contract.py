@@ -71,7 +71,7 @@ class Family:
         kept, layer = torch.tensor(record.kept, dtype=torch.long), getattr(method, "layer", -1)
         merges = isinstance(method, MergeBefore | MergeInside) and record.n > 0
         owner = torch.arange(record.n).clamp(max=record.k - 1) if merges else None
-        return self.prompt(sample).logits(self.model, Cut(layer, kept, owner, positions == "compact"), answer)
+        return self.prompt(sample).logits(self.model, Cut(layer, kept, owner, compact=positions == "compact"), answer)
 
     def uncut(self, sample):
         """Return the logits [S, V] of the plain prompt."""

@@ -9,7 +9,7 @@ from harness.bench.probes import PROJECTORS
 from harness.bench.workloads import synthetic
 from harness.core.config import ModelConfig
 from harness.models.cost import architectures, count
-from harness.models.cost.decoder import CutPoint, DecoderShape, paper_style
+from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import FORMULAS, Case, selection_flops
 from harness.models.cost.vision import QwenVision, vision_shape
 from harness.prune import prune
@@ -121,8 +121,8 @@ def test_the_formula_that_peers_quote():
     shape = DecoderShape(layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, mlp=11008, vocabulary=32000)
     layer = 4 * 640 * 4096**2 + 2 * 640**2 * 4096 + 2 * 640 * 4096 * 11008
     small = 4 * 208 * 4096**2 + 2 * 208**2 * 4096 + 2 * 208 * 4096 * 11008
-    assert paper_style(shape, 640, 640) == 32 * layer
-    assert paper_style(shape, 640, 208, CutPoint(2)) == 2 * layer + 30 * small
+    assert shape.paper_style([Rows(0, 640)]) == 32 * layer
+    assert shape.paper_style([Rows(0, 640), Rows(2, 208)]) == 2 * layer + 30 * small
 
 
 def test_every_built_in_method_has_a_formula_that_grows_with_the_image():

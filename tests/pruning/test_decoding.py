@@ -9,7 +9,7 @@ from functools import cache, partial
 
 import pytest
 import torch
-from probes import MergeInside
+from probes import MergeInside, Stages
 from reference_prune import equally_long, inputs_of
 from tiny_families import COUNTING, tiny
 from transformers_names import CACHE, COUNTS_PADDING, ENCODES_FIRST, cache_of
@@ -22,7 +22,8 @@ from harness.models import FAMILIES, adapter_class
 TOKENS = 6  # decoded in each turn
 TURN = [65, 66, 67]  # what the user says next
 KEEP = 0.3
-# One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP.
+LAYERS = 4  # of the tiny models
+# One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP, often.
 BEFORE = {
     "random": partial(methods.load, "random"),
     "avg_pool": partial(methods.load, "avg_pool"),
@@ -34,6 +35,10 @@ INSIDE = {
     "dart": partial(methods.load, "dart"),
     "d2pruner": partial(methods.load, "d2pruner", prior="none"),
     "merge_inside": partial(MergeInside, layer=1),
+    "three_cuts": Stages,
+    "three_cuts_before_mlps": partial(Stages, variant="paper"),
+    "three_merges": partial(Stages, layers=(0, 1, 2), of_next=True, merges=True),
+    "input_and_later": partial(Stages, layers=(-1, 1, 2), merges=True, hidden="output"),
 }
 TEXT_ALONE = ("just a question, no picture", [], [])
 SCENES = {
@@ -92,11 +97,11 @@ class Block:
 
     def __init__(self, model, method, positions):
         self.model, self.method, self.positions = model, (BEFORE | INSIDE)[method](), positions
-        self.selections, select = [], self.method.select_batch
+        self.calls, select = [], self.method.select_batch  # selections of each cut
 
         def select_batch(*args):
             chosen = select(*args)
-            self.selections += chosen
+            self.calls.append(chosen)
             return chosen
 
         self.method.select_batch = select_batch
@@ -114,16 +119,17 @@ class Block:
         `logits[row][i]` [V] are those before the token `answers[row][i]`; `greedy` are the i at which this token must
         be the likeliest.
         """
-        layer, compact = int(self.method.stage.partition(":")[2] or -1), self.positions == "compact"
-        selections = self.selections[-len(prompts) :]
-        assert len(answers) == len(logits) == len(selections) == len(prompts)
-        for inputs, selection, answer, steps in zip(prompts, selections, answers, logits, strict=True):
+        layers, compact = [cut.layer for cut in self.method.cuts(100, 30, LAYERS)], self.positions == "compact"
+        calls = [iter(selections) for selections in self.calls[-len(layers) :]]
+        assert len(answers) == len(logits) == len(prompts)
+        for inputs, answer, steps in zip(prompts, answers, logits, strict=True):
             prompt = plain(self.model, inputs)
             visual = len(prompt.visual)
-            assert len(selection.kept) == round(KEEP * visual)
+            chosen = [next(selections) for selections in calls if visual]
+            assert not visual or len(chosen[-1].kept) == round(KEEP * visual)
             assert len(answer) >= TOKENS
-            cut = Cut(layer, selection.kept, selection.owner, compact)
-            before_each = prompt.logits(self.model, cut, answer)[-len(answer) - 1 : -1]
+            cuts = [Cut(at, s.kept, s.owner, s.mix, compact) for at, s in zip(layers, chosen, strict=False)]
+            before_each = prompt.logits(self.model, cuts, answer)[-len(answer) - 1 : -1]
             for i, (token, ours, expected) in enumerate(zip(answer, steps, before_each, strict=True)):
                 torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)
                 assert i not in greedy or token == int(likeliest(self.model, expected))

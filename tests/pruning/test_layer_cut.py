@@ -93,8 +93,8 @@ class TestDecoding:
 
 class TestNeverSilent:
     def test_a_cut_that_does_not_happen_is_caught(self, deep, processor, monkeypatch):
-        def keep_all(self, samples, sizes):
-            return [Selection(kept=torch.arange(n)) for n in sizes]
+        def keep_all(self, layer, samples, sizes, generators):
+            return [Selection(kept=torch.arange(n)) for n, _ in sizes]
 
         monkeypatch.setattr(harness.Pruning, "select", keep_all)
         inputs = inputs_of(processor, ["one image"])

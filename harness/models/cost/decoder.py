@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class CutPoint:
-    """Where visual tokens are dropped: decoder layers below `first` see all of them, the others the kept ones."""
+class Rows:
+    """How many rows decoder layers see from layer `first` on, up to those of the next entry."""
 
-    first: int = 0
-    before_mlp: bool = False  # True if the MLP of layer `first` - 1 sees only the kept ones
+    first: int
+    count: int
+    mlp_before: bool = False  # True if the MLP of layer `first` - 1 sees no more than these
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,38 @@ class DecoderShape:
             vocabulary=int(text.vocab_size),
         )
 
-    def prefill(self, before: int, after: int, cut: CutPoint = CutPoint()) -> int:
-        """Count the prefill of `before` tokens, of which `cut` keeps `after`; logits are computed for one row."""
-        attention = cut.first * self._attention(before, before) + (self.layers - cut.first) * self._attention(
-            after, after
-        )
-        full_mlps = cut.first - cut.before_mlp  # layers whose MLP sees all tokens
-        return attention + full_mlps * self._mlp(before) + (self.layers - full_mlps) * self._mlp(after) + self.head
+    def prefill(self, seen: Sequence[Rows]) -> int:
+        """Count the prefill of a prompt whose layers see the rows `seen`; logits are computed for one row."""
+        total = self.head
+        for rows, layers, mlps in self._spans(seen):
+            total += layers * self._attention(rows, rows) + mlps * self._mlp(rows)
+        return total
 
-    def decode(self, before: int, after: int, steps: int, cut: CutPoint = CutPoint()) -> int:
+    def decode(self, seen: Sequence[Rows], steps: int) -> int:
         """Count `steps` decoding steps after such a prefill."""
-        late, total = self.layers - cut.first, 0
-        for past in range(1, steps + 1):  # a token also attends to itself
-            total += cut.first * self._attention(1, before + past) + late * self._attention(1, after + past)
-        return total + steps * (self.layers * self._mlp(1) + self.head)
+        total = steps * (self.layers * self._mlp(1) + self.head)
+        for rows, layers, _ in self._spans(seen):
+            for past in range(1, steps + 1):  # a token also attends to itself
+                total += layers * self._attention(1, rows + past)
+        return total
+
+    def paper_style(self, seen: Sequence[Rows]) -> int:
+        """Count the prefill as papers do: 4 n d^2 + 2 n^2 d + 2 n d m a layer (FastV, arXiv 2403.06764, section 4).
+
+        The formula has as many key heads as query heads, an MLP of two matrices and no logits. A multiplication and its
+        addition are one operation.
+        """
+        d, m = self.hidden, self.mlp
+        return sum(layers * (4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m) for n, layers, _ in self._spans(seen))
+
+    def _spans(self, seen: Sequence[Rows]) -> list[tuple[int, int, int]]:
+        """Return (rows, number of layers, number of MLPs) of each entry."""
+        ends = [*(entry.first for entry in seen[1:]), self.layers]
+        early = [*(entry.mlp_before for entry in seen), False]
+        return [
+            (entry.count, end - entry.first, end - entry.first + early[i] - early[i + 1])
+            for i, (entry, end) in enumerate(zip(seen, ends, strict=True))
+        ]
 
     @property
     def head(self) -> int:
@@ -68,16 +88,3 @@ class DecoderShape:
 
     def _mlp(self, rows: int) -> int:
         return 3 * 2 * rows * self.hidden * self.mlp
-
-
-def paper_style(shape: DecoderShape, before: int, after: int, cut: CutPoint = CutPoint()) -> int:
-    """Count the prefill as papers do: 4 n d^2 + 2 n^2 d + 2 n d m per layer (FastV, arXiv 2403.06764, section 4).
-
-    The formula has as many key heads as query heads, an MLP of two matrices and no logits. A multiplication and its
-    addition are one operation.
-    """
-
-    def layer(n: int) -> int:
-        return 4 * n * shape.hidden**2 + 2 * n**2 * shape.hidden + 2 * n * shape.hidden * shape.mlp
-
-    return cut.first * layer(before) + (shape.layers - cut.first) * layer(after)

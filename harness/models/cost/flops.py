@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from itertools import pairwise
 from typing import Any
 
-from harness.models.adapter import cut_layer
-from harness.models.cost.decoder import CutPoint, DecoderShape, paper_style
+from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import Case, scorer_flops, selection_flops
-from harness.models.cost.vision import vision_shape
+from harness.models.cost.vision import VisionShape, vision_shape
 from methods.base import Method
 from methods.budget import Budget
 from methods.resize import smaller
@@ -58,37 +58,32 @@ def count(
     vision, decoder = vision_shape(config), DecoderShape.of(config)
     n = num_tokens(grids)
     if method is None or budget is None or (k := budget.count(n)) >= n:
-        return _of(vision, decoder, grids, text, n, new_tokens)
+        return _of(vision, decoder, grids, [Rows(0, text + n)], new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)
-        return _of(vision, decoder, grids, text, num_tokens(grids), new_tokens)
-    layer = cut_layer(method)
-    cut = CutPoint() if layer is None else CutPoint(layer + 1, method.before_mlp)
-    plain = _of(vision, decoder, grids, text, k, new_tokens, n, cut)
+        return _of(vision, decoder, grids, [Rows(0, text + num_tokens(grids))], new_tokens)
+    cuts, seen = method.cuts(n, k, decoder.layers), {0: Rows(0, text + n)}
+    seen |= {cut.layer + 1: Rows(cut.layer + 1, text + cut.k, method.before_mlp) for cut in cuts}
+    plain = _of(vision, decoder, grids, list(seen.values()), new_tokens)
     width, hidden = decoder.hidden, scorer_hidden or decoder.hidden // 2
-    keys = vision.block.hidden // vision.heads
-    case = Case(method, n, k, width, text + n, decoder.heads * decoder.head_dim, keys, grids)
+    keys, heads = vision.block.hidden // vision.heads, decoder.heads * decoder.head_dim
+    left = [n, *(cut.k for cut in cuts)]
+    cases = [Case(method, *pair, width, text + pair[0], heads, keys, grids) for pair in pairwise(left)]
+    parts = [selection_flops(case) for case in cases]
+    selection = None if None in parts else sum(part or 0 for part in parts)
     signals = vision.signals(grids, method) + scorer_flops(method, n, width, hidden)
-    return Flops(plain.vit, plain.projector, signals, selection_flops(case), plain.prefill, plain.decode, plain.paper)
+    return Flops(plain.vit, plain.projector, signals, selection, plain.prefill, plain.decode, plain.paper)
 
 
 def _of(
-    vision: Any,
-    decoder: DecoderShape,
-    grids: Sequence[Grid],
-    text: int,
-    kept: int,
-    new_tokens: int,
-    visual: int | None = None,
-    cut: CutPoint = CutPoint(),  # noqa: B008 (frozen)
+    vision: VisionShape, decoder: DecoderShape, grids: Sequence[Grid], seen: Sequence[Rows], new_tokens: int
 ) -> Flops:
-    before, after = text + (kept if visual is None else visual), text + kept
     return Flops(
         vision.tower(grids),
         vision.projector(grids),
         0,
         0,
-        decoder.prefill(before, after, cut),
-        decoder.decode(before, after, new_tokens - 1, cut),
-        paper_style(decoder, before, after, cut),
+        decoder.prefill(seen),
+        decoder.decode(seen, new_tokens - 1),
+        decoder.paper_style(seen),
     )
