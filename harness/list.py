@@ -14,10 +14,12 @@ from harness.core.console import print_json, table_lines
 from harness.core.errors import as_user_error, one_line
 from harness.core.files import json_line
 from harness.models import FAMILIES, adapter_class
+from harness.models.adapter import EXAMPLE
 from methods import checks
 from methods.base import Method
 
 WIDTH = 100  # columns of a terminal
+LAYERS = 32  # of the decoder for which a schedule is shown
 HEAD = ("method", "stage", "needs", "fidelity", "flash", "serve", "variants", "families")
 
 
@@ -29,6 +31,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "stage": method.stage,
+        "schedule": [[cut.layer, cut.k] for cut in method.cuts(*EXAMPLE, LAYERS)] if method.stage == "layers" else [],
         "needs": _needs(method),
         "with": dict(_variations(name, method, options)),
         "variants": options.get("variant", []),
@@ -122,7 +125,7 @@ def page(method: Mapping[str, Any]) -> str:
         for key, text in zip(method["params"], _parameters(method), strict=True)
     ]
     facts = {
-        "stage": [method["stage"]],
+        "stage": [method["stage"]] + [_schedule(method["schedule"])] * bool(method["schedule"]),
         "needs": [", ".join(method["needs"]) or "only the features"]
         + [f"with {key}: {', '.join(v['needs']) or 'none'} ({v['stage']})" for key, v in method["with"].items()],
         "variants": method["variants"],
@@ -143,6 +146,11 @@ def page(method: Mapping[str, Any]) -> str:
             block = _indented(str(text), " " * 12)
             lines += [label.ljust(12) + block[0][12:], *block[1:]] if number == 0 else block
     return "\n".join(lines)
+
+
+def _schedule(cuts: Sequence[tuple[int, int]]) -> str:
+    places = [f"{k} {'at the input' if layer < 0 else f'after layer {layer}'}" for layer, k in cuts]
+    return f"of {EXAMPLE[0]} tokens, K = {EXAMPLE[1]}, in {LAYERS} layers: {', '.join(places)}"
 
 
 def _unwrapped(doc: str) -> list[str]:

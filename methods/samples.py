@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from methods.base import LayerState, Tokens
+from methods.base import LayerState, Selection, Tokens
 from methods.checks import LARGEST
 
 FEATURES = ("normal", "duplicates", "equal", "zero", "zero_rows", "opposite", "huge", "tiny")
@@ -42,6 +42,29 @@ def make_tokens(
             visual_idx=torch.arange(2, 2 + n),
         ),
         text=torch.randn(3, d, generator=generator),
+        text_after=torch.randn(3, d, generator=generator),
+    )
+
+
+def survivors(tokens: Tokens, selection: Selection) -> Tokens:
+    """Return the sample as the next cut of a schedule sees it, after `selection`; layer states are those of before."""
+    kept, llm, origin = selection.kept, tokens.llm, tokens.origin
+    if llm is not None:
+        stays = torch.ones(llm.q.shape[1], dtype=torch.bool).index_fill(0, llm.visual_idx, False)
+        left = stays.index_fill(0, llm.visual_idx[kept], True).nonzero().squeeze(1)
+        visual_idx = torch.searchsorted(left, llm.visual_idx[kept])
+        llm = LayerState(llm.q[:, left], llm.k[:, left], llm.hidden[left], visual_idx)
+    return dataclasses.replace(
+        tokens,
+        features=tokens.features[kept],
+        importance=None if tokens.importance is None else tokens.importance[kept],
+        vit_attention={role: scores[kept] for role, scores in (tokens.vit_attention or {}).items()},
+        vit_keys=None if tokens.vit_keys is None else tokens.vit_keys[kept],
+        vit_features=None if tokens.vit_features is None else tokens.vit_features[kept],
+        llm=llm,
+        origin=kept if origin is None else origin[kept],
+        cut=tokens.cut + 1,
+        memory=selection.memory,
     )
 
 
@@ -71,7 +94,8 @@ def repeated(tokens: Tokens, source: Tensor) -> Tokens:
 def tensors_of(tokens: Tokens) -> list[Tensor]:
     """Return every tensor of a sample."""
     layer = [] if tokens.llm is None else [tokens.llm.q, tokens.llm.k, tokens.llm.hidden, tokens.llm.visual_idx]
-    signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.vit_features, tokens.text, *layer]
+    signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.vit_features, tokens.text, tokens.text_after]
+    signals += layer
     return [tensor for tensor in (*signals, *(tokens.vit_attention or {}).values()) if tensor is not None]
 
 

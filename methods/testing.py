@@ -16,7 +16,7 @@ import torch
 
 from methods.base import Method, Selection, Tokens, in_progress
 from methods.observe import Operations
-from methods.samples import FEATURES, GRIDS, SCORES, make_tokens, repeated, tensors_of
+from methods.samples import FEATURES, GRIDS, SCORES, make_tokens, repeated, survivors, tensors_of
 from methods.selecting import Place, at, line_of
 from methods.tokens import DeclaredTokens, num_tokens
 
@@ -114,10 +114,24 @@ def several_samples_are_as_one_by_one(method: Method) -> None:
     together = method.select_batch(samples, ks, [torch.Generator().manual_seed(n) for n in sizes])
     for tokens, n, k, got in zip(samples, sizes, ks, together, strict=True):
         alone = method.select(tokens, k, torch.Generator().manual_seed(n))
-        for a, b in ((alone.kept, got.kept), (alone.order, got.order), (alone.owner, got.owner)):
+        pairs = [(alone.kept, got.kept), (alone.order, got.order), (alone.owner, got.owner)]
+        pairs += list(zip(alone.mix or [None], got.mix or [None], strict=False))
+        for a, b in pairs:
             same = a is b is None or (a is not None and b is not None and torch.equal(a, b))
             what = f"a sample of {n} tokens keeps other ones in a batch with samples of other sizes"
             _expect(method, same, f"{what}: choose from each sample as if it were alone")
+
+
+def the_schedule_fits_any_model(method: Method) -> None:
+    """Check that the cuts ascend, that tokens only become fewer, and that each cut works on what the last one left."""
+    for layers in (4, 28, 32):
+        for n, k in ((2, 1), (35, 9), (577, 64), (577, 576)):
+            cuts = method.cuts(n, k, layers)
+            if layers == 28 and n == 35:
+                tokens = make_tokens(n)
+                for cut in cuts:
+                    tokens = dataclasses.replace(tokens, at_input=cut.layer < 0)
+                    tokens = survivors(tokens, _checked_selection(method, tokens, cut.k, f"cut {tokens.cut}"))
 
 
 def edges_of_the_budget(method: Method) -> None:
@@ -162,6 +176,7 @@ CHECKS: Sequence[Callable[[Method], None]] = (
     exactly_k_of_any_finite_input,
     no_nan_is_ranked,
     several_samples_are_as_one_by_one,
+    the_schedule_fits_any_model,
     edges_of_the_budget,
     half_precision_equals_its_float32_copy,
 )
@@ -192,6 +207,7 @@ def _expect(method: Method, holds: bool, what: str, place: Place | None = None) 
 def _checked_selection(method: Method, tokens: Tokens, k: int, what: str) -> Selection:
     selection = method.select(tokens, k)  # which checks the indices itself
     kept = selection.kept.tolist()
-    _expect(method, len(kept) == k and kept == sorted(set(kept)), f"not {k} distinct ascending indices of {what}")
+    count = k if method.exact_k else len(kept)
+    _expect(method, len(kept) == count and kept == sorted(set(kept)), f"not {k} distinct ascending indices of {what}")
     _expect(method, kept == method.select(tokens, k).kept.tolist(), f"two selections of {what} differ: {ALONE}")
     return selection

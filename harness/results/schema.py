@@ -165,6 +165,14 @@ class Response(TypedDict):
 
 
 @with_config(STRICT)
+class Stage(TypedDict):
+    """What one cut of several left: `layer` -1 is the input of the language model."""
+
+    layer: Annotated[int, Field(ge=-1)]
+    kept: list[Count]
+
+
+@with_config(STRICT)
 class Kept(TypedDict):
     """A line of `kept.jsonl`."""
 
@@ -176,6 +184,7 @@ class Kept(TypedDict):
     grids: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
     kept: list[Count]
     per_layer: NotRequired[float]
+    stages: NotRequired[list[Stage]]
     budget: NotRequired[Count]
     repeat: NotRequired[int]
     order: NotRequired[list[Count]]
