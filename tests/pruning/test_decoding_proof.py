@@ -169,7 +169,7 @@ def test_a_replay_of_other_prompts_is_refused(family):
             with pruning.replaying():
                 generate(model, other, max_new_tokens=1)
 
-    with pytest.raises(RuntimeError, match="the one to repeat kept"):
+    with pytest.raises(RuntimeError, match="the one to repeat cut"):
         mixed_up()
 
 

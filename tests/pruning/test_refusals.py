@@ -40,8 +40,8 @@ def pruned(model, inputs, first=lambda: None, method="uniform", **kwargs):
 
 class TestNeverSilent:
     def test_a_cut_that_does_not_happen_is_caught(self, model, processor, monkeypatch):
-        def keep_all(self, samples, sizes):
-            return [Selection(kept=torch.arange(n)) for n in sizes]
+        def keep_all(self, layer, samples, sizes, generators):
+            return [Selection(kept=torch.arange(n)) for n, _ in sizes]
 
         monkeypatch.setattr(harness.Pruning, "select", keep_all)
         with pytest.raises(RuntimeError, match=r"received \[33\] rows .* asks for \[19\]"):
