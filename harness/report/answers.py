@@ -28,6 +28,7 @@ class Answer:
     shown: list[list[int]] = field(default_factory=list)  # grids of the smaller images that `resize` showed instead
     order: str | None = None  # kept tokens as they were picked, 16 bits each in base 64, where the run recorded it
     importance: str | None = None  # 0 to 255 for each of the n tokens, in base 64, where the run recorded it
+    stages: list[tuple[int, int, str]] | None = None  # of several cuts: layer, tokens left, n bits in base 64
 
     def kept(self) -> np.ndarray | None:
         """Which tokens were kept, as booleans [n]."""
@@ -47,8 +48,12 @@ def read(result: Result) -> dict[Question, Answer]:
         names_tokens = line["kept"] or not line["k"]
         mask = pack(line["kept"], line["n"]) if names_tokens else None
         order = text(np.array(line["order"], "<u2").tobytes()) if "order" in line else None
+        stages = [
+            (stage["layer"], len(stage["kept"]), base64.b64encode(pack(stage["kept"], line["n"])).decode())
+            for stage in line.get("stages", [])
+        ]
         counts = (line["n"], line["k"], line["grids"], mask, line.get("shown", []), order, line.get("importance"))
-        answers.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *counts))
+        answers.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *counts, stages or None))
     return answers
 
 

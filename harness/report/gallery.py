@@ -6,7 +6,8 @@ could be chosen (all of them where this is missing), "agreement": [{benchmark: p
 for each run], "questions": [...]}; a question is
 {"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
 in base 64 or null. Where runs recorded it, a question has "orders" (16 bits for each kept token, or null for each run)
-and "importance" (8 bits for each of the n tokens), both in base 64. An overlap is a budget of a setting:
+and "importance" (8 bits for each of the n tokens), both in base 64. Where a run cut several times, it has "stages"
+([layer, tokens left, n bits in base 64] for each cut, or null, for each run). An overlap is a budget of a setting:
 {"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
 
@@ -99,10 +100,12 @@ def _question(question: Question, group: Sequence[Result], by_run: Answers, scor
         for s, a in zip(values, run_answers, strict=True)
     ]
     orders = [answer and answer.order for answer in run_answers]
+    stages = [answer and answer.stages for answer in run_answers]
     importance = [answer.importance for answer in run_answers if answer and answer.importance]
     return {
         **{"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows},
         **({"orders": orders} if any(orders) else {}),
+        **({"stages": stages} if any(stages) else {}),
         **({"importance": importance[-1]} if importance else {}),
     }
 
@@ -154,7 +157,7 @@ def _of(setting: dict[str, Any], hashes: set[str]) -> dict[str, Any]:
         return [rows[index] for index in places]
 
     questions = [
-        {key: cut(value) if key in ("answers", "orders") else value for key, value in question.items()}
+        {key: cut(value) if key in ("answers", "orders", "stages") else value for key, value in question.items()}
         for question in setting["questions"]
     ]
     return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": questions}

@@ -103,6 +103,31 @@ def test_runs_without_order_and_importance_are_shown_as_they_are(made, tmp_path)
     assert [set(question) for question in setting["questions"]] == [{"task", "doc_id", "n", "grids", "answers"}] * 2
 
 
+def test_the_gallery_shows_what_each_cut_left(made, tmp_path):
+    """As a method with a schedule writes it: here idpruner's tokens, and twice as many after an earlier layer."""
+    shutil.copytree(made[0].folder.parents[2], tmp_path / "runs")
+    stages = {}
+    for result in collect(tmp_path / "runs"):
+        if result.method == "idpruner":
+            lines = kept_lines(result)
+            for line in lines:
+                early = sorted({*line["kept"], *range(0, line["n"], 2)})
+                line["stages"] = [{"layer": 3, "kept": early}, {"layer": 7, "kept": line["kept"]}]
+                stages[line["doc_id"]] = [
+                    (3, len(early), text(pack(early, line["n"]))),
+                    (7, line["k"], text(pack(line["kept"], line["n"]))),
+                ]
+            (result.folder / "kept.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            sealed_again(result.folder)
+    results = collect(tmp_path / "runs")
+    methods = {result.hash: result.method for result in results}
+    (setting,) = gallery.gather(results, None)["settings"]
+    for question in setting["questions"]:
+        shown = dict(zip((methods[name] for name in setting["runs"]), question["stages"], strict=True))
+        assert shown.pop("idpruner") == stages[question["doc_id"]]
+        assert not any(shown.values())
+
+
 def test_detailed_questions_depend_on_task_and_document_alone():
     questions = [(task, doc) for task in ("a", "b") for doc in range(100)]
     chosen = records.detailed(questions)

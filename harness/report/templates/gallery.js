@@ -257,13 +257,25 @@ function panel(question, name, layer) {
   const index = setting().runs.indexOf(name);
   const answer = question.answers[index];
   const order = question.orders ? question.orders[index] : null;
+  const stages = question.stages && layer === "kept" ? question.stages[index] : null;
   const about = data.runs[name];
   const mark = name === state.a ? "A: " : name === state.b ? "B: " : "";
   const who = element("span", { class: "who" }, element("span", { class: "dot" }), mark + about.name);
   const label = `${about.name}: ${amount(question, answer) || "not run"}`;
   const item = element("li", { class: `${about.group || "baseline"}${name === state.a ? " is-a" : ""}${name === state.b ? " is-b" : ""}` });
-  item.append(who, drawing(question, answer, order, layer, label), verdict(answer), element("span", { class: "small" }, amount(question, answer)));
+  const picture = stages ? pictures(question, stages, about.name) : drawing(question, answer, order, layer, label);
+  item.append(who, picture, verdict(answer), element("span", { class: "small" }, amount(question, answer)));
   return item;
+}
+
+// A run that cut several times: one picture for what each cut left.
+function pictures(question, stages, name) {
+  const list = stages.map(([layer, count, left]) => {
+    const text = `${count} ${layer < 0 ? "at the input" : `after layer ${layer}`}`;
+    const one = drawing(question, ["", null, count, left, []], null, "kept", `${name}: ${text}`);
+    return element("span", {}, one, element("span", { class: "small" }, text));
+  });
+  return element("span", { class: "stages" }, ...list);
 }
 
 function step(by) {
