@@ -49,7 +49,7 @@ def prune(
     the model itself assumes that all its layers are complete. A cache from outside is refused in the block. Prompts of
     a batch may keep different numbers of tokens; then a plain forward returns padded rows. The padding is on the right
     if it was there in the input, else on the left, also if the input had none. Of its S tokens without padding, sample
-    i has S - `records[i].n` + `records[i].k` rows.
+    i has S - `records[i].n` + `records[i].k` rows, less the newline rows that were dropped.
 
     Args:
         model: a model of a supported family, as transformers loads it, not compiled. A PEFT model and

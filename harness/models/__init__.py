@@ -19,6 +19,7 @@ FAMILIES = {
     "llavaonevision1_5": "harness.models.llavaov15.adapter:LlavaOnevision15",
     "qwen2_vl": "harness.models.qwen2vl:Qwen2VL",
     "qwen3_vl": "harness.models.qwen3vl:Qwen3VL",
+    "llava_next": "harness.models.llava_next:LlavaNext",
     "internvl": "harness.models.internvl:InternVL",
 }
 # Families that transformers lacks: model_type -> module:function that registers our port

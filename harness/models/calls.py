@@ -27,6 +27,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "labels": ("labels",),
     "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
+    "image_sizes": ("image_sizes",),  # [images, 2] (height, width) in pixels
     "image_grids": ("image_grid_thw",),
     "video_grids": ("video_grid_thw",),
     "grids": ("grid_thw",),  # in a pass through the vision tower

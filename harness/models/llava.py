@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +13,20 @@ from harness.models import question_tokens
 from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
 from harness.models.compat import CLIP_ENCODER
-from harness.models.layout import Layout
+from harness.models.layout import Layout, Placeholders
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.vision_tower import VisionSignals, VisionTower
 from methods.base import Method, Signal
 from methods.tokens import Grid
 
-TEXT_MODELS = ("llama", "qwen2")  # both rotate q and k directly after their projections, by the same function
+# All rotate q and k directly after their projections, by the same function.
+TEXT_MODELS = ("llama", "mistral", "qwen2")
+# Text model -> what finds the question in its template.
+TEMPLATES: Mapping[str, Callable[..., Tensor]] = {
+    "llama": question_tokens.vicuna_question,
+    "mistral": question_tokens.mistral_question,
+    "qwen2": question_tokens.chatml_question,
+}
 
 
 class Llava(PlaceholderAdapter):
@@ -85,9 +92,8 @@ class Llava(PlaceholderAdapter):
             raise ValueError(f"{name}={passed} is not what the vision tower is read for, {configured}: {remedy}")
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
-        """Return the rows [T] of the words in the turn of the last image, by the template of Vicuna or of Qwen."""
-        vicuna = self._config.text_config.model_type == "llama"
-        find = question_tokens.vicuna_question if vicuna else question_tokens.chatml_question
+        """Return the rows [T] of the words in the turn of the last image, by the template of the text model."""
+        find = TEMPLATES.get(self._config.text_config.model_type, question_tokens.chatml_question)
         return find(ids, kinds, self._config, self.model.generation_config)
 
     def positions(self, call: Call) -> Tensor:
@@ -104,11 +110,11 @@ class Llava(PlaceholderAdapter):
         """Convert positions [1, B, L] to the decoder's form [B, L]."""
         return positions[0]
 
-    def encoded_grids(self, call: Call) -> list[Grid]:
+    def encoded_grids(self, call: Call) -> Sequence[Grid | Placeholders]:
         """Return (1, h, w) of every image that the tower encodes."""
         return [(1, *self.tower.patches(call))] * len(call.require("image"))
 
-    def declared_grids(self, kind: str, call: Call) -> list[Grid] | None:
+    def declared_grids(self, kind: str, call: Call) -> Sequence[Grid | Placeholders] | None:
         """Return (1, h, w) of every image of the batch."""
         return self.encoded_grids(call) if kind == "image" and call.get("image") is not None else None
 
@@ -125,6 +131,9 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
+    if Signal.LLM in method.needs and text == "mistral" and config.text_config.sliding_window is not None:
+        window = config.text_config.sliding_window
+        return f"{method.name} cuts inside the language model, whose layers attend within {window} tokens"
     if Signal.TEXT in method.needs and text not in family.question_templates:
         supported = ", ".join(family.question_templates)
         return f"{method.name} reads the question, which is not found in prompts of {text}: supported are {supported}"

@@ -15,6 +15,8 @@ from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
 
+CLIP_FAMILIES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -84,7 +86,7 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, where the message can name the tensor
             **({} if config.unpack is None else {"unpack": config.unpack}),
-            **(loading_options(transformers.LlavaForConditionalGeneration) if family == "llava" else {}),
+            **(loading_options(getattr(transformers, CLIP_FAMILIES[family])) if family in CLIP_FAMILIES else {}),
             **placement,
         )
         model = model.eval() if placement else model.eval().to(device)

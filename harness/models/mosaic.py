@@ -24,14 +24,20 @@ class Packing:
 
     Args:
         side: patches along a side of a crop.
-        mosaic: patch [H, W] at each place of the mosaic without padding, numbered through all crops; None for an image
-            that is one crop, which one newline closes.
+        tiles: (rows, columns) of tiles; (0, 0) for an image that is one crop, which one newline closes.
+        mosaic: patch [H, W] at each place of the mosaic, numbered through all crops, without padding; None: no tiles.
         resized: lines and columns to which features of the mosaic are interpolated bilinearly; None: they are not.
     """
 
     side: int
+    tiles: tuple[int, int]
     mosaic: Tensor | None
     resized: tuple[int, int] | None = None
+
+    @property
+    def crops(self) -> int:
+        """The number of crops: the whole image and its tiles."""
+        return 1 + self.tiles[0] * self.tiles[1]
 
     @property
     def grids(self) -> list[Grid]:

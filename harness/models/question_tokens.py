@@ -64,10 +64,12 @@ def ids_of(configs: tuple[Any, ...], names: tuple[str, ...]) -> list[int]:
     return ids
 
 
+Marks = tuple[tuple[int, ...], ...]  # ids of a mark, one entry for each way to write it
 # Llama's token ids of "USER:" and "ASSISTANT:", after a space and without one.
-USER = ((3148, 1001, 29901), (11889, 29901))
-ASSISTANT = ((319, 1799, 9047, 13566, 29901), (22933, 9047, 13566, 29901))
-SPACE, BREAK = 29871, 13
+VICUNA = ((3148, 1001, 29901), (11889, 29901)), ((319, 1799, 9047, 13566, 29901), (22933, 9047, 13566, 29901))
+# Mistral's of "[INST]" and "[/INST]".
+MISTRAL = ((733, 16289, 28793), (28792, 16289, 28793)), ((733, 28748, 16289, 28793), (28792, 28748, 16289, 28793))
+SPACES, BREAK = (29871, 28705), 13  # of Llama's tokenizer and of Mistral's
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id")
 
 
@@ -84,15 +86,27 @@ def vicuna_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
         kinds: [S], 0 on what is not visual.
         configs: of the model and of generation, which name special tokens.
     """
+    return _between(*VICUNA, ids, kinds, *configs)
+
+
+def mistral_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
+    """Return the rows [T] of the words in the turn of the last visual token, from "[INST]" to "[/INST]".
+
+    The arguments and rules are those of `vicuna_question`.
+    """
+    return _between(*MISTRAL, ids, kinds, *configs)
+
+
+def _between(opening: Marks, closing: Marks, ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     place = torch.arange(len(ids), device=ids.device)
     visual = kinds > 0
     last = place.where(visual, 0).amax()
-    begin = max((start + len(mark) for mark in USER for start in _starts(ids, mark) if start < last), default=0)
-    end = min((start for mark in ASSISTANT for start in _starts(ids, mark) if start > last), default=len(ids))
+    begin = max((start + len(mark) for mark in opening for start in _starts(ids, mark) if start < last), default=0)
+    end = min((start for mark in closing for start in _starts(ids, mark) if start > last), default=len(ids))
     special = torch.isin(ids, ids.new_tensor(ids_of(configs, SPECIAL)))
     words = (place >= begin) & (place < end) & ~special & ~visual
     # "USER: <image>\n": some versions of the tokenizer have a separate space before or after an image.
-    space = (ids == SPACE) & (visual.roll(-1) | visual.roll(1))
+    space = torch.isin(ids, ids.new_tensor(SPACES)) & (visual.roll(-1) | visual.roll(1))
     line_break = (ids == BREAK) & (visual | space).roll(1)
     return (words & ~space & ~line_break).nonzero().squeeze(1)
 

@@ -39,11 +39,11 @@ class VisionSignals:
 
     def at(self, index: Tensor) -> VisionSignals:
         """Return the signals of the tokens `index`."""
-        return self._each(lambda rows: rows[index.to(rows.device)])
+        return self.mapped(lambda rows: rows[index.to(rows.device)])
 
     def fields(self, device: torch.device) -> dict[str, Any]:
         """Return the signals as fields of `Tokens`."""
-        moved = self._each(lambda rows: rows.to(device))
+        moved = self.mapped(lambda rows: rows.to(device))
         signals = {"vit_attention": moved.attention or None, "vit_keys": moved.keys, "vit_features": moved.features}
         return {**signals, "has_cls": self.has_cls}
 
@@ -51,12 +51,12 @@ class VisionSignals:
     def concatenated(cls, parts: Sequence[VisionSignals]) -> VisionSignals:
         """Concatenate the tokens of several passes."""
         tensors = zip(*(part._tensors() for part in parts), strict=True)
-        return parts[0]._each(lambda rows: torch.cat(next(tensors)))
+        return parts[0].mapped(lambda rows: torch.cat(next(tensors)))
 
     def _tensors(self) -> list[Tensor]:
         return [*self.attention.values(), *(rows for rows in (self.keys, self.features) if rows is not None)]
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> VisionSignals:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> VisionSignals:
         """Return these signals with every tensor changed, in the order of `_tensors`."""
         attention = {role: change(scores) for role, scores in self.attention.items()}
         keys, features = (None if rows is None else change(rows) for rows in (self.keys, self.features))

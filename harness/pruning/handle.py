@@ -37,6 +37,8 @@ class Kept:
     grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
     per_layer: float = 0.0  # visual tokens that a decoder layer sees, averaged over layers
     stages: list[Stage] = field(default_factory=list)  # of a schedule of several cuts, the last one too; else none
+    # Newline rows before and after; None in families without any.
+    newlines: tuple[int, int] | None = field(default=None, kw_only=True)
 
     @property
     def compute(self) -> float:

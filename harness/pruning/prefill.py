@@ -26,6 +26,8 @@ class Prompt:
     cuts: tuple[Cut, ...]
     generator: torch.Generator
     origin: Tensor  # [left] indices among the n
+    newlines: int  # before, and after the latest cut
+    newlines_left: int
     memory: Any = None  # what the method remembers
     stages: list[Stage] = field(default_factory=list)  # what each cut left
     selection: Selection | None = None  # of the latest cut
@@ -58,12 +60,12 @@ class Prefill:
         self._line_ends = None if layout.line_ends is None else layout.line_ends.to(embeddings.device)
         self.embeddings = embeddings
         self._pruning, self._layout = pruning, layout
-        sizes = self.visual[:: layout.copies].sum(1).tolist()
+        sizes, newlines = (rows[:: layout.copies].sum(1).tolist() for rows in (self.visual, self._newlines))
         plans = [pruning.cuts(n, layers) for n in sizes]
         generators = pruning.generators(len(sizes))
         self.prompts = [
-            Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device))
-            for n, cuts, generator in zip(sizes, plans, generators, strict=True)
+            Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device), ends, ends)
+            for n, cuts, generator, ends in zip(sizes, plans, generators, newlines, strict=True)
         ]
         self.layers = sorted({cut.layer for cuts in plans for cut in cuts})  # behind which something is cut
         self._vision: list[VisionSignals] | None = None
@@ -78,7 +80,8 @@ class Prefill:
                 texts["text"] = self.embeddings[row, questions[number].to(self.embeddings.device)].detach()
             if Signal.TEXT_AFTER in self._pruning.method.needs:
                 present = self.valid[row].nonzero().squeeze(1)
-                last = self.visual[row, present].nonzero().max() if self.prompts[number].n else -1
+                marked = self.visual | self._newlines
+                last = marked[row, present].nonzero().max() if self.prompts[number].n else -1
                 texts["text_after"] = self.embeddings[row, present[last + 1 :]].detach()
 
     def cut(self, layer: int, states: Tensor, read: ReadLayer | None = None) -> tuple[Tensor, KeptRows, list[int]]:
@@ -105,7 +108,8 @@ class Prefill:
             rows = slice(number * copies, (number + 1) * copies)
             stay[rows] &= ~(self.visual | self._newlines)[rows]
             stay[rows, place[selection.kept]] = True
-            stay[rows, self._newlines_to_keep(rows.start, place, selection.kept)] = True
+            newlines = self._newlines_to_keep(rows.start, place, selection.kept)
+            stay[rows, newlines] = True
             expected[rows] -= len(place) - (k if exact else len(selection.kept))
             if selection.owner is not None or selection.mix is not None:
                 if not states.numel():
@@ -113,7 +117,7 @@ class Prefill:
                 states, merged = (states if merged else states.clone()), True
                 index = place.to(states.device)  # a model may be on several devices
                 states[rows, index[selection.kept]] = _merge(states[rows.start, index], selection)
-            prompt.origin = prompt.origin[selection.kept]
+            prompt.origin, prompt.newlines_left = prompt.origin[selection.kept], len(newlines)
             prompt.stages.append(Stage(layer, prompt.origin.tolist()))
             prompt.selection, prompt.memory = selection, selection.memory
         expected += (stay & self._newlines).sum(1)
@@ -143,7 +147,8 @@ class Prefill:
             per_layer += (1 - before) * seen
             kept = prompt.stages[-1].kept if prompt.stages else list(range(prompt.n))
             stages = prompt.stages if len(prompt.stages) > 1 else []
-            records.append(Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages))
+            ends = None if self._pruning.newlines is None else (prompt.newlines, prompt.newlines_left)
+            records.append(Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages, newlines=ends))
         self._pruning.finish(records, [(prompt.outcome, prompt.importance) for prompt in self.prompts])
 
     def _newlines_to_keep(self, row: int, place: Tensor, kept: Tensor) -> Tensor:
@@ -153,7 +158,7 @@ class Prefill:
         if self._pruning.newlines != "follow" or self._line_ends is None:
             return place[:0]
         ends = self._line_ends[row, place[kept]]
-        return ends[ends >= 0]
+        return ends[ends >= 0].unique()
 
     def _tokens(self, number: int, place: Tensor, layer: int, read: ReadLayer | None) -> Tokens:
         """Return the method's input for a prompt with visual tokens at the rows `place` [N]."""

@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
+from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 from tiny_llavaov15 import llavaov15_processor, tiny_llavaov15
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
 from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
@@ -20,9 +21,10 @@ BUILDERS = {
     "llavaonevision1_5": (lambda: tiny_llavaov15(dtype=torch.float64, layers=4, depth=4), llavaov15_processor),
     "qwen2_vl": (lambda: tiny_qwen2(torch.float64), tiny_qwen2_processor),
     "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
+    "llava_next": (lambda: tiny_llava_next(torch.float64), tiny_llava_next_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }
-COUNTING = {"llava", "llavaonevision1_5", "internvl"}  # families whose positions count the tokens
+COUNTING = {"llava", "llava_next", "llavaonevision1_5", "internvl"}  # families whose positions count the tokens
 
 
 @cache

@@ -15,6 +15,7 @@ class Cut:
     owner: torch.Tensor | None = None  # [N] row of `kept` into which each token is averaged
     mix: tuple | None = None  # (row of `kept`, token, weight), each [E]: a row becomes the sum of weight x token
     compact: bool = False  # the remaining rows are numbered from 0
+    newlines: tuple[int, ...] = ()  # rows of the whole prompt that end lines of patches and stay
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Prompt:
     positions: torch.Tensor  # [3, 1, S], or [1, S] where a model counts tokens
     features: list[torch.Tensor]  # [1, S, D] each: what Qwen3-VL adds to the rows after layers 0, 1, ...
     visual: torch.Tensor  # [N] rows of the visual tokens
+    newlines: torch.Tensor  # rows that end lines of patches, in some families
 
     @classmethod
     def of(cls, model, inputs):
@@ -46,15 +48,17 @@ class Prompt:
             features.append(torch.zeros_like(states))
             features[-1][call["visual_pos_masks"]] = rows
         marks = {model.config.image_token_id, getattr(model.config, "video_token_id", None)} - {None}
-        visual = torch.isin(ids[0], torch.tensor(list(marks))).nonzero().squeeze(1)
-        return cls(states, positions, features, visual)
+        marked = torch.isin(ids[0], torch.tensor(list(marks)))
+        newline = getattr(model.model, "image_newline", None)
+        ends = torch.zeros_like(marked) if newline is None else (states[0] == newline).all(-1)
+        return cls(states, positions, features, *((mask.nonzero().squeeze(1)) for mask in (marked & ~ends, ends)))
 
     def logits(self, model, cuts, answer=()):
         """Return the logits [L, V] of every row that is left of this prompt and the tokens `answer`.
 
         The last row of the prompt is `-len(answer) - 1`: its logits are those before the first token of the answer.
         """
-        decoder, visual = model.model.language_model, self.visual
+        decoder, visual, newlines = model.model.language_model, self.visual, self.newlines
         left = {cut.layer + 1: cut for cut in (cuts if isinstance(cuts, list) else [cuts])}
         words = model.get_input_embeddings()(torch.tensor([list(answer)], dtype=torch.long))
         rows = [torch.cat([self.states, words], dim=1)]
@@ -66,6 +70,9 @@ class Prompt:
                 stay = torch.ones(rows[0].shape[1], dtype=torch.bool)
                 stay[visual] = False
                 stay[visual[cut.kept]] = True
+                if len(cut.kept) < len(visual):
+                    stay[newlines] = torch.isin(newlines, torch.tensor(cut.newlines, dtype=newlines.dtype))
+                    newlines = newlines[:0]  # a later cut finds those that stay among other rows
                 rows = [merged(part, visual, cut)[:, stay] for part in rows]
                 visual = (stay.cumsum(0) - 1)[visual[cut.kept]]
                 positions = torch.arange(int(stay.sum())).unsqueeze(0) if cut.compact else positions[..., stay]

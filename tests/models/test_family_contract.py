@@ -73,6 +73,11 @@ class Family:
         owner = torch.arange(record.n).clamp(max=record.k - 1) if merges else None
         return self.prompt(sample).logits(self.model, Cut(layer, kept, owner, compact=positions == "compact"), answer)
 
+    def dropped(self, sample, record):
+        """Return how many rows of a sample the cut has dropped; with a token go all newlines."""
+        newlines = len(self.prompt(sample).newlines) if record.k < record.n else 0
+        return record.n - record.k + newlines
+
     def uncut(self, sample):
         """Return the logits [S, V] of the plain prompt."""
         prompt = self.prompt(sample)
@@ -148,7 +153,7 @@ class TestOnePrompt:
             assert record.n == len(family.prompt(sample).visual) == sum(t * h * w for t, h, w in record.grids)
             close(logits, family.logits(sample, record, method))
             plain = family.uncut(sample)
-            assert len(logits) == len(plain) - record.n + record.k
+            assert len(logits) == len(plain) - family.dropped(sample, record)
             assert (logits[-1] - plain[-1]).abs().max() > 1e-2
 
     @torch.no_grad()
@@ -192,7 +197,7 @@ class TestOnePrompt:
             maps = model(**family.inputs(sample), output_attentions=True).attentions[layer][0]
             prompt, state = family.prompt(sample), tokens.llm
             assert torch.equal(state.visual_idx, prompt.visual)
-            torch.testing.assert_close(tokens.features, prompt.states[0, prompt.visual], atol=1e-5, rtol=1e-4)
+            close(tokens.features, prompt.states[0, prompt.visual])
             scores = state.q @ state.k.repeat_interleave(2, dim=0).mT / state.q.shape[-1] ** 0.5
             scores = scores.masked_fill(torch.ones_like(scores[0]).triu(1).bool(), -torch.inf)
             torch.testing.assert_close(scores.softmax(-1), maps, atol=1e-5, rtol=1e-4)
@@ -201,7 +206,7 @@ class TestOnePrompt:
                 "output": entered[layer + 1],
                 "normed_output": decoder.norm(entered[layer + 1]),
             }
-            close(state.hidden, expected[hidden])
+            torch.testing.assert_close(state.hidden, expected[hidden], atol=1e-3, rtol=1e-3)
 
 
 class TestBatches:
@@ -243,7 +248,8 @@ class TestBatches:
         assert bool(inputs["attention_mask"].all())
         with harness.prune(family.model, CUTS[cut], keep=0.3) as pruning:
             logits = family.model(**inputs).logits
-        lengths = [inputs["input_ids"].shape[1] - record.n + record.k for record in pruning.records]
+        whole = inputs["input_ids"].shape[1]
+        lengths = [whole - family.dropped(*pair) for pair in zip(samples, pruning.records, strict=True)]
         assert lengths[0] != lengths[1]
         for row, sample, record, length in zip(logits, samples, pruning.records, lengths, strict=True):
             expected = family.logits(sample, record, CUTS[cut])
@@ -269,7 +275,7 @@ class TestDecoding:
             turns = [model(input_ids=TURN, use_cache=True, **{CACHE: it}).logits[0] for it in (cache, copied)]
         (record,), whole, layers = pruning.records, inputs["input_ids"].shape[1], len(model.model.language_model.layers)
         before = getattr(method, "layer", -1) + 1
-        assert lengths == [whole] * before + [whole - record.n + record.k] * (layers - before)
+        assert lengths == [whole] * before + [whole - family.dropped("text between", record)] * (layers - before)
         expected = family.logits("text between", record, method, TURN[0].tolist())[-3:]
         close(turns[0], expected)
         close(turns[1], expected)
@@ -282,7 +288,7 @@ class TestDecoding:
         with harness.prune(family.model, CUTS[cut], keep=0.25):
             plain = generate(family.model, inputs, max_new_tokens=20)
             assert generate(family.model, inputs, max_new_tokens=20, prompt_lookup_num_tokens=3) == plain
-            assert generate(family.model, inputs, max_new_tokens=20, prefill_chunk_size=40) == plain
+            assert generate(family.model, inputs, max_new_tokens=20, prefill_chunk_size=100) == plain
 
     @one_cut_of_a_kind
     @torch.no_grad()

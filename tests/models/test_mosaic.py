@@ -20,7 +20,8 @@ NEWLINE = -7.0
 def packed(image, side, pixels, pinpoints, resized=None):
     height, width = select_best_resolution(image, pinpoints)
     tiles = height // pixels, width // pixels
-    return Packing(side, mosaic_of(tiles, side, image), resized), 1 + tiles[0] * tiles[1]
+    packing = Packing(side, tiles, mosaic_of(tiles, side, image), resized)
+    return packing, packing.crops
 
 
 def theirs(model, features, image, side, pixels, pinpoints, **options):
@@ -89,7 +90,7 @@ def test_llava_onevision_interpolates_large_mosaics(image, size, rows):
 
 
 def test_an_image_of_one_crop_is_closed_by_one_newline():
-    packing = Packing(27, None)
+    packing = Packing(27, (0, 0), None)
     features = torch.arange(729).double().view(1, 729, 1)
     expected = theirs(LlavaOnevisionModel, features, (9, 9), 27, 384, ONEVISION, vision_aspect_ratio="anyres_max_9")
     row = packing.placeholders
@@ -99,7 +100,7 @@ def test_an_image_of_one_crop_is_closed_by_one_newline():
 
 
 def test_a_line_ends_at_the_newline_after_its_patches():
-    row = Packing(2, mosaic_of((1, 2), 2, (2, 4))).placeholders
+    row = Packing(2, (1, 2), mosaic_of((1, 2), 2, (2, 4))).placeholders
     assert row.line_ends.tolist() == [-1] * 4 + [8] * 5 + [13] * 5
     layout = Layout(row.patches[None], [list(row.grids)], torch.ones(1, 14), line_ends=row.line_ends[None])
     assert layout.newlines[0].nonzero()[:, 0].tolist() == [8, 13]

@@ -210,7 +210,8 @@ def test_an_answer_by_hand_after_padding_on_the_right(family, method, positions,
     mask, tokens = inputs["attention_mask"], torch.empty(len(rows), 0, dtype=torch.long)
     with (block := Block(model, method, positions)) as pruning:
         output = model(**inputs, use_cache=True)
-        last = [int(n) - record.n + record.k - 1 for n, record in zip(mask.sum(1), pruning.records, strict=True)]
+        dropped = [record.n - record.k + sum(record.newlines or ()) for record in pruning.records]  # all newlines go
+        last = [int(n) - gone - 1 for n, gone in zip(mask.sum(1), dropped, strict=True)]
         new = logits = output.logits[rows, last].unsqueeze(1)
         for _ in range(TOKENS):
             new = likeliest(model, new)

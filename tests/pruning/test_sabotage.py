@@ -79,7 +79,9 @@ def hooked(family):
         **{f"{DECODER}.layers.{number}.self_attn": attention for number in (0, 1)},
         f"{DECODER}.layers.0.mlp": "x",
     }
-    if family in ("llava", "internvl"):
+    if family == "llava_next":
+        parts["model"] += " image_sizes"
+    if family in ("llava", "llava_next", "internvl"):
         return parts | {"model.vision_tower": "pixel_values"}
     parts[""] += " pixel_values_videos"
     parts["model"] += " pixel_values_videos image_grid_thw video_grid_thw"
