@@ -12,10 +12,7 @@ from harness.core.files import digest, load
 from harness.results import archive, schema, seal
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
-from harness.results.recorded import Recorded
 from harness.results.run_folder import AGAIN, DONE, METRICS, SCORES, RunFolder, format_of
-
-AWAY = "move the run away and start it again"
 
 
 @dataclass(frozen=True)
@@ -23,18 +20,12 @@ class Result:
     """A finished run: what was run, and what came out."""
 
     folder: Path
-    about: dict[str, Any]
-    metrics: dict[str, Any]
+    about: schema.Recorded
+    metrics: schema.Recorded
     parts: tuple["Result", ...] = ()  # of a run that `merge_task_runs` made; its folder is that of the first
     seeds: tuple["Result", ...] = ()  # of a run that `pool_seeds` made; everything else is of the first, or their mean
     archived_scores: archive.PerQuestion | None = None  # None: in the run's folder
     archived_finish: dict[str, Any] | None = None  # None: in `DONE`
-
-    def __post_init__(self) -> None:
-        format_of(self.folder, self.about)
-        about = Recorded(self.about, str(self.folder / "run.json"))
-        object.__setattr__(self, "about", about)
-        object.__setattr__(self, "metrics", Recorded(self.metrics, str(self.folder / METRICS)))
 
     @classmethod
     def of(cls, folder: RunFolder | Path) -> "Result":
@@ -45,19 +36,20 @@ class Result:
             if archived is None:
                 raise UserError(f"{path} is no finished run: it has no {DONE}, and no archive holds it")
             return cls.archived(path, archived)
-        return cls(path, *RunFolder(path, {}).finished())._checked()
+        return cls._read(path, *RunFolder(path, {}).finished())
 
     @classmethod
     def archived(cls, path: Path, run: archive.ArchivedRun) -> "Result":
         """Return a run of an archive; `path` is the archive's path and the run's name."""
+        format_of(path, run.about)
         scores, finish = run.per_question, run.finished
-        return cls(path, run.about, run.metrics, archived_scores=scores, archived_finish=finish)._checked()
+        return cls._read(path, run.about, run.metrics, archived_scores=scores, archived_finish=finish)
 
-    def _checked(self) -> Self:
+    @classmethod
+    def _read(cls, path: Path, about: dict[str, Any], metrics: dict[str, Any], **more: Any) -> Self:
         """Raise UserError unless what was read is of the kind that readers rely on."""
-        schema.check(schema.About, self.about, str(self.folder / "run.json"), AWAY)
-        schema.check(schema.Metrics, self.metrics, str(self.folder / METRICS), AWAY)
-        return self
+        checked = schema.recorded(schema.About, about, path / "run.json")
+        return cls(path, checked, schema.recorded(schema.Metrics, metrics, path / METRICS), **more)
 
     @property
     def finished(self) -> dict[str, Any]:
@@ -163,7 +155,7 @@ class Result:
         if not (self.folder / SCORES).is_file():
             raise UserError(f"{self.folder} has no {SCORES}: it is older than this file, {AGAIN}")
         scores: archive.PerQuestion = load(self.folder / SCORES, (), AGAIN)
-        schema.check(schema.Scores, scores, str(self.folder / SCORES), AGAIN)
+        schema.check(schema.Scores, scores, self.folder / SCORES, AGAIN)
         if wrong := schema.other_questions(scores, self.metrics["questions"]):
             raise UserError(f"{self.folder / SCORES} is damaged ({wrong}): {AGAIN}")
         return scores
@@ -346,6 +338,6 @@ def _join(runs: Sequence[Result]) -> Result:
     config = first.about["config"]
     config = config | {"tasks": {"name": "+".join(result.about["config"]["tasks"]["name"] for result in runs)}}
     keys = dict.fromkeys(key for run in runs for key in run.metrics)
-    metrics = {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
+    metrics = first.metrics | {key: {k: v for run in runs for k, v in run.metrics.get(key, {}).items()} for key in keys}
     about = first.about | {"identity": identity, "config": config}
     return Result(first.folder, about, metrics, tuple(runs), archived_finish=first.archived_finish)

@@ -1,10 +1,12 @@
 """What the files of a run hold, as far as readers rely on it: checked where a run is read.
 
-Keys that every format of `run.json` has are required. A file may have more keys than these.
+Keys that every format of `run.json` has are required. A file may have more keys than these. Who reads one that is
+missing is told so by `Recorded`.
 """
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
@@ -13,6 +15,7 @@ from typing_extensions import TypedDict  # which pydantic asks for below Python 
 from harness.core.errors import UserError
 from harness.core.escape import visible
 
+AWAY = "move the run away and start it again"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 Count = Annotated[int, Field(ge=0)]
 Versions = dict[str, str | None]
@@ -221,10 +224,35 @@ def _contradiction(line: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check(kind: Any, value: Any, file: str, remedy: str) -> None:
+def check(kind: Any, value: Any, file: Path, remedy: str) -> None:
     """Raise UserError unless the JSON value of a file is of a kind of this file."""
     if (wrong := fault(kind, value)) is not None:
         raise UserError(f"{file} is damaged ({wrong}): {remedy}")
+
+
+class Recorded(dict[str, Any]):
+    """A JSON object that was read from `file`, where its place has the dotted `name`; so are the objects in it.
+
+    Keys that not every reader needs may be missing. Who asks for one gets a UserError that names it.
+    """
+
+    def __init__(self, content: Mapping[str, Any], file: Path, name: str = "") -> None:
+        self.file, self.name = file, name
+        inner = {key: f"{name}.{key}".removeprefix(".") for key in content}
+        super().__init__({k: Recorded(v, file, inner[k]) if isinstance(v, dict) else v for k, v in content.items()})
+
+    def __missing__(self, key: str) -> Any:
+        name = f"{self.name}.{key}".removeprefix(".")
+        raise UserError(f"{self.file} is damaged, it lacks {name}: {AWAY}")
+
+    def __or__(self, other: Mapping[str, Any]) -> "Recorded":  # type: ignore[override]
+        return Recorded({**self, **other}, self.file, self.name)
+
+
+def recorded(kind: Any, content: dict[str, Any], file: Path) -> Recorded:
+    """Return the JSON object of a file, which has to be of a kind of this file, or else UserError."""
+    check(kind, content, file, AWAY)
+    return Recorded(content, file)
 
 
 def other_questions(scores: Mapping[str, Mapping[str, list[Any]]], counts: Mapping[str, int]) -> str | None:
