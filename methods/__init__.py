@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +58,7 @@ BUILT_IN = {
 
 def names() -> list[str]:
     """List every method that can be loaded by name: the built-in ones, then those of installed packages."""
-    return [*BUILT_IN, *sorted({point.name for point in metadata.entry_points(group=ENTRY_POINTS)} - set(BUILT_IN))]
+    return [*BUILT_IN, *sorted({point.name for point in _entry_points()} - set(BUILT_IN))]
 
 
 def get(name: str) -> type[Method]:
@@ -92,7 +93,7 @@ def load(name: str, **params: Any) -> Method:
 
 def _address(name: str) -> str:
     """Return "module:Class" of the method called `name`."""
-    addresses = {f"{point.module}:{point.attr}" for point in metadata.entry_points(group=ENTRY_POINTS, name=str(name))}
+    addresses = {f"{point.module}:{point.attr}" for point in _entry_points() if point.name == str(name)}
     addresses |= {BUILT_IN[name]} if name in BUILT_IN else set()
     if len(addresses) > 1:
         raise ValueError(f"method '{name}' is provided more than once: {', '.join(sorted(addresses))}")
@@ -100,6 +101,17 @@ def _address(name: str) -> str:
         hint = "; a private file is given as path/to/file.py:Class" if ".py" in str(name) else ""
         raise ValueError(f"unknown method '{name}'{_did_you_mean(name, names())}; there are {', '.join(names())}{hint}")
     return addresses.pop()
+
+
+def _entry_points() -> metadata.EntryPoints:
+    """Return the methods of installed packages; the folders of `sys.path` are searched again once they change."""
+    places = map(os.path.abspath, sys.path)
+    return _entry_points_in(tuple((place, os.stat(place).st_mtime_ns) for place in places if os.path.isdir(place)))
+
+
+@cache
+def _entry_points_in(folders: tuple[tuple[str, int], ...]) -> metadata.EntryPoints:
+    return metadata.entry_points(group=ENTRY_POINTS)
 
 
 def _did_you_mean(name: str, choices: list[str]) -> str:

@@ -55,3 +55,20 @@ def fork_server(tmp_path_factory):
     from fork_server import start_server
 
     start_server(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
+def python(fork_server, tmp_path_factory):
+    """A program to start in place of `python` (`forked_python`)."""
+    from forked_python import forked_python
+
+    with forked_python(tmp_path_factory.mktemp("bin")) as program:
+        yield program
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """Nothing here is about a machine that loses power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield

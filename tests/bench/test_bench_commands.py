@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,8 +63,8 @@ def test_a_mistake_is_one_line(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_command_for_a_gpu_says_that_there_is_none(tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable}
+def test_the_command_for_a_gpu_says_that_there_is_none(tmp_path, python):
+    environment = {**os.environ, "PYTHON": str(python)}
     done = subprocess.run([SCRIPT, tmp_path], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert "error: torch sees no GPU; try --smoke FOLDER" in done.stderr

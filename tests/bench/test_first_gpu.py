@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,14 @@ CASE = script.Case("llava", "float32", "sdpa", "random", control=False)
 CONTROL = replace(CASE, control=True)
 
 
-def first_gpu(folder, **environment):
-    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+def first_gpu(folder, python, **environment):
+    environment = {**os.environ, "PYTHON": str(python), **environment}
     call = [SCRIPTS / "first_gpu.sh", folder]
     return subprocess.run(call, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
-def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
-    done = first_gpu(tmp_path, DEVICE="cpu")
+def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path, python):
+    done = first_gpu(tmp_path, python, DEVICE="cpu")
     assert done.returncode == 3, done.stderr
     proof = json.loads((tmp_path / "proof.json").read_text())
     flash = [case for case in proof["cases"] if case["kernel"] == "flash_attention_2"]
@@ -48,8 +47,8 @@ def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_is_one_line_and_nothing_is_measured(tmp_path):
-    done = first_gpu(tmp_path)
+def test_without_a_gpu_it_is_one_line_and_nothing_is_measured(tmp_path, python):
+    done = first_gpu(tmp_path, python)
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch sees no GPU; try DEVICE=cpu")
     assert list(tmp_path.iterdir()) == []
@@ -60,7 +59,7 @@ def test_nothing_is_measured_unless_decoding_is_proven(code, measured, tmp_path)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$*"\ncase "$1" in *prove_decoding.py) exit {code} ;; esac\n')
     python.chmod(0o755)
-    done = first_gpu(tmp_path, PYTHON=str(python), DEVICE="cpu", STEPS="kernels")
+    done = first_gpu(tmp_path, python, DEVICE="cpu", STEPS="kernels")
     assert done.returncode == code
     assert ("-m harness.bench kernels" in done.stdout) == measured
     assert ("first day on a GPU: passed" in done.stdout) == (code == 0)

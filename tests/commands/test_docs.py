@@ -55,7 +55,7 @@ def given(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory, fork_server, given):
+def read(tmp_path_factory, python, given):
     """A page's name -> a reader who has worked through it, once."""
 
     @cache
@@ -66,7 +66,8 @@ def read(tmp_path_factory, fork_server, given):
             (folder / place).symlink_to(ROOT / place)
         if name == "cluster.md":
             come_back_from_the_cluster(folder / "results" / "runs" / "qwen25vl7b" / "paper_image")
-        return Reader(PAGES[name], folder, Forks(folder, tmp_path_factory.mktemp("said")), given, MORE).work_through()
+        forks = Forks(folder, tmp_path_factory.mktemp("said"))
+        return Reader(PAGES[name], folder, forks, python, given, MORE).work_through()
 
     return work_through
 
@@ -131,11 +132,11 @@ def test_the_index_has_every_page():
         ("python -m harness.tables runs=nowhere", "error: no finished run below runs=nowhere"),
     ],
 )
-def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, fork_server):
+def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, python):
     page = Page("a.md")
     vars(page)["text"] = f"# A page\n\n```\n{command}\n```\n"
     with pytest.raises(AssertionError, match=re.escape(why)):
-        Reader(page, tmp_path, Forks(tmp_path, tmp_path), {}).work_through()
+        Reader(page, tmp_path, Forks(tmp_path, tmp_path), python, {}).work_through()
 
 
 @pytest.mark.parametrize("name", GUIDES)

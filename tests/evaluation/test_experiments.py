@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -162,9 +161,9 @@ def test_an_experiment_runs_on_the_embedded_model(tmp_path):
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_the_sweep_of_what_was_tried_beside_idpruner_lists_its_runs():
+def test_the_sweep_of_what_was_tried_beside_idpruner_lists_its_runs(python):
     call = [ROOT / "scripts" / "beyond.sh", "tokens=14", "keep=null", "dry_run=true"]
-    done = subprocess.run(call, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=True)
+    done = subprocess.run(call, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=True)
     runs = json.loads(done.stdout.splitlines()[-1])["runs"]
     assert Counter(run["run"].split("/")[-1].split("-")[0] for run in runs) == {
         "none": 1,

@@ -14,9 +14,10 @@ from tiny_models import tiny_folder
 from tiny_tasks import write_tiny_tasks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-QUESTIONS = 60
-METHODS = ("probe.py:Held", "probe.py:Broken", "random", "uniform")
-PROBE = """
+QUESTIONS, PART = 20, 6  # of the first task; and after how many answers the first run is preempted, and cancelled
+METHODS = ("probe.py:Held", "probe.py:Broken", "random")
+PROBE = f"""
+PART = {PART}
 import os
 import time
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Held(Random):
     def _select(self, tokens, k, generator):
         asked.append(1)
         (GATE / "pid").write_text(str(os.getpid()))
-        while len(asked) > 20 + 2 and (GATE / "shut").exists():  # the proof of decoding asks the first batch once more
+        while len(asked) > PART + 2 and (GATE / "shut").exists():  # the proof asks the first batch twice
             time.sleep(0.05)
         return super()._select(tokens, k, generator)
 
@@ -50,9 +51,9 @@ class Broken(Random):
 class Cluster:
     """What a user of the test cluster sees: a folder with a model, tasks and a method, and the commands."""
 
-    def __init__(self, root: Path, env: dict[str, str]):
-        self.root = root
-        path = f"{Path(sys.executable).parent}:{env['PATH']}"
+    def __init__(self, root: Path, env: dict[str, str], python: Path):
+        self.root, self.python = root, python
+        path = f"{python.parent}:{Path(sys.executable).parent}:{env['PATH']}"
         quiet = {"HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "GATE": str(root)}
         job = {"GPUS": "0", "CPUS": "1", "MEMORY_GB": "4", "MINUTES": "30", "RUNS": "runs"}
         job |= {"PARTITION": "tiny", "ACCOUNT": "lab"}
@@ -71,7 +72,7 @@ class Cluster:
         return done.stdout, done.stderr
 
     def harness(self, *args: str, code: int = 0) -> tuple[str, str]:
-        return self.run(sys.executable, "-m", "harness", *args, code=code)
+        return self.run(self.python, "-m", "harness", *args, code=code)
 
     def submit(self, *more: str, processes: int = 1) -> dict:
         """What scripts/submit.sh reports of the array in a file that gets all it says."""
@@ -81,7 +82,7 @@ class Cluster:
         return json.loads(report)
 
     def status(self) -> dict:
-        out, _ = self.run(sys.executable, "-m", "harness.status", "runs=runs")
+        out, _ = self.run(self.python, "-m", "harness.status", "runs=runs")
         report = json.loads(out.splitlines()[-1])
         report["by"] = {Path(job["run"]).name.rpartition("-0.5")[0] or "none": job for job in report["jobs"]}
         return report
@@ -108,12 +109,12 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, python):
     if why := missing():
         pytest.skip(f"SLURM IS NOT TESTED: {why}")
     root = tmp_path_factory.mktemp("user")
     with slurm(tmp_path_factory.mktemp("slurm")) as env:
-        yield Cluster(root, env)
+        yield Cluster(root, env, python)
 
 
 def test_what_sbatch_refuses_is_one_line_and_leaves_no_plan(cluster):
@@ -127,26 +128,26 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     for name in ("shut", "broken"):
         (cluster.root / name).touch()
     first = cluster.submit()
-    assert (first["finished"], first["queued"], first["submitted"]) == (0, 0, 5)
+    assert (first["finished"], first["queued"], first["submitted"]) == (0, 0, 4)
 
-    wait_for("twenty answers", lambda: cluster.answers("probe.py-Held") == 20)
+    wait_for("some answers", lambda: cluster.answers("probe.py-Held") == PART)
     status = cluster.status()
     held = status["by"]["probe.py-Held"]
-    assert (held["state"], held["answers"], held["job"]) == ("running", 20, f"{first['job']}_1")
-    assert status["by"]["uniform"]["state"] == "queued"
+    assert (held["state"], held["answers"], held["job"]) == ("running", PART, f"{first['job']}_1")
+    assert status["by"]["random"]["state"] == "queued"
     assert status["remain"] == 0
 
     os.kill(int((cluster.root / "pid").read_text()), signal.SIGUSR2)  # as Slurm does before the time limit
-    wait_for("forty answers of the requeued job", lambda: cluster.answers("probe.py-Held") == 40)
-    wait_for("the other runs", lambda: cluster.done("none", "random", "uniform"))
+    wait_for("more answers of the requeued job", lambda: cluster.answers("probe.py-Held") == 2 * PART)
+    wait_for("the other runs", lambda: cluster.done("none", "random"))
 
     cluster.run("scancel", held["job"])
     wait_for("end of the job", lambda: held["job"] not in cluster.run("squeue", "--array", "--format=%i")[0])
     status = cluster.status()
-    assert status["counts"] == {"done": 3, "stopped": 1, "failed": 1}
+    assert status["counts"] == {"done": 2, "stopped": 1, "failed": 1}
     assert status["remain"] == 2
     held, broken = status["by"]["probe.py-Held"], status["by"]["probe.py-Broken"]
-    assert (held["state"], held["answers"]) == ("stopped", 40)
+    assert (held["state"], held["answers"]) == ("stopped", 2 * PART)
     assert "CANCELLED" in held["why"]
     assert (broken["state"], broken["answers"]) == ("failed", 0)
     assert broken["why"] == "RuntimeError: broken on purpose"
@@ -156,19 +157,19 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     for name in ("shut", "broken"):
         (cluster.root / name).unlink()
     second = cluster.submit(processes=2)  # which makes no difference
-    assert (second["finished"], second["queued"], second["submitted"]) == (3, 0, 2)
+    assert (second["finished"], second["queued"], second["submitted"]) == (2, 0, 2)
     launcher = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=tiny"]
     third, _ = cluster.harness(*launcher, *cluster.sweep, "runs=runs")
     assert json.loads(third.splitlines()[-1])["submitted"] == 0
 
     cluster.harness("-m", *cluster.sweep, "runs=local")
     wait_for("the rest", lambda: cluster.done("probe.py-Held", "probe.py-Broken"))
-    assert cluster.same("local", "runs") == 5
+    assert cluster.same("local", "runs") == 4
 
     status = cluster.status()
-    assert (status["counts"], status["remain"]) == ({"done": 5}, 0)
+    assert (status["counts"], status["remain"]) == ({"done": 4}, 0)
     table = cluster.root / "runs" / "table.csv"
-    wait_for("the table of the gathering job", lambda: table.exists() and table.read_text().count("\n") == 6)
+    wait_for("the table of the gathering job", lambda: table.exists() and table.read_text().count("\n") == 5)
 
     shutil.copytree(cluster.root / "runs", cluster.root / "altered")
     (cluster.folder("random", "altered") / "metrics.json").write_text("{}")

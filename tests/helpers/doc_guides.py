@@ -82,6 +82,7 @@ class Reader:
     page: Page
     folder: Path
     forks: Forks
+    python: Path  # takes the place of the program
     given: dict[str, str]
     more: dict[str, list[str]] = field(default_factory=dict)
     said: list[Said] = field(default_factory=list)
@@ -113,7 +114,7 @@ class Reader:
             case ["make", target]:
                 return self._called("make", "--dry-run", "-C", str(ROOT), target)  # a real make installs everything
             case ["python", script, *rest] if script.startswith("scripts/"):
-                return self._called(sys.executable, str(ROOT / script), *rest)
+                return self._called(str(self.python), str(ROOT / script), *rest)
             case [script, *rest] if script.startswith("scripts/"):
                 return self._called(str(ROOT / script), *rest, **env)
             case _:
@@ -128,9 +129,9 @@ class Reader:
         return paths
 
     def _called(self, *call: str, **env: str) -> Said:
-        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-        quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        env = {**os.environ, **path, **quiet, **env}
+        path = f"{self.python.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        more = {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **more, **env}
         done = subprocess.run(call, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{shlex.join(call)}\n{done.stderr}"
         return Said(done.stdout, done.stderr)

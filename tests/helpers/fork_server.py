@@ -93,18 +93,32 @@ def completed(folder: Path, *call: str, env: dict | None = None) -> subprocess.C
 
 
 def _command(call, folder, env, files, before):
+    opened = {n: os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for n, file in enumerate(files, 1)}
+    if call[0].endswith(".py"):
+        as_python(call, folder, env, opened, before)
+    else:
+        as_python(["-m", *call], folder, env, opened, before)
+
+
+def as_python(call, folder, env, descriptors, before=None) -> None:
+    """Do in this process what `python CALL` does in a new one, with other file descriptors."""
     os.chdir(folder)
     os.environ.update(env)
-    for descriptor, file in enumerate(files, 1):
-        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor, opened in descriptors.items():
         os.dup2(opened, descriptor)
-    module, *sys.argv[1:] = call
-    sys.argv[0] = module
+    # New ones, since those of the server remember what kind of file they wrote to.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     if before is not None:
         before()
-    if module.endswith(".py"):
-        runpy.run_path(module, run_name="__main__")
+    sys.argv = list(call)
+    if call[0] == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
         return
+    if call[0] != "-m":
+        runpy.run_path(call[0], run_name="__main__")
+        return
+    module = sys.argv[0] = sys.argv.pop(1)
     if not hasattr(sys.modules.get(module), "__path__"):
         sys.modules.pop(module, None)  # runpy warns about a module that is already imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)

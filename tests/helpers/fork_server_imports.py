@@ -1,5 +1,7 @@
 """Imports of the process from which commands are forked."""
 
+import os
+
 import hydra
 import lmms_eval.__main__
 import lmms_eval.evaluator
@@ -14,4 +16,6 @@ import harness.tables
 import harness.train.loop
 import methods
 
-__all__ = ["harness", "hydra", "lmms_eval", "methods", "pytest", "transformers"]
+__all__ = ["harness", "hydra", "lmms_eval", "methods", "os", "pytest", "transformers"]
+
+os.fsync = lambda descriptor: None  # nothing here is about a machine that loses power

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,13 @@ def test_rounding_to_tf32_stays_within_the_bound(monkeypatch):
         bits = x.contiguous().view(torch.int32)
         return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
+    weights = cache(rounded)  # which stay as they are
+
     def convolve(convolution):
-        return lambda self, x, weight, bias: convolution(self, rounded(x), rounded(weight), bias)
+        return lambda self, x, weight, bias: convolution(self, rounded(x), weights(weight), bias)
 
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: linear(rounded(x), rounded(self.weight), self.bias))
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: linear(rounded(x), weights(self.weight), self.bias))
     for module in (torch.nn.Conv2d, torch.nn.Conv3d):
         monkeypatch.setattr(module, "_conv_forward", convolve(module._conv_forward))
     monkeypatch.setattr(

@@ -15,11 +15,6 @@ from harness.results.stats import AVERAGE, noise
 from harness.results.summary import summary
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def results(*folders):
     return [Result.of(folder) for folder in folders]
 

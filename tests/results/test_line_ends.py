@@ -20,11 +20,6 @@ from harness.results.run_folder import RunFolder
 ANSWERS = ["two\u2028lines", "next\x85line", "two\u2029paragraphs", "a\r\nb", "\x0b\x0c\x1c\x1d\x1e"]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def run(tmp_path):
     """A finished run that gave these answers, next to its baseline."""

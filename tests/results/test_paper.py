@@ -20,11 +20,6 @@ NUMBERS = ["1", "2", "3", "5", "6", "7"]
 KEYS = ["budget", "group", "method", "lambda"]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def committed(number):
     return pd.read_csv(FOLDER / f"table{number}.csv", dtype={"budget": str}).fillna({"budget": "", "group": ""})
 

@@ -16,11 +16,6 @@ from harness.results.run_folder import AGAIN, RunFolder
 from harness.results.submissions import list_runs
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def runs(tmp_path):
     for method in ("none", "random", "greedy"):

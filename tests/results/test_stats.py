@@ -28,11 +28,6 @@ from harness.results.stats import (
 from harness.results.summary import summary
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def results(*folders):
     return [Result.of(folder) for folder in folders]
 

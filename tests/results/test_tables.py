@@ -34,11 +34,6 @@ COLUMNS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_disks(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def finished(root, method="none", score=0.5, questions=20, **more):
     """A run of one task whose score is `score`."""
     right = round(score * questions)
