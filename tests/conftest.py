@@ -51,10 +51,12 @@ def scorer():
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory):
-    """Processes that have imported everything (`fork_server.Forks`)."""
+    """Processes that have imported everything (`fork_server.Forks`); returns their HF_HOME."""
     from fork_server import start_server
 
-    start_server(tmp_path_factory.mktemp("hub"))
+    home = tmp_path_factory.mktemp("hub")
+    start_server(home)
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """`harness.doctor` tells what is here from what is absent and what is broken, and ends as every command does."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fork_server import completed
 from huggingface_hub import constants
 from run_folders import make_run
 
@@ -297,13 +296,10 @@ def test_a_finding_shows_control_characters(only, monkeypatch, capsys):
     assert any("\\x1b[2Jruns" in line and "in \\r\\u202e\\nfolder" in line for line in lines)
 
 
-def test_the_command(tmp_path):
-    call = [sys.executable, "-m", "harness.doctor", "strict=true", "data_root={pope: /no/such/folder}"]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+def test_the_command(tmp_path, fork_server):
+    before = set(fork_server.iterdir())
     (tmp_path / "here").mkdir()
-    done = subprocess.run(
-        call, cwd=tmp_path / "here", env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = completed(tmp_path / "here", "harness.doctor", "strict=true", "data_root={pope: /no/such/folder}")
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: broken: ")
     assert "datasets: pope" in done.stderr
@@ -314,4 +310,4 @@ def test_the_command(tmp_path):
     assert reproduced["state"] == "ok"
     assert reproduced["said"].startswith("reproduces: 255 of 255 answers equal, ")
     assert list((tmp_path / "here").iterdir()) == []
-    assert {path.name for path in (tmp_path / "home").iterdir()} == {"datasets"}  # the cache that every run makes
+    assert {path.name for path in {*fork_server.iterdir()} - before} <= {"datasets"}  # the cache that every run makes

@@ -1,22 +1,20 @@
 """The wheel, installed into an empty folder, does what a checkout does; the checkout cannot be imported."""
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fork_server import Forks
 
 import harness
 from harness.core.config import PACKAGE, conf, shipped
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("hatchling", reason="NOT TESTED: the wheel is built with hatchling (pip install -e '.[test]')")
-
-# Runs before any command below: takes the checkout, whose editable install a test environment has, out of the path.
-SITECUSTOMIZE = f"import sys\nsys.path[:] = [place for place in sys.path if place != {str(ROOT)!r}]\n"
 
 
 def build(kind, folder):
@@ -45,19 +43,22 @@ def installed(wheel, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def python(installed, tmp_path_factory):
-    """Run Python with the installed wheel in an empty folder; its exit code has to be `code`."""
-    start = tmp_path_factory.mktemp("start")
-    (start / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    empty = tmp_path_factory.mktemp("empty")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (start, installed)))}
+def only_installed(folder):
+    """Take our packages out of this process, and every checkout of them out of its path."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("harness", "methods")]:
+        del sys.modules[name]
+    elsewhere = [place for place in sys.path if not (Path(place) / "harness").exists()]
+    sys.path[:] = [str(folder), *elsewhere]
 
-    def run(*arguments, cwd=empty, code=0):
-        call = [sys.executable, *arguments]
-        done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == code, done.stderr
-        return (done.stderr if code else done.stdout).splitlines()
+
+@pytest.fixture(scope="module")
+def run(installed, tmp_path_factory, fork_server):
+    """Run `python -m`, or `-c`, with the installed wheel in an empty folder; its exit code has to be `code`."""
+    empty, said = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("said")
+
+    def run(*call, cwd=empty, code=0):
+        done = Forks(cwd, said).run(*call, code=code, before=partial(only_installed, installed))
+        return (done.err if code else done.out).splitlines()
 
     return run
 
@@ -97,45 +98,45 @@ def test_a_checkout_reads_its_own_folders():
     assert shipped("harness://published") == ROOT / "results" / "paper"
 
 
-def test_configuration_and_version_come_from_the_package(python, installed):
+def test_configuration_and_version_come_from_the_package(run, installed):
     code = "import harness, harness.core.config as c; print(harness.__file__, c.conf(), harness.__version__, sep='\\n')"
     inside = installed / "harness"
-    assert python("-c", code) == [str(inside / "__init__.py"), str(inside / "conf"), harness.__version__]
+    assert run("-c", code) == [str(inside / "__init__.py"), str(inside / "conf"), harness.__version__]
 
 
-def test_the_published_tables_next_to_a_foreign_package_conf(python, tmp_path):
+def test_the_published_tables_next_to_a_foreign_package_conf(run, tmp_path):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "__init__.py").write_text("raise AssertionError('imported')")
     (tmp_path / "conf" / "tables.yaml").write_text("source: web")
-    *_, report = python("-m", "harness.tables", "source=paper", "out=tables", cwd=tmp_path)
+    *_, report = run("harness.tables", "source=paper", "out=tables", cwd=tmp_path)
     assert len(json.loads(report)["files"]) == 6 * 4  # tables, formats
     for file in (tmp_path / "tables").iterdir():
         assert file.read_bytes() == (ROOT / "results" / "paper" / file.name).read_bytes()
 
 
-def test_the_list_of_methods(python):
-    *_, report = python("-m", "harness.list")
+def test_the_list_of_methods(run):
+    *_, report = run("harness.list")
     assert "idpruner" in {method["name"] for method in json.loads(report)["methods"]}
 
 
-def test_a_run_and_its_report(python, tmp_path):
-    *_, report = python("-m", "harness", "method=uniform", "tasks=pocket_existence", "limit=1", cwd=tmp_path)
+def test_a_run_and_its_report(run, tmp_path):
+    *_, report = run("harness", "method=uniform", "tasks=pocket_existence", "limit=1", cwd=tmp_path)
     about = json.loads((tmp_path / json.loads(report)["run"] / "run.json").read_text())
     assert (about["harness"], about["git"]) == (harness.__version__, None)  # not the commit of the user's repository
-    *_, report = python("-m", "harness.report", cwd=tmp_path)
+    *_, report = run("harness.report", cwd=tmp_path)
     assert json.loads(report)["runs"] == 2
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_questions_are_drawn_without_the_pocket_recipe(python):
+def test_questions_are_drawn_without_the_pocket_recipe(run):
     pytest.importorskip("vega_datasets", reason="NOT TESTED: the suite is drawn with pip install -e '.[pocket]'")
     code = (
         "from harness.pocket.questions import DrawnQuestions; import numpy as np; from harness.pocket.data import SUITE"
     )
     code += "; print(DrawnQuestions(1, {'image'}).draw(0, np.random.default_rng(0)).answer, len(SUITE['existence']()))"
-    assert python("-c", code)[-1].endswith(" 240")
+    assert run("-c", code)[-1].endswith(" 240")
 
 
-def test_training_a_pocket_model_asks_for_a_checkout(python):
-    (line,) = python("-m", "harness.pocket.train", "--stage", "vision", code=2)
+def test_training_a_pocket_model_asks_for_a_checkout(run):
+    (line,) = run("harness.pocket.train", "--stage", "vision", code=2)
     assert line.startswith("error: harness.pocket.train needs a checkout")

@@ -58,7 +58,7 @@ class Forks:
     _agents: list = field(default_factory=list)
 
     def start(self, *call: str, env: dict | None = None, before=None) -> Command:
-        """Start `python -m call`, or a script, with more environment variables; `before()` runs first in it."""
+        """Start `python -m call`, a script or `-c`, with more environment variables; `before()` runs first in it."""
         self.count += 1
         files = tuple(self.said / f"{self.count}.{name}" for name in ("out", "err"))
         process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before))
@@ -94,10 +94,8 @@ def completed(folder: Path, *call: str, env: dict | None = None) -> subprocess.C
 
 def _command(call, folder, env, files, before):
     opened = {n: os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for n, file in enumerate(files, 1)}
-    if call[0].endswith(".py"):
-        as_python(call, folder, env, opened, before)
-    else:
-        as_python(["-m", *call], folder, env, opened, before)
+    is_module = call[0] != "-c" and not call[0].endswith(".py")
+    as_python(["-m", *call] if is_module else call, folder, env, opened, before)
 
 
 def as_python(call, folder, env, descriptors, before=None) -> None:
@@ -112,13 +110,15 @@ def as_python(call, folder, env, descriptors, before=None) -> None:
     if before is not None:
         before()
     sys.argv = list(call)
+    first = len(sys.path) if "harness" in sys.modules else 0  # harness/__init__.py puts the first place last
+    sys.path.insert(first, str(Path(call[0]).parent if call[0].endswith(".py") else folder))
     if call[0] == "-c":
         exec(sys.argv.pop(1), {"__name__": "__main__"})
         return
     if call[0] != "-m":
         runpy.run_path(call[0], run_name="__main__")
         return
-    module = sys.argv[0] = sys.argv.pop(1)
+    module = sys.argv.pop(1)
     if not hasattr(sys.modules.get(module), "__path__"):
         sys.modules.pop(module, None)  # runpy warns about a module that is already imported
     runpy.run_module(module, run_name="__main__", alter_sys=True)
