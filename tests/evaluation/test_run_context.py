@@ -7,6 +7,7 @@ import datasets
 import pytest
 from fork_server import record
 from in_process import run
+from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny_models import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
@@ -24,6 +25,7 @@ POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the to
 TINY = {
     "qwen25vl7b": (lambda: tiny_qwen(layers=4), tiny_qwen_processor, "[tiny_stills,tiny_clips]"),
     "llava15_7b": (lambda: tiny_llava(layers=4), tiny_llava_processor, "[tiny_stills]"),
+    "llava16_vicuna7b": (tiny_llava_next, tiny_llava_next_processor, "[tiny_stills]"),
 }
 
 

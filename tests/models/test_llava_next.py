@@ -1,5 +1,6 @@
 """What is peculiar to LLaVA-NeXT under `prune`: crops, rows without patches, and newline rows."""
 
+import re
 from functools import partial
 
 import pytest
@@ -7,13 +8,15 @@ import torch
 from PIL import Image
 from probes import Keys, Watch
 from reference_prune import generate, inputs_of
+from safetensors.torch import load_file, save_file
 from tiny_llava_next import SIDE, tiny_llava_next, tiny_llava_next_processor
 from tiny_models import IMAGE, tiny_llava, tiny_tokenizer
 from transformers import LlavaNextImageProcessor, LlavaNextProcessor
 from uncached_reference import Cut, Prompt
 
 import harness
-from harness.models import adapter_for, vision_tower
+from harness.core.config import ModelConfig
+from harness.models import adapter_for, loading, vision_tower
 from methods.base import Method, Selection, Signal
 
 REAL, BASE = 336, 576  # pixels and patches of a crop in the released models
@@ -217,6 +220,27 @@ class TestTextModels:
             ids = torch.tensor([0, 0, *prompt])
             rows = adapter_for(model).question(ids, (ids == image).int())
             assert rows.tolist() == list(range(len(ids) - 8, len(ids) - 4))
+
+
+RELEASED = {
+    r"^model\.language_model\.": "language_model.model.",
+    r"^lm_head\.": "language_model.lm_head.",
+    r"^model\.vision_tower\.": "vision_tower.vision_model.",
+    r"^model\.(multi_modal_projector\.|image_newline)": r"\1",
+}
+
+
+def test_names_of_the_released_checkpoint(tmp_path):
+    tiny_llava_next(layers=2, depth=2).save_pretrained(tmp_path)
+    tiny_llava_next_processor().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for pattern, released in RELEASED.items():
+        weights = {re.sub(pattern, released, name): tensor for name, tensor in weights.items()}
+    assert "image_newline" in weights
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = loading.load(ModelConfig("tiny", str(tmp_path), dtype="float32", device="cpu")).model.state_dict()
+    expected = tiny_llava_next(layers=2, depth=2).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
 @torch.no_grad()
