@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -49,6 +49,14 @@ RENAMED = {  # old names of attributes, removed in the next release
     "not_public": "unpublished_params",
     "received": "attention_spec",
 }
+
+
+LATER = "later"  # key of the metadata of fields that `later` makes
+
+
+def later(default: Any) -> Any:
+    """Declare a parameter that a method got later: at its default, runs are the same as without it."""
+    return field(default=default, metadata={LATER: True})
 
 
 @dataclass(kw_only=True)
