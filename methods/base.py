@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from methods import checks
+from methods.budget import Budget
 from methods.selecting import Selecting, error
 from methods.tokens import (
     OFFICIAL,
@@ -18,6 +19,7 @@ from methods.tokens import (
     AttentionSpec,
     Cut,
     DeclaredTokens,
+    Grid,
     HiddenState,
     LayerState,
     Mix,
@@ -25,6 +27,7 @@ from methods.tokens import (
     Selection,
     Signal,
     Tokens,
+    num_tokens,
 )
 
 __all__ = [
@@ -120,6 +123,10 @@ class Method:
         if type(self).schedule is not Method.schedule:
             return "layers"
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
+
+    def count_kept(self, budget: Budget, grids: Sequence[Grid]) -> int:
+        """Return K, the number of tokens to keep of a sample; by default `budget` counts all its tokens together."""
+        return budget.count(num_tokens(grids))
 
     def schedule(self, n: int, k: int, layers: int) -> Sequence[Cut]:
         """Return the cuts of a sample of `n` visual tokens with budget `k` < n in a decoder of so many `layers`.
