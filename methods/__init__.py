@@ -36,12 +36,12 @@ BUILT_IN = {
     "greedy": "methods.greedy:Greedy",
     "visionselector": "methods.visionselector:VisionSelector",
     "fastv": "methods.fastv:FastV",
+    "pyramiddrop": "methods.pyramiddrop:PyramidDrop",
     "hiprune": "methods.hiprune:HiPrune",
     # diversity
     "fps": "methods.fps:FPS",
     "divprune": "methods.divprune:DivPrune",
     "dart": "methods.dart:DART",
-    "vlmpruner": "methods.vlmpruner:VLMPruner",
     # both
     "idpruner": "methods.idpruner:IDPruner",
     "hybrid": "methods.hybrid:Hybrid",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from reference_prune import inputs_of
-from tiny_families import BUILDERS, variants
+from tiny_families import BUILDERS, exactly_k, variants
 from tiny_models import HIDDEN
 
 import harness
@@ -81,7 +81,7 @@ def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
     scorer = VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
     for name, params in [("none", {}), *(case.values for case in variants())]:
         keep = 1.0 if name == "none" else 0.3
-        arguments = params | ({"prior": "none"} if name == "d2pruner" else {})
+        arguments = params | exactly_k(name)
         with harness.prune(model, name, keep=keep, scorer=scorer, **arguments) as pruning:
             length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
             output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True)

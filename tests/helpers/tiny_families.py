@@ -40,3 +40,9 @@ def variants():
         hint = get_type_hints(methods.get(name)).get("variant")
         for params in [{"variant": variant} for variant in get_args(hint)] or [{}]:
             yield pytest.param(name, params, id="-".join([name, *params.values()]))
+
+
+def exactly_k(name):
+    """Return the parameters with which a method needs no prior, and the last of its cuts leaves K tokens."""
+    params = {"prior": "none", "budget_at": "end"}
+    return {key: value for key, value in params.items() if key in get_type_hints(methods.get(name))}

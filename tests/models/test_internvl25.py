@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from probes import Keys, Watch
-from tiny_families import variants
+from tiny_families import exactly_k, variants
 from tiny_internvl import VIT_6B, tiny_internvl
 from uncached_reference import Cut, Prompt
 
@@ -67,7 +67,7 @@ def test_the_question_is_found_among_the_ids_of_its_tokenizer(model, inputs):
 @pytest.mark.parametrize(("name", "params"), variants())
 @torch.no_grad()
 def test_every_method_keeps_exactly_k(model, inputs, scorer, name, params):
-    params = params | ({"prior": "none"} if name == "d2pruner" else {})
+    params = params | exactly_k(name)
     with harness.prune(model, name, tokens=6, scorer=scorer, **params) as pruning:
         model.generate(**inputs, max_new_tokens=2)
     assert [(record.n, record.k, len(record.grids)) for record in pruning.records] == [(16, 6, 1), (48, 6, 3)]

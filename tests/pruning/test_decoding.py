@@ -22,7 +22,6 @@ from harness.models import FAMILIES, adapter_class
 TOKENS = 6  # decoded in each turn
 TURN = [65, 66, 67]  # what the user says next
 KEEP = 0.3
-LAYERS = 4  # of the tiny models
 # One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP, often.
 BEFORE = {
     "random": partial(methods.load, "random"),
@@ -33,7 +32,7 @@ INSIDE = {
     "fastv": partial(methods.load, "fastv"),
     "fastv_paper": partial(methods.load, "fastv", variant="paper"),
     "dart": partial(methods.load, "dart"),
-    "d2pruner": partial(methods.load, "d2pruner", prior="none"),
+    "pyramiddrop": partial(methods.load, "pyramiddrop", budget_at="end"),
     "merge_inside": partial(MergeInside, layer=1),
     "three_cuts": Stages,
     "three_cuts_before_mlps": partial(Stages, variant="paper"),
@@ -119,7 +118,8 @@ class Block:
         `logits[row][i]` [V] are those before the token `answers[row][i]`; `greedy` are the i at which this token must
         be the likeliest.
         """
-        layers, compact = [cut.layer for cut in self.method.cuts(100, 30, LAYERS)], self.positions == "compact"
+        depth, compact = self.model.config.get_text_config().num_hidden_layers, self.positions == "compact"
+        layers = [cut.layer for cut in self.method.cuts(100, 30, depth)]
         calls = [iter(selections) for selections in self.calls[-len(layers) :]]
         assert len(answers) == len(logits) == len(prompts)
         for inputs, answer, steps in zip(prompts, answers, logits, strict=True):

@@ -57,7 +57,7 @@ def count(
     """
     vision, decoder = vision_shape(config), DecoderShape.of(config)
     n = num_tokens(grids)
-    if method is None or budget is None or (k := method.count_kept(budget, grids)) >= n:
+    if method is None or budget is None or (k := budget.count(n)) >= n:
         return _of(vision, decoder, grids, [Rows(0, text + n)], new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)
@@ -66,9 +66,10 @@ def count(
     seen |= {cut.layer + 1: Rows(cut.layer + 1, text + cut.k, method.before_mlp) for cut in cuts}
     plain = _of(vision, decoder, grids, list(seen.values()), new_tokens)
     width, hidden = decoder.hidden, scorer_hidden or decoder.hidden // 2
-    keys, heads = vision.block.hidden // vision.heads, decoder.heads * decoder.head_dim
+    keys = vision.block.hidden // vision.heads
+    heads, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     left = [n, *(cut.k for cut in cuts)]
-    cases = [Case(method, *pair, width, text + pair[0], heads, keys, grids) for pair in pairwise(left)]
+    cases = [Case(method, *pair, width, text + pair[0], heads, kv, keys, grids) for pair in pairwise(left)]
     parts = [selection_flops(case) for case in cases]
     selection = None if None in parts else sum(part or 0 for part in parts)
     signals = vision.signals(grids, method) + scorer_flops(method, n, width, hidden)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from methods import vlmpruner
 from methods.base import Method, Signal
 
 
@@ -23,6 +22,7 @@ class Case:
     width: int
     length: int
     heads_width: int  # width of a query over all heads of a decoder layer
+    kv_width: int  # width of its key
     keys: int  # width of the keys of the vision tower, averaged over heads
     grids: Sequence[tuple[int, int, int]]
 
@@ -35,6 +35,11 @@ class Case:
     def row_of_attention(self) -> int:
         """Operations for the scores of one query against the whole prompt."""
         return 2 * self.length * self.heads_width
+
+    @property
+    def projections(self) -> int:
+        """Operations for q and k of the whole prompt in a layer that does not run on these rows itself."""
+        return 2 * self.length * self.width * (self.heads_width + self.kv_width)
 
     def pairs(self, n: int) -> int:
         """Count the similarities of all pairs of `n` tokens."""
@@ -64,10 +69,6 @@ def _vispruner(case: Case) -> int:
 
 def _dart(case: Case) -> int:
     return 2 * (case.method.image_pivots + case.method.text_pivots) * case.n * case.width
-
-
-def _vlmpruner(case: Case) -> int:
-    return 2 * case.k * case.n * min(vlmpruner.CHANNELS, case.width)  # distances to the pivots are no products
 
 
 def _holov(case: Case) -> int:
@@ -101,8 +102,8 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "vispruner": _vispruner,
     "scope": lambda case: case.pairs(case.n),
     "fastv": lambda case: case.row_of_attention,
+    "pyramiddrop": lambda case: case.row_of_attention + case.projections,
     "dart": _dart,
-    "vlmpruner": _vlmpruner,
     "holov": _holov,
     "d2pruner": _d2pruner,
     "id_selection": _id_selection,

@@ -1,0 +1,110 @@
+"""Schedules of several cuts that meet a budget as a mean over all layers, at the first cut, or at the last one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal
+
+from methods.tokens import Cut
+
+# "mean": K tokens a layer, all layers counted, each with the tokens that it saw; "end", "entry": what the last or the
+# first cut leaves; "official": the counts in the authors' code.
+BudgetAt = Literal["mean", "end", "entry", "official"]
+Shares = Callable[[Fraction], Sequence[Fraction]]  # scale -> share of N after each cut; non-increasing, grows with it
+
+UNIT = 2**32  # steps of a scale
+LEAST = UNIT // 4  # scales below are used only where cuts as early as possible do not meet the budget otherwise
+TOO_SMALL = (
+    "layer 0 alone sees more tokens than the budget allows all layers on average, so later layers get one token: "
+    "raise the budget, or set method.budget_at=end"
+)
+
+
+def half_up(value: Fraction) -> int:
+    """Round to the nearest integer, halves up."""
+    return int(value + Fraction(1, 2))  # of a value that is not negative
+
+
+def solved(
+    n: int, k: int, layers: int, at: Literal["mean", "end", "entry"], before: Sequence[int], shares: Shares
+) -> tuple[Cut, ...]:
+    """Return the cuts of `n` tokens whose scale makes them meet `k` in a decoder of so many `layers`.
+
+    The mean is in (k - 1, k] if a schedule with cuts behind layers 0.. can reach it; "end" and "entry" are met exactly.
+    Where a mean needs a scale below 1/4, all cuts move earlier by the same factor.
+
+    Args:
+        n: visual tokens.
+        k: the budget, below `n`.
+        layers: decoder layers.
+        at: what `k` counts.
+        before: number of layers in front of each cut, ascending from 1.
+        shares: the shape of the schedule.
+    """
+
+    def counts(scale: int) -> list[int]:
+        return [min(max(half_up(n * share), 1), n) for share in shares(Fraction(scale, UNIT))]
+
+    if at == "mean":
+        few = counts(LEAST)
+        before, least = _places(before, lambda places: seen(n, few, places, layers) <= k * layers)
+        left = counts(_largest(least, lambda scale: seen(n, counts(scale), before, layers) <= k * layers))
+        left = _raised(n, k * layers, left, before, layers)
+    elif at == "end":
+        left = [max(count, k) for count in counts(_largest(0, lambda scale: counts(scale)[-1] <= k))]
+        left[-1] = k
+    else:
+        left = [min(count, k) for count in counts(_largest(0, lambda scale: counts(scale)[0] <= k))]
+        left[0] = k
+    return tuple(Cut(place - 1, count) for place, count in zip(before, left, strict=True))
+
+
+def seen(n: int, left: Sequence[int], before: Sequence[int], layers: int) -> int:
+    """Return the tokens that all layers see, summed: `n` up to the first cut, then what each of the cuts left."""
+    ends = [*before[1:], layers]
+    return n * before[0] + sum(count * (end - place) for count, place, end in zip(left, before, ends, strict=True))
+
+
+def _places(before: Sequence[int], fit: Callable[[Sequence[int]], bool]) -> tuple[Sequence[int], int]:
+    """Return the latest places at which the least scale fits, and that scale; the earliest places and 0 if none do."""
+    places = before
+    for last in range(before[-1], len(before) - 1, -1):
+        places = _earlier(before, last)
+        if fit(places):
+            return places, LEAST
+    return places, 0
+
+
+def _earlier(before: Sequence[int], last: int) -> list[int]:
+    """Move all places by the factor that puts the last one after `last` layers; they stay distinct."""
+    places: list[int] = []
+    for place in before:
+        places.append(max(half_up(Fraction(place * last, before[-1])), places[-1] + 1 if places else 1))
+    return places
+
+
+def _largest(low: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest scale from `low` on that fits, by bisection; if none does, warn and return `low`."""
+    if not fits(low):
+        warnings.warn(TOO_SMALL, stacklevel=2)
+        return low
+    high = UNIT
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _raised(n: int, total: int, left: Sequence[int], before: Sequence[int], layers: int) -> list[int]:
+    """Raise the last count as far as `total` and the one before allow; then, if that is the limit, both, and so on."""
+    left = list(left)
+    missing = total - seen(n, left, before, layers)
+    for i in reversed(range(len(left)) if missing > 0 else ()):
+        more = min((left[i - 1] if i else n) - left[i], missing // (layers - before[i]))
+        left[i:] = [count + more for count in left[i:]]
+        missing -= more * (layers - before[i])
+    return left
