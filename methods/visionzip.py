@@ -31,7 +31,8 @@ class VisionZip(Method):
         variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention differently:
             no key of CLS in the softmax, and without CLS the mean query alone from 6,144 patches on.
 
-    Deviation: a merged row is the average of its tokens' embeddings, as in the comparison; the original adds the mean
+    Deviation: a merged row is the average of its tokens' embeddings, as in the comparison, which rounds its weights to
+    the model's dtype; the original adds the mean
     of the others to the contextual token itself, and merges before the projector. It also keeps CLS as one of the
     dominant tokens; here that place goes to the next patch. With K below the number of units all of them are one,
     where the comparison keeps more than K. Similarities are float64, ties go to the lowest index.

@@ -85,8 +85,14 @@ def received_by_keys(q: Tensor, k: Tensor, scale: float, tile: int = attention.T
     The mean over heads is rounded before the sum over queries. If the scores of all queries exceed `tile`, some are
     computed at a time, and their sum is rounded once.
     """
+
+    def mean_of_heads(queries: Tensor) -> Tensor:
+        return (queries @ k.mT / (1 / scale)).softmax(dim=-1).mean(dim=0)
+
     rows = max(1, tile // (k.shape[0] * k.shape[1]))
-    parts = [(part @ k.mT / (1 / scale)).softmax(dim=-1).mean(dim=0) for part in q.split(rows, dim=1)]
-    if len(parts) == 1:
-        return parts[0].sum(dim=0)
-    return torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0).to(k.dtype)
+    if rows >= q.shape[1]:
+        return mean_of_heads(q).sum(dim=0)
+    total = torch.zeros(k.shape[1], dtype=torch.float64, device=k.device)
+    for part in q.split(rows, dim=1):
+        total += mean_of_heads(part).double().sum(dim=0)
+    return total.to(k.dtype)

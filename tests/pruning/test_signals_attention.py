@@ -1,5 +1,7 @@
 """The streamed attention score against the dense one, for every definition and tile, and how much memory it takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from probes import Largest
@@ -76,6 +78,17 @@ class TestDefinitions:
     def test_all_queries_with_cls(self):
         q, k = random_qk()
         torch.testing.assert_close(attention_received(q, k, SCALE, AttentionSpec(queries="all"), True), dense(q, k)[1:])
+
+    @pytest.mark.parametrize("has_cls", [True, False])
+    def test_paper_rounds_the_mean_query_too(self, has_cls):
+        q, k = random_qk().bfloat16()
+        spec = replace(PAPER, mean_query_from=37)
+        query, keys = (q[:, :1], k[:, 1:]) if has_cls else (q.mean(1, keepdim=True), k)
+        expected = (query @ keys.mT / (1 / SCALE)).softmax(-1).mean(0)[0]
+        assert torch.equal(attention_received(q, k, SCALE, spec, has_cls), expected)
+        wide = attention_received(q.float(), k.float(), SCALE, spec, has_cls)
+        assert not torch.equal(wide, expected.float())
+        torch.testing.assert_close(wide, expected.float(), atol=0.01, rtol=0.05)
 
     @pytest.mark.parametrize("wanted", [OFFICIAL, PAPER, AttentionSpec(queries="all")])
     def test_without_cls_all_queries_are_summed(self, wanted):
