@@ -103,10 +103,10 @@ class NamedFunction(NamedTuple):
 def described(file: Path) -> dict[str, Any]:
     """Read a task file and those that it includes; lmms-eval's own reader imports what they name, which is slow."""
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.CSafeLoader):
         pass
 
-    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> NamedFunction:
+    def function(loader: yaml.CSafeLoader, node: yaml.ScalarNode) -> NamedFunction:
         module, _, name = loader.construct_scalar(node).rpartition(".")
         return NamedFunction(file.parent, module, name)
 

@@ -9,7 +9,6 @@ import time
 from argparse import Namespace
 from types import SimpleNamespace
 
-import miniature_datasets as miniatures
 import numpy as np
 import pytest
 from scripted_model import Scripted
@@ -18,12 +17,10 @@ from several_questions import (
     answers,
     f1,
     groups_of_vinoground,
-    isolate,
     pairs_of_mme,
     show_vinoground,
     suite,
     turns_of_mmbench,
-    write_several,
 )
 
 from harness.evaluation import noise as module
@@ -32,22 +29,12 @@ from harness.evaluation.task_suite import EVERY
 from harness.results.metrics import value
 from harness.results.run_folder import RunFolder
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("several")
-    write_several(root)
-    return root
+pytestmark = pytest.mark.usefixtures("alone")
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path_factory, tmp_path, monkeypatch):
-    isolate(tmp_path_factory, tmp_path, monkeypatch)
-
-
-def score(root, task, tmp_path, seed=0):
-    model = Scripted(answers(root, task, seed))
-    metrics, values = suite(root, task, TASKS[task][0]).run(model, EVERY, tmp_path)
+def score(several, task, tmp_path, seed=0):
+    model = Scripted(answers(several, task, seed))
+    metrics, values = suite(several, task, TASKS[task][0]).run(model, EVERY, tmp_path)
     return metrics["scores"][task], metrics["noise"][task], values[task]
 
 
@@ -89,8 +76,8 @@ def effects_on_means(values, category):
     return effects
 
 
-def test_f1_of_pope_has_the_error_of_leaving_out_each_group_of_pictures(root, tmp_path):
-    scores, records, values = score(root, "pope", tmp_path)
+def test_f1_of_pope_has_the_error_of_leaving_out_each_group_of_pictures(several, tmp_path):
+    scores, records, values = score(several, "pope", tmp_path)
     rows, pictures = values["pope_f1_score,none"], values["picture"]
     names = sorted(set(pictures))
     assert (len(pictures), len(names)) == (252, 84)  # so that 20 groups have two pictures, and 44 have one
@@ -106,8 +93,8 @@ def test_f1_of_pope_has_the_error_of_leaving_out_each_group_of_pictures(root, tm
     assert {records[f"pope_{name},none"]["from"] for name in ("precision", "recall")} == {"jackknife"}
 
 
-def test_accuracy_of_pope_has_the_error_of_a_mean_over_pictures(root, tmp_path):
-    scores, records, values = score(root, "pope", tmp_path)
+def test_accuracy_of_pope_has_the_error_of_a_mean_over_pictures(several, tmp_path):
+    scores, records, values = score(several, "pope", tmp_path)
     right = np.array([row["score"] for row in values["pope_accuracy,none"]])
     by_picture(records["pope_accuracy,none"], (right - right.mean()) / len(right), values["picture"])
     clustered = bootstrapped(values["picture"], lambda places: right[places].mean())
@@ -115,8 +102,8 @@ def test_accuracy_of_pope_has_the_error_of_a_mean_over_pictures(root, tmp_path):
     assert records.keys() == scores.keys()
 
 
-def test_mme_is_scored_by_pairs_in_categories(root, tmp_path):
-    _, records, values = score(root, "mme", tmp_path)
+def test_mme_is_scored_by_pairs_in_categories(several, tmp_path):
+    _, records, values = score(several, "mme", tmp_path)
     points, category, pictures = pairs_of_mme(values)
     assert 1 < len(points) / len(set(pictures)) < 3
     record = records["mme_perception_score,none"]
@@ -130,8 +117,8 @@ def test_mme_is_scored_by_pairs_in_categories(root, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["mmbench_en_dev_static", "mmbench_cn_dev_static"])
-def test_mmbench_is_scored_by_questions_with_all_their_turns(task, root, tmp_path):
-    scores, records, values = score(root, task, tmp_path)
+def test_mmbench_is_scored_by_questions_with_all_their_turns(task, several, tmp_path):
+    scores, records, values = score(several, task, tmp_path)
     right, pictures = turns_of_mmbench(values)
     assert scores["gpt_eval_score,none"] == pytest.approx(right.mean())
     assert 0 < right.mean() < 100
@@ -141,16 +128,16 @@ def test_mmbench_is_scored_by_questions_with_all_their_turns(task, root, tmp_pat
     assert error(records["gpt_eval_score,none"]) == pytest.approx(clustered, rel=0.15)
 
 
-def test_mmstar_is_a_mean_over_categories(root, tmp_path):
-    _, records, values = score(root, "mmstar", tmp_path)
+def test_mmstar_is_a_mean_over_categories(several, tmp_path):
+    _, records, values = score(several, "mmstar", tmp_path)
     rows = values["average,none"]
     right, category = (np.array([row[key] for row in rows]) for key in ("score", "l2_category"))
     effects = effects_on_means(right, category) / len(set(category))
     by_picture(records["average,none"], effects, values["picture"])
 
 
-def test_seedbench_is_a_mean_over_questions_of_which_videos_are_a_part(root, tmp_path):
-    scores, records, values = score(root, "seedbench", tmp_path)
+def test_seedbench_is_a_mean_over_questions_of_which_videos_are_a_part(several, tmp_path):
+    scores, records, values = score(several, "seedbench", tmp_path)
     for metric in ("seed_all,none", "seed_image,none", "seed_video,none"):
         rows = [(row, name) for row, name in zip(values[metric], values["picture"], strict=True) if row]
         right = np.array([float(row["pred"] == row["answer"]) for row, _ in rows])
@@ -158,22 +145,21 @@ def test_seedbench_is_a_mean_over_questions_of_which_videos_are_a_part(root, tmp
         by_picture(records[metric], (right - right.mean()) / len(right), [name for _, name in rows])
 
 
-def test_ocrbench_is_a_mean_although_its_code_adds_up_all_calls(root, tmp_path):
-    scores, records, values = score(root, "ocrbench", tmp_path)
+def test_ocrbench_is_a_mean_although_its_code_adds_up_all_calls(several, tmp_path):
+    scores, records, values = score(several, "ocrbench", tmp_path)
     right = np.array([row["score"] for row in values["ocrbench_accuracy,none"]])
     assert 0 < scores["ocrbench_accuracy,none"] < 1
     by_picture(records["ocrbench_accuracy,none"], (right - right.mean()) / len(right), values["picture"])
 
 
-def test_a_mean_of_numbers_needs_no_more_than_the_numbers(root, tmp_path):
-    scores, records, values = score(root, "docvqa_val", tmp_path)
+def test_a_mean_of_numbers_needs_no_more_than_the_numbers(several, tmp_path):
+    scores, records, values = score(several, "docvqa_val", tmp_path)
     assert records == {"anls,none": {"from": "questions", "scale": 1}}
     assert scores["anls,none"] == pytest.approx(np.mean(values["anls,none"]))
 
 
-def test_vinoground_is_scored_by_groups_of_several_videos(tmp_path):
-    miniatures.vinoground(tmp_path)
-    tasks = suite(tmp_path, "vinoground", "vinoground_score,none[2]")
+def test_vinoground_is_scored_by_groups_of_several_videos(several, tmp_path):
+    tasks = suite(several, "vinoground", "vinoground_score,none[2]")
     docs = tasks.load("vinoground").task_docs
     show_vinoground(docs)
     given = [str(letter) for letter in np.random.default_rng(0).choice(["A", "B"], len(docs))]
@@ -190,8 +176,8 @@ def test_vinoground_is_scored_by_groups_of_several_videos(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["mme", "mmbench_en_dev_static"])
-def test_clusters_are_the_same_in_all_runs(task, root, tmp_path):
-    runs = [score(root, task, tmp_path, seed)[1][TASKS[task][0]] for seed in (1, 2, None)]
+def test_clusters_are_the_same_in_all_runs(task, several, tmp_path):
+    runs = [score(several, task, tmp_path, seed)[1][TASKS[task][0]] for seed in (1, 2, None)]
     assert runs[0]["clusters"] == runs[1]["clusters"] == runs[2]["clusters"]
     assert runs[0]["influence"] != runs[1]["influence"]
     assert set(runs[2]["influence"]) == {0}
@@ -202,14 +188,14 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("task", ["mmbench_en_dev_static", "ocrbench"])
-def test_more_aggregations_leave_scores_files_and_output_as_they_were(task, root, tmp_path, monkeypatch, capfd):
+def test_more_aggregations_leave_scores_files_and_output_as_they_were(task, several, tmp_path, monkeypatch, capfd):
     runs = []
     for step in (noise, lambda *_: {}):
         monkeypatch.setattr("harness.evaluation.task_suite.noise", step)
         folder = tmp_path / f"run{len(runs)}"
         (folder / "cwd").mkdir(parents=True)
         monkeypatch.chdir(folder / "cwd")
-        metrics, values = suite(root, task).run(Scripted(answers(root, task, 0)), EVERY, folder / "submissions")
+        metrics, values = suite(several, task).run(Scripted(answers(several, task, 0)), EVERY, folder / "submissions")
         noted = metrics.pop("noise")[task]
         runs.append((metrics, values, tree(folder), capfd.readouterr().out))
         assert bool(noted) == (len(runs) == 1)
@@ -217,8 +203,8 @@ def test_more_aggregations_leave_scores_files_and_output_as_they_were(task, root
     assert runs[0][2].keys()
 
 
-def test_records_stay_when_tables_show_another_metric(root, tmp_path):
-    metrics, values = suite(root, "pope").run(Scripted(answers(root, "pope", 0)), EVERY, tmp_path)
+def test_records_stay_when_tables_show_another_metric(several, tmp_path):
+    metrics, values = suite(several, "pope").run(Scripted(answers(several, "pope", 0)), EVERY, tmp_path)
     folder = RunFolder(tmp_path / "run", {})
     folder.open({})
     folder.finish(metrics, values, {})

@@ -1,6 +1,5 @@
 """What a table says of real benchmarks: intervals and marks, confirmed by drawing pictures by hand."""
 
-import miniature_datasets as miniatures
 import numpy as np
 import pytest
 from run_folders import make_run
@@ -10,12 +9,10 @@ from several_questions import (
     answers,
     f1,
     groups_of_vinoground,
-    isolate,
     pairs_of_mme,
     show_vinoground,
     suite,
     turns_of_mmbench,
-    write_several,
 )
 
 from harness.evaluation.task_suite import EVERY
@@ -26,33 +23,23 @@ SHOWN = {task: TASKS[task][0] for task in ("pope", "mme", "mmbench_en_dev_static
 SHOWN["vinoground"] = "vinoground_score,none[2]"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("several")
-    write_several(root)
-    miniatures.vinoground(root)
-    return root
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path_factory, tmp_path, monkeypatch):
-    isolate(tmp_path_factory, tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture
-def runs(root, tmp_path):
+def runs(several, tmp_path):
     """Return an unpruned run, one with few other answers and one with many, over five benchmarks."""
     folder, made = tmp_path / "runs", []
-    docs = suite(root, "vinoground").load("vinoground").task_docs
+    docs = suite(several, "vinoground").load("vinoground").task_docs
     show_vinoground(docs)
     for method, wrong in (("none", 0.1), ("near", 0.25), ("bad", 0.6)):
         each, scores, records = {}, {}, {}
         for task, metric in SHOWN.items():
-            truth = list(docs["answer"]) if task == "vinoground" else answers(root, task, 0)[task]
+            truth = list(docs["answer"]) if task == "vinoground" else answers(several, task, 0)[task]
             wrong_answer = "C" if task == "vinoground" else TASKS[task][2]
             right = np.random.default_rng(7).random(len(truth)) >= wrong  # the same questions are hard for all
             given = [answer if good else wrong_answer for answer, good in zip(truth, right, strict=True)]
-            metrics, values = suite(root, task, metric).run(Scripted({task: given}), EVERY, folder / method)
+            metrics, values = suite(several, task, metric).run(Scripted({task: given}), EVERY, folder / method)
             each[task] = {name: column for name, column in values[task].items() if name != "doc_id"}
             scores |= metrics["scores"]
             records |= metrics["noise"]

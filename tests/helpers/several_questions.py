@@ -56,7 +56,17 @@ def write_several(root):
             getattr(miniatures, name)(root)
 
 
-def isolate(tmp_path_factory, tmp_path, monkeypatch):
+@pytest.fixture(scope="session")
+def several(tmp_path_factory):
+    """The folder of these data sets, and of Vinoground's."""
+    root = tmp_path_factory.mktemp("several")
+    write_several(root)
+    miniatures.vinoground(root)
+    return root
+
+
+@pytest.fixture
+def alone(tmp_path_factory, tmp_path, monkeypatch):
     """Caches and a working folder of its own, questions that no model has looked at, and no way out."""
     cache = tmp_path_factory.getbasetemp() / "cache"
     cache.mkdir(exist_ok=True)

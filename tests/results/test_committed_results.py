@@ -72,7 +72,7 @@ def test_every_method_that_can_run_is_in_the_table(table, model):
 
 @pytest.mark.usefixtures("fork_server")
 def test_the_shipped_weights_read(tmp_path, model):
-    done = completed(tmp_path, "harness", f"model={model}", "method=none", "tasks=[pocket_text]", "limit=40")
+    done = completed(tmp_path, "harness", f"model={model}", "method=none", "tasks=[pocket_text]", "limit=10")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.splitlines()[-1])["scores"]["pocket_text"]
     assert scores["accuracy,none"] >= 0.9

@@ -1,0 +1,1 @@
+from several_questions import alone, several  # noqa: F401  (fixtures)
