@@ -27,6 +27,8 @@ PROJECTORS = {
     "llavaonevision1_5": "model.visual.merger",
     "qwen2_vl": "model.visual.merger",
     "qwen3_vl": "model.visual.merger",
+    "llava_next": "model.multi_modal_projector",
+    "llava_onevision": "model.multi_modal_projector",
     "internvl": "model.multi_modal_projector",
 }
 

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideo
 
 from harness.core.errors import UserError
 from harness.models.cost.vision import COUNTED
-from harness.models.preprocessing import Message, PixelLimits, to_inputs
+from harness.models.preprocessing import Limits, Message, to_inputs
 from methods.budget import Budget
 from methods.resize import smaller
 from methods.tokens import Grid, num_tokens
@@ -76,7 +76,7 @@ def synthetic(config: Any, size: int | str, text: int, processor: Any = None) ->
     return Workload(name, [grid], _qwen(config, text, processor))
 
 
-def of_file(file: str, question: str, processor: Any, limits: PixelLimits | None, config: Any) -> Workload:
+def of_file(file: str, question: str, processor: Any, limits: Limits, config: Any) -> Workload:
     """Return the prompt that asks `question` about an image file."""
     conversation: list[Message] = [
         {"role": "user", "content": [{"type": "image", "url": file}, {"type": "text", "text": question}]}

@@ -37,7 +37,7 @@ from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import Message, PixelLimits, limits_of, messages_digest, to_inputs, visual_digest
+from harness.models.preprocessing import Limits, Message, limits_of, messages_digest, to_inputs, visual_digest
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
@@ -253,7 +253,7 @@ class PrunedModel(lmms):
         return request
 
     @cached_property
-    def _limits(self) -> tuple[PixelLimits | None, int]:
+    def _limits(self) -> tuple[Limits, int]:
         """Pixels of an image and tokens of a prompt, as `to_inputs` takes them."""
         return limits_of(self.loaded.processor, self.loaded.config), context_length(self.loaded.model.config)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.models.preprocessing import Message, PixelLimits, media_of, to_inputs
+from harness.models.preprocessing import Limits, Message, media_of, to_inputs
 from harness.prune import prune
 from harness.pruning.handle import Kept, Pruning
 from harness.pruning.vision_cache import VisionCache
@@ -60,7 +60,7 @@ class ResizeHandle:
         self,
         processor: Any,
         conversations: Sequence[Sequence[Message]],
-        limits: PixelLimits | None,
+        limits: Limits,
         context: int | None = None,
     ) -> Any:
         """Preprocess the batch with `to_inputs`, with its images small enough for the budget."""

@@ -20,6 +20,7 @@ FAMILIES = {
     "qwen2_vl": "harness.models.qwen2vl:Qwen2VL",
     "qwen3_vl": "harness.models.qwen3vl:Qwen3VL",
     "llava_next": "harness.models.llava_next:LlavaNext",
+    "llava_onevision": "harness.models.llava_onevision:LlavaOnevision",
     "internvl": "harness.models.internvl:InternVL",
 }
 # Families that transformers lacks: model_type -> module:function that registers our port

@@ -28,6 +28,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
     "image_sizes": ("image_sizes",),  # [images, 2] (height, width) in pixels
+    "image_counts": ("batch_num_images",),  # [B] images of each prompt
+    "aspect_ratio": ("vision_aspect_ratio",),
     "image_grids": ("image_grid_thw",),
     "video_grids": ("video_grid_thw",),
     "grids": ("grid_thw",),  # in a pass through the vision tower

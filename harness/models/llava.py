@@ -58,6 +58,7 @@ class Llava(PlaceholderAdapter):
     rotate = staticmethod(apply_rotary_pos_emb)
     encoding_hint = "pass pixel_values, inside it"
     tower_type: ClassVar[str] = "clip_vision_model"
+    strategy: ClassVar[str] = "default"  # how features are selected: without the first row, which is CLS; or "full"
     question_templates: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models whose templates `question` knows
 
     @property
@@ -125,8 +126,9 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
     if tower != family.tower_type:
         return f"the model has a tower of type {tower}: supported is {family.tower_type}"
-    if strategy != "default":
-        return f"the model keeps CLS as a token (vision_feature_select_strategy={strategy}): supported is default"
+    if strategy != family.strategy:
+        what = "keeps CLS as a token" if strategy == "full" else "drops the first patch"
+        return f"the model {what} (vision_feature_select_strategy={strategy}): supported is {family.strategy}"
     if not isinstance(layer, int):
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
@@ -177,9 +179,9 @@ class ClipTower(VisionTower):
         return q, k
 
     def segments(self, call: Call) -> list[int]:
-        """Return 1 + h * w for every image."""
+        """Return h * w, and 1 for CLS, for every image."""
         h, w = self.patches(call)
-        return [1 + h * w] * len(call.require("image"))
+        return [self.has_cls + h * w] * len(call.require("image"))
 
     def merge(self, patches: Tensor, call: Call) -> Tensor:
         """Return `patches`, because each is a token."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from harness.models.calls import Arguments, Call, HookError
+from harness.models.calls import NAMES, Arguments, Call, HookError
 from harness.models.hooks import Handles
 from harness.models.layout import Placeholders
 from harness.models.llava import Llava
-from harness.models.mosaic import Packing, mosaic_of
+from harness.models.mosaic import Packing, PooledVideo, mosaic_of
 from harness.models.vision_tower import VisionSignals
 from methods.base import Method, Signal
 
@@ -51,57 +52,62 @@ class LlavaNext(Llava):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._image_sizes: Tensor | None = None  # of the images that are being encoded; the tower does not get them
+        self._encoding: Sequence[Packing | PooledVideo] = []  # what is being encoded; the tower gets crops alone
 
     def hook_generation(self, handles: Handles) -> None:
-        """Also record the sizes of images when they are encoded, ahead of the prefill or within it."""
+        """Also record how images become rows when they are encoded, ahead of the prefill or within it."""
         super().hook_generation(handles)
-        handles.replace_method(self.modules()["multimodal"], self._record_sizes, "get_image_features")
+        for kind in sorted(self.media):
+            replacement = partial(self._record_packings, kind)
+            handles.replace_method(self.modules()["multimodal"], replacement, f"get_{kind}_features")
 
-    def _record_sizes(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._image_sizes = inspect.signature(method).bind(*args, **kwargs).arguments.get("image_sizes")
+    def _record_packings(
+        self, kind: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        passed = inspect.signature(method).bind(*args, **kwargs).arguments
+        self._encoding = self._packings(kind, lambda role: passed.get(NAMES[role][0]))
         try:
             return method(*args, **kwargs)
         finally:
-            self._image_sizes = None
+            self._encoding = []
 
     def record_vision_pass(self, call: Call, output: Any, signals: VisionSignals | None) -> None:
         """Record what the tower encoded, with its signals in the order of the prompt's rows."""
         if signals is not None:
-            packings = self._packings(self._image_sizes)
-            signals = signals.mapped(lambda values: _carry(packings, values))
+            signals = signals.mapped(partial(_carry, self._encoding))
         super().record_vision_pass(call, output, signals)
 
     def encoded_grids(self, call: Call) -> list[Placeholders]:
         """Return the rows of every image that the tower encodes, as crops [crops, 3, H, W]."""
-        packings = self._packings(self._image_sizes)
-        crops = sum(packing.crops for packing in packings)
+        crops = sum(packing.crops for packing in self._encoding)
         if crops != len(call.require("image")):
             raise HookError(f"the vision tower got {len(call.require('image'))} crops, sizes of images give {crops}")
-        return [packing.placeholders for packing in packings]
+        return [packing.placeholders for packing in self._encoding]
 
     def declared_grids(self, kind: str, call: Call) -> list[Placeholders] | None:
         """Return the rows of every image of the batch."""
-        if kind != "image" or call.get("image") is None:
+        if kind not in self.media or call.get(kind) is None:
             return None
-        return [packing.placeholders for packing in self._packings(call.get("image_sizes"))]
+        return [packing.placeholders for packing in self._packings(kind, call.get)]
 
-    def _packings(self, sizes: Tensor | None) -> list[Packing]:
-        """Return how each image of `sizes` [images, 2], (height, width) in pixels, becomes rows."""
+    def _packings(self, kind: str, argument: Callable[[str], Any]) -> Sequence[Packing | PooledVideo]:
+        """Return how each image becomes rows; `argument` returns an argument of the model by role."""
+        sizes = argument("image_sizes")
         if sizes is None:
             remedy = "pass the processor's whole output"
             raise ValueError(f"images of family {self.family} came without image_sizes: {remedy}")
+        return [self._packing(height, width) for height, width in torch.as_tensor(sizes).tolist()]
+
+    def _packing(self, height: int, width: int) -> Packing:
+        """Return how an image of `height` x `width` pixels becomes rows."""
         vision = self._config.vision_config
         pixels, side = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)
-        packings = []
-        for height, width in torch.as_tensor(sizes).tolist():
-            lines, columns = select_best_resolution((height, width), self._config.image_grid_pinpoints)
-            tiles = lines // pixels, columns // pixels
-            packings.append(Packing(side, tiles, mosaic_of(tiles, side, (height, width))))
-        return packings
+        lines, columns = select_best_resolution((height, width), self._config.image_grid_pinpoints)
+        tiles = lines // pixels, columns // pixels
+        return Packing(side, tiles, mosaic_of(tiles, side, (height, width)))
 
 
-def _carry(packings: list[Packing], values: Tensor) -> Tensor:
+def _carry(packings: Sequence[Packing | PooledVideo], values: Tensor) -> Tensor:
     """Return what the patches in the prompt have of `values` of all patches of all crops."""
     parts = values.split([packing.crops * packing.side**2 for packing in packings])
     return torch.cat([packing.carry(part) for packing, part in zip(packings, parts, strict=True)])

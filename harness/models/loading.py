@@ -15,7 +15,12 @@ from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.preprocessing import limits_of
 
-CLIP_FAMILIES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
+# Families whose vision tower is CLIP or SigLIP, which had one level more before transformers 5.6
+CLIP_FAMILIES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def check_processor(processor: Any, config: ModelConfig, folder: Path) -> None:
     """Raise UserError if pixel limits do not apply to a processor, or if it cannot count visual tokens."""
     with as_user_error(ValueError):
         limits_of(processor, config)
-    fields = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")  # of LlavaProcessor
+    # Of the processors of LLaVA's families
+    fields = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens", "num_image_tokens")
     missing = [name for name in fields if getattr(processor, name, 0) is None]
     if missing:
         raise UserError(f"the processor in {folder} lacks {', '.join(missing)}: set them in its processor_config.json")

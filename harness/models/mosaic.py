@@ -7,6 +7,7 @@ prompt, the patches of crop 0 come first, then the mosaic line by line, and a ne
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,13 +69,41 @@ class Packing:
             return base
         lines = values[self.mosaic.to(values.device)]
         if self.resized is not None:  # as the model interpolates features
-            planes = lines.flatten(2) if lines.ndim > 2 else lines.unsqueeze(-1)
-            planes = F.interpolate(planes.permute(2, 0, 1).unsqueeze(0), self.resized, mode="bilinear")
-            lines = planes.squeeze(0).permute(1, 2, 0).reshape(*self.resized, *lines.shape[2:])
+            lines = interpolated(lines.unsqueeze(0), self.resized).squeeze(0)
         return torch.cat([base, lines.flatten(0, 1)])
 
     def _size(self, mosaic: Tensor) -> tuple[int, int]:
         return self.resized or (mosaic.shape[0], mosaic.shape[1])
+
+
+@dataclass(frozen=True)
+class PooledVideo:
+    """How the frames of one video become rows: every frame is one crop, of which lines and columns are halved.
+
+    One newline after the last frame closes the video. It is no patch and stays, as text does.
+    """
+
+    side: int  # patches along a side of a frame
+    crops: int  # frames
+
+    @property
+    def pooled(self) -> int:
+        """Tokens along a side of a frame."""
+        return math.ceil(self.side / 2)
+
+    @cached_property
+    def placeholders(self) -> Placeholders:
+        """The rows of the video in the prompt."""
+        tokens = self.pooled**2
+        count = self.crops * tokens
+        frames = torch.arange(self.crops).repeat_interleave(tokens)
+        grid = (self.crops, self.pooled, self.pooled)
+        return Placeholders([grid], torch.arange(count + 1) < count, crops=frames)
+
+    def carry(self, values: Tensor) -> Tensor:
+        """Return what the tokens of the prompt have [N, ...] of `values` [frames * side * side, ...] of all patches."""
+        frames = values.unflatten(0, (self.crops, self.side, self.side))
+        return interpolated(frames, (self.pooled, self.pooled)).flatten(0, 2)
 
 
 def mosaic_of(tiles: tuple[int, int], side: int, image: tuple[int, int]) -> Tensor:
@@ -92,6 +121,13 @@ def mosaic_of(tiles: tuple[int, int], side: int, image: tuple[int, int]) -> Tens
         return whole[padding : lines - padding]
     padding = (across - int(round(width * (lines / height), 7))) // 2
     return whole[:, padding : across - padding]
+
+
+def interpolated(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize `images` [B, H, W, ...] bilinearly to `size`, as LLaVA-OneVision resizes features."""
+    planes = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(planes, size, mode="bilinear").permute(0, 2, 3, 1)
+    return resized.reshape(len(images), *size, *images.shape[3:])
 
 
 def _nearest(count: int, length: int) -> Tensor:

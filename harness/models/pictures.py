@@ -67,6 +67,14 @@ def check_size_as_resized(picture: Image.Image, processor: Any) -> None:
         raise BadInput(f"the picture is too long for its width: {shape}, whose shorter side becomes {side}")
 
 
+def check_size_as_padded(pictures: Iterable[Image.Image]) -> None:
+    """Raise BadInput for a ribbon that a processor would pad to an enormous square before it resizes it."""
+    for picture in pictures:
+        if max(picture.size) ** 2 > MAX_PIXELS:
+            shape = f"{picture.width} x {picture.height} pixels"
+            raise BadInput(f"a picture among several is too long to be padded to a square: {shape}")
+
+
 def _opened(source: Any) -> Image.Image:
     if not isinstance(source, str | Path) or not str(source):
         raise BadInput(f"the picture is {source!r:.40}: expected a PIL image, a file or a URL")

@@ -4,9 +4,8 @@ For processors like Qwen's, this module resizes by pixel limits; other processor
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,18 @@ from qwen_vl_utils import fetch_image, fetch_video
 from qwen_vl_utils.vision_process import smart_resize
 
 from harness.core.config import ModelConfig
+from harness.core.errors import UserError
 from harness.core.files import json_line
 from harness.models.bad_input import BadInput, check_no_placeholder, reading
 from harness.models.checkpoint import content_digest
 from harness.models.context import check_length
-from harness.models.pictures import as_rgb, check_size_as_resized, existing, turn_of
+from harness.models.pictures import as_rgb, check_size_as_padded, check_size_as_resized, turn_of
+from harness.models.videos import checked_video, even_count, has_decord, reader_of, spread_frames
 from methods.tokens import Grid
 
 # Most visual tokens of a frame and of a video: the limits of qwen_vl_utils, also of Qwen2.5-VL's published scores
 FRAME_TOKENS = 768
 VIDEO_TOKENS = 115_200
-FRAME_LIST_FPS = 2.0  # frames per second of a list of images, which has no times: Qwen2.5-VL's sampling rate
 
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
 
@@ -50,16 +50,28 @@ class PixelLimits:
         return {**limits, "total_pixels": VIDEO_TOKENS * pixels * span // 2}
 
 
-def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
-    """Return the pixel limits for a processor like Qwen's, else None; ValueError if limits do not apply or fit."""
+@dataclass(frozen=True)
+class FrameLimit:
+    """Limit of frames per video, for processors with a resolution of their own."""
+
+    max_frames: int = 32
+
+
+Limits = PixelLimits | FrameLimit | None  # None: images of one resolution only
+
+
+def limits_of(processor: Any, model: ModelConfig) -> Limits:
+    """Return the limits that apply to a processor; ValueError if some are set that do not apply or fit."""
     settings = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
     settings = {key: value for key, value in settings.items() if value is not None}
     if not hasattr(processor.image_processor, "merge_size"):
-        if settings:
-            listed = ", ".join(f"model.{key}={value}" for key, value in settings.items())
-            nulls = " ".join(f"model.{key}=null" for key in settings)
+        shows_videos = "pixel_values_videos" in processor.model_input_names  # InternVL's is used for images only
+        unused = {key: value for key, value in settings.items() if key != "max_frames" or not shows_videos}
+        if unused:
+            listed = ", ".join(f"model.{key}={value}" for key, value in unused.items())
+            nulls = " ".join(f"model.{key}=null" for key in unused)
             raise ValueError(f"{listed}: {type(processor).__name__} has a resolution of its own, pass {nulls}")
-        return None
+        return FrameLimit(**settings) if shows_videos else None
     limits = PixelLimits(**settings)
     if limits.min_pixels > limits.max_pixels:
         low, high = limits.min_pixels, limits.max_pixels
@@ -70,7 +82,7 @@ def limits_of(processor: Any, model: ModelConfig) -> PixelLimits | None:
 def to_inputs(
     processor: Any,
     conversations: Sequence[Sequence[Message]],
-    limits: PixelLimits | None,
+    limits: Limits,
     context: int | None = None,
     grids: Sequence[Grid | None] = (),
 ) -> Any:
@@ -87,9 +99,9 @@ def to_inputs(
         grids: (t, h, w) in tokens of each image and video, in order, to resize to instead of `limits`.
     """
     inputs = (
-        _unresized(processor, conversations)
-        if limits is None
-        else _resized_once(processor, conversations, limits, grids)
+        _resized_once(processor, conversations, limits, grids)
+        if isinstance(limits, PixelLimits)
+        else _unresized(processor, conversations, limits)
     )
     if context is not None:
         check_length(inputs["attention_mask"], context)
@@ -123,16 +135,43 @@ def _resized_once(
     )
 
 
-def _unresized(processor: Any, conversations: Sequence[Sequence[Message]]) -> Any:
+def _unresized(processor: Any, conversations: Sequence[Sequence[Message]], limit: FrameLimit | None) -> Any:
     """Return the model inputs from a processor that resizes, crops or pads itself."""
-    images = []
-    for kind, media in media_of(conversations):
-        if kind != "image":
-            raise BadInput(f"the question has {kind}, the model takes images only: try tasks=pocket_image")
-        images.append(as_rgb(media))
-        check_size_as_resized(images[-1], processor)
-    texts = _prompts(processor, conversations)
-    return processor(text=texts, images=images or None, padding=True, padding_side="left", return_tensors="pt")
+    images: list[list[Image.Image]] = []  # of each conversation
+    videos = []
+    for messages in conversations:
+        images.append([])
+        for kind, media in media_of([messages]):
+            if kind == "image":
+                images[-1].append(as_rgb(media))
+                check_size_as_resized(images[-1][-1], processor)
+            elif kind == "video" and limit is not None:
+                videos.append(_of_one_size(spread_frames(media, limit.max_frames)[0]))
+            else:
+                raise BadInput(f"the question has {kind}, the model takes images only: try tasks=pocket_image")
+    # Processors that treat several images of a prompt otherwise than one take a list for each prompt.
+    apart = "batch_num_images" in processor.image_processor.model_input_names
+    for of_prompt in images:
+        if apart and len(of_prompt) > 1:
+            check_size_as_padded(of_prompt)
+    if len(counts := {len(frames) for frames in videos}) > 1:
+        listed = " and ".join(map(str, sorted(counts)))
+        raise UserError(f"videos of a batch have {listed} frames, this model takes one number: pass model.batch_size=1")
+    shown: Any = images if apart else [image for of_prompt in images for image in of_prompt]
+    return processor(
+        text=_prompts(processor, conversations),
+        images=shown if any(images) else None,
+        **({"videos": videos, "videos_kwargs": {"do_sample_frames": False}} if videos else {}),
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+
+
+def _of_one_size(frames: Sequence[Image.Image]) -> np.ndarray:
+    """Return frames [T, H, W, 3]; frames of a list that differ from the first in size are resized to it."""
+    size = frames[0].size
+    return np.stack([np.asarray(frame if frame.size == size else frame.resize(size)) for frame in frames])
 
 
 def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list[str]:
@@ -209,86 +248,19 @@ def _video(
     media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return frames [T, 3, H, W] of a file or of a list of images, and metadata with their times."""
-    if isinstance(media, dict) and not media.get("url"):
-        media = ()  # lmms-eval passes on the whole entry where its address is empty
-    if isinstance(media, list | tuple):
-        if not media:
-            raise BadInput("the video has no frame")
-        images = [as_rgb(media[i]) for i in _spread_indices(len(media), min(len(media), limits.max_frames))]
-        images += images[-1:] * (-len(images) % span)
-        metadata = _video_metadata(FRAME_LIST_FPS, range(len(images)), len(images))
+    media = checked_video(media)
+    total = len(reader_of(media)) if isinstance(media, str) and has_decord() else 0
+    if total < 2 or grid is not None:  # fetch_video does not support lists as we do, a single frame, or a given size
+        images, metadata = spread_frames(media, limits.max_frames, span)
         return _resized(images, limits, patch, span, grid), metadata
-    if not isinstance(media, str) or not media:
-        raise BadInput(f"the video is {media!r:.40}: expected a file or a list of pictures")
-    media = existing(media)
-    no_decord = find_spec("decord") is None  # there is no wheel for macOS and for ARM
-    total = 0 if no_decord else len(_reader(media))
-    if total < 2 or grid is not None:  # fetch_video does not support a single frame, or a given size
-        images, metadata = (_decode_all if no_decord else _decode)(media, limits.max_frames)
-        return _resized(images, limits, patch, span, grid), metadata
-    count = _even_count(total, limits.max_frames)
+    count = even_count(total, limits.max_frames)
     request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
     try:
         frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
     except Exception:  # fetch_video falls back to a reader that was removed, whose error hides the cause
-        _decode(media, limits.max_frames)  # has the clearer error
+        spread_frames(media, limits.max_frames)  # has the clearer error
         raise
     return frames, metadata
-
-
-def _reader(file: str) -> Any:
-    """Return decord's reader of a video; BadInput if it has no frame."""
-    import decord
-
-    try:
-        reader = decord.VideoReader(file)
-    except (RuntimeError, decord.DECORDError) as error:
-        raise BadInput(f"{Path(file).name} cannot be opened as a video") from error
-    if not len(reader):
-        raise BadInput(f"{Path(file).name} has no frame")
-    return reader
-
-
-def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Return evenly spread frames of a file, the same that fetch_video reads, and their metadata."""
-    import decord
-
-    reader = _reader(file)
-    chosen = _spread_indices(len(reader), _even_count(len(reader), max_frames))
-    with reading(decord.DECORDError):
-        images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
-    return images, _video_metadata(reader.get_avg_fps(), chosen, len(reader))
-
-
-def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Return the same as `_decode` without decord: PyAV decodes all of the file, which is slower than seeking."""
-    import av
-
-    try:
-        with av.open(file) as container:
-            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
-    except av.error.InvalidDataError as error:
-        raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
-    if not total:
-        raise BadInput(f"{Path(file).name} has no frame")
-    chosen = _spread_indices(total, _even_count(total, max_frames))
-    with av.open(file) as container:
-        fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
-        images = {i: frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in set(chosen)}
-    return [images[i] for i in chosen], _video_metadata(fps, chosen, total)
-
-
-def _even_count(total: int, max_frames: int) -> int:
-    """Return how many frames of a file to read: an even number for every model, as in fetch_video."""
-    return max(2, min(max_frames, total) // 2 * 2)
-
-
-def _spread_indices(total: int, count: int) -> list[int]:
-    return [int(i) for i in np.linspace(0, total - 1, count).round()]
-
-
-def _video_metadata(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
-    return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}
 
 
 def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int, grid: Grid | None) -> torch.Tensor:

@@ -77,7 +77,7 @@ def test_images_and_frames_are_resized_once_from_their_own_pixels(processor):
 @pytest.mark.parametrize("reader", ["decord", "PyAV"])
 def test_files_of_videos_are_made_smaller_like_lists(processor, tmp_path, reader, monkeypatch):
     if reader == "PyAV":
-        monkeypatch.setattr("harness.models.preprocessing.find_spec", lambda name: None)
+        monkeypatch.setattr("harness.models.videos.find_spec", lambda name: None)
     else:
         pytest.importorskip("decord")
     images = clip(tmp_path / "clip.mp4", 8)

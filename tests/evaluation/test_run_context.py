@@ -8,6 +8,7 @@ import pytest
 from fork_server import record
 from in_process import run
 from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
+from tiny_llava_onevision import tiny_llava_onevision, tiny_llava_onevision_processor
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_qwen
 from tiny_models import tiny_processor as tiny_qwen_processor
 from tiny_tasks import write_tiny_tasks
@@ -25,6 +26,7 @@ POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the to
 TINY = {
     "qwen25vl7b": (lambda: tiny_qwen(layers=4), tiny_qwen_processor, "[tiny_stills,tiny_clips]"),
     "llava15_7b": (lambda: tiny_llava(layers=4), tiny_llava_processor, "[tiny_stills]"),
+    "llavaov7b": (tiny_llava_onevision, tiny_llava_onevision_processor, "[tiny_stills,tiny_clips]"),
     "llava16_vicuna7b": (tiny_llava_next, tiny_llava_next_processor, "[tiny_stills]"),
 }
 
@@ -72,6 +74,7 @@ def jobs(request, tmp_path, cache):
         include = write_tiny_tasks(tmp_path / "tasks", QUESTIONS)
         common = [f"model={name}", f"model.pretrained={tmp_path / 'tiny'}", "model.dtype=float32"]
         common += [f"tasks={tasks}", f"tasks.include={include}"]
+        common += ["model.max_frames=2"] * (name == "llavaov7b")  # of every clip, since a batch has one number
 
     def of(name: str, gigabytes: float) -> list:
         more = [f"model.batch_size={BATCH}", f"runs={tmp_path / name}", f"share_gb={gigabytes}"]

@@ -24,13 +24,14 @@ def inputs_of(processor, samples, side="left"):
         # Pixels depend on the question alone, so that a sample is the same in every batch.
         generator = np.random.default_rng(sum(map(ord, text)))
         texts.append(text)
-        images += [Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+        images.append([Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes])
         videos += [generator.integers(0, 256, (clip[0], 3, *clip[1:]), dtype=np.uint8) for clip in clips]
+    if "batch_num_images" not in processor.image_processor.model_input_names:
+        images = [image for prompt in images for image in prompt]
     processor.tokenizer.padding_side = side
     kwargs = {"do_sample_frames": False} if videos else {}
-    return processor(
-        text=texts, images=images or None, videos=videos or None, padding=True, return_tensors="pt", **kwargs
-    )
+    images = images if any(images) else None
+    return processor(text=texts, images=images, videos=videos or None, padding=True, return_tensors="pt", **kwargs)
 
 
 def equally_long(processor, samples):

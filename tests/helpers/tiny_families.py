@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
+from tiny_llava_onevision import tiny_llava_onevision, tiny_llava_onevision_processor
 from tiny_llavaov15 import llavaov15_processor, tiny_llavaov15
 from tiny_models import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
 from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
@@ -22,9 +23,12 @@ BUILDERS = {
     "qwen2_vl": (lambda: tiny_qwen2(torch.float64), tiny_qwen2_processor),
     "qwen3_vl": (lambda: tiny_qwen3(torch.float64), tiny_qwen3_processor),
     "llava_next": (lambda: tiny_llava_next(torch.float64), tiny_llava_next_processor),
+    "llava_onevision": (lambda: tiny_llava_onevision(torch.float64), tiny_llava_onevision_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }
-COUNTING = {"llava", "llava_next", "llavaonevision1_5", "internvl"}  # families whose positions count the tokens
+# Families whose positions count the tokens, and those whose videos of a batch must have equally many frames
+COUNTING = {"llava", "llava_next", "llava_onevision", "llavaonevision1_5", "internvl"}
+EQUALLY_LONG = {"llava_onevision"}
 
 
 @cache

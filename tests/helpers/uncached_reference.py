@@ -51,7 +51,9 @@ class Prompt:
         marked = torch.isin(ids[0], torch.tensor(list(marks)))
         newline = getattr(model.model, "image_newline", None)
         ends = torch.zeros_like(marked) if newline is None else (states[0] == newline).all(-1)
-        return cls(states, positions, features, *((mask.nonzero().squeeze(1)) for mask in (marked & ~ends, ends)))
+        of_images = ids[0] == model.config.image_token_id  # the row that closes a video stays
+        rows = [mask.nonzero().squeeze(1) for mask in (marked & ~ends, ends & of_images)]
+        return cls(states, positions, features, *rows)
 
     def logits(self, model, cuts, answer=()):
         """Return the logits [L, V] of every row that is left of this prompt and the tokens `answer`.

@@ -14,7 +14,7 @@ from attention_kernels import KERNELS, with_kernel
 from PIL import Image
 from probes import Keys, MergeBefore, MergeInside, Watch
 from reference_prune import SAMPLES, equally_long, generate, hooks, inputs_of
-from tiny_families import COUNTING, exactly_k, tiny, variants
+from tiny_families import COUNTING, EQUALLY_LONG, exactly_k, tiny, variants
 from tiny_models import IMAGE
 from transformers_names import CACHE, cache_of
 from uncached_reference import Cut, Prompt
@@ -56,6 +56,8 @@ class Family:
         self.batch = ["one image", "mixed", "adjacent", "video"]
         if "video" not in shown:
             self.batch[1::2] = ["text between", "small image"]
+        if self.name in EQUALLY_LONG:
+            self.batch[1] = "text between"
 
     def inputs(self, *samples, side="left"):
         return inputs_of(self.processor, samples, side)

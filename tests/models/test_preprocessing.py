@@ -62,7 +62,7 @@ def test_frames_that_fit_are_not_resampled(processor):
 @pytest.fixture(params=["decord", "PyAV"])
 def reader(request, monkeypatch):
     if request.param == "PyAV":
-        monkeypatch.setattr("harness.models.preprocessing.find_spec", lambda name: None)
+        monkeypatch.setattr("harness.models.videos.find_spec", lambda name: None)
     else:
         pytest.importorskip("decord")
 

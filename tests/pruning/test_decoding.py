@@ -11,7 +11,7 @@ import pytest
 import torch
 from probes import MergeInside, Stages
 from reference_prune import equally_long, inputs_of
-from tiny_families import COUNTING, tiny
+from tiny_families import COUNTING, EQUALLY_LONG, tiny
 from transformers_names import CACHE, COUNTS_PADDING, ENCODES_FIRST, cache_of
 from uncached_reference import Cut, Prompt
 
@@ -46,6 +46,7 @@ SCENES = {
     "unequal lengths": ["text between", TEXT_ALONE, "small image"],
     "equal lengths": ["adjacent", "one image"],  # where unequal numbers of tokens are cut
     "video": ["mixed", "video"],
+    "one video": ["mixed", "one image"],
 }
 SHOWN = ["one prompt", "unequal lengths", "equal lengths", "video"]
 
@@ -63,7 +64,8 @@ def over(before, inside):
         cuts += [(method, "keep", inside) for method in INSIDE]
         for method, positions, scenes in cuts:
             for scene in scenes:
-                if scene != "video" or "video" in adapter.media:
+                scene = "one video" if scene == "video" and family in EQUALLY_LONG else scene
+                if "video" not in scene or "video" in adapter.media:
                     name = "-".join([family, method, positions, scene.replace(" ", "_")])
                     cases.append(pytest.param(family, method, positions, scene, id=name))
     return pytest.mark.parametrize(("family", "method", "positions", "scene"), cases)

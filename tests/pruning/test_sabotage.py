@@ -79,11 +79,14 @@ def hooked(family):
         **{f"{DECODER}.layers.{number}.self_attn": attention for number in (0, 1)},
         f"{DECODER}.layers.0.mlp": "x",
     }
-    if family == "llava_next":
+    if family in ("llava_next", "llava_onevision"):
         parts["model"] += " image_sizes"
     if family in ("llava", "llava_next", "internvl"):
         return parts | {"model.vision_tower": "pixel_values"}
     parts[""] += " pixel_values_videos"
+    if family == "llava_onevision":
+        parts["model"] += " pixel_values_videos batch_num_images"
+        return parts | {"model.vision_tower": "pixel_values"}
     parts["model"] += " pixel_values_videos image_grid_thw video_grid_thw"
     parts["model.visual"] = "grid_thw"
     if family == "qwen3_vl":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from probes import Watch
 from reference_prune import SAMPLES, generate, hooks, inputs_of
-from tiny_families import BUILDERS, tiny
+from tiny_families import BUILDERS, EQUALLY_LONG, tiny
 from tiny_internvl import VIT_6B, squares, tiny_internvl
 from tiny_llavaov15 import tiny_llavaov15
 from tiny_models import IMAGE, tiny_llava, tiny_qwen
@@ -82,6 +82,8 @@ class Tower:
         shown = adapter_class(self.family).media
         self.samples = [name for name, (_, _, clips) in SAMPLES.items() if "video" in shown or not clips]
         self.batch = ["mixed", "one image", "video", "adjacent"] if "video" in shown else self.samples
+        if self.family in EQUALLY_LONG:
+            self.batch.remove("video")
         return self
 
     def tower_of(self, model):
@@ -189,7 +191,8 @@ def tower(request):
 
 
 def test_every_family_is_here():
-    assert set(FAMILIES) <= set(TOWERS)
+    """Families that cut tiles have this in tests of their own, since the rows of their prompts are no tower's rows."""
+    assert set(FAMILIES) - {"llava_next", "llava_onevision"} <= set(TOWERS)
 
 
 class TestVisionTower:

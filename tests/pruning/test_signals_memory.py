@@ -48,7 +48,11 @@ def encode(model, side):
         encoder(torch.randn(side**2, values, generator=generator), grid_thw=torch.tensor([[1, side, side]]))
     else:
         size = side * torch.as_tensor(config.patch_size).flatten()[0]
-        larger = {"interpolate_pos_encoding": True} if config.model_type == "clip_vision_model" else {}
+        larger = (
+            {"interpolate_pos_encoding": True}
+            if config.model_type in ("clip_vision_model", "siglip_vision_model")
+            else {}
+        )
         encoder(torch.randn(1, channels, size, size, generator=generator), **larger)
     handles.remove()
     signals = reader.take()
