@@ -42,6 +42,7 @@ BUILT_IN = {
     "fps": "methods.fps:FPS",
     "divprune": "methods.divprune:DivPrune",
     "dart": "methods.dart:DART",
+    "vlmpruner": "methods.vlmpruner:VLMPruner",
     # both
     "idpruner": "methods.idpruner:IDPruner",
     "hybrid": "methods.hybrid:Hybrid",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 
 from methods import checks
+from methods.budget import Budget
 from methods.selecting import Selecting, error
 from methods.tokens import (
     OFFICIAL,
@@ -18,6 +19,7 @@ from methods.tokens import (
     AttentionSpec,
     Cut,
     DeclaredTokens,
+    Grid,
     HiddenState,
     LayerState,
     Mix,
@@ -25,6 +27,7 @@ from methods.tokens import (
     Selection,
     Signal,
     Tokens,
+    num_tokens,
 )
 
 __all__ = [
@@ -49,6 +52,14 @@ RENAMED = {  # old names of attributes, removed in the next release
     "not_public": "unpublished_params",
     "received": "attention_spec",
 }
+
+
+LATER = "later"  # key of the metadata of fields that `later` makes
+
+
+def later(default: Any) -> Any:
+    """Declare a parameter that a method got later: at its default, runs are the same as without it."""
+    return field(default=default, metadata={LATER: True})
 
 
 @dataclass(kw_only=True)
@@ -112,6 +123,10 @@ class Method:
         if type(self).schedule is not Method.schedule:
             return "layers"
         return f"layer:{getattr(self, 'layer', 0)}" if Signal.LLM in self.needs else "input"
+
+    def count_kept(self, budget: Budget, grids: Sequence[Grid]) -> int:
+        """Return K, the number of tokens to keep of a sample; by default `budget` counts all its tokens together."""
+        return budget.count(num_tokens(grids))
 
     def schedule(self, n: int, k: int, layers: int) -> Sequence[Cut]:
         """Return the cuts of a sample of `n` visual tokens with budget `k` < n in a decoder of so many `layers`.

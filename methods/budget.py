@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from numbers import Integral, Real
 
 
@@ -41,8 +43,14 @@ class Budget:
             raise ValueError(f"the number of visual tokens must be an integer of at least 0, not {n!r}")
         if self.tokens is not None:
             return min(int(n), self.tokens)
-        # With the decimal as written, not its binary neighbour: 0.15 * 10 is 1.5 here, and rounds to 2.
-        return min(int(n), max(1, round(Fraction(str(self.keep)) * int(n))))
+        return min(int(n), max(1, round(self.ratio(n) * int(n))))
+
+    def ratio(self, n: int) -> Fraction:
+        """Return the share of `n` > 0 visual tokens that is kept, before rounding."""
+        if self.tokens is not None:
+            return min(Fraction(self.tokens, int(n)), Fraction(1))
+        # The decimal as written, not its binary neighbour: 0.15 * 10 is 1.5 here, and rounds to 2.
+        return Fraction(str(self.keep))
 
     @property
     def label(self) -> str:
@@ -84,3 +92,27 @@ def largest_remainder(k: int, sizes: Sequence[int]) -> list[int]:
         quotas[quotas.index(max(quotas))] -= 1
         quotas[i] += 1
     return quotas
+
+
+def of_ratio(ratio: Fraction, sizes: Sequence[int]) -> list[int]:
+    """Return the share of each part if all get the same `ratio`: rounded, halves to the even number, at least 1."""
+    return [max(1, round(ratio * size)) for size in sizes]
+
+
+def by_ratio(k: int, sizes: Sequence[int]) -> list[int]:
+    """Divide `k` into the shares of a ratio (`of_ratio`) whose sum it is; as `rounded` does if there is no such ratio.
+
+    Shares never fall as the ratio rises, so that ratios with the same sum have the same shares.
+    """
+    n, parts = sum(sizes), len(sizes)
+    low, high = Fraction(k - parts, n), min(Fraction(2 * k + parts, 2 * n), Fraction(1))  # by what rounding may change
+    steps = {
+        Fraction(2 * share + 1, 2 * size)  # where a share becomes the next one
+        for size in sizes
+        for share in range(max(0, int(low * size) - 1), int(high * size) + 1)
+    }
+    edges = sorted({low, high, *(step for step in steps if low < step < high)})
+    ratios = sorted({*edges, *((a + b) / 2 for a, b in pairwise(edges))})
+    first = bisect_left(ratios, k, key=lambda ratio: sum(of_ratio(ratio, sizes)))
+    shares = of_ratio(ratios[min(first, len(ratios) - 1)], sizes)
+    return shares if sum(shares) == k else rounded(k, sizes)

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from methods.budget import rounded
+from methods.budget import Budget, of_ratio, rounded
 from methods.tokens import Grid
 
 Grids = Sequence[Grid]
@@ -31,6 +31,12 @@ def per_image(
     """Return (slice of its tokens, its part of `k`) for each of `spans`; the rule `share` divides `k`."""
     quotas = share(k, [size for _, size in spans])
     return [(slice(start, start + size), quota) for (start, size), quota in zip(spans, quotas, strict=True)]
+
+
+def count_per_image(spans: Sequence[tuple[int, int]], budget: Budget) -> int:
+    """Return how many tokens stay if the ratio of `budget` is rounded for each of `spans` alone."""
+    sizes = [size for _, size in spans]
+    return sum(of_ratio(budget.ratio(sum(sizes)), sizes)) if sizes else 0
 
 
 def _spans(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
 from typing import ClassVar, Literal
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from methods.base import OFFICIAL, PAPER, AttentionSpec, Method, Selection, Signal, Tokens
-from methods.grids import images, per_image
+from methods.budget import Budget, by_ratio, rounded
+from methods.grids import count_per_image, images, per_image
 from methods.scores import top
+from methods.tokens import Grid
 
 
 @dataclass(kw_only=True)
@@ -29,9 +31,10 @@ class HiPrune(Method):
     Args:
         alpha: share of K for anchors and buffers, in [0, 1]; default 0.1.
         variant: "official" (default) takes all images and videos of a sample as one sequence of rows as long as the
-            first image's; "paper", as in the comparison of arXiv 2602.13315, takes each alone, with its share of K,
-            and at least one anchor if that is 5 or more; it leaves the key of CLS out of the softmax, numbers the
-            middle layer otherwise, and without CLS takes the mean query alone from 6,144 patches on.
+            first image's; "paper", as in the comparison of arXiv 2602.13315, takes each alone, with K rounded for
+            each by itself, and at least one anchor if that is 5 or more; it leaves the key of CLS out of the softmax,
+            numbers the middle layer otherwise, without CLS takes the mean query alone from 6,144 patches on, and
+            computes attention in the model's dtype if that is half precision.
         row: length of a row, "grid" (default) the image's, or "sqrt", the root of its number of tokens, which the
             comparison used on LLaVA-OneVision-1.5: no neighbours above and below unless the image is square.
 
@@ -45,7 +48,7 @@ class HiPrune(Method):
     version = 1
     fidelity = "exact"
     needs = frozenset({Signal.VIT_ATTENTION})
-    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 
     alpha: float = 0.1
     variant: Literal["official", "paper"] = "official"
@@ -61,13 +64,18 @@ class HiPrune(Method):
         spec = PAPER if self.variant == "paper" else replace(OFFICIAL, queries="all")
         return replace(spec, roles=("last", "middle"))
 
+    def count_kept(self, budget: Budget, grids: Sequence[Grid]) -> int:
+        """Return K; with "paper" each image or video by itself has the share that `budget` gives, rounded."""
+        return count_per_image(images(grids), budget) if self.variant == "paper" else super().count_kept(budget, grids)
+
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
         middle, last = tokens.vit_attention["middle"], tokens.vit_attention["last"]
         widths = [w for t, h, w in tokens.grids if t * h * w]
         spans = images(tokens.grids) if self.variant == "paper" else [(0, len(last))]
         kept = []
-        for (image, share), width in zip(per_image(spans, k), widths, strict=False):
+        parts = per_image(spans, k, by_ratio if self.variant == "paper" else rounded)
+        for (image, share), width in zip(parts, widths, strict=False):
             row = isqrt(image.stop - image.start) if self.row == "sqrt" else width
             kept.append(image.start + self._hierarchy(middle[image], last[image], row, share))
         return Selection(kept=torch.cat(kept))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from fractions import Fraction
+from typing import ClassVar, Literal
 
-from methods.base import HiddenState, Method, Signal
+from methods.base import Cut, HiddenState, Method, Signal, later
 
 
 @dataclass(kw_only=True)
@@ -26,6 +27,8 @@ class LayerMethod(Method):
 
     Args:
         layer: j; default none, which takes the layer of the variant.
+        budget_at: what K counts: "end", the tokens behind the cut, or "mean", the tokens that a decoder layer sees on
+            average, of which layers 0..j see all. ValueError for a K that is too small for any cut there.
     """
 
     needs = frozenset({Signal.LLM})
@@ -33,6 +36,7 @@ class LayerMethod(Method):
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "unused", "paper": "unused"}  # by variant
 
     layer: int | None = None
+    budget_at: Literal["end", "mean"] = later("end")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +47,17 @@ class LayerMethod(Method):
     def stage(self) -> str:
         """Where tokens are cut: "layer:j", after decoder layer j."""
         return f"layer:{self.layers[getattr(self, 'variant', 'official')] if self.layer is None else self.layer}"
+
+    def schedule(self, n: int, k: int, layers: int) -> tuple[Cut, ...]:
+        """Return the one cut, behind layer j."""
+        layer = int(self.stage.removeprefix("layer:"))
+        if self.budget_at == "mean":
+            least = -(-((layer + 1) * n + layers - layer - 1) // layers)
+            if k < least:
+                what = f"a mean of {k} tokens a layer, where layers 0 to {layer} of {layers} see all {n}"
+                raise ValueError(f"{self.name} cannot have {what}: at least {least}, or budget_at=end")
+            k = round(Fraction(k * layers - (layer + 1) * n, layers - layer - 1))
+        return (Cut(layer, k),)
 
     @property
     def hidden_state(self) -> HiddenState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.grids import frames, per_image
+from methods.budget import Budget, by_ratio, rounded
+from methods.grids import count_per_image, frames, per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
+from methods.tokens import Grid
 
 
 @dataclass(kw_only=True)
@@ -29,13 +31,15 @@ class VisionZip(Method):
     Args:
         contextual: share of K that is contextual; default 10/64, as in the presets of 54 + 10, 108 + 20 and 162 + 30.
         variant: "official" (default) or "paper", the comparison in arXiv 2602.13315, which reads attention differently:
-            no key of CLS in the softmax, and without CLS the mean query alone from 6,144 patches on.
+            no key of CLS in the softmax, without CLS the mean query alone from 6,144 patches on, and in the model's
+            dtype, as it does keys, if that is half precision. It rounds K for each unit by itself, at least to 1, so
+            that the sum may differ.
 
     Deviation: a merged row is the average of its tokens' embeddings, as in the comparison, which rounds its weights to
     the model's dtype; the original adds the mean
     of the others to the contextual token itself, and merges before the projector. It also keeps CLS as one of the
-    dominant tokens; here that place goes to the next patch. With K below the number of units all of them are one,
-    where the comparison keeps more than K. Similarities are float64, ties go to the lowest index.
+    dominant tokens; here that place goes to the next patch. With K below the number of units all of them are one.
+    Similarities are float64, ties go to the lowest index.
     Code: dvlab-research/VisionZip.
     """
 
@@ -43,7 +47,7 @@ class VisionZip(Method):
     version = 1
     fidelity = "adapted: averages tokens at the LLM's entry, and keeps a patch in the place of CLS"
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
-    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 
     contextual: float = 10 / 64
     variant: Literal["official", "paper"] = "official"
@@ -52,13 +56,17 @@ class VisionZip(Method):
         super().__post_init__()
         self.require("contextual", 0 < self.contextual <= 1, "in (0, 1]")
 
+    def count_kept(self, budget: Budget, grids: Sequence[Grid]) -> int:
+        """Return K; with "paper" each image or time step by itself has the share that `budget` gives, rounded."""
+        return count_per_image(frames(grids), budget) if self.variant == "paper" else super().count_kept(budget, grids)
+
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
         assert tokens.vit_keys is not None
         spans = frames(tokens.grids)
         spans = spans if k >= len(spans) else [(0, len(tokens.features))]
         kept, owner, offset = [], [], 0
-        for unit, share in per_image(spans, k):
+        for unit, share in per_image(spans, k, by_ratio if self.variant == "paper" else rounded):
             rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
             kept.append(unit.start + rows)
             owner.append(offset + joins)

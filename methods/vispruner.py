@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.grids import images, per_image
+from methods.budget import Budget, by_ratio, rounded
+from methods.grids import count_per_image, images, per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
+from methods.tokens import Grid
 
 AT_ONCE = 8  # tokens dropped per computation of similarities, in the authors' code
 
@@ -26,13 +28,14 @@ class VisPruner(Method):
             a, b = others[0::2], others[1::2]
             drop the 8 of a whose most similar token in b (by cosine) is most similar, until enough are dropped
 
-    Each image or video has its share of K.
+    Each image or video has its share of K. With "paper" K is rounded for each by itself, so that their sum may differ.
 
     Args:
         ratio: share of K that is important, in [0, 1]; default 0.5.
         variant: "official" (default) truncates K * ratio, begins with the others by descending attention, and puts what
             is left of a, by descending similarity, before b. "paper", the comparison in arXiv 2602.13315, rounds
-            K * ratio and leaves a token to the others if K > 1; these stand in raster order every time.
+            K * ratio and leaves a token to the others if K > 1; these stand in raster order every time. It reads
+            attention without the key of CLS, and in the model's dtype if that is half precision.
 
     Deviation: features are those at the entry of the LLM, as in the comparison; the original compares before the
     projector. It stops at an odd number of others, which here puts one more in a than in b. Similarities are float64,
@@ -44,7 +47,7 @@ class VisPruner(Method):
     version = 1
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
     needs = frozenset({Signal.VIT_ATTENTION})
-    revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
+    revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 
     ratio: float = 0.5
     variant: Literal["official", "paper"] = "official"
@@ -53,9 +56,14 @@ class VisPruner(Method):
         super().__post_init__()
         self.require("ratio", 0 <= self.ratio <= 1, "in [0, 1]")
 
+    def count_kept(self, budget: Budget, grids: Sequence[Grid]) -> int:
+        """Return K; with "paper" each image or video by itself has the share that `budget` gives, rounded."""
+        return count_per_image(images(grids), budget) if self.variant == "paper" else super().count_kept(budget, grids)
+
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
-        scores, parts = tokens.vit_attention["last"], per_image(images(tokens.grids), k)
+        scores = tokens.vit_attention["last"]
+        parts = per_image(images(tokens.grids), k, by_ratio if self.variant == "paper" else rounded)
         kept = [image.start + self._prune(scores[image], tokens.features[image], share) for image, share in parts]
         return Selection(kept=torch.cat(kept))
 

@@ -103,7 +103,7 @@ def cost(run: LocatedRun) -> Cost:
         notes.append(f"into how many tiles {model.model_type} cuts the picture is not known here")
         return Cost(None, config.tokens, notes=tuple(notes))
     visual = num_tokens(grids)
-    kept = config.budget.count(visual)
+    kept = method.count_kept(config.budget, grids)
     if method.stage == "pixels":
         kept = num_tokens(smaller(grids, kept))
     try:

@@ -30,7 +30,7 @@ from harness.models.adapter import Adapter
 from harness.models.loading import device_of
 from harness.models.model_folder import ModelFolder
 from harness.results.labels import flat
-from methods.base import Method
+from methods.base import LATER, Method
 
 PREPROCESSING = 2  # raise it when messages become other model inputs, or answers are decoded in another way
 CUT = 1  # raise it when the same kept tokens give other logits or answers
@@ -164,8 +164,11 @@ def changes(about: Mapping[str, Any]) -> list[str]:
 def _params(method: Method) -> dict[str, Any]:
     """Return a method's parameters as JSON gives them back, files by digest."""
     params = {}
-    for name in (field.name for field in fields(method) if field.init):
-        value = method.file_metadata[name]["digest"] if name in method.file_metadata else getattr(method, name)
+    for field in fields(method):
+        name, value = field.name, getattr(method, field.name)
+        if not field.init or (field.metadata.get(LATER) and value == field.default):
+            continue
+        value = method.file_metadata[name]["digest"] if name in method.file_metadata else value
         try:
             params[name] = from_json(json_line(value))
         except (TypeError, ValueError) as error:

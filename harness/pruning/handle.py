@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from methods.base import Cut, Method, Selection, Tokens
+    from methods.tokens import Grid
 
     Size = tuple[int, int]  # N and K
     Answer = tuple[list[Size], list[Selection]]  # of one cut
@@ -92,9 +93,9 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def cuts(self, n: int, layers: int) -> tuple[Cut, ...]:
-        """Return the cuts of a sample of `n` visual tokens in a decoder of so many layers."""
-        return self.method.cuts(n, self.budget.count(n), layers)
+    def cuts(self, n: int, grids: Sequence[Grid], layers: int) -> tuple[Cut, ...]:
+        """Return the cuts of a sample of `n` visual tokens, of images `grids`, in a decoder of so many layers."""
+        return self.method.cuts(n, self.method.count_kept(self.budget, grids), layers)
 
     def generators(self, count: int) -> list[torch.Generator]:
         """Begin a prefill of `count` samples; return the random generator of each."""

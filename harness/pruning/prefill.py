@@ -61,7 +61,7 @@ class Prefill:
         self.embeddings = embeddings
         self._pruning, self._layout = pruning, layout
         sizes, newlines = (rows[:: layout.copies].sum(1).tolist() for rows in (self.visual, self._newlines))
-        plans = [pruning.cuts(n, layers) for n in sizes]
+        plans = [pruning.cuts(n, grids, layers) for n, grids in zip(sizes, layout.grids, strict=True)]
         generators = pruning.generators(len(sizes))
         self.prompts = [
             Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device), ends, ends)

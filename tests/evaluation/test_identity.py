@@ -27,6 +27,7 @@ from harness.models import FAMILIES
 from harness.models.model_folder import ModelFolder
 from harness.models.qwen25vl import Qwen25VL
 from harness.models.scorer import VisionSelectorScorer, save_scorer
+from methods.base import LATER
 from methods.budget import Budget
 
 PRIVATE = """
@@ -361,8 +362,10 @@ def test_a_setting_that_changes_no_answer_changes_nothing(setting, found):
 def test_every_parameter_of_every_method_is_in_the_key(name):
     method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
     before = identity._params(method)
-    assert set(before) == {field.name for field in fields(method) if field.init}
-    for parameter in before.keys() - method.file_metadata.keys():  # files are in it by content
+    parameters = {field.name for field in fields(method) if field.init}
+    later = {field.name for field in fields(method) if field.metadata.get(LATER)}
+    assert set(before) == parameters - later
+    for parameter in parameters - method.file_metadata.keys():  # files are in it by content
         other = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
         object.__setattr__(other, parameter, "something else")
         assert identity._params(other) != before
@@ -382,3 +385,8 @@ def test_of_a_package_the_minor_version_counts(answers, monkeypatch):
         versions.append(answers())
     assert versions[0] == versions[1] != versions[2]
     assert identity.packages("sdpa")["transformers"] == "5.24.0"  # which run.json records
+
+
+def test_a_parameter_that_a_method_got_later_changes_nothing_at_its_default():
+    assert "budget_at" not in identity._params(methods.load("fastv"))
+    assert identity._params(methods.load("fastv", budget_at="mean"))["budget_at"] == "mean"

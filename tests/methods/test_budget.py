@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from properties import randomized
 
-from methods.budget import Budget
+from methods.budget import Budget, by_ratio, rounded
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,15 @@ def test_labels_tell_budgets_apart():
     assert Budget(keep=1).label == "1.0"
     assert Budget(keep=7 / 9).label != Budget(keep=0.7777).label
     assert Budget(tokens=64).label == "64tok"
+
+
+@randomized(200, sizes=st.lists(st.integers(1, 400), min_size=1, max_size=6), percent=range(1, 101))
+def test_shares_of_one_ratio_follow_from_their_sum(sizes, percent):
+    shares = [max(1, Budget(keep=percent / 100).count(size)) for size in sizes]
+    assert by_ratio(sum(shares), sizes) == shares
+
+
+@pytest.mark.parametrize(("k", "sizes"), [(3, [50, 50]), (1, [50, 50]), (7, [10, 10, 10])])
+def test_a_sum_that_no_ratio_gives_is_divided_all_the_same(k, sizes):
+    assert by_ratio(k, sizes) == rounded(k, sizes)
+    assert sum(by_ratio(k, sizes)) == k

@@ -5,27 +5,11 @@ from math import isqrt
 import pytest
 import torch
 from layer_samples import best
+from per_image_references import hierarchy
 from properties import SEEDS, SHARE, VARIANTS, randomized
 from reference_selection import attended
 
 from methods.hiprune import HiPrune
-
-
-def hierarchy(middle, last, width, k, variant="official", alpha=0.1):
-    """Return the kept tokens of one image as a sorted list."""
-    n, middle, last = len(last), middle.tolist(), last.tolist()
-    a = round(k * alpha / 5)
-    if variant == "paper" and alpha > 0 and a == 0 and k >= 5:
-        a = 1
-    anchors = best(middle, a)
-    near = {i + step for i in anchors for step in (0, -1, 1, -width, width)}
-    near = {min(max(i, 0), n - 1) for i in near}
-    if len(near) > k:  # where the authors' code stops or keeps more: anchors first, then by the last layer
-        buffers = sorted(near - set(anchors), key=lambda i: (-last[i], i))
-        return sorted(anchors + buffers[: k - len(anchors)])
-    for i in near:
-        last[i] = -float("inf")
-    return sorted(near | set(best(last, k - len(near))))
 
 
 def kept(tokens, k, **params):

@@ -2,32 +2,12 @@
 
 import pytest
 import torch
+from per_image_references import zip_unit
 from properties import SEEDS, SHARE, VARIANTS, randomized
 from reference_selection import attended
 
 from methods.base import Tokens
 from methods.visionzip import VisionZip
-
-
-def zip_unit(scores, keys, k, share=10 / 64):
-    """Return (kept, owner) of one image or time step; similarities to 10 decimals decide no tie by rounding."""
-    n = len(scores)
-    contextual = max(1, round(k * share))
-    order = sorted(range(n), key=lambda i: (-scores[i].item(), i))
-    dominant = set(order[: k - contextual])
-    rest = [i for i in range(n) if i not in dominant]
-    step = max(1, len(rest) // contextual)
-    targets = rest[0::step][:contextual]
-    kept = sorted(dominant | set(targets))
-    unit = [key.double() / max(key.double().norm().item(), 1e-300) for key in keys]
-    owner = []
-    for i in range(n):
-        if i in kept:
-            owner.append(kept.index(i))
-            continue
-        similarity = [round(float((unit[i] * unit[j]).sum()), 10) for j in targets]
-        owner.append(kept.index(targets[similarity.index(max(similarity))]))
-    return kept, owner
 
 
 def merged(tokens, k, **params):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from per_image_references import prune
 from properties import SEEDS, SHARE, VARIANTS, randomized
 from reference_selection import attended, shuffled
 
@@ -10,31 +11,6 @@ from methods.kernels import cosine
 from methods.vispruner import VisPruner
 
 KINDS = ("normal", "positive", "duplicates", "parallel", "equal", "zero_rows", "opposite", "levels")
-
-
-def prune(x, scores, k, variant="official", ratio=0.5):
-    """Return the kept tokens of one image as a sorted list; similarities to 10 decimals decide no tie by rounding."""
-    x = [row.double() / max(row.double().norm().item(), 1e-300) for row in x]
-    cos = [[round(float((a * b).sum()), 10) for b in x] for a in x]
-    order = sorted(range(len(x)), key=lambda i: (-scores[i].item(), i))
-    if variant == "official":
-        important = int(k * ratio)
-    else:
-        important = round(k * ratio)
-        if k > 1:
-            important = min(important, k - 1)
-    kept, rest = order[:important], order[important:]
-    target = k - important
-    while target and len(rest) > target:
-        if variant == "paper":
-            rest.sort()
-        a, b = rest[0::2], rest[1::2]
-        drop = min(8, len(rest) - target)
-        if variant == "paper":
-            drop = min(drop, len(rest) // 2)
-        a.sort(key=lambda i: -max(cos[i][j] for j in b))  # stable
-        rest = a[drop:] + b
-    return sorted(kept + (rest if target else []))
 
 
 def kept(tokens, k, **params):

@@ -57,7 +57,7 @@ def count(
     """
     vision, decoder = vision_shape(config), DecoderShape.of(config)
     n = num_tokens(grids)
-    if method is None or budget is None or (k := budget.count(n)) >= n:
+    if method is None or budget is None or (k := method.count_kept(budget, grids)) >= n:
         return _of(vision, decoder, grids, [Rows(0, text + n)], new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from methods import vlmpruner
 from methods.base import Method, Signal
 
 
@@ -71,6 +72,10 @@ def _dart(case: Case) -> int:
     return 2 * (case.method.image_pivots + case.method.text_pivots) * case.n * case.width
 
 
+def _vlmpruner(case: Case) -> int:
+    return 2 * case.k * case.n * min(vlmpruner.CHANNELS, case.width)  # distances to the pivots are no products
+
+
 def _holov(case: Case) -> int:
     if case.method.variant == "official":
         return 0
@@ -104,6 +109,7 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "fastv": lambda case: case.row_of_attention,
     "pyramiddrop": lambda case: case.row_of_attention + case.projections,
     "dart": _dart,
+    "vlmpruner": _vlmpruner,
     "holov": _holov,
     "d2pruner": _d2pruner,
     "id_selection": _id_selection,
