@@ -103,11 +103,13 @@ def table(descriptions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(method: Mapping[str, Any]) -> list[str]:
-    needs = ", ".join(method["needs"]) or "-"
+    tower = "/".join(name.removeprefix("vit_") for name in method["needs"] if name.startswith("vit_"))
+    others = [name for name in method["needs"] if not name.startswith("vit_")]
+    needs = ", ".join([*others, *([f"vit_{tower}"] if tower else [])]) or "-"
     flags = ["yes" if method[flag] else "no" for flag in ("flash", "servable")]
     fidelity = method["fidelity"].partition(":")[0]
     variants = ", ".join(map(str, method["variants"])) or "-"
-    numbers = " ".join("-" if why else str(number) for number, why in enumerate(method["families"].values(), 1))
+    numbers = "".join("-" if why else str(number) for number, why in enumerate(method["families"].values(), 1))
     return [method["name"], method["stage"], needs, fidelity, *flags, variants, numbers]
 
 

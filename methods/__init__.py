@@ -35,6 +35,7 @@ BUILT_IN = {
     # importance
     "greedy": "methods.greedy:Greedy",
     "visionselector": "methods.visionselector:VisionSelector",
+    "fastervlm": "methods.fastervlm:FasterVLM",
     "fastv": "methods.fastv:FastV",
     "pyramiddrop": "methods.pyramiddrop:PyramidDrop",
     "hiprune": "methods.hiprune:HiPrune",
@@ -43,6 +44,7 @@ BUILT_IN = {
     "divprune": "methods.divprune:DivPrune",
     "dart": "methods.dart:DART",
     "vlmpruner": "methods.vlmpruner:VLMPruner",
+    "tome": "methods.tome:ToMe",
     # both
     "idpruner": "methods.idpruner:IDPruner",
     "hybrid": "methods.hybrid:Hybrid",
@@ -55,6 +57,8 @@ BUILT_IN = {
     "id_selection": "methods.id_selection:IDSelection",
     "qmmr": "methods.qmmr:QMMR",
     "holov": "methods.holov:HoloV",
+    "mmtok": "methods.mmtok:MMTok",
+    "prunesid": "methods.prunesid:PruneSID",
 }
 
 

@@ -89,8 +89,6 @@ class CDPruner(Method):
         """Return the signed cosine [N] between each token and the question."""
         unit, text = directions(tokens.features), tokens.text
         assert text is not None
-        if text.dim() != 2 or text.shape[1] != unit.shape[1]:
-            raise ValueError(f"cdpruner: text must be [T, {unit.shape[1]}] like the features, not {list(text.shape)}")
         if not len(text):
             log.warning("cdpruner: the question is empty, so every token counts as equally relevant")
             return unit.new_zeros(len(unit))

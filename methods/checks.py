@@ -141,9 +141,12 @@ def signals(name: str, declared: Iterable[Signal], sample: Tokens, n: int) -> No
                 f"{name}: {label} must have one entry for each of {n} tokens, not {list(tensor.shape)}"
             )
         _finite(name, label, tensor)
-    importance, llm = vars(sample)["importance"], vars(sample)["llm"]  # a sample inside another selection hides some
+    importance, llm, text = (vars(sample)[name] for name in ("importance", "llm", "text"))  # no look at a hidden one
     if importance is not None and importance.dim() != 1:
         raise SelectionError(f"{name}: importance must be [N], not {list(importance.shape)}")
+    width = sample.features.shape[1]
+    if text is not None and text.shape[1:] != (width,):
+        raise SelectionError(f"{name}: text must be [T, {width}] like the features, not {list(text.shape)}")
     if llm is not None and llm.visual_idx.shape != (n,):
         raise SelectionError(f"{name}: llm.visual_idx must be [{n}], not {list(llm.visual_idx.shape)}")
 

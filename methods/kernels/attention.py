@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from methods.kernels.cosine import first_equal
+
 TILE = 2**24  # scores held at once: 64 MiB of float32
 
 
@@ -23,10 +25,7 @@ def attention_row(q: Tensor, k: Tensor) -> Tensor:
     logits = query @ k.double().transpose(1, 2) / math.sqrt(q.shape[-1])
     received = logits.softmax(dim=-1).mean(dim=(0, 1))
     # Not by rounding: where heads give all they have to one token each, real differences are as small as errors.
-    distinct, row_of = torch.unique(k.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
-    position = torch.arange(len(received), device=k.device)
-    first = position.new_full((len(distinct),), len(received)).scatter_reduce(0, row_of, position, "amin")
-    return received[first[row_of]]
+    return received[first_equal(k.transpose(0, 1).flatten(1))]
 
 
 def last_text(length: int, visual_idx: Tensor) -> Tensor:

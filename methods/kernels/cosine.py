@@ -47,7 +47,7 @@ class CosineRows:
         if len(checksums.unique()) < len(unit):  # whole rows are compared only then, which takes longer
             unit, self.row_of = torch.unique(unit, dim=0, return_inverse=True)
         self.unit = unit  # [U, D] distinct, of length sqrt(1 / STEP)
-        self.size, self.device = len(features), features.device
+        self.size, self.device, self.dtype = len(features), features.device, unit.dtype
         self.table = unit @ unit.T if len(unit) <= TABLE else None
 
     def __len__(self) -> int:
@@ -56,6 +56,10 @@ class CosineRows:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the similarities [T, N] of `tokens` [T] to all tokens, as a new tensor."""
         return self.of_tokens(self.distinct(tokens))
+
+    def column(self, token: Tensor) -> Tensor:
+        """Return the similarities [N] of all tokens to `token` [1]."""
+        return self(token)[0]
 
     def distinct(self, tokens: Tensor) -> Tensor:
         """Return the similarities [T, U] of `tokens` [T] to the distinct rows, as a new tensor."""
@@ -88,6 +92,13 @@ class CosineRows:
     def of_tokens(self, values: Tensor) -> Tensor:
         """Return `values` [..., U] of the distinct rows as those of all tokens [..., N]."""
         return values if self.row_of is None else values.index_select(-1, self.row_of)
+
+
+def first_equal(rows: Tensor) -> Tensor:
+    """Return the index [N] of the first row that equals each row of `rows` [N, D]."""
+    distinct, row_of = torch.unique(rows, dim=0, return_inverse=True)
+    place = torch.arange(len(rows), device=rows.device)
+    return place.new_full((len(distinct),), len(rows)).scatter_reduce(0, row_of, place, "amin")[row_of]
 
 
 def directions(features: Tensor, floor: float = 1e-8) -> Tensor:

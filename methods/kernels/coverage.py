@@ -1,4 +1,4 @@
-"""Weighted coverage: greedy picks that are each as similar as can be to what no earlier pick is similar to."""
+"""Weighted coverage, a facility location: greedy picks that are each most similar to what earlier picks are not."""
 
 from __future__ import annotations
 
@@ -10,12 +10,40 @@ from torch import Tensor
 from methods.kernels.cosine import STEP, TILE_32, CosineRows
 from methods.selecting import refuse_nan
 
+UNITS = 2.0**50  # whole numbers into which `TableRows` divides the sum of all entries; float64 adds them exactly
 LEAST = 16  # tokens brought up to date in a round, if that many similarities may be held at once
 SMALL = 2**15  # similarities above which torch shares an operation among threads, which wait for a busy core
 
 
+class TableRows:
+    """A table `entries` [R, N] in float64, at least 0: how much each token covers of each of R rows.
+
+    Entries are whole numbers afterwards, `UNITS` in all, whatever they sum up to.
+    """
+
+    def __init__(self, entries: Tensor) -> None:
+        total = entries.sum()
+        self.table = (entries * (UNITS / torch.where(total > 0, total, 1.0))).round_()
+        self.size, self.device, self.dtype = len(entries), entries.device, entries.dtype
+
+    def __len__(self) -> int:
+        return self.table.shape[1]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the entries [T, N] of `rows` [T], as a new tensor."""
+        return self.table.index_select(0, rows)
+
+    def column(self, token: Tensor) -> Tensor:
+        """Return the entries [R] of `token` [1]."""
+        return self.table.index_select(1, token)[:, 0]
+
+    def tiles(self) -> tuple[Tensor, ...]:
+        """Return all rows [R] in parts whose entries may be held at once."""
+        return torch.arange(self.size, device=self.device).split(max(1, TILE_32 // len(self)))
+
+
 def coverage(
-    rows: Iterable[CosineRows], weights: Iterable[Tensor], ks: Sequence[int], additive: bool = False
+    rows: Iterable[CosineRows | TableRows], weights: Iterable[Tensor], ks: Sequence[int], additive: bool = False
 ) -> list[Tensor]:
     """Return for each sample `k` distinct indices [K] in the order picked; ties go to the lowest index.
 
@@ -24,7 +52,8 @@ def coverage(
         covered_i = max(covered_i, cos(i, pick)), from 0
 
     Args:
-        rows: N tokens of each sample; a generator keeps one sample's similarities in memory at a time.
+        rows: N tokens of each sample, with cos(i, j) as `CosineRows` computes it or as the entry of a table; a
+            generator keeps one sample's similarities in memory at a time.
         weights: [N] float64 of each sample, at least 0.
         ks: how many to pick of each sample, at most N.
         additive: whether weight is added to the gain or multiplies it.
@@ -32,7 +61,7 @@ def coverage(
     return [_coverage(*sample, additive) for sample in zip(rows, weights, ks, strict=True)]
 
 
-def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Tensor:
+def _coverage(cosine: CosineRows | TableRows, weight: Tensor, k: int, additive: bool) -> Tensor:
     """Return the picks [K] of one sample.
 
     Similarities are whole numbers, so sums of them in float64 are exact. Gains can therefore be brought up to date
@@ -43,11 +72,11 @@ def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Ten
     after K rounds how many picks are missing.
     """
     refuse_nan(weight)
-    n, device = len(cosine), cosine.device
+    n, size, device = len(cosine), cosine.size, cosine.device
     gain = torch.zeros(n, dtype=torch.float64, device=device)
     for tile in cosine.tiles():
         gain += cosine(tile).clamp_(min=0).sum(dim=0, dtype=torch.float64)
-    covered, goal = torch.zeros(2, n, device=device)  # what `gain` reflects, and what it has to
+    covered, goal = torch.zeros(2, size, dtype=cosine.dtype, device=device)  # what `gain` reflects, and what it has to
     barred = torch.zeros_like(gain)  # minus infinity once picked
     order = torch.empty(k, dtype=torch.int64, device=device)
     made = torch.zeros(1, dtype=torch.int64, device=device)
@@ -55,7 +84,7 @@ def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Ten
     rounds, missing = 0, k
     while missing:
         for done in range(rounds, rounds + missing):  # at most one pick each, so `made` stays below k inside
-            behind = (goal - covered).topk(min(n, most, max(LEAST, 2 * n // (done + 1))), sorted=False).indices
+            behind = (goal - covered).topk(min(size, most, max(LEAST, 2 * size // (done + 1))), sorted=False).indices
             before, after = covered.index_select(0, behind), goal.index_select(0, behind)
             similar = torch.maximum(cosine(behind), before[:, None])
             similar = torch.minimum(similar, after[:, None], out=similar)
@@ -67,6 +96,6 @@ def _coverage(cosine: CosineRows, weight: Tensor, k: int, additive: bool) -> Ten
             order.index_copy_(0, made, pick)  # if not ready, a later round writes over it
             barred.index_add_(0, pick, torch.where(ready, -torch.inf, barred.new_zeros(1)))
             made += ready
-            goal = torch.where(ready, torch.maximum(goal, cosine(pick)[0]), goal)
+            goal = torch.where(ready, torch.maximum(goal, cosine.column(pick)), goal)
         rounds, missing = rounds + missing, k - len(barred.nonzero())
     return order

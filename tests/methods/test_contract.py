@@ -18,7 +18,7 @@ from methods.testing import CHECKS, advice, exactly_k_of_any_finite_input, the_f
 ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
 
-LOOK_AT_PLACES = {"random", "uniform", "avg_pool", "hiprune", "holov", "visionzip", "vispruner", "vlmpruner"}
+LOOK_AT_PLACES = {"random", "uniform", "avg_pool", "hiprune", "holov", "tome", "visionzip", "vispruner", "vlmpruner"}
 
 
 def choices(name):

@@ -130,12 +130,12 @@ def test_every_built_in_method_has_a_formula_that_grows_with_the_image():
     for name in FORMULAS:
         method = methods.load(name, **({"prior": "none"} if name == "d2pruner" else {}))
         small, large = (
-            selection_flops(Case(method, n, n // 4, 3584, n + 64, 3584, 512, 80, [(1, n // 32, 32)]))
+            selection_flops(Case(method, n, n // 4, 3584, n + 64, 3584, 512, 80, [(1, n // 32, 32)], 1280))
             for n in (512, 2048)
         )
         assert small <= large
         assert (small == 0) == (large == 0)
-    case = Case(methods.load("idpruner"), 2691, 673, 3584, 2755, 3584, 512, 80, [(1, 39, 69)])
+    case = Case(methods.load("idpruner"), 2691, 673, 3584, 2755, 3584, 512, 80, [(1, 39, 69)], 1280)
     assert selection_flops(case) == 2 * 673 * 2691 * 3584
 
 
@@ -143,7 +143,7 @@ def test_what_is_not_known_is_not_made_up():
     class Strange:
         name = "strange"
 
-    assert selection_flops(Case(Strange(), 8, 2, 4, 12, 4, 4, 4, [(1, 2, 4)])) is None
+    assert selection_flops(Case(Strange(), 8, 2, 4, 12, 4, 4, 4, [(1, 2, 4)], 4)) is None
     with pytest.raises(ValueError, match="not for internvl"):
         vision_shape(type("Config", (), {"model_type": "internvl", "vision_config": None, "get_text_config": _text}))
 

@@ -66,10 +66,9 @@ def count(
     seen |= {cut.layer + 1: Rows(cut.layer + 1, text + cut.k, method.before_mlp) for cut in cuts}
     plain = _of(vision, decoder, grids, list(seen.values()), new_tokens)
     width, hidden = decoder.hidden, scorer_hidden or decoder.hidden // 2
-    keys = vision.block.hidden // vision.heads
-    heads, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    left = [n, *(cut.k for cut in cuts)]
-    cases = [Case(method, *pair, width, text + pair[0], heads, kv, keys, grids) for pair in pairwise(left)]
+    states, left = vision.block.hidden, [n, *(cut.k for cut in cuts)]
+    keys, heads, kv = states // vision.heads, decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    cases = [Case(method, *pair, width, text + pair[0], heads, kv, keys, grids, states) for pair in pairwise(left)]
     parts = [selection_flops(case) for case in cases]
     selection = None if None in parts else sum(part or 0 for part in parts)
     signals = vision.signals(grids, method) + scorer_flops(method, n, width, hidden)

@@ -26,6 +26,7 @@ class Case:
     kv_width: int  # width of its key
     keys: int  # width of the keys of the vision tower, averaged over heads
     grids: Sequence[tuple[int, int, int]]
+    states: int  # width of the vision tower's states
 
     @property
     def rows(self) -> int:
@@ -92,10 +93,25 @@ def _id_selection(case: Case) -> int:
     return case.rows + (case.row_of_attention if Signal.LLM in case.method.needs else 0)
 
 
+def _tome(case: Case) -> int:
+    total, n = 0, case.n
+    while n > case.k:
+        total, n = total + 2 * (n // 2) * (n - n // 2) * case.keys, max(case.k, n - n // 2)
+    return total
+
+
+def _mmtok(case: Case) -> int:
+    return 2 * (case.length - case.n) * case.n * case.width + 2 * case.n**2 * case.states  # words are all text
+
+
+def _prunesid(case: Case) -> int:
+    width = case.width if case.method.program == "qwen" else case.states
+    return 4 * case.n**2 * width + 9 * min(case.n, width) ** 3  # products, cosines, eigenvectors of a symmetric matrix
+
+
+NO_PRODUCTS = ["none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "fastervlm", "hiprune"]
 FORMULAS: Mapping[str, Callable[[Case], int]] = {
-    **dict.fromkeys(
-        ("none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "hiprune"), lambda case: 0
-    ),
+    **dict.fromkeys(NO_PRODUCTS, lambda case: 0),
     "idpruner": lambda case: case.rows,
     "qmmr": lambda case: case.rows + 2 * (case.length - case.n) * case.n * case.width,  # similarities to all text
     "fps": _fps,
@@ -110,6 +126,9 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "pyramiddrop": lambda case: case.row_of_attention + case.projections,
     "dart": _dart,
     "vlmpruner": _vlmpruner,
+    "tome": _tome,
+    "mmtok": _mmtok,
+    "prunesid": _prunesid,
     "holov": _holov,
     "d2pruner": _d2pruner,
     "id_selection": _id_selection,
