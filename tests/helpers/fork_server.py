@@ -133,11 +133,6 @@ def record(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def kill(command: Command) -> None:
-    os.kill(command.process.pid, signal.SIGKILL)
-    assert command.end() == -signal.SIGKILL
-
-
 def counting(answers: str | Path, killed_at: int = 0) -> None:
     """Log the key of each answered question, and kill the process before batch `killed_at`; for use as `before`."""
     from harness.evaluation.lmms_model import PrunedModel
