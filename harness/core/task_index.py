@@ -57,10 +57,7 @@ def collection_of(name: str) -> tuple[str, list[str]] | None:
     A group has a file of its own, which lists tasks, other groups and tags. A tag stands in the files of its tasks.
     """
     tagged = []
-    for file in sorted(Path(os.path.commonpath(lmms_eval_tasks().values())).rglob("*.yaml")):
-        text = file.read_text(encoding="utf-8")
-        if name not in text:
-            continue
+    for text in (text for text in _texts() if name in text):
         entry = yaml.safe_load(text.replace("!function", ""))
         task, tags = entry.get("task"), entry.get("tag", [])
         if isinstance(task, list) and entry.get("group") == name:
@@ -68,6 +65,13 @@ def collection_of(name: str) -> tuple[str, list[str]] | None:
         if isinstance(task, str) and name in ([tags] if isinstance(tags, str) else tags):
             tagged.append(task)
     return ("tag", tagged) if tagged else None
+
+
+@cache
+def _texts() -> list[str]:
+    """Return the contents of lmms-eval's task and group files."""
+    files = sorted(Path(os.path.commonpath(lmms_eval_tasks().values())).rglob("*.yaml"))
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def _leaves(member: Any) -> list[str]:
