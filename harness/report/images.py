@@ -12,6 +12,7 @@ from PIL import Image
 from harness.core.config import ModelConfig, TasksConfig
 from harness.core.errors import UserError, one_line
 from harness.models import checkpoint
+from harness.report import crops
 
 # How a picture is made to fit its share of the page: (longest side or None, WebP quality or None for lossless).
 STEPS = ((None, None), (None, 88), (896, 80), (640, 72), (448, 66), (320, 55), (200, 45))
@@ -80,6 +81,8 @@ def shown(
     from harness.models.preprocessing import media_of
 
     about = processor.image_processor
+    if crops.has_crops(inputs):
+        return [_picture(step, about) for step in crops.pictures(processor, inputs, grids)], [*map(list, grids)]
     if not hasattr(about, "merge_size"):  # whole pictures or tiles [I, 3, H, W], which carry no grid of their own
         tensors = [] if "pixel_values" not in inputs else list(np.asarray(inputs["pixel_values"].float()))
         return [_picture(pixels.transpose(1, 2, 0), about) for pixels in tensors], [list(grid) for grid in grids]
