@@ -32,6 +32,7 @@ def prune(
     *,
     keep: float | None = None,
     tokens: int | None = None,
+    per_tile: int | None = None,
     scorer: str | Path | nn.Module | None = None,
     seed: int = 0,
     positions: str = "keep",
@@ -56,7 +57,10 @@ def prune(
             DistributedDataParallel are looked into.
         method: name from `methods.names()`, `path/to/file.py:Class`, or an instance.
         keep: share of each sample's visual tokens to keep, in (0, 1].
-        tokens: number of visual tokens to keep of each sample; give this or `keep`.
+        tokens: number of visual tokens to keep of each sample; give this or `keep` or `per_tile`.
+        per_tile: number of visual tokens to keep of each crop of an image, which the method selects from by itself. In
+            families that cut no tiles, each image and each time step of a video is one crop. Tokens that a crop does
+            not have, because it shows padding, are kept of the others.
         scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
             scorer; by default the one that is next to the model's weights.
         seed: seed of methods that draw at random.
@@ -71,7 +75,7 @@ def prune(
     from harness.pruning.block import Block
 
     adapter = adapter_for(model)
-    budget = Budget(keep=keep, tokens=tokens)
+    budget = Budget(keep=keep, tokens=tokens, per_tile=per_tile)
     chosen = _method(method, params)
     adapter.check(chosen, adapter.model.config)
     adapter.check_positions(positions, chosen)

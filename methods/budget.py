@@ -8,54 +8,69 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from numbers import Integral, Real
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many visual tokens of a sample are kept: either a share or an absolute number.
+    """How many visual tokens of a sample are kept: a share, or a number of the sample or of each of its crops.
 
     Args:
         keep: share to keep, in (0, 1]; K = N * keep, halves to the even number, at least 1.
         tokens: number to keep, at least 1; K = min(N, tokens).
+        per_tile: number to keep of each crop, at least 1; K = min(N, per_tile * crops), chosen in each crop by itself.
     """
 
     keep: float | None = None
     tokens: int | None = None
+    per_tile: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values, and convert numbers of other types, such as NumPy's: equal budgets compare equal."""
-        if (self.keep is None) == (self.tokens is None):
-            got = "neither" if self.keep is None else f"keep={self.keep!r} and tokens={self.tokens!r}"
-            raise ValueError(f"a budget is either keep=<share> or tokens=<number>, got {got}")
+        if len(self.setting) != 1:
+            got = " and ".join(f"{name}={value!r}" for name, value in self.setting.items()) or "neither"
+            raise ValueError(f"a budget is either keep=<share>, tokens=<number> or per_tile=<number>, got {got}")
         if self.keep is not None and not (_is_number(self.keep, Real) and 0 < self.keep <= 1):
             raise ValueError(f"keep must be a number in (0, 1], not {self.keep!r}")
-        if self.tokens is not None and not (_is_number(self.tokens, Integral) and self.tokens >= 1):
-            raise ValueError(f"tokens must be an integer of at least 1, not {self.tokens!r}")
+        for name in ("tokens", "per_tile"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value, Integral) and value >= 1):
+                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+            object.__setattr__(self, name, value if value is None else int(value))
         if self.keep is not None:
             # Through the shortest decimal of its own type: float(np.float32(0.1)) would be 0.10000000149011612.
             object.__setattr__(self, "keep", float(Fraction(str(self.keep))))
-        if self.tokens is not None:
-            object.__setattr__(self, "tokens", int(self.tokens))
 
-    def count(self, n: int) -> int:
-        """Return K for a sample of `n` visual tokens; 0 only if there are none."""
+    def count(self, n: int, crops: int | None = None) -> int:
+        """Return K for a sample of `n` visual tokens from so many `crops`; 0 only if there are none."""
         if not _is_number(n, Integral) or n < 0:
             raise ValueError(f"the number of visual tokens must be an integer of at least 0, not {n!r}")
         if self.tokens is not None:
             return min(int(n), self.tokens)
+        if self.per_tile is not None:
+            if crops is None:
+                raise ValueError(f"{self.label} gives a number of tokens only where the number of crops is known")
+            return min(int(n), self.per_tile * crops)
         return min(int(n), max(1, round(self.ratio(n) * int(n))))
 
     def ratio(self, n: int) -> Fraction:
-        """Return the share of `n` > 0 visual tokens that is kept, before rounding."""
-        if self.tokens is not None:
-            return min(Fraction(self.tokens, int(n)), Fraction(1))
+        """Return the share of `n` > 0 visual tokens that is kept, before rounding; not of a budget per tile."""
+        if self.keep is None:
+            return min(Fraction(self.count(n), int(n)), Fraction(1))
         # The decimal as written, not its binary neighbour: 0.15 * 10 is 1.5 here, and rounds to 2.
         return Fraction(str(self.keep))
 
     @property
+    def setting(self) -> dict[str, Any]:
+        """The one setting that is given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
     def label(self) -> str:
-        """Short name for tables and folders, such as "0.25" or "64tok"."""
-        return f"{self.tokens}tok" if self.keep is None else str(self.keep)
+        """Short name for tables and folders, such as "0.25", "64tok" or "32per_tile"."""
+        if self.keep is not None:
+            return str(self.keep)
+        return f"{self.per_tile}per_tile" if self.tokens is None else f"{self.tokens}tok"
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -118,6 +118,9 @@ def tokens(name: str, sample: Tokens) -> int:
         raise SelectionError(f"{name}: features must be [N, D], not {list(features.shape)}")
     n = len(features)
     covered = num_tokens(sample.grids)
+    if sample.tiles is not None and sample.tiles.shape != (covered,):
+        shape = list(sample.tiles.shape)
+        raise SelectionError(f"{name}: tiles must be [{covered}], one crop for each token of the grids, not {shape}")
     origin = sample.origin
     if origin is not None and origin.shape == (n,) and n <= covered and all(len(grid) == 3 for grid in sample.grids):
         return n

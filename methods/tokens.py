@@ -22,6 +22,11 @@ def num_tokens(grids: Sequence[Grid]) -> int:
     return sum(map(math.prod, grids))
 
 
+def num_crops(grids: Sequence[Grid]) -> int:
+    """Return the number of crops of images that are not cut into tiles: each image and time step of a video is one."""
+    return sum(t for t, h, w in grids if h * w)
+
+
 class Signal(StrEnum):
     """An input that a method may need beyond the features; the value is its field of `Tokens`."""
 
@@ -88,6 +93,7 @@ class Tokens:
 
     features: Tensor  # [N, D] as they would enter the LLM
     grids: Sequence[Grid]  # of each image or video, in sequence order; of all tokens, also at a later cut
+    tiles: Tensor | None = None  # int64 crop of each token of `grids`; None: each image and time step is one crop
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
     vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
     vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
@@ -110,7 +116,7 @@ class DeclaredTokens(Tokens):
     def of(cls, tokens: Tokens, needs: Iterable[Signal]) -> DeclaredTokens:
         """Return the sample with the signals in `needs` alone."""
         signals = {signal.value: getattr(tokens, signal.value) for signal in needs}
-        others = {name: getattr(tokens, name) for name in ("has_cls", "cut", "at_input", "origin", "memory")}
+        others = {name: getattr(tokens, name) for name in ("tiles", "has_cls", "cut", "at_input", "origin", "memory")}
         return cls(tokens.features, tokens.grids, **signals, **others)
 
     def __getattribute__(self, name: str) -> Any:

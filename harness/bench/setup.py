@@ -136,7 +136,7 @@ class Candidate:
             yield None
             return
         settings: dict[str, Any] = {"scorer": self.scorer, "seed": self.seed, "positions": self.positions}
-        settings |= {"keep": self.budget.keep, "tokens": self.budget.tokens, "newlines": self.newlines}
+        settings |= {**self.budget.setting, "newlines": self.newlines}
         with prune(model, self.method, **settings) as pruning:
             yield pruning
 

@@ -76,6 +76,7 @@ class RunConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     keep: float | None = None
     tokens: int | None = None
+    per_tile: int | None = None
     seed: int = 0
     positions: str = "keep"
     data_root: Any = None
@@ -107,7 +108,7 @@ class RunConfig:
     @property
     def budget(self) -> Budget:
         """How many visual tokens are kept; all of them for the unpruned model."""
-        return Budget(keep=self.keep, tokens=self.tokens) if self.pruned else Budget(keep=1.0)
+        return Budget(self.keep, self.tokens, self.per_tile) if self.pruned else Budget(keep=1.0)
 
 
 def validate(cfg: DictConfig) -> RunConfig:
@@ -197,17 +198,19 @@ MODEL_RULES: dict[str, Rule] = {
 
 
 def _check_budget(run: RunConfig) -> None:
+    budgets = {name: getattr(run, name) for name in ("keep", "tokens", "per_tile")}
+    given = [f"{name}={value}" for name, value in budgets.items() if value is not None]
     if not run.pruned:
-        if run.tokens is not None or run.keep not in (None, 1.0):
-            budget = f"keep={run.keep}" if run.tokens is None else f"tokens={run.tokens}"
+        if given not in ([], ["keep=1.0"]):
+            budget = " ".join(text for text in given if text != "keep=1.0")
             raise UserError(f"method=none keeps every visual token: leave {budget} out, or choose a method that prunes")
         return
-    if run.keep is not None and run.tokens is not None:
-        raise UserError(f"keep={run.keep} and tokens={run.tokens} exclude each other: pass one of them")
-    if run.keep is None and run.tokens is None:
-        raise UserError("no budget: pass keep=0.25 (a share) or tokens=64 (a count)")
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: pass one of them")
+    if not given:
+        raise UserError("no budget: pass keep=0.25 (a share), tokens=64 (a count) or per_tile=32 (of each tile)")
     with as_user_error(ValueError):
-        Budget(keep=run.keep, tokens=run.tokens)
+        Budget(**budgets)
 
 
 def _check_questions(run: RunConfig) -> None:

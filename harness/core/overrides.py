@@ -25,11 +25,14 @@ VERSION_BASE = "1.3"
 
 def register_resolvers() -> None:
     """Register the interpolations of conf/: the default budget, the name of a folder, and a temporary folder."""
-    OmegaConf.register_new_resolver(  # no default share where a token count is given, or for the unpruned model
-        "budget", lambda tokens, method, share: None if tokens is not None or method == "none" else share, replace=True
-    )
+    OmegaConf.register_new_resolver("budget", _default_share, replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: Path(os.path.abspath(path)).name, replace=True)
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True, use_cache=True)
+
+
+def _default_share(tokens: int | None, per_tile: int | None, method: str, share: float) -> float | None:
+    """Return `share`, or None where a number of tokens is given, or for the unpruned model."""
+    return share if tokens is per_tile is None and method != "none" else None
 
 
 def parse(overrides: list[str]) -> list[Override]:

@@ -27,6 +27,7 @@ from harness.models.cost import architectures, count
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
+from methods import per_tile
 from methods.base import Signal
 from methods.resize import smaller
 from methods.tokens import Grid, num_tokens
@@ -103,7 +104,7 @@ def cost(run: LocatedRun) -> Cost:
         notes.append(f"into how many tiles {model.model_type} cuts the picture is not known here")
         return Cost(None, config.tokens, notes=tuple(notes))
     visual = num_tokens(grids)
-    kept = method.count_kept(config.budget, grids)
+    kept = per_tile.count(method, config.budget, grids)
     if method.stage == "pixels":
         kept = num_tokens(smaller(grids, kept))
     try:

@@ -74,7 +74,7 @@ class Identity:
         return {
             "model": self.model,
             "method": {"name": method.name, "version": method_version(method), "params": _params(method)},
-            "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens},
+            "budget": {"keep": pruner.budget.keep, "tokens": pruner.budget.tokens, **pruner.budget.setting},
             "scorer": checkpoint.fingerprint(pruner.scorer) if pruner.scorer else None,
             "seed": pruner.seed,
             "positions": pruner.positions,

@@ -334,7 +334,7 @@ def from_flat(arguments: dict[str, Any]) -> tuple[Loaded, Pruner, dict[str, Any]
         "tasks": {"name": "lmms_eval", "metrics": {"any": None}},
     }
     rest = {key: value for key, value in arguments.items() if key not in names and not key.startswith("method_")}
-    if tree["method"]["name"] == "none" and not {"keep", "tokens"} & rest.keys():
+    if tree["method"]["name"] == "none" and not {"keep", "tokens", "per_tile"} & rest.keys():
         rest["keep"] = 1.0
     run = validate(checked(OmegaConf.create({**tree, **rest})))
     folder = ModelFolder(checkpoint.download(run.model))

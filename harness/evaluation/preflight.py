@@ -37,7 +37,8 @@ class LocatedRun:
     @property
     def baseline(self) -> "LocatedRun":
         """The run of the unpruned model, with which this one is compared."""
-        return replace(self, config=replace(self.config, method={"name": "none"}, keep=None, tokens=None))
+        config = replace(self.config, keep=None, tokens=None, per_tile=None)
+        return replace(self, config=replace(config, method={"name": "none"}))
 
 
 def prepare(overrides: list[str]) -> list[str]:

@@ -54,8 +54,7 @@ class Pruner:
         return harness.prune(
             model,
             self.method,
-            keep=self.budget.keep,
-            tokens=self.budget.tokens,
+            **self.budget.setting,
             scorer=self.scorer,
             seed=self.seed,
             positions=self.positions,

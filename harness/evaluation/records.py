@@ -19,14 +19,17 @@ DETAILED = 32  # questions of a task whose picking order and importance are reco
 def kept_fields(record: Kept) -> dict[str, Any]:
     """Return the fields of a line of kept.jsonl; `per_layer` is the mean number of visual tokens per decoder layer.
 
-    `newlines`, the numbers of newline rows before and after, is there only in families that have such rows. `stages`,
-    what each cut left, is there only after several cuts. `budget` and `shown`, the grids of the smaller
+    `newlines`, the numbers of newline rows before and after, is there only in families that have such rows. `per_tile`,
+    `k` of each tile, is there only in families that cut tiles, and for a budget per tile. `stages`, what each cut left,
+    is there only after several cuts. `budget` and `shown`, the grids of the smaller
     images, are there only if images were resized: `k` may then differ.
     """
     grids = [list(grid) for grid in record.grids]
     line = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
     if record.newlines is not None:
         line["newlines"] = list(record.newlines)
+    if record.per_tile is not None:
+        line["per_tile"] = record.per_tile
     if record.stages:
         line["stages"] = [{"layer": stage.layer, "kept": stage.kept} for stage in record.stages]
     if isinstance(record, ResizeRecord):

@@ -17,7 +17,7 @@ from harness.pruning.vision_cache import VisionCache
 from methods.base import Selection
 from methods.budget import Budget
 from methods.resize import smaller
-from methods.tokens import Grid, num_tokens
+from methods.tokens import Grid, num_crops, num_tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class ResizeHandle:
         """Preprocess the batch with `to_inputs`, with its images small enough for the budget."""
         original = to_inputs(processor, conversations, limits, context)  # only the processor knows the original grids
         full = _grids(original, conversations, processor.image_processor.merge_size)
-        small = [smaller(grids, self._budget.count(num_tokens(grids))) for grids in full]
+        small = [smaller(grids, self._budget.count(num_tokens(grids), num_crops(grids))) for grids in full]
         self._samples = list(zip(full, small, strict=True))
         if small == full:
             return original
@@ -85,7 +85,7 @@ class ResizeHandle:
 
     def _record(self, full: list[Grid], small: list[Grid]) -> ResizeRecord:
         n, k = num_tokens(full), num_tokens(small)
-        return ResizeRecord(n, k, [], full, float(k), budget=self._budget.count(n), shown=small)
+        return ResizeRecord(n, k, [], full, float(k), budget=self._budget.count(n, num_crops(full)), shown=small)
 
 
 @contextmanager

@@ -175,6 +175,7 @@ def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, di
     """Return the mean number of visual tokens per question: before and after pruning, in the prefill, and of K.
 
     "per_layer" is the mean over decoder layers: a cut after layer j leaves all tokens to the layers before it.
+    "per_tile", the mean number that is kept per tile, is there only where tiles were counted.
     """
     means = {}
     for task in tasks:
@@ -186,6 +187,8 @@ def _visual_tokens(tasks: list[str], kept: list[dict[str, Any]]) -> dict[str, di
             "budget": [line.get("budget", line["k"]) for line in lines],
         }
         means[task] = {name: round(sum(numbers) / max(len(numbers), 1), 2) for name, numbers in counts.items()}
+        if tiles := [count for line in lines for count in line.get("per_tile", [])]:
+            means[task]["per_tile"] = round(sum(tiles) / len(tiles), 2)
     return means
 
 
@@ -200,7 +203,7 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         **{k: file for k, file in pruner.method.companion_files.items() if config.params.get(k) is None},
     }
     resolved["model"]["newlines"] = pruner.newlines
-    resolved.update(keep=pruner.budget.keep, tokens=pruner.budget.tokens, seed=pruner.seed, positions=pruner.positions)
+    resolved.update(vars(pruner.budget), seed=pruner.seed, positions=pruner.positions)
     return {
         "method": slug(pruner.name) + (f" ({pruner.label_suffix})" if pruner.label_suffix else ""),
         "model": config.model.name,

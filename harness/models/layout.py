@@ -47,6 +47,7 @@ class Layout:
     encoded: int = 1  # number of these copies whose pixels were encoded
     obstacle: str | None = None  # reason why no token may be dropped from this pass
     line_ends: Tensor | None = None  # [B, S] position of the newline that closes a row's line, as in `Placeholders`
+    crops: list[Tensor] | None = None  # for each prompt the crop [N] of each patch, as `Tokens.tiles`
 
     @property
     def newlines(self) -> Tensor:

@@ -19,6 +19,7 @@ from harness.models.compat import ENCODES_AHEAD
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, Placeholders, cached_length
 from harness.models.vision_tower import VisionSignals, split_signals
+from methods.per_tile import crops_of
 from methods.tokens import Grid
 
 CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
@@ -143,7 +144,7 @@ class PlaceholderAdapter(Adapter):
         visual, line_ends = _structure(kinds[::copies], per_prompt)
         visual = visual.repeat_interleave(copies, dim=0)
         line_ends = None if line_ends is None else line_ends.repeat_interleave(copies, dim=0)
-        return Layout(visual, grids, kinds[::copies], copies, encoded, obstacle, line_ends)
+        return Layout(visual, grids, kinds[::copies], copies, encoded, obstacle, line_ends, _crops(per_prompt))
 
     def _mixes_copies(self) -> bool:
         """Tell whether generate() copies images a, b to a, a, b, b, while two copies of the prompt need a, b, a, b."""
@@ -257,6 +258,20 @@ def _structure(kinds: Tensor, per_prompt: list[list[Placeholders]]) -> tuple[Ten
                 ends = image.line_ends.to(part.device)
                 line_ends[row, part] = torch.where(ends < 0, -1, part[ends])
     return visual, line_ends if bool((line_ends >= 0).any()) else None
+
+
+def _crops(per_prompt: list[list[Placeholders]]) -> list[Tensor] | None:
+    """Return the crop [N] of each patch of each prompt, counted through its images; None in families without tiles."""
+    if all(image.crops is None for images in per_prompt for image in images):
+        return None
+    per_patch = []
+    for images in per_prompt:
+        first, parts = 0, [torch.zeros(0, dtype=torch.int64)]
+        for image in images:
+            parts.append(first + crops_of(image.grids, image.crops))
+            first = int(parts[-1].max()) + 1
+        per_patch.append(torch.cat(parts))
+    return per_patch
 
 
 def _is_in_runs(rows: Tensor, count: int) -> bool:

@@ -40,6 +40,8 @@ class Kept:
     stages: list[Stage] = field(default_factory=list)  # of a schedule of several cuts, the last one too; else none
     # Newline rows before and after; None in families without any.
     newlines: tuple[int, int] | None = field(default=None, kw_only=True)
+    # k of each crop; None in families that cut no tiles, unless the budget is per tile.
+    per_tile: list[int] | None = field(default=None, kw_only=True)
 
     @property
     def compute(self) -> float:
@@ -93,9 +95,11 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def cuts(self, n: int, grids: Sequence[Grid], layers: int) -> tuple[Cut, ...]:
-        """Return the cuts of a sample of `n` visual tokens, of images `grids`, in a decoder of so many layers."""
-        return self.method.cuts(n, self.method.count_kept(self.budget, grids), layers)
+    def cuts(self, n: int, grids: Sequence[Grid], crops: int, layers: int) -> tuple[Cut, ...]:
+        """Return the cuts of a sample of `n` visual tokens of images `grids` and so many crops, given the layers."""
+        from methods import per_tile
+
+        return self.method.cuts(n, per_tile.count(self.method, self.budget, grids, crops), layers)
 
     def generators(self, count: int) -> list[torch.Generator]:
         """Begin a prefill of `count` samples; return the random generator of each."""
@@ -113,7 +117,13 @@ class Pruning:
             if before != sizes:
                 raise RuntimeError(f"a prefill cuts {list(sizes)} (N, K), the one to repeat cut {before}")
             return selections
-        selections = self.method.select_batch(samples, [k for _, k in sizes], generators)
+        ks = [k for _, k in sizes]
+        if self.budget.per_tile is None:
+            selections = self.method.select_batch(samples, ks, generators)
+        else:
+            from methods import per_tile
+
+            selections = per_tile.select_batch(self.method, samples, ks, generators)
         self._asked[layer] = list(sizes), selections
         return selections
 

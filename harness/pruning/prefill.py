@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from harness.models.vision_tower import VisionSignals
 from harness.pruning.gather import KeptRows, average_owned, kept_rows, mixed
 from harness.pruning.handle import Kept, Pruning, Stage
 from methods.base import Cut, LayerState, Selection, Signal, Tokens
+from methods.per_tile import crops_of
 
 ReadLayer = Callable[[int], LayerState]  # row of the batch -> state of a decoder layer, without padding
 
@@ -61,7 +62,8 @@ class Prefill:
         self.embeddings = embeddings
         self._pruning, self._layout = pruning, layout
         sizes, newlines = (rows[:: layout.copies].sum(1).tolist() for rows in (self.visual, self._newlines))
-        plans = [pruning.cuts(n, grids, layers) for n, grids in zip(sizes, layout.grids, strict=True)]
+        self._crops = [int(tiles.max()) + 1 if len(tiles) else 0 for tiles in map(self._tiles, range(len(sizes)))]
+        plans = [pruning.cuts(*each, layers) for each in zip(sizes, layout.grids, self._crops, strict=True)]
         generators = pruning.generators(len(sizes))
         self.prompts = [
             Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device), ends, ends)
@@ -139,7 +141,7 @@ class Prefill:
         """Write down what was kept; `shares` are the parts of the decoder's work in front of each cut of `layers`."""
         share_of = dict(zip(self.layers, shares, strict=True))
         records = []
-        for prompt, grids in zip(self.prompts, self._layout.grids, strict=True):
+        for number, (prompt, grids) in enumerate(zip(self.prompts, self._layout.grids, strict=True)):
             before, seen, per_layer = 0.0, prompt.n, 0.0
             for stage in prompt.stages:
                 per_layer += (share_of[stage.layer] - before) * seen
@@ -147,9 +149,19 @@ class Prefill:
             per_layer += (1 - before) * seen
             kept = prompt.stages[-1].kept if prompt.stages else list(range(prompt.n))
             stages = prompt.stages if len(prompt.stages) > 1 else []
+            tiles = self._tiles(number)
             ends = None if self._pruning.newlines is None else (prompt.newlines, prompt.newlines_left)
-            records.append(Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages, newlines=ends))
+            record = Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages, newlines=ends)
+            if self._layout.crops is not None or self._pruning.budget.per_tile is not None:
+                counts = torch.bincount(tiles[kept], minlength=self._crops[number]).tolist() if prompt.n else []
+                record = replace(record, per_tile=counts)
+            records.append(record)
         self._pruning.finish(records, [(prompt.outcome, prompt.importance) for prompt in self.prompts])
+
+    def _tiles(self, number: int) -> Tensor:
+        """Return the crop [n] of each visual token of a prompt."""
+        crops = self._layout.crops
+        return crops_of(self._layout.grids[number], None if crops is None else crops[number])
 
     def _newlines_to_keep(self, row: int, place: Tensor, kept: Tensor) -> Tensor:
         """Return the positions of the newlines of a row of the batch that stay when `kept` of `place` [N] do."""
@@ -173,6 +185,8 @@ class Prefill:
         if read is not None:
             signals["llm"] = read(row)
         features = self.embeddings[row, place].detach()
+        if self._layout.crops is not None:
+            signals["tiles"] = self._layout.crops[number].to(features.device)
         tokens = self._pruning.scored(Tokens(features, list(self._layout.grids[number]), **signals))
         if not prompt.stages:
             prompt.importance = tokens.importance

@@ -99,7 +99,8 @@ def heading(budget: str) -> str:
     try:
         if kind == "keep":
             return f"{100 * float(number):g} % of visual tokens kept"
-        return f"{int(number)} visual tokens kept" if kind == "tokens" else budget
+        scope = {"tokens": "", "per_tile": " of each tile"}.get(kind)
+        return budget if scope is None else f"{int(number)} visual tokens{scope} kept"
     except ValueError:
         return budget
 

@@ -108,7 +108,7 @@ def budget_key(budget: str) -> tuple[str, float]:
     try:
         return (kind, float(number)) if budget else ("", math.inf)
     except ValueError as error:
-        raise UserError(f"budget {budget!r} is neither keep=SHARE nor tokens=COUNT") from error
+        raise UserError(f"budget {budget!r} is neither keep=SHARE nor tokens=COUNT nor per_tile=COUNT") from error
 
 
 def questions(results: Sequence[Result]) -> pd.DataFrame:

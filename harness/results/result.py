@@ -105,11 +105,13 @@ class Result:
 
     @property
     def budget(self) -> str:
-        """The budget as a command takes it, "keep=0.25" or "tokens=64"; empty for the unpruned model."""
+        """The budget as a command takes it, as "keep=0.25" or "tokens=64"; empty for the unpruned model."""
         config = self.about["config"]
         if self.is_baseline:
             return ""
-        return f"keep={config['keep']:g}" if config["keep"] is not None else f"tokens={config['tokens']}"
+        if config["keep"] is not None:
+            return f"keep={config['keep']:g}"
+        return f"tokens={config['tokens']}" if config["tokens"] is not None else f"per_tile={config['per_tile']}"
 
     @property
     def title(self) -> str:
@@ -229,9 +231,9 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
 
     def order(result: Result) -> tuple[Any, ...]:
         config = result.about["config"]
-        keep, tokens = config["keep"] or 0.0, config["tokens"] or 0
+        budget = [-(config.get(name) or 0) for name in ("keep", "tokens", "per_tile")]  # older runs lack the last one
         table = (config["model"]["name"], config["tasks"]["name"], not result.is_baseline)
-        return (*table, -keep, -tokens, group_rank(group_of(result.method)), result.label, str(result.folder))
+        return (*table, *budget, group_rank(group_of(result.method)), result.label, str(result.folder))
 
     return sorted(results, key=order)
 

@@ -88,6 +88,7 @@ class Config(TypedDict):
     tasks: Tasks
     keep: float | None
     tokens: int | None
+    per_tile: NotRequired[int | None]
     seed: NotRequired[int]
     positions: NotRequired[str]
 
@@ -188,6 +189,8 @@ class Kept(TypedDict):
     kept: list[Count]
     per_layer: NotRequired[float]
     stages: NotRequired[list[Stage]]
+    newlines: NotRequired[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    per_tile: NotRequired[list[Count]]
     budget: NotRequired[Count]
     repeat: NotRequired[int]
     order: NotRequired[list[Count]]

@@ -240,6 +240,7 @@ IN_KEY = {
     "method": {"method": {"name": "uniform"}},
     "keep": {"keep": 0.5},
     "tokens": {"keep": None, "tokens": 2},
+    "per_tile": {"keep": None, "per_tile": 2},
     "seed": {"seed": 1},
     "positions": {"positions": "compact"},
     "model.pretrained": {"model.pretrained": "other"},  # by content

@@ -254,6 +254,21 @@ class TestBatches:
             logits = Prompt.of(model, family.inputs(sample)).logits(model, cut, answer)
             assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
 
+    @pytest.mark.parametrize("name", ["visionzip", "fastv"])
+    @torch.no_grad()
+    def test_a_budget_per_tile_in_a_batch_and_alone(self, family, name):
+        model, samples = tiny(family.name)[0], family.batch[:3]
+        with harness.prune(model, name, per_tile=2) as pruning:
+            together = generate(model, family.inputs(*samples))
+            alone = [generate(model, family.inputs(sample))[0] for sample in samples]
+        *batch, first, second, third = pruning.records
+        assert batch == [first, second, third]
+        padding = model.generation_config.pad_token_id
+        assert together == [answer + [padding] * (len(together[0]) - len(answer)) for answer in alone]
+        for record in batch:
+            assert set(record.per_tile) == {2}
+            assert record.k == 2 * len(record.per_tile) == len(record.kept) < record.n
+
     @every_cut
     @torch.no_grad()
     def test_right_padding_and_a_text_among_others(self, family, cut):

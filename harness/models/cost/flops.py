@@ -10,6 +10,7 @@ from typing import Any
 from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import Case, scorer_flops, selection_flops
 from harness.models.cost.vision import VisionShape, vision_shape
+from methods import per_tile
 from methods.base import Method
 from methods.budget import Budget
 from methods.resize import smaller
@@ -57,7 +58,7 @@ def count(
     """
     vision, decoder = vision_shape(config), DecoderShape.of(config)
     n = num_tokens(grids)
-    if method is None or budget is None or (k := method.count_kept(budget, grids)) >= n:
+    if method is None or budget is None or (k := per_tile.count(method, budget, grids)) >= n:
         return _of(vision, decoder, grids, [Rows(0, text + n)], new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)
