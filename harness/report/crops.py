@@ -32,6 +32,8 @@ def pictures(processor: Any, inputs: Any, grids: Sequence[Sequence[int]]) -> Ite
             yield from next(clips).permute(0, 2, 3, 1).float().numpy()
             continue
         crops, tiles, size = next(images)
+        edge = crops.shape[-1] // grid[1]  # pixels of a patch; what is left over at the end of a crop is no patch
+        crops = crops[..., : grid[1] * edge, : grid[1] * edge]
         yield crops[0].permute(1, 2, 0).numpy()
         if tiles is None:
             rows += 1
@@ -63,8 +65,7 @@ def _mosaic(crops: Any, side: int, tiles: tuple[int, int], size: tuple[int, int]
     """Return the tiles of an image of `size`, put together without padding; a crop has side x side patches."""
     from harness.models.mosaic import mosaic_of
 
-    edge = crops.shape[-1] // side  # pixels of a patch; what is left over at the end of a crop is no patch
-    patches = crops[..., : side * edge, : side * edge].unflatten(3, (side, edge)).unflatten(2, (side, edge))
+    patches = crops.unflatten(3, (side, -1)).unflatten(2, (side, -1))  # [crops, 3, side, edge, side, edge]
     places = patches.permute(0, 2, 4, 3, 5, 1).flatten(0, 2)[mosaic_of(tiles, side, size)]  # [H, W, edge, edge, 3]
     pixels: np.ndarray = places.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1).numpy()
     return pixels

@@ -70,3 +70,12 @@ def test_frames_and_several_images_are_shown_one_by_one():
     assert grids == [(1, 5, 5), (1, 5, 5), (3, 3, 3)]
     assert [picture.size for picture in pictures] == [(70, 70)] * 5
     assert [picture.getpixel((35, 35))[0] for picture in pictures[2:]] == [0, 40, 80]
+
+
+def test_what_is_left_over_at_the_end_of_a_crop_is_no_patch(monkeypatch):
+    """A crop of the released models has 27 patches of 14 in 384 pixels; here it has 5 in 73."""
+    monkeypatch.setattr("tiny_llava_onevision.PIXELS", 73)
+    monkeypatch.setattr("tiny_llava_onevision.PINPOINTS", [[73, 73], [73, 146]])
+    pictures, grids = shown(tiny_llava_onevision(), tiny_llava_onevision_processor(), quarters(140, 70))
+    assert grids == [(1, 5, 5), (1, 5, 10)]
+    assert [picture.size for picture in pictures] == [(70, 70), (140, 70)]
