@@ -12,7 +12,7 @@ from harness.core.command import command
 from harness.core.console import print_json, say, table_lines
 from harness.core.errors import UserError
 from harness.core.escape import csv
-from harness.core.files import check_parent, from_json, json_line, write_atomic
+from harness.core.files import check_file, from_json, json_line, path_of, write_atomic
 from harness.results import archive
 from harness.results.frames import answers, questions, select_task
 from harness.results.labels import differing, sample_notes
@@ -34,7 +34,11 @@ def prepare(overrides: list[str]) -> list[str]:
     if len(folders) > 2:
         raise UserError(f"two run folders are compared, got {len(folders)}: {', '.join(folders)}")
     named = [f"{key}={json_line(folder)}" for key, folder in zip("ab", folders, strict=False)]
-    return [text for text in overrides if text not in folders] + named
+    others = [text for text in overrides if text not in folders]
+    if twice := {text[0] for text in named} & {text.partition("=")[0] for text in others}:
+        key = min(twice)
+        raise UserError(f"{key} is given twice, as {key}= and as a folder without a key: leave one of them out")
+    return others + named
 
 
 def check(cfg: DictConfig) -> None:
@@ -42,7 +46,8 @@ def check(cfg: DictConfig) -> None:
     for key in ("a", "b"):
         if cfg[key] is None:
             raise UserError(f"{key} is null: pass two run folders, as in python -m harness.compare FOLDER FOLDER")
-    check_parent(cfg.csv, "csv")
+        path_of(cfg[key], key)
+    check_file(cfg.csv, "csv")
     if os.path.realpath(str(cfg.a)) == os.path.realpath(str(cfg.b)):
         raise UserError(f"a and b are one folder, {cfg.a}: pass two")
 

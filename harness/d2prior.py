@@ -21,8 +21,8 @@ from harness.core.command import command
 from harness.core.config import TasksConfig, validate
 from harness.core.console import print_json, say
 from harness.core.errors import UserError, one_line
-from harness.core.files import check_place, slug
-from harness.core.rules import at_least, require
+from harness.core.files import check_file, make_folder, slug, writing
+from harness.core.rules import at_least, require, text
 from harness.evaluation import preflight as run
 from harness.evaluation.datasets import DataRoot, local
 from harness.evaluation.task_suite import TaskSuite
@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> None:
     config = validate(_run(cfg))
     layer = int(methods.load("d2pruner", **config.params).stage.partition(":")[2])
     loaded = load(config.model)
-    batch = list(islice(prompts(config.tasks, cfg.prompt, config.data_root), cfg.limit))
+    batch = list(islice(prompts(config.tasks, str(cfg.prompt), config.data_root), cfg.limit))
     try:
         prior = d2pruner_prior.average(attention(loaded, tqdm(batch, desc="images"), layer))
     except BadInput as error:
@@ -107,8 +107,9 @@ def main(cfg: DictConfig) -> None:
     }
     name = f"{slug(config.model.name)}-layer{layer}-{images[:8]}.safetensors"
     file = PLACE / name if cfg.out is None else Path(str(cfg.out))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    d2pruner_prior.save(file, prior, metadata)
+    make_folder(file.parent)
+    with writing(file):
+        d2pruner_prior.save(file, prior, metadata)
     digest = d2pruner_prior.load(file)[1]["digest"]
     say(f"{metadata['grid']} prior of {config.model.name} at decoder layer {layer}, from {len(batch)} images: {file}")
     say(f"python -m harness method=d2pruner method.prior={file} model={config.model.name} keep=0.25")
@@ -124,11 +125,9 @@ def _run(cfg: DictConfig) -> DictConfig:
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for whatever can be checked before the model is loaded."""
+    check_file(PLACE / "prior" if cfg.out is None else cfg.out, "out", may_make_folder=True)
     located = run.check(_run(cfg))
-    require(cfg, {"limit": at_least(1)})
-    if not str(cfg.prompt or "").strip():
-        raise UserError("prompt is empty: pass the question that the model gets with every image")
-    check_place((PLACE / "prior" if cfg.out is None else Path(str(cfg.out))).parent)
+    require(cfg, {"limit": at_least(1), "prompt": text()})
     run.check_parameters(located.config)
     run.check_family(located)
 

@@ -15,7 +15,7 @@ from harness.core.command import command
 from harness.core.console import print_json, say
 from harness.core.errors import UserError, as_user_error, one_line
 from harness.core.escape import csv, markdown
-from harness.core.files import check_place, json_line, slug, write_atomic
+from harness.core.files import check_place, json_line, make_folder, slug, write_atomic
 from harness.core.question_sample import in_words
 from harness.results import archive
 from harness.results.frames import questions
@@ -126,12 +126,11 @@ def write(results: Sequence[Result], out: Path) -> list[Path]:
     rows, board = per_question(results), leaderboard(results)
     models = markdown(", ".join(dict.fromkeys(rows["model"])))
     files = [out / QUESTIONS, out / LEADERBOARD, out / CARD]
-    with as_user_error(OSError, f"cannot write below out={out}"):
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(files[0], rows.to_parquet(None, index=False))
-        write_atomic(files[1], csv(board))
-        fields = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
-        write_atomic(files[2], CARD_TEXT.format(**fields))
+    make_folder(files[0].parent)
+    write_atomic(files[0], rows.to_parquet(None, index=False))
+    write_atomic(files[1], csv(board))
+    fields = {"questions": QUESTIONS.as_posix(), "leaderboard": LEADERBOARD, "runs": len(results), "models": models}
+    write_atomic(files[2], CARD_TEXT.format(**fields))
     return files
 
 
@@ -180,7 +179,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"out is null: pass a folder, as in out=export, or {others}")
     for key in ("out", "archive"):
         if cfg[key] is not None:
-            check_place(Path(str(cfg[key])), key)
+            check_place(cfg[key], key)
 
 
 def log_to_wandb(results: Sequence[Result], project: str) -> list[str]:

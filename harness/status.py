@@ -12,7 +12,7 @@ from harness.core.command import command
 from harness.core.console import print_json, table_lines
 from harness.core.errors import UserError, one_line
 from harness.core.escape import visible
-from harness.core.files import load
+from harness.core.files import load, path_of
 from harness.results.archive import enclosing
 from harness.results.run_folder import REUSABLE, format_of
 from harness.results.submissions import REMAIN, Run, list_runs
@@ -45,9 +45,9 @@ def table(runs: Sequence[Run], changed: Sequence[list[str] | None]) -> str:
 
 def main(cfg: DictConfig) -> None:
     """Print the table, a line with the totals, and the same as one JSON line."""
-    if cfg.runs is None or not Path(str(cfg.runs)).is_dir():
+    root = path_of(cfg.runs, "runs")
+    if not root.is_dir():
         raise UserError(f"no folder at runs={cfg.runs}: pass the folder of the runs, as in runs=results/runs")
-    root = Path(str(cfg.runs))
     runs = list_runs(root)
     if not runs and enclosing(root):
         raise UserError(f"runs={cfg.runs} is an archive, whose runs are never reused: pass a folder of runs")

@@ -18,8 +18,8 @@ from harness.core.config import shipped
 from harness.core.console import print_json
 from harness.core.errors import UserError
 from harness.core.escape import csv
-from harness.core.files import check_parent, check_place, slug, write_atomic
-from harness.core.rules import one_of, require
+from harness.core.files import check_apart, check_file, check_place, make_folder, slug, write_atomic
+from harness.core.rules import flag, one_of, require
 from harness.results import formats, paper
 from harness.results.formats import sheet
 from harness.results.frames import read_scores, score_rows
@@ -114,13 +114,13 @@ def main(cfg: DictConfig) -> None:
         runs = merge_task_runs(results) if cfg.join else results
         tables, statistics = of_runs(runs, str(cfg.cells) if cfg.errors else None)
         if cfg.stats is not None:
-            _write(Path(str(cfg.stats)), csv(statistics), "stats")
+            write_atomic(Path(str(cfg.stats)), csv(statistics))
     if cfg.cells == "relative":
         tables = [shown_relative(table) for table in tables]
-    print("\n".join(formats.markdown(table) for table in tables))
     files = _files(cfg, tables, source)
-    for file, (key, text) in files.items():
-        _write(file, text, key)
+    for file, text in files.items():  # before the table is printed: who reads one need not look for an error
+        write_atomic(file, text)
+    print("\n".join(formats.markdown(table) for table in tables))
     rows = {"runs" if source == "runs" else "rows": sum(len(table.frame) for table in tables)}
     report = {**rows, "tables": [table.name for table in tables], "csv": cfg.csv}
     print_json(report | {"files": [str(file) for file in files]})
@@ -129,30 +129,32 @@ def main(cfg: DictConfig) -> None:
 def check(cfg: DictConfig) -> str:
     """Raise UserError unless the options fit together, and return the source."""
     source = cfg.source or ("runs" if cfg.scores is None else "scores")
-    require({"source": source, "cells": cfg.cells}, {"source": one_of(SOURCES), "cells": one_of(CELLS)})
+    rules = {"source": one_of(SOURCES), "cells": one_of(CELLS), **dict.fromkeys(("join", "errors", "float"), flag())}
+    require({**cfg, "source": source}, rules)
     if source == "scores" and cfg.scores is None:
         raise UserError("scores is null: pass a CSV of raw scores, as in scores=results/paper/published_scores.csv")
     if cfg.scores is not None and source != "scores":
         raise UserError(f"scores={cfg.scores} and source={source} exclude each other: leave one of them out")
     if source != "runs" and (cfg.stats is not None or cfg.join or cfg.errors):
         raise UserError(f"stats=, join= and errors= are of runs, not of source={source}")
-    for key in (*FORMATS, "stats"):
-        check_parent(cfg[key], key)
+    files = {key: cfg[key] for key in (*FORMATS, "stats")}
+    for key, file in files.items():
+        check_file(file, key)
+    check_apart(files)
     if cfg.out is not None:
-        check_place(Path(str(cfg.out)), "out")
+        check_place(cfg.out, "out")
     return str(source)
 
 
-def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, tuple[str, str]]:
-    """Return the files to write: path -> the key that names it, and the text."""
-    files: dict[Path, tuple[str, str]] = {}
-    for key in FORMATS:
-        if cfg[key] is not None:
-            files[Path(str(cfg[key]))] = (key, text_of(key, tables, is_float=bool(cfg.float)))
-    for table in tables if cfg.out is not None else []:
-        for key in FORMATS:
-            text = text_of(key, [table], source.startswith("paper"), bool(cfg.float))
-            files[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = ("out", text)
+def _files(cfg: DictConfig, tables: Sequence[Table], source: str) -> dict[Path, str]:
+    """Return the files to write with their text; make the folder `out`, if it is set."""
+    files = {Path(str(cfg[key])): text_of(key, tables, is_float=cfg.float) for key in FORMATS if cfg[key] is not None}
+    if cfg.out is not None:
+        make_folder(Path(str(cfg.out)))
+        for table in tables:
+            for key in FORMATS:
+                text = text_of(key, [table], source.startswith("paper"), cfg.float)
+                files[Path(str(cfg.out)) / f"{slug(table.name)}.{key}"] = text
     return files
 
 
@@ -167,15 +169,6 @@ def text_of(kind: str, tables: Sequence[Table], published: bool = False, is_floa
         return formats.page(map(formats.html, tables), tables[0].caption if len(tables) == 1 else "Tables")
     write = partial(latex, is_float=is_float) if kind == "tex" else formats.markdown
     return "\n".join(write(table) for table in tables)
-
-
-def _write(file: Path, text: str, key: str) -> None:
-    try:
-        if key == "out":
-            file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, text)
-    except OSError as error:
-        raise UserError(f"cannot write {key}={file}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

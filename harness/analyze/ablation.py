@@ -7,7 +7,6 @@ has no parameter. All methods answer the same questions, so differences are pair
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,7 +31,7 @@ OURS = "idpruner"
 
 def check(cfg: DictConfig) -> None:
     """Raise UserError for settings of this analysis that are wrong."""
-    check_place(Path(str(cfg.out)), "out")
+    check_place(cfg.out, "out")
 
 
 CHECKS = (check,)

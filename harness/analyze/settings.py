@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -108,7 +107,7 @@ def check(cfg: DictConfig) -> None:
         validate(tree)
     least = {"limit": 1, "min_tokens": 2, "seeds": 1, "resamples": 100, "draws": 1, "bands": 2}
     require(cfg, {key: at_least(number) for key, number in least.items() if key in cfg})
-    check_place(Path(str(cfg.out)), "out")
+    check_place(cfg.out, "out")
 
 
 def check_methods(cfg: DictConfig) -> None:

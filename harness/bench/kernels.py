@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.core.command import command
 from harness.core.console import print_json
 from harness.core.errors import UserError
+from harness.core.files import path_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 WIDTHS = {576: 4096, 1032: 2048, 2691: 3584}  # visual tokens -> width: LLaVA-1.5-7B, Qwen2.5-VL-3B and -7B (1080p)
 CLIP = 11520  # visual tokens of a clip in Qwen2.5-VL
 LEAST = {"width": 2, "repeats": 1, "warmup": 0, "threads": 1}
+MOST_THREADS = 1024
 ENOUGH = 5.0  # seconds after which a side is not run again
 BUSY = "import torch; a = torch.randn(1500, 1500)\nwhile True: a @ a"  # with torch's default threads: one a core
 Row = dict[str, Any]
@@ -54,6 +55,8 @@ def settings(cfg: DictConfig) -> Row:
     for key, value, least in numbers:
         if value is not None and (type(value) is not int or value < least):
             raise UserError(f"{key} must be a number of at least {least}, got {value}")
+    if (chosen["threads"] or 1) > MOST_THREADS:  # OpenMP would end the process
+        raise UserError(f"threads must be at most {MOST_THREADS}, got {chosen['threads']}")
     if not isinstance(chosen["keep"], float) or not 0 < chosen["keep"] < 1:
         raise UserError(f"keep must be a share between 0 and 1, got {chosen['keep']}")
     if chosen["dtype"] not in (None, *DTYPES):
@@ -65,9 +68,12 @@ def bench(cfg: DictConfig) -> None:
     """Time every kernel at every size, print a table for people, write it if asked, and end with one JSON line."""
     import torch
 
+    from harness.bench import output
     from harness.bench.environment import machine
 
     chosen = settings(cfg)
+    out = None if chosen["out"] is None else path_of(chosen["out"], "out")
+    output.check(out)
     try:
         device = torch.device(chosen["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
@@ -91,10 +97,8 @@ def bench(cfg: DictConfig) -> None:
             ]
     print(table(rows))
     about = {"machine": machine(device), "settings": {key: chosen[key] for key in chosen if key != "out"}}
-    if chosen["out"] is not None:
-        from harness.bench import output
-
-        output.write(Path(str(chosen["out"])).expanduser(), rows, about)
+    if out is not None:
+        output.write(out, rows, about)
     print_json({**about, "rows": rows})
     if wrong := sorted({row["kernel"] for row in rows if not row["same"]}):
         raise UserError(f"these kernels do not choose what public implementations choose: {', '.join(wrong)}")

@@ -97,7 +97,9 @@ def _check_places(chosen: Settings) -> None:
     if chosen.plots is not None:
         check_place(chosen.plots, "plots")
     if (out := chosen.out) is not None:
-        check_place(out.parent, "out")
+        from harness.bench import output
+
+        output.check(out)
         if out.absolute() in _written:
             raise UserError(f"out={out} was written by an earlier job of this sweep: name it after what differs")
         _written.add(out.absolute())

@@ -15,7 +15,7 @@ from harness.bench.settings import Settings
 from harness.bench.setup import Candidate, Prepared
 from harness.bench.statistics import Spread
 from harness.core.escape import csv
-from harness.core.files import to_json, write_atomic
+from harness.core.files import check_file, make_folder, to_json, write_atomic
 from harness.models.cost import Flops, count
 
 TERA = 1e12
@@ -135,8 +135,14 @@ def json_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
+def check(out: Path | None) -> None:
+    """Raise UserError unless both files can be written; None is no file."""
+    for file in [] if out is None else [csv_of(out), json_of(out)]:
+        check_file(file, "out", may_make_folder=True)
+
+
 def write(out: Path, rows: Sequence[Row], common: Row, columns: list[str] | None = None) -> None:
     """Write both files atomically; `columns` are those of the CSV file, by default all that the rows have."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomic(csv_of(out), csv(pd.DataFrame(rows, columns=columns), lineterminator="\n"))
     write_atomic(json_of(out), to_json({**common, "rows": list(rows)}))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from harness.bench.screen import label
-from harness.core.files import slug
+from harness.core.files import make_folder, slug, writing
 from harness.results.method_groups import printed
 from harness.results.plots import series
 
@@ -33,7 +33,7 @@ PARTS = {
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Plot the stages for every size and batch size, and the savings over sizes; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     timed, figures = [row for row in rows if row["e2e_ms"] is not None], {}
     for (model, workload, batch), some in groupby(timed, key=lambda row: (row["model"], row["workload"], row["batch"])):
         figures[folder / f"stages-{slug(model)}-{slug(workload)}-batch{batch}.png"] = _stages(list(some))
@@ -44,7 +44,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     for file, figure in figures.items():
         for text in figure.findobj(Text):
             text.set_parse_math(False)  # a dollar sign in a name is a dollar sign
-        figure.savefig(file, dpi=150)
+        with writing(file):
+            figure.savefig(file, dpi=150)
     return list(figures)
 
 

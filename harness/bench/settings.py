@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 import methods
 from harness.core.config import SHIPPED, ModelConfig, RunConfig, as_list, validate
 from harness.core.errors import UserError
-from harness.core.rules import at_least, one_of, require
+from harness.core.files import path_of
+from harness.core.rules import at_least, one_of, require, text
 
 WEIGHTS = ("real", "random", "tiny")
 DEFAULT_KEEP = 0.25
@@ -45,7 +46,7 @@ class Settings:
 def settings(cfg: DictConfig) -> Settings:
     """Return a composed configuration as `Settings`; UserError if a value is invalid."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
-    require(tree, {"weights": one_of(WEIGHTS)})
+    require(tree, {"weights": one_of(WEIGHTS), "question": text()})
     images, sizes, batch = (as_list(tree[key]) for key in ("images", "sizes", "batch"))
     for size in batch:
         require({"batch": size}, {"batch": at_least(1)})
@@ -69,9 +70,10 @@ def settings(cfg: DictConfig) -> Settings:
         sizes=[] if images else sizes,
         images=images,
         batch=batch,
-        out=_path(tree["out"]),
-        plots=_path(tree["plots"]),
-        **{key: tree[key] for key in ("weights", "question", "text_tokens", "new_tokens", "warmup", "repeats", "seed")},
+        out=_path(tree, "out"),
+        plots=_path(tree, "plots"),
+        question=str(tree["question"]),
+        **{key: tree[key] for key in ("weights", "text_tokens", "new_tokens", "warmup", "repeats", "seed")},
     )
 
 
@@ -95,5 +97,5 @@ def _runs(tree: Mapping[str, Any]) -> list[RunConfig]:
     return [validate(OmegaConf.create(run)) for run in runs]
 
 
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(str(value)).expanduser()
+def _path(tree: Mapping[str, Any], key: str) -> Path | None:
+    return None if tree[key] is None else path_of(tree[key], key)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, as_user_error
+from harness.models.bad_input import BadInput
 from harness.models.cost.vision import COUNTED
 from harness.models.preprocessing import Limits, Message, to_inputs
 from methods.budget import Budget
@@ -87,7 +88,8 @@ def of_file(file: str, question: str, processor: Any, limits: Limits, config: An
         return to_inputs(processor, [conversation] * batch, limits, grids=own)
 
     whole: list[Grid] = []
-    whole += _grids(make([], 1), config)
+    with as_user_error(BadInput, f"images: {file} cannot be shown", "name another file"):
+        whole += _grids(make([], 1), config)
     return Workload(file.rpartition("/")[2], whole, make)
 
 

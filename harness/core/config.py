@@ -15,6 +15,7 @@ from harness.core.errors import UserError, as_user_error
 from harness.core.files import expanded
 from harness.core.question_sample import ORDERS, QuestionSample, by_task
 from harness.core.rules import Rule, at_least, count_or_share, folder_name, one_of, optional, require
+from harness.core.values import in_words
 from methods.budget import Budget
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -113,8 +114,10 @@ class RunConfig:
 
 def validate(cfg: DictConfig) -> RunConfig:
     """Return a composed configuration as a `RunConfig`; UserError if a value is invalid."""
-    with as_user_error(OmegaConfBaseException):
+    try:
         run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(in_words(error)) from error
     assert isinstance(run, RunConfig)
     run.tasks.metrics = {name: metric or _default_metrics().get(name) for name, metric in run.tasks.metrics.items()}
     if not isinstance(run.method.get("name"), str):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,9 +31,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers and crashes leave either the old or the new content, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file so that readers and crashes leave either the old or the new content, never a part of it.
+
+    The file behind a link is written, and what is no regular file is refused: a device would be replaced.
+    """
     with writing(path):
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}, which is {_kind(path)}: name a file")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as stream:
                 stream.write(utf8(content) if isinstance(content, str) else content)
@@ -165,18 +171,53 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
 
 
-def check_place(folder: Path, key: str = "runs") -> None:
-    """Raise UserError unless `folder` can be created and written to; creates nothing."""
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; UserError if the system refuses."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def path_of(value: Any, key: str) -> Path:
+    """Return a setting as a path; UserError for lists, mappings and true or false."""
+    if not isinstance(value, str | int | Path) or isinstance(value, bool):
+        raise UserError(f"{key} must be one path, got {value}: write it as in {key}=PATH")
+    return Path(str(value))
+
+
+def check_place(value: Any, key: str = "runs") -> None:
+    """Raise UserError unless the folder `value` can be created and written to; creates nothing."""
+    folder = path_of(value, key)
     folders = (folder.absolute(), *folder.absolute().parents)
     existing = next(path for path in folders if path.exists() or path.is_symlink())
     if not existing.is_dir():
-        kind = "a file" if existing.exists() else "a link that leads nowhere"
+        kind = _kind(existing) if existing.exists() else "a link that leads nowhere"
         raise UserError(f"{key}={folder} cannot be made: {existing} is {kind}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{key}={folder} cannot be written: no permission in {existing}")
 
 
-def check_parent(file: Any, key: str) -> None:
-    """Raise a UserError unless the folder of `file` exists; None is no file."""
-    if file is not None and not (folder := Path(str(file)).parent).is_dir():
-        raise UserError(f"cannot write {key}={file}: there is no folder {folder}")
+def check_file(value: Any, key: str, may_make_folder: bool = False) -> None:
+    """Raise UserError unless the file `value` can be written; None is no file.
+
+    Its folder has to exist, or with `may_make_folder` be one that can be made.
+    """
+    if value is None:
+        return
+    file = path_of(value, key)
+    if not may_make_folder and not file.parent.is_dir():
+        raise UserError(f"cannot write {key}={file}: there is no folder {file.parent}")
+    check_place(file.parent, key)
+    if file.exists() and not file.is_file():
+        raise UserError(f"cannot write {key}={file}, which is {_kind(file)}: name a file")
+
+
+def check_apart(values: Mapping[str, Any]) -> None:
+    """Raise UserError if two keys name one file, of which the second would replace the first."""
+    keys: dict[str, str] = {}
+    for key, value in values.items():
+        if value is not None and (other := keys.setdefault(os.path.realpath(str(value)), key)) != key:
+            raise UserError(f"{other} and {key} are one file, {value}: name two")

@@ -31,6 +31,8 @@ OF_PATHS = {
     *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
 }
 
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT}  # while a file is written, when the system no longer names it
+
 
 def report(error: BaseException) -> int:
     """Print in one line what ended a command or a job, and return the exit code."""
@@ -54,11 +56,21 @@ def _line(error: BaseException) -> tuple[str, int]:
         path = os.fsdecode(error.filename)
         shown = path if len(path) <= LONGEST else f"{path[:LONGEST]}..."
         return f"cannot use {shown} ({error.strerror}): choose another path, or change this one", MISTAKE
+    if isinstance(error, OSError) and error.errno in OF_DISKS:
+        return f"cannot write a file ({error.strerror}): make room, and the same command goes on from here", MISTAKE
+    if _out_of_memory(error):
+        return f"out of memory ({one_line(error)[:LONGEST]}): ask for less at once, or use a larger machine", MISTAKE
     if variable := _variable(error):
         return f"a library expects a number in the environment, got {variable}: change or unset it", MISTAKE
     *_, (place, _) = ("an import", ""), *_frames(error)
     message = f"{type(error).__name__} in {place}: {one_line(error)[:LONGEST]}"
     return f"unforeseen {message} ({_kept(error)}; {SHOW}=1 prints it)", UNFORESEEN
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, a GPU or the CPU of torch, which has no type for it, has no memory left."""
+    of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or of_torch
 
 
 def _frames(error: BaseException) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,8 @@ def parse(overrides: list[str]) -> list[Override]:
             RecursionError,
         ) as error:  # the latter: a number too long, too many brackets
             why = "write home folders out, as in runs=$HOME/runs" if "=~" in text else first_paragraph(error)
+            if re.fullmatch(r"[^=~]*", text):
+                why = "expected key=value, as in keep=0.25"
             raise UserError(f"cannot read the argument {text[:300]}: {why.split(' See ')[0][:300]}") from error
         if override.value_type in (ValueType.GLOB_CHOICE_SWEEP, ValueType.INTERVAL_SWEEP):
             raise UserError(f"cannot sweep {text}: list the values, as in {override.key_or_group}=one,another")
@@ -73,7 +75,8 @@ def compose(config_name: str, overrides: list[str], **options: bool) -> DictConf
 
 def first_paragraph(error: BaseException) -> str:
     """Return a Hydra error message without the search path and hints that follow its first paragraph."""
-    paragraph = re.split(r"\n\s*\n|\nConfig search path", str(error).strip())[0]
+    text = str(error).partition("\n    full_key:")[0]  # OmegaConf's names of its own classes follow
+    paragraph = re.split(r"\n\s*\n|\nConfig search path", text.strip())[0]
     return " ".join(paragraph.split()) or type(error).__name__
 
 

@@ -36,6 +36,16 @@ def between(low: float, high: float) -> Rule:
     return f"lie between {low} and {high}", lambda value: low < value < high
 
 
+def flag() -> Rule:
+    """Require true or false."""
+    return "be true or false", lambda value: isinstance(value, bool)
+
+
+def text() -> Rule:
+    """Require one text that is not blank, or a number in its place."""
+    return "be one text", lambda value: isinstance(value, str | int | float) and str(value).strip()
+
+
 def folder_name() -> Rule:
     """Require the name of a subfolder, and no path that leads elsewhere."""
     return "be a name that a folder can have", lambda name: Path(name).name.strip(".")

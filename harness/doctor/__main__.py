@@ -12,7 +12,8 @@ from harness.core.command import command
 from harness.core.config import RULES, plain, shipped
 from harness.core.console import print_json, say
 from harness.core.errors import UserError
-from harness.core.rules import one_of, optional, require
+from harness.core.files import path_of
+from harness.core.rules import flag, one_of, optional, require
 from harness.doctor import BROKEN, OK, Finding, band, machine, presence, reproduction
 
 MARKS = {"ok": " ", "absent": "-", "broken": "!"}
@@ -44,6 +45,8 @@ def check(cfg: DictConfig) -> None:
     rules = {"hub": ("be a number of seconds, 0 for not at all", _is_seconds), "data_root": RULES["data_root"]}
     values = {"hub": cfg.hub, "data_root": plain(cfg.data_root), "only": cfg.only}
     require(values, {**rules, "only": optional(one_of(PARTS))})
+    require(cfg, {"strict": flag()})
+    path_of(cfg.runs, "runs")
 
 
 def _is_seconds(value: Any) -> bool:

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from harness.core.command import command
 from harness.core.console import print_json
 from harness.core.errors import UserError
-from harness.core.files import check_place
+from harness.core.files import check_file, check_place
 from harness.core.overrides import parse
-from harness.core.rules import at_least, one_of, require
+from harness.core.rules import at_least, flag, one_of, require, text
 from harness.report.prefill_times import files_of
 
 GALLERIES = ("page", "all", "none")
@@ -23,7 +23,7 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError for settings that are wrong, before any run is read."""
     if cfg.runs is None:
         raise UserError("runs is null: pass the folder of the runs, as in runs=results/runs")
-    require(cfg, {"gallery": one_of(GALLERIES), "questions": at_least(1)})
+    require(cfg, {"gallery": one_of(GALLERIES), "questions": at_least(1), "pictures": flag(), "title": text()})
     if cfg.out is None and cfg.plots is None:
         raise UserError("nothing to write: pass out=report.html or plots=FOLDER")
     if cfg.prefill is not None and not all(file.is_file() for file in files_of(cfg.prefill) or [Path()]):
@@ -32,10 +32,11 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"scores={cfg.scores} is a file of raw scores to plot: it has to exist, and plots=FOLDER to be given"
         )
-    if cfg.out is not None and cfg.scores is None:
-        check_place(Path(str(cfg.out)).parent, "out")
+    if cfg.scores is None:
+        check_file(cfg.out, "out", may_make_folder=True)
+    check_file(cfg["sample"], "sample", may_make_folder=True)
     if cfg.plots is not None:
-        check_place(Path(str(cfg.plots)), "plots")
+        check_place(cfg.plots, "plots")
 
 
 def refuse_replay(overrides: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.core.console import say
 from harness.core.errors import UserError
-from harness.core.files import write_atomic
+from harness.core.files import make_folder, write_atomic
 from harness.report import context, figures, gallery, html, images
 from harness.report.html import plural
 from harness.report.prefill_times import files_of, read_times
@@ -54,7 +54,7 @@ def build(cfg: DictConfig) -> dict[str, Any]:
     warnings = [note for note in notes if not isinstance(note, Remark)]
     about = {**context.of_runs(cfg, len(finished), results, frame, sets), "warnings": warnings, "remarks": remarks}
     text = _with_pictures(cfg, out, results, frame, sample, about)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_atomic(out, text)
     asked = sum(len(setting["questions"]) for setting in sample["settings"])
     say(f"{out}: {plural(len(finished), 'run')}, {plural(asked, 'question')}, {len(text.encode()) / 1e6:.1f} MB")
@@ -128,9 +128,9 @@ def _keep(folder: Path | None, share: int) -> Callable[[Image.Image], str]:
         if folder is None:
             return images.as_uri(data)
         file = folder / f"{hashlib.sha256(data).hexdigest()[:16]}.webp"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if not file.is_file():
-            file.write_bytes(data)
+            write_atomic(file, data)
         return quote(f"{folder.name}/{file.name}")
 
     return keep

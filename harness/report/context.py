@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 from omegaconf import DictConfig
 
-from harness.core.files import slug, write_atomic
+from harness.core.files import make_folder, slug, write_atomic
 from harness.report import figures, gallery, html
 from harness.report.answers import RIGHT
 from harness.report.html import plural
@@ -95,7 +95,7 @@ def of_gallery(
                 chunks.append({**chunk, "questions": questions})
                 continue
             file = folder / f"{place}-{slug(task)}.js"
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_atomic(file, f"galleryChunk({html.script_json(questions)});\n")
             chunks.append({**chunk, "src": quote(f"{folder.name}/{file.name}")})
         label = html.called(setting["model"], setting["tasks"])

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from harness.core.errors import UserError, one_line
-from harness.core.files import BAD_JSON, from_json, json_line, write_atomic
+from harness.core.files import BAD_JSON, from_json, json_line, make_folder, write_atomic
 from harness.report import answers
 from harness.report.answers import RIGHT, Answer, Question
 from harness.results.result import Result
@@ -133,7 +133,7 @@ def save(sample: Sample, file: Path) -> None:
         body = ",\n".join(json_line(question) for question in setting["questions"])
         lines.append(f'{json_line(head)[:-1]}, "questions": [\n{body}\n]}}')
     overlaps = ",\n".join(json_line(table) for table in sample["overlaps"])
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_atomic(file, '{"settings": [\n' + ",\n".join(lines) + '\n], "overlaps": [\n' + overlaps + "\n]}\n")
 
 

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from harness.core.config import as_list
 from harness.core.errors import UserError
-from harness.core.files import digest, load
+from harness.core.files import digest, load, path_of
 from harness.results import archive, schema, seal
 from harness.results.method_groups import BASELINE, group_of, group_rank
 from harness.results.metrics import value
@@ -240,10 +241,10 @@ def collect(runs: Path | Iterable[Path]) -> list[Result]:
 
 def folders_of(runs: Any) -> list[Path]:
     """Return what a command got as `runs=`, a folder or a list of folders, as paths."""
-    folders = [runs] if isinstance(runs, str) else list(map(str, runs or ()))
-    if not folders or not all(map(str.strip, folders)):
+    folders = [path_of(folder, "runs") for folder in as_list(runs)]
+    if not folders or not all(str(folder).strip() for folder in folders):
         raise UserError(f"runs is {runs or 'null'}: pass the folder of the runs, as in runs=results/runs")
-    return list(map(Path, folders))
+    return folders
 
 
 def load_results(runs: Any) -> list[Result]:

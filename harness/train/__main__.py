@@ -21,7 +21,7 @@ from harness.core.distributed import launched
 from harness.core.errors import UserError, did_you_mean
 from harness.core.files import check_place
 from harness.core.overrides import parse
-from harness.core.rules import at_least, require
+from harness.core.rules import at_least, flag, require
 from harness.evaluation import preflight as run
 from harness.models import checkpoint
 from harness.train.recipe import Recipe
@@ -122,7 +122,8 @@ def check(cfg: DictConfig) -> None:
     if cfg.limit is not None:
         require(cfg, {"limit": at_least(1)})
         recipe.steps_of(cfg.limit)
-    check_place(Path(str(cfg.out)), "out")
+    check_place(cfg.out, "out")
+    require(cfg, {"force": flag()})
     checkpoint.check(config.model)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.errors import UserError, as_user_error
+from harness.core.errors import UserError
 from harness.core.rules import at_least, between, optional, require
+from harness.core.values import in_words
 
 
 @dataclass
@@ -33,8 +34,10 @@ class Recipe:
     def of(cls, cfg: Mapping[Any, Any]) -> Recipe:
         """Read the fields from a composed configuration; UserError if a value is invalid."""
         values = {field.name: cfg[field.name] for field in fields(cls)}
-        with as_user_error(OmegaConfBaseException):
+        try:
             recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+        except OmegaConfBaseException as error:
+            raise UserError(in_words(error)) from error
         assert isinstance(recipe, Recipe)
         recipe.check()
         return recipe

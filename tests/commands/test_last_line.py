@@ -385,3 +385,32 @@ def test_what_the_encoding_of_the_terminal_lacks_is_escaped(encoding, monkeypatc
 
 def test_signals_have_the_exit_codes_of_a_shell():
     assert last_line.INTERRUPTED == 128 + signal.SIGINT == 130
+
+
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})  # as torch calls that of a GPU
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_no_fault_of_the_code(error, monkeypatch, capsys):
+    def task(cfg):
+        raise error
+
+    assert status(task, monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory (")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_while_an_open_file_is_written_is_a_mistake(number, monkeypatch, capsys):
+    def task(cfg):
+        raise OSError(number, os.strerror(number))  # without the name of a file, as `write` raises it
+
+    assert status(task, monkeypatch) == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot write a file ({os.strerror(number)}): make room")

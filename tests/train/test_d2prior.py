@@ -138,7 +138,7 @@ def test_a_prior_of_another_model_or_layer_is_refused(place, made):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("layer=2", "this qwen2_5_vl has 3 layers"), ("limit=0", "at least 1"), ("prompt=''", "prompt is empty")],
+    [("layer=2", "this qwen2_5_vl has 3 layers"), ("limit=0", "at least 1"), ("prompt=[a]", "prompt must be one text")],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(place, change, message):
     with pytest.raises(UserError, match=message):

@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_one_line(place):
         ("soft=1.0", "soft must lie between 0 and 1, got 1.0"),
         ("keep=1.0", "keep must lie between 0 and 1, got 1.0"),
         ("bce=[0.1]", "bce must be two weights"),
-        ("bce=much", "full_key: bce"),
+        ("bce=much", "bce must be a list"),
         ("model.scorer=nowhere", "no scorer at model.scorer=nowhere"),
         ("model.pretrained=/nowhere", "no model folder at /nowhere"),
     ],
