@@ -150,7 +150,7 @@ MISTAKES = {
     "unknown parameter": (["method.lamb=0.5"], "did you mean method.lam?"),
     "keep of zero": (["keep=0"], "(0, 1]"),
     "keep above one": (["keep=1.5"], "(0, 1]"),
-    "keep no number": (["keep=most"], "'most'"),
+    "keep no number": (["keep=most"], "keep must be a number or null, got most"),
     "tokens of zero": (["tokens=0"], "at least 1"),
     "two budgets": (["keep=0.5", "tokens=9"], "exclude each other"),
     "keep a list": (["keep=[0.1]"], "keep must be a number or null, got [0.1]"),
