@@ -21,6 +21,7 @@ from omegaconf import OmegaConf, open_dict
 from harness.core.config import RunConfig, validate
 from harness.core.console import print_json, say
 from harness.core.errors import UserError
+from harness.core.last_line import report
 from harness.core.values import checked
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.run_context import RunContext
@@ -34,7 +35,17 @@ class Job:
     """One run on a compute node; submitit queues it again when it is preempted or out of time, and it resumes."""
 
     def __call__(self, config: RunConfig, key: str) -> None:
-        """Complete the run and print its scores as one JSON line; Slurm's tasks stand for torchrun's processes."""
+        """Complete the run and print its scores as one JSON line; Slurm's tasks stand for torchrun's processes.
+
+        A mistake takes one line of the log. Of an unforeseen error the log has the traceback: the temporary folder of
+        a node, where a command would leave it, is gone with the job.
+        """
+        try:
+            self._complete(config, key)
+        except UserError as error:
+            sys.exit(report(error))
+
+    def _complete(self, config: RunConfig, key: str) -> None:
         from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
 
         from harness.core.distributed import launched

@@ -107,6 +107,8 @@ def last_error(log: str) -> tuple[str, str] | None:
             in_traceback = True
         elif in_traceback and line and not line[0].isspace():
             error, in_traceback = ("failed", line.removeprefix("harness.core.errors.UserError: ")), False
+        elif line.startswith("error: "):
+            error = ("failed", line.removeprefix("error: "))
         elif match := _BY_SLURM.search(line):
             error = ("stopped", match[1].strip("* "))
         elif match := _BY_SRUN.search(line):

@@ -191,3 +191,16 @@ def test_the_scripts_are_clean():
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert all(os.access(script, os.X_OK) for script in scripts)
+
+
+def test_a_mistake_takes_one_line_of_a_jobs_log(monkeypatch, capsys):
+    from harness.core.errors import UserError
+    from harness.evaluation.slurm import Job
+
+    def mistaken(job, config, key):
+        raise UserError("no such\ndata set")
+
+    monkeypatch.setattr(Job, "_complete", mistaken)
+    with pytest.raises(SystemExit) as stopped:
+        Job()(None, "key")
+    assert (stopped.value.code, *capsys.readouterr()) == (2, "", "error: no such data set\n")

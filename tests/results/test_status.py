@@ -40,6 +40,7 @@ srun: error: n1: task 0: Exited with exit code 1
     [
         ("", None),
         (f"{BAR}\nwarning: nothing\n", None),
+        ("error: cannot load task text: no file\nsrun: error: n1: x", ("failed", "cannot load task text: no file")),
         (TRACEBACK, ("failed", "cannot load task text: no file")),
         (f"\r{BAR}{TRACEBACK}", ("failed", "cannot load task text: no file")),
         (f"{BAR}{CANCELLED}\nsrun: error: n1: task 0: Terminated", ("stopped", CANCELLED[26:-4])),
