@@ -5,7 +5,7 @@ The files' Python is executed again for every Task, so nothing that one run coun
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -93,7 +93,7 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
             self.dataset, self.dataset_no_image = datasets[name]
 
         def doc_to_messages(self, doc: Any, **settings: Any) -> Any:
-            with from_copy():
+            with from_copy(), _shown(doc, self._docs.features):
                 return super().doc_to_messages(doc, **settings)
 
         def process_results(self, doc: Any, results: list[str], **settings: Any) -> Any:
@@ -102,6 +102,20 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
 
     with from_copy():
         return Task(config=config, model_name=prompts)
+
+
+@contextmanager
+def _shown(row: Mapping[str, Any], features: Mapping[str, Any]) -> Iterator[None]:
+    """Raise BadInput in place of what a task's code raises about a row that has no picture at all."""
+    from datasets.features.features import require_decoding
+
+    try:
+        yield
+    except Exception as error:  # a task's code may do anything with None
+        pictures = [name for name, feature in features.items() if require_decoding(feature)]
+        if not pictures or any(row.get(name) for name in pictures):
+            raise
+        raise BadInput(f"the row has no picture in {' or '.join(pictures)}") from error
 
 
 class _Undecoded:

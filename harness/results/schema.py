@@ -17,6 +17,7 @@ from harness.core.escape import visible
 
 AWAY = "move the run away and start it again"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+Score = Annotated[float, Field(ge=-1e12, le=1e12)]  # figures cannot draw larger numbers, and no metric has them
 Count = Annotated[int, Field(ge=0)]
 Versions = dict[str, str | None]
 
@@ -145,7 +146,7 @@ Noise = TypedDict(
 class Metrics(TypedDict):
     """`metrics.json`."""
 
-    scores: dict[str, dict[str, float | list[float]]]
+    scores: dict[str, dict[str, Score | list[Score]]]
     primary: dict[str, str | None]
     questions: dict[str, Count]
     failed: NotRequired[dict[str, Count]]
@@ -214,10 +215,18 @@ def fault(kind: Any, value: Any) -> str | None:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
         return visible(f"{place}: {first['msg']}, got {first['input']!r:.40}".removeprefix(": "))
-    return _contradiction(value) if kind is Kept else None
+    return _CONTRADICTIONS.get(kind, lambda value: None)(value)
 
 
-def _contradiction(line: Mapping[str, Any]) -> str | None:
+def _of_metrics(metrics: Mapping[str, Any]) -> str | None:
+    """Return which task of `metrics.json` has more failed questions than questions."""
+    for task, count in metrics.get("failed", {}).items():
+        if count > (asked := metrics["questions"].get(task, 0)):
+            return f"{count} questions of {task} failed, of {asked}"
+    return None
+
+
+def _of_kept(line: Mapping[str, Any]) -> str | None:
     """Return how a line of `kept.jsonl` contradicts itself; of `resize` it names no tokens."""
     n, k, kept = line["n"], line["k"], line["kept"]
     if kept and len(kept) != k:
@@ -225,6 +234,9 @@ def _contradiction(line: Mapping[str, Any]) -> str | None:
     if max(kept, default=-1) >= n:
         return f"token {max(kept)} of n = {n} is kept"
     return None
+
+
+_CONTRADICTIONS = {Kept: _of_kept, Metrics: _of_metrics}
 
 
 def check(kind: Any, value: Any, file: Path, remedy: str) -> None:
