@@ -44,6 +44,8 @@ def declaration(method: type[Method]) -> None:
                     raise ValueError(f"{cls.__name__}.{field} is annotated, which makes a parameter of it: {remedy}")
     if not isinstance(method.needs, property):
         needs(method.__name__, method.needs)
+    if type(method.version) is not int or method.version < 0:
+        raise ValueError(f"{method.__name__}.version must be a whole number, not {method.version!r}: write version = 1")
     for name, expected in SIGNATURES.items():
         signature = inspect.signature(getattr(method, name))
         try:

@@ -9,6 +9,7 @@ from typing import Any, Never, SupportsIndex
 
 import transformers
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from harness.models.calls import Call, CallSite, HookError
 
@@ -87,6 +88,12 @@ class Handles:
 
         vars(module)[name] = replaced
         self._handles.append(_ReplacedMethod(module, name, previous))
+
+    def check(self) -> None:
+        """Raise HookError if other code has removed a hook, so that later passes went unpruned."""
+        for handle in self._handles:
+            if isinstance(handle, RemovableHandle) and handle.id not in (handle.hooks_dict_ref() or {}):
+                raise HookError("other code removed hooks within the prune block: leave all hooks of the model alone")
 
     def remove(self) -> None:
         """Remove all hooks."""

@@ -84,6 +84,7 @@ class Session:
     def check(self) -> None:
         """Raise what was deferred, and HookError unless every pass was pruned."""
         self.deferred.settle()
+        self._handles.check()
         self._check_everything_was_pruned(self._modules)
 
     def _attach(self, handles: Handles) -> None:

@@ -37,6 +37,10 @@ class TestDeclarations:
         vars(method)["needs"] = {"text"}
         assert "write needs = frozenset({Signal.TEXT})" in message(method.select, make_tokens(6), 3)
 
+    @pytest.mark.parametrize("version", ["1", 1.0, True, -1, None])
+    def test_a_version_that_counts_nothing(self, version):
+        assert "version must be a whole number" in message(method_that, keep_first, version=version)
+
     def test_a_missing_decorator(self, tmp_path):
         text = "from methods.base import Method\n\n\nclass Mine(Method):\n    share: float = 1.0\n"
         (tmp_path / "mine.py").write_text(text)

@@ -411,3 +411,15 @@ class TestDecodingSteps:
         with block(model, method):
             _, answers = generate(model, scene[0])
         assert torch.equal(answers, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_that_other_code_removes_are_missed_when_the_block_ends(model, method, scene):
+    whole, *_ = scene
+    before = hooks(model)
+    with pytest.raises(HookError, match="other code removed hooks within the prune block"), block(model, method):
+        for module in model.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        model(**whole)
+    assert hooks(model) == before
