@@ -417,9 +417,12 @@ class TestDecodingSteps:
 def test_hooks_that_other_code_removes_are_missed_when_the_block_ends(model, method, scene):
     whole, *_ = scene
     before = hooks(model)
-    with pytest.raises(HookError, match="other code removed hooks within the prune block"), block(model, method):
-        for module in model.modules():
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
-        model(**whole)
+    pruned = block(model, method)
+    pruned.__enter__()
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    model(**whole)
+    with pytest.raises(HookError, match="other code removed hooks within the prune block"):
+        pruned.__exit__(None, None, None)
     assert hooks(model) == before
