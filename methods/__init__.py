@@ -94,7 +94,12 @@ def load(name: str, **params: Any) -> Method:
             if key in vars(method):
                 listed += f"; to make one of the attribute {key}, annotate it ({key}: float = ...)"
             raise ValueError(f"{method.name} has no parameter '{key}'{_did_you_mean(key, valid)}; {listed}")
-    return method(**params)
+    made = method(**params)
+
+    from methods import checks  # imports torch, so a mistyped name is refused first
+
+    checks.needs(made.name, made.needs)  # an instance may have its own
+    return made
 
 
 def _address(name: str) -> str:

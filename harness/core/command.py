@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.core.config import conf
 from harness.core.distributed import check_launch, launched, only_one
 from harness.core.errors import UserError, did_you_mean
-from harness.core.last_line import MISTAKE, report
+from harness.core.last_line import MISTAKE, exited_by_others, report
 from harness.core.overrides import VERSION_BASE, compose, first_paragraph, parse, register_resolvers
 from harness.core.timing import importing
 from harness.core.values import check_text, checked
@@ -72,9 +72,9 @@ def command(
         job = _one_job(task, exit_codes)
         with _writing_stdout():
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
-    except SystemExit:
-        raise
     except BaseException as error:  # the last line of defence, also of panics in Rust code, which are no Exception
+        if isinstance(error, SystemExit) and not exited_by_others(error):
+            raise
         sys.exit(_end(error))
     if exit_codes:
         sys.exit(min(exit_codes))
@@ -87,10 +87,11 @@ def _one_job(task: Callable[[DictConfig], None], exit_codes: list[int]) -> Calla
         try:
             with _writing_stdout():  # here as well: Hydra would report this job as failed
                 task(checked(cfg))
-        except (SystemExit, KeyboardInterrupt):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever ends one job, the others can be done
-            if launched().count > 1:
+            own_exit = isinstance(error, SystemExit) and not exited_by_others(error)
+            if own_exit or launched().count > 1:
                 raise  # each process has to end: the others would wait for it
             exit_codes.append(_end(error))
 

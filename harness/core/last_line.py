@@ -67,6 +67,20 @@ def _line(error: BaseException) -> tuple[str, int]:
     return f"unforeseen {message} ({_kept(error)}; {SHOW}=1 prints it)", UNFORESEEN
 
 
+def exited_by_others(stop: SystemExit) -> bool:
+    """Return whether a method, a task or a library other than Hydra called exit(): nothing would say that it did."""
+    standard = (f"{sysconfig.get_path('stdlib')}{os.sep}", "<")
+    site = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("purelib", "platlib"))  # lies in the former
+    frames = [frame for frame, _ in traceback.walk_tb(stop.__traceback__)]
+    for frame in reversed(frames):
+        file = frame.f_code.co_filename
+        if file.startswith(OURS):
+            return False
+        if file.startswith(site) or not file.startswith(standard):
+            return str(frame.f_globals["__name__"]).partition(".")[0] != "hydra"
+    return False
+
+
 def _out_of_memory(error: BaseException) -> bool:
     """Return whether Python, a GPU or the CPU of torch, which has no type for it, has no memory left."""
     of_torch = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -414,3 +414,19 @@ def test_a_disk_that_fills_up_while_an_open_file_is_written_is_a_mistake(number,
 
     assert status(task, monkeypatch) == 2
     assert capsys.readouterr().err.startswith(f"error: cannot write a file ({os.strerror(number)}): make room")
+
+
+@pytest.mark.parametrize("code", [None, 0, 5, "a text"])
+@pytest.mark.parametrize("call", ["sys.exit(CODE)", "exit(CODE)", "raise SystemExit(CODE)"])
+def test_code_of_others_that_exits_is_an_error(call, code, tmp_path, monkeypatch, capsys):
+    """As a method or a task may: the command would end with its code, and without a word."""
+    (tmp_path / "theirs.py").write_text(f"import sys\n\ndef leave():\n    {call.replace('CODE', repr(code))}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    import theirs
+
+    assert status(lambda cfg: theirs.leave(), monkeypatch) == 1
+    assert "theirs.py:4" in capsys.readouterr().err
+    monkeypatch.setattr(command, "_checked_jobs", lambda *_: theirs.leave())
+    assert status(lambda cfg: None, monkeypatch) == 1
+    assert "theirs.py:4" in capsys.readouterr().err

@@ -37,6 +37,18 @@ class TestDeclarations:
         vars(method)["needs"] = {"text"}
         assert "write needs = frozenset({Signal.TEXT})" in message(method.select, make_tokens(6), 3)
 
+    def test_needs_that_are_computed(self, tmp_path):
+        text = """from methods.base import Method
+
+
+class Mine(Method):
+    @property
+    def needs(self):
+        return frozenset({"text"})
+"""
+        (tmp_path / "mine.py").write_text(text)
+        assert "write needs = frozenset({Signal.TEXT})" in message(methods.load, f"{tmp_path}/mine.py:Mine")
+
     @pytest.mark.parametrize("version", ["1", 1.0, True, -1, None])
     def test_a_version_that_counts_nothing(self, version):
         assert "version must be a whole number" in message(method_that, keep_first, version=version)
