@@ -61,8 +61,12 @@ class ResponseLog:
 
 
 def read_responses(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a finished run's responses; none if it has no such file."""
-    yield from _lines(folder / RESPONSES, remedy)
+    """Yield the lines of a finished run's responses; none if it has no such file.
+
+    Halves of surrogate pairs, which JSON may hold and no other format can, become escapes.
+    """
+    for line in _lines(folder / RESPONSES, remedy):
+        yield {key: utf8(value).decode() if isinstance(value, str) else value for key, value in line.items()}
 
 
 def read_kept(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:

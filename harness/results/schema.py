@@ -18,6 +18,7 @@ from harness.core.escape import visible
 AWAY = "move the run away and start it again"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 Score = Annotated[float, Field(ge=-1e12, le=1e12)]  # figures cannot draw larger numbers, and no metric has them
+MOST_TOKENS = 2**24  # of a prompt: readers draw a mark for each of them
 Count = Annotated[int, Field(ge=0)]
 Versions = dict[str, str | None]
 
@@ -184,7 +185,7 @@ class Kept(TypedDict):
     key: str
     task: str
     doc_id: int
-    n: Count
+    n: Annotated[int, Field(ge=0, le=MOST_TOKENS)]
     k: Count
     grids: list[Annotated[list[Count], Field(min_length=3, max_length=3)]]
     kept: list[Count]
@@ -219,7 +220,10 @@ def fault(kind: Any, value: Any) -> str | None:
 
 
 def _of_metrics(metrics: Mapping[str, Any]) -> str | None:
-    """Return which task of `metrics.json` has more failed questions than questions."""
+    """Return how `metrics.json` contradicts itself."""
+    for name in ("scores", "primary"):
+        if metrics[name].keys() != metrics["questions"].keys():
+            return f"{name} has the tasks {', '.join(metrics[name]) or 'none'}, not those of questions"
     for task, count in metrics.get("failed", {}).items():
         if count > (asked := metrics["questions"].get(task, 0)):
             return f"{count} questions of {task} failed, of {asked}"
@@ -233,6 +237,8 @@ def _of_kept(line: Mapping[str, Any]) -> str | None:
         return f"k is {k}, but {len(kept)} tokens are kept"
     if max(kept, default=-1) >= n:
         return f"token {max(kept)} of n = {n} is kept"
+    if max(order := line.get("order") or [], default=-1) >= n:
+        return f"token {max(order)} of n = {n} is picked"
     return None
 
 

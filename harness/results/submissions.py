@@ -162,7 +162,8 @@ def _end(folder: Path) -> tuple[str, str | None]:
 
 def _answers(folder: Path | None) -> int:
     """Count the answered questions; while a run is going on, each of its processes has a file."""
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("responses*.jsonl")) if folder else 0
+    files = [file for file in folder.glob("responses*.jsonl") if file.is_file()] if folder else []
+    return sum(file.read_bytes().count(b"\n") for file in files)
 
 
 def _locked(folder: Path | None) -> bool:

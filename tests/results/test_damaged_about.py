@@ -1,6 +1,7 @@
 """A run.json that lacks what readers need is one line in every command that reads runs."""
 
 import json
+import re
 
 import pytest
 from run_folders import coins, make_run, sealed_again
@@ -9,7 +10,8 @@ from harness import compare, export, status, tables
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.report.build import build
-from harness.results.result import Result
+from harness.results import schema
+from harness.results.result import Result, load_results
 from harness.results.submissions import list_runs
 
 FIELDS = ["method", "model", "config.model.name", "config.tasks.name", "config.method"]
@@ -98,3 +100,28 @@ def test_a_deep_run_is_one_line(runs):
     (folder,) = runs.glob("*/*/fps-*")
     (folder / "run.json").write_text("[" * 100_000)
     assert sorted(run.state for run in list_runs(runs)) == ["damaged", "done"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("primary", {}, "primary has the tasks none, not those of questions"),
+        ("scores", {"other": {"acc,none": 1.0}}, "scores has the tasks other, not those of questions"),
+        ("failed", {"t": 10**6}, "1000000 questions of t failed, of "),
+        ("scores", {"t": {"acc,none": 1e308}}, "scores.t.acc,none"),
+    ],
+)
+def test_metrics_that_contradict_themselves_are_refused(key, value, message, tmp_path):
+    run = make_run(tmp_path, each={"t": [1.0, 0.0]}).path
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, key: value}))
+    sealed_again(run)
+    with pytest.raises(UserError, match=re.escape(message)):
+        tables.of_runs(load_results(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("key", "value"), [("order", [4]), ("n", 10**15), ("kept", [9, 1])])
+def test_kept_tokens_that_the_prompt_does_not_have_are_refused(key, value):
+    line = {"key": "a", "task": "t", "doc_id": 0, "n": 4, "k": 2, "grids": [[1, 2, 2]], "kept": [0, 1], "order": [1, 0]}
+    assert schema.fault(schema.Kept, line) is None
+    assert schema.fault(schema.Kept, {**line, key: value})

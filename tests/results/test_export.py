@@ -54,6 +54,16 @@ def test_why_a_question_failed_is_a_column(folder):
     assert failed[["method", "doc_id", "failed"]].to_numpy().tolist() == [["baseline", 1, "the question is empty"]]
 
 
+def test_half_of_a_surrogate_pair_is_shown_as_an_escape(folder):
+    (said,) = folder.rglob("responses.jsonl")
+    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    lines[1]["response"] = "\ud800!"
+    said.write_text("".join(json.dumps(line) + "\n" for line in lines))  # JSON in ASCII
+    sealed_again(said.parent)
+    rows = pd.read_parquet(exported(folder) / "data" / "questions.parquet")
+    assert "\\ud800!" in set(rows["response"])
+
+
 def test_datasets_loads_it(folder, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     out = exported(folder)

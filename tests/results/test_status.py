@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from run_folders import sealed_again
+from run_folders import make_run, sealed_again
 
 from harness import status
 from harness.core.errors import UserError
@@ -231,3 +231,13 @@ def test_a_folder_without_runs_is_one_line(tmp_path):
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {says} runs={runs}")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_log_that_is_no_file_is_damage_and_no_wait(kind, tmp_path):
+    run = make_run(tmp_path, each={"t": [1.0, 0.0]}, said={"t": ["a", "b"]}).path
+    (run / "responses.jsonl").unlink()
+    (os.mkfifo if kind == "pipe" else os.mkdir)(run / "responses.jsonl")
+    (state,) = list_runs(tmp_path)
+    assert state.state == "damaged"
+    assert "responses.jsonl is missing" in state.why
