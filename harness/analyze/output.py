@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from harness.core.console import print_json, say
 from harness.core.errors import UserError
 from harness.core.escape import csv
-from harness.core.files import make_folder, nan_as_null, to_json, write_atomic
+from harness.core.files import make_folder, nan_as_null, slug, to_json, write_atomic
 from harness.results import plots
 from harness.results.stats import LEVEL, Array
 
@@ -42,8 +42,11 @@ def no_image(cfg: DictConfig) -> UserError:
 
 
 def leave(cfg: DictConfig, stem: str, frame: pd.DataFrame, figure: Figure, summary: dict[str, Any]) -> None:
-    """Write `stem`.csv, .png and .json below `cfg.out`, say where, and print the object for programs."""
-    folder = Path(str(cfg.out))
+    """Write `stem`.csv, .png and .json below `cfg.out`, say where, and print the object for programs.
+
+    The stem is the name of a model, which may be a path, even one that leads out of the folder.
+    """
+    folder, stem = Path(str(cfg.out)), slug(stem)
     make_folder(folder)
     report = nan_as_null(summary)  # statistics of too few pictures or questions are undefined
     write_atomic(folder / f"{stem}.csv", csv(frame, lineterminator="\n", float_format="%.6g"))
