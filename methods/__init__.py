@@ -38,6 +38,8 @@ BUILT_IN = {
     "fastervlm": "methods.fastervlm:FasterVLM",
     "fastv": "methods.fastv:FastV",
     "pyramiddrop": "methods.pyramiddrop:PyramidDrop",
+    "prumerge": "methods.prumerge:PruMerge",
+    "prumerge_plus": "methods.prumerge:PruMergePlus",
     "hiprune": "methods.hiprune:HiPrune",
     # diversity
     "fps": "methods.fps:FPS",

@@ -32,7 +32,8 @@ def make_tokens(
         features=_features(features, n, d, generator).to(dtype),
         grids=grids or [(1, 1, n)],
         importance=_scores(scores, n, generator),
-        vit_attention={role: _scores(scores, n, generator).abs() for role in ("last", "middle")},
+        vit_attention={role: _scores(scores, n, generator).abs() for role in ("last", "middle")}
+        | {"after": _scores(scores, n, torch.Generator().manual_seed(seed + 2)).abs()},
         vit_keys=_features(features, n, d, generator),
         vit_features=_features(features, n, d, torch.Generator().manual_seed(seed + 1)),
         llm=LayerState(

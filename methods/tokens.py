@@ -48,9 +48,11 @@ class AttentionSpec:
 
     A token receives the softmaxed attention to its patches within one image or one step of a video, whatever windows
     the layer itself attends in: the mean over heads, the sum over queries, the sum over the patches merged into it.
+    `Tokens.vit_keys` are the keys of the first of `roles`.
     """
 
-    roles: tuple[str, ...] = ("last",)  # layers to read: "last", "middle"
+    roles: tuple[str, ...] = ("last",)  # layers to read: "last", "middle", "after" the last if the tower has more
+    heads: Literal["apart", "joined"] = "apart"  # "joined" reads one head, as wide as all of them
     queries: Literal["cls", "all"] = "cls"  # who attends; without a CLS token only "all" exists
     cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
     mean_query_from: int | None = None  # with so many patches and no CLS, the mean query replaces all queries
@@ -96,7 +98,7 @@ class Tokens:
     tiles: Tensor | None = None  # int64 crop of each token of `grids`; None: each image and time step is one crop
     importance: Tensor | None = None  # [N] raw logits of a learned scorer
     vit_attention: Mapping[str, Tensor] | None = None  # {role: [N]} for the roles of `Method.attention_spec`
-    vit_keys: Tensor | None = None  # [N, d_k] head-mean keys of the layer "last"
+    vit_keys: Tensor | None = None  # [N, d_k] mean over heads of the keys of a layer, by default "last"
     vit_features: Tensor | None = None  # [N, C] states that leave the layer "last", before norm and projector
     has_cls: bool = True  # False if the vision tower has no CLS token, so that `vit_attention` is of all patches
     llm: LayerState | None = None

@@ -17,8 +17,9 @@ from harness.bench.setup import Candidate
 from harness.bench.timers import ROOT, Trace
 from harness.models.adapter import Adapter, cut_layer, cuts_inside
 from harness.models.hooks import Handles, submodule
+from harness.models.vision_tower import Reading
 from harness.pruning.handle import Pruning
-from methods.base import Method, Signal, Tokens
+from methods.base import Method, Tokens
 
 # The projector of each family.
 PROJECTORS = {
@@ -76,12 +77,11 @@ def _cuts(adapter: Adapter, method: Method, modules: dict[str, nn.Module]) -> li
 
 def _read(adapter: Adapter, method: Method) -> list[nn.Module]:
     """Return the modules after which attention, keys or states of the tower are read."""
-    spec, tower = method.attention_spec, adapter.tower
-    roles = set(spec.roles) if Signal.VIT_ATTENTION in method.needs else set()
-    roles |= {"last"} if Signal.VIT_KEYS in method.needs else set()
-    layers = {tower.layer(role, spec.numbering) for role in roles}
-    paths = [f"{path}" for layer in sorted(layers) for path in tower.paths(layer)[1]]
-    paths += [tower.block(tower.last)] if Signal.VIT_FEATURES in method.needs else []
+    reading, tower = Reading.of(method), adapter.tower
+    if reading is None:
+        return []
+    paths = [f"{path}" for layer in sorted(reading.layers(tower)) for path in tower.paths(layer)[1]]
+    paths += [tower.block(tower.last)] if reading.features else []
     return [submodule(adapter.model, path) for path in paths]
 
 

@@ -91,8 +91,13 @@ class VisionTower(ABC):
         return self.depth - 1
 
     def layer(self, role: str, numbering: str) -> int:
-        """Return the 0-based layer for `role` ("last", "middle") in the numbering "official" or "paper"."""
-        return self.last if role == "last" else self.middle[numbering] * self.depth // self.middle_of
+        """Return the 0-based layer for `role` ("last", "after", "middle") in the numbering "official" or "paper".
+
+        Where the features are the output of the last layer of all, that layer is also the one "after" them.
+        """
+        if role in ("last", "after"):
+            return self.last if role == "last" else min(self.last + 1, self.depth - 1)
+        return self.middle[numbering] * self.depth // self.middle_of
 
     @abstractmethod
     def paths(self, layer: int) -> tuple[str, Sequence[str]]:
@@ -134,24 +139,37 @@ class Reading:
         keys, features = Signal.VIT_KEYS in method.needs, Signal.VIT_FEATURES in method.needs
         return cls(received, keys, features) if received or keys or features else None
 
+    @property
+    def spec(self) -> AttentionSpec:
+        """How q and k are read."""
+        return self.received or AttentionSpec()
+
+    def key_layer(self, tower: VisionTower) -> int | None:
+        """Return the layer whose keys are read, if any."""
+        return tower.layer(self.spec.roles[0], self.spec.numbering) if self.keys else None
+
+    def layers(self, tower: VisionTower) -> dict[int, list[str]]:
+        """Return the layers whose q and k are read, with the roles of those whose attention is."""
+        roles: dict[int, list[str]] = {}
+        for role in self.spec.roles if self.received else ():
+            roles.setdefault(tower.layer(role, self.spec.numbering), []).append(role)
+        if (layer := self.key_layer(tower)) is not None:
+            roles.setdefault(layer, [])
+        return roles
+
 
 class VisionReader:
     """Hooks that read the signals of a `Reading`; `take` returns those of the last pass through the tower."""
 
     def __init__(self, tower: VisionTower, reading: Reading) -> None:
         self._tower = tower
-        self._spec = reading.received or AttentionSpec()
-        self._keys, self._reads_features = reading.keys, reading.features
-        self._roles: dict[int, list[str]] = {}
-        for role in self._spec.roles if reading.received else ():
-            self._roles.setdefault(tower.layer(role, self._spec.numbering), []).append(role)
-        if self._keys:
-            self._roles.setdefault(tower.last, [])
+        self._spec, self._reads_features = reading.spec, reading.features
+        self._roles, self._key_layer = reading.layers(tower), reading.key_layer(tower)
         self._call: Call | None = None
         self._open: dict[int, tuple[nn.Module, Call, list[Tensor]]] = {}
         self._attention: dict[str, Tensor] = {}
         self._read: set[int] = set()
-        self._last_keys: Tensor | None = None
+        self._read_keys: Tensor | None = None
         self._features: Tensor | None = None
 
     def attach(self, model: nn.Module, handles: Handles) -> None:
@@ -176,14 +194,14 @@ class VisionReader:
             raise HookError(f"{name} ran without its projections, so that its attention cannot be read")
         if self._reads_features and self._features is None:
             raise HookError(f"layer {self._tower.last} of '{self._tower.path}' did not run, so that it cannot be read")
-        signals = VisionSignals(self._attention, self._last_keys, self._features, self._tower.has_cls)
+        signals = VisionSignals(self._attention, self._read_keys, self._features, self._tower.has_cls)
         self.forget()
         return signals
 
     def forget(self) -> None:
         """Drop the state of the last pass."""
         self._call, self._open, self._attention, self._read = None, {}, {}, set()
-        self._last_keys = self._features = None
+        self._read_keys = self._features = None
 
     def _enter(self, call: Call) -> None:
         self.forget()
@@ -203,7 +221,11 @@ class VisionReader:
             del self._open[layer]
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
                 q, k = self._tower.qk(attention, call, projected)
-                self._read_layer(layer, q, k, float(getattr(attention, "scaling", q.shape[-1] ** -0.5)))
+                scale = float(getattr(attention, "scaling", q.shape[-1] ** -0.5))
+                if self._spec.heads == "joined":
+                    q, k = (part.transpose(0, 1).flatten(1).unsqueeze(0) for part in (q, k))
+                    scale = q.shape[-1] ** -0.5
+                self._read_layer(layer, q, k, scale)
 
     def _leave_last(self, output: Any) -> None:
         if self._call is not None:
@@ -225,11 +247,11 @@ class VisionReader:
             patches = torch.cat([attention_received(*part, scale, self._spec, tower.has_cls) for part in parts])
             scores = _wide(tower.merge(patches, call) * tower.patches_per_token())
             self._attention |= dict.fromkeys(self._roles[layer], scores)
-        if self._keys and layer == tower.last:
+        if layer == self._key_layer:
             rounded = self._spec.in_model_dtype and is_half(k)
             # The comparison averages heads last.
             keys = self._merged(k.transpose(0, 1)).mean(1) if rounded else self._merged(k.float().mean(0))
-            self._last_keys = _wide(keys)
+            self._read_keys = _wide(keys)
         self._read.add(layer)
 
 

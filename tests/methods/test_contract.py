@@ -19,6 +19,7 @@ ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
 
 LOOK_AT_PLACES = {"random", "uniform", "avg_pool", "hiprune", "holov", "tome", "visionzip", "vispruner", "vlmpruner"}
+LOOK_AT_PLACES |= {"prumerge_plus"}
 
 
 def choices(name):

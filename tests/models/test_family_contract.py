@@ -38,7 +38,7 @@ CUTS = {
     "after layer 2": Keys(layer=2),
     "merged after layer 1": MergeInside(layer=1),
 }
-MIXING = ["vlmpruner"]  # methods that merge with weights
+MIXING = ["vlmpruner", "prumerge", "prumerge_plus"]  # methods that merge with weights
 every_cut = pytest.mark.parametrize("cut", CUTS)
 one_cut_of_a_kind = pytest.mark.parametrize("cut", ["before", "after layer 2"])
 

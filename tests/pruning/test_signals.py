@@ -27,6 +27,7 @@ SPECS = {
     "paper": replace(PAPER, roles=BOTH),
     "all queries": AttentionSpec(BOTH, queries="all"),
     "all queries, no key of CLS": AttentionSpec(BOTH, queries="all", cls_key=False),
+    "joined heads of the layer after": AttentionSpec(("after", "last"), heads="joined"),
     "mean query from 64 patches": AttentionSpec(BOTH, cls_key=False, mean_query_from=64),
 }
 
@@ -62,6 +63,7 @@ class Tower:
     grouped: Callable  # patches [P, ...] -> those of each token [N, patches, ...]
     layers: tuple[int, int, int]  # last, middle ("official"), middle ("paper")
     released: tuple[int, int, int, int]  # of the released model: its depth, and these three
+    after: int  # the layer after the last, or that one again
     rows: int = 0  # of an image, the first being CLS; 0: whatever its grid says, without CLS
     has_cls: bool = True
     _signals: dict = field(default_factory=dict)
@@ -118,6 +120,7 @@ class Tower:
     def _expected(self, sample, role, spec):
         inputs, tokens, count = self.inputs(sample), {}, 0
         layer = self.layers[0 if role == "last" else 1 if spec.numbering == "official" else 2]
+        layer = self.after if role == "after" else layer
         module = self.reference.get_submodule("model." + self.attention.format(layer))
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             if pixels not in inputs:
@@ -128,6 +131,8 @@ class Tower:
                 torch.cat([x for chunk in self.notes[id(module)] for x in chunk[part]], dim=1).double()
                 for part in (0, 1)
             )
+            if spec.heads == "joined":
+                q, k = (torch.cat(list(part), dim=-1)[None] for part in (q, k))
             units, place = self.units(inputs, kind)
             assert sum(units) == q.shape[1]
             rows = torch.cat([states.flatten(0, -2) for states in self.states])
@@ -154,7 +159,7 @@ class Tower:
         for role in spec.roles:
             scores, keys, states, count = self.expected(sample, role, spec)
             torch.testing.assert_close(tokens.vit_attention[role], scores, atol=1e-5, rtol=1e-4)
-            if role == "last":
+            if role == spec.roles[0]:
                 torch.testing.assert_close(tokens.vit_keys, keys, atol=1e-5, rtol=1e-4)
                 torch.testing.assert_close(tokens.vit_features, states, atol=1e-4, rtol=1e-4)
             if not (self.has_cls and spec.cls_key):  # each query shares out 1
@@ -173,14 +178,14 @@ CLIP, INTERN, QWEN = (
     "visual.blocks.{}.attn",
 )
 TOWERS = {
-    "qwen2_5_vl": (qwen, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 0, False),
-    "llava": (lambda: tiny_llava(depth=6), CLIP, lambda patches: patches[:, None], (4, 2, 2), (24, 22, 8, 9), 17),
-    "llavaonevision1_5": (lambda: tiny_llavaov15(depth=6), QWEN, fours, (5, 3, 4), (24, 23, 15, 16)),
-    "qwen2_vl": (tiny_qwen2, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 0, False),
-    "qwen3_vl": (tiny_qwen3, QWEN, fours, (3, 1, 2), (27, 26, 12, 13), 0, False),
-    "internvl": (tiny_internvl, INTERN, images_of_64, (3, 1, 1), (24, 23, 8, 9), 65),
+    "qwen2_5_vl": (qwen, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 3, 0, False),
+    "llava": (lambda: tiny_llava(depth=6), CLIP, lambda patches: patches[:, None], (4, 2, 2), (24, 22, 8, 9), 5, 17),
+    "llavaonevision1_5": (lambda: tiny_llavaov15(depth=6), QWEN, fours, (5, 3, 4), (24, 23, 15, 16), 5),
+    "qwen2_vl": (tiny_qwen2, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 3, 0, False),
+    "qwen3_vl": (tiny_qwen3, QWEN, fours, (3, 1, 2), (27, 26, 12, 13), 3, 0, False),
+    "internvl": (tiny_internvl, INTERN, images_of_64, (3, 1, 1), (24, 23, 8, 9), 3, 65),
     "internvl, 6B": (
-        lambda: tiny_internvl(**VIT_6B), INTERN, images_of_64, (3, 1, 1), (45, 44, 15, 16), 65
+        lambda: tiny_internvl(**VIT_6B), INTERN, images_of_64, (3, 1, 1), (45, 44, 15, 16), 3, 65
     ),
 }  # fmt: skip
 

@@ -73,6 +73,11 @@ def _dart(case: Case) -> int:
     return 2 * (case.method.image_pivots + case.method.text_pivots) * case.n * case.width
 
 
+def _prumerge(case: Case) -> int:
+    added = (case.k - 1) * min(case.method.neighbours, case.n - 1) + case.n
+    return 2 * case.k * case.n * case.states + 2 * added * case.width
+
+
 def _vlmpruner(case: Case) -> int:
     return 2 * case.k * case.n * min(vlmpruner.CHANNELS, case.width)  # distances to the pivots are no products
 
@@ -125,6 +130,8 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "fastv": lambda case: case.row_of_attention,
     "pyramiddrop": lambda case: case.row_of_attention + case.projections,
     "dart": _dart,
+    "prumerge": _prumerge,
+    "prumerge_plus": _prumerge,
     "vlmpruner": _vlmpruner,
     "tome": _tome,
     "mmtok": _mmtok,

@@ -63,7 +63,8 @@ class VisionShape:
             single_query = mean_query or (self.has_cls and spec.queries == "cls")
             queries = 1 if single_query else rows + self.has_cls
             # Scores of all queries, and their sum over queries.
-            total += 2 * queries * keys * self.block.hidden + 2 * queries * keys * self.heads
+            heads = self.heads if spec.heads == "apart" else 1
+            total += 2 * queries * keys * self.block.hidden + 2 * queries * keys * heads
         return len(spec.roles) * total
 
     def _embedding(self, grids: Sequence[Grid]) -> int:
