@@ -60,7 +60,7 @@ class Prompt:
 
         The last row of the prompt is `-len(answer) - 1`: its logits are those before the first token of the answer.
         """
-        decoder, visual, newlines = model.model.language_model, self.visual, self.newlines
+        decoder, visual, newlines, ends = model.model.language_model, self.visual, self.newlines, self.newlines
         left = {cut.layer + 1: cut for cut in (cuts if isinstance(cuts, list) else [cuts])}
         words = model.get_input_embeddings()(torch.tensor([list(answer)], dtype=torch.long))
         rows = [torch.cat([self.states, words], dim=1)]
@@ -72,9 +72,9 @@ class Prompt:
                 stay = torch.ones(rows[0].shape[1], dtype=torch.bool)
                 stay[visual] = False
                 stay[visual[cut.kept]] = True
-                if len(cut.kept) < len(visual):
-                    stay[newlines] = torch.isin(newlines, torch.tensor(cut.newlines, dtype=newlines.dtype))
-                    newlines = newlines[:0]  # a later cut finds those that stay among other rows
+                if len(cut.kept) < len(visual):  # `ends` are the rows of the whole prompt that are `newlines` now
+                    stay[newlines] = torch.isin(ends, torch.tensor(cut.newlines, dtype=ends.dtype))
+                ends, newlines = ends[stay[newlines]], (stay.cumsum(0) - 1)[newlines[stay[newlines]]]
                 rows = [merged(part, visual, cut)[:, stay] for part in rows]
                 visual = (stay.cumsum(0) - 1)[visual[cut.kept]]
                 positions = torch.arange(int(stay.sum())).unsqueeze(0) if cut.compact else positions[..., stay]

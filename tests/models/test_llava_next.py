@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
-from probes import Keys, Watch
+from probes import Keys, Stages, Watch
 from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
 from tiny_llava_next import SIDE, tiny_llava_next, tiny_llava_next_processor
@@ -147,6 +147,27 @@ class TestNewlines:
         rows = tuple(int(prompt.newlines[line]) for line in stay)
         cut = Cut(getattr(method, "layer", -1), torch.tensor(record.kept), newlines=rows)
         torch.testing.assert_close(logits, prompt.logits(model, cut), atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("layers", [(0, 1, 2), (-1, 1, 2)])
+    @pytest.mark.parametrize("rule", ["drop", "keep", "follow"])
+    @torch.no_grad()
+    def test_what_stays_after_three_cuts(self, model, processor, rule, layers):
+        inputs, hidden = inputs_of(processor, ["one image"]), {"hidden": "output"} if layers[0] < 0 else {}
+        prompt, cuts = Prompt.of(model, inputs), []
+        with harness.prune(model, Stages(layers=layers, **hidden), tokens=7, newlines=rule) as pruning:
+            (answer,) = generate(model, inputs)
+        (record,) = pruning.records
+        before, counts = list(range(record.n)), []
+        for stage in record.stages:
+            lines = sorted({(index - SIDE**2) // 8 for index in stage.kept if index >= SIDE**2})
+            stay = {"drop": [], "keep": range(6), "follow": lines}[rule]
+            kept = torch.tensor([before.index(index) for index in stage.kept])
+            cuts.append(Cut(stage.layer, kept, newlines=tuple(int(prompt.newlines[line]) for line in stay)))
+            before, counts = stage.kept, [*counts, len(stay)]
+        assert len(set(counts)) > 1 or rule != "follow"
+        assert record.newlines == (6, counts[-1])
+        logits = prompt.logits(model, cuts, answer)
+        assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
 
     @torch.no_grad()
     def test_nothing_goes_where_every_patch_stays(self, model, processor):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from questions import ask, picture
 from test_soft_gradient import soft
+from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 from tiny_models import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
@@ -23,6 +24,7 @@ from harness.train.soft_mask import SoftMask
 FAMILIES = {
     "qwen2_5_vl": (tiny_qwen, tiny_processor),
     "llava": (tiny_llava, tiny_llava_processor),
+    "llava_next": (tiny_llava_next, tiny_llava_next_processor),
     "qwen3_vl": (tiny_qwen3, tiny_qwen3_processor),
 }
 SHARE = 0.3
@@ -60,7 +62,14 @@ def scorer(loaded, batch):
 
 
 def visual_rows(loaded, batch):
-    return batch.inputs["input_ids"] == loaded.model.config.image_token_id
+    """Rows of patches: newlines have no weight, and stay."""
+    placeholders = batch.inputs["input_ids"] == loaded.model.config.image_token_id
+    newline = getattr(loaded.model.model, "image_newline", None)
+    return placeholders if newline is None else placeholders & ~newlines(loaded, batch, newline)
+
+
+def newlines(loaded, batch, newline):
+    return (entering(loaded, batch)["inputs_embeds"] == newline).all(-1)
 
 
 def masked(loaded, scorer, batch):
