@@ -29,6 +29,8 @@ from harness.core.overrides import VERSION_BASE, compose, first_paragraph, parse
 from harness.core.timing import importing
 from harness.core.values import check_text, checked
 
+PLACES_OF_HYDRA = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir", "hydra.runtime")
+
 
 def command(
     config_name: str,
@@ -61,6 +63,7 @@ def command(
         overrides = prepare(overrides) if prepare else overrides
         sys.argv[1:] = [arg for arg in sys.argv[1:] if arg not in args.overrides] + overrides
         if not (args.hydra_help or args.shell_completion):
+            _refuse_places_of_hydra(parse(overrides))
             _check_launcher(parse(overrides), args.multirun, launchers)
             with importing():  # torch, which some checks need
                 jobs = _checked_jobs(
@@ -209,6 +212,16 @@ def _checked_jobs(
         for cfg, _ in jobs:
             check(cfg)
     return jobs
+
+
+def _refuse_places_of_hydra(overrides: list[Override]) -> None:
+    """Raise UserError for folders of Hydra's own, which writes nothing here, or for another working directory."""
+    for override in overrides:
+        if override.key_or_group.startswith(PLACES_OF_HYDRA):
+            why = "Hydra writes no file here: leave it out, and choose folders with runs= or out="
+            raise UserError(
+                f"{override.key_or_group} is no setting of this command, Hydra writes no file here: {remedy}"
+            )
 
 
 def _check_launcher(overrides: list[Override], multirun: bool, launchers: Mapping[str, Callable[[], None]]) -> None:
