@@ -219,9 +219,7 @@ def _refuse_places_of_hydra(overrides: list[Override]) -> None:
     for override in overrides:
         if override.key_or_group.startswith(PLACES_OF_HYDRA):
             why = "Hydra writes no file here: leave it out, and choose folders with runs= or out="
-            raise UserError(
-                f"{override.key_or_group} is no setting of this command, Hydra writes no file here: {remedy}"
-            )
+            raise UserError(f"{override.key_or_group} is no setting of this command, {why}")
 
 
 def _check_launcher(overrides: list[Override], multirun: bool, launchers: Mapping[str, Callable[[], None]]) -> None:

@@ -8,7 +8,7 @@ import ast
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError, one_line
-from harness.core.files import digest
+from harness.core.files import BAD_JSON, digest, from_json
 from harness.evaluation.datasets import NamedFunction, described
 
 CLIENTS = {"openai", "anthropic", "httpx", "aiohttp", "litellm", "dashscope", "google"}  # packages
@@ -69,6 +69,8 @@ def with_answers(task: str) -> Iterator[dict[int, str]]:
     failures: dict[str, str] = {}  # digest of the request -> what came instead of an answer
     question_of: dict[str, int | None] = {}  # digest of the request -> the document that is scored
     question: int | None = None  # None while scores are added up
+    bodies: dict[str, str] = {}  # digest of a failed request made then -> its text
+    texts: dict[int, set[str]] = {}  # document -> what scoring has said of it in words
     refused: dict[int, str] = {}
     answered = False
     cause: BaseException | None = None
@@ -78,12 +80,15 @@ def with_answers(task: str) -> Iterator[dict[int, str]]:
         if request.method != "POST":
             return
         body = request.body if isinstance(request, requests.PreparedRequest) else request.content
-        key = digest([str(request.url), body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)])
+        body = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+        key = digest([str(request.url), body])
         if failure is None:
             answered = True
             failures.pop(key, None)  # a retry
             return
         failures[key], question_of[key] = failure, question
+        if question is None:
+            bodies[key] = body
         if not answered and sum(other != BUSY for other in failures.values()) >= HOPELESS:
             raise JudgeSilenceError
 
@@ -121,7 +126,9 @@ def with_answers(task: str) -> Iterator[dict[int, str]]:
         nonlocal question
         question = item[0]
         try:
-            return score(item, **more)
+            scored = score(item, **more)
+            texts[question] = set(_texts(scored.metrics))
+            return scored
         finally:
             question = None
 
@@ -139,12 +146,36 @@ def with_answers(task: str) -> Iterator[dict[int, str]]:
             cause = error
     if answered and cause is None:
         for key, failure in list(failures.items()):
-            if failure in REFUSALS and (doc_id := question_of[key]) is not None:
-                refused[doc_id] = f"its judge refused the request ({failures.pop(key)})"
+            doc_id = question_of[key]
+            asked = _asked_about(bodies[key], texts) if doc_id is None else [doc_id]
+            if failure in REFUSALS and asked:
+                del failures[key]
+                refused |= dict.fromkeys(asked, f"its judge refused the request ({failure})")
     if failures:
         what = f"its judge left {len(failures)} requests without an answer ({next(iter(failures.values()))})"
         remedy = "start the run again once the judge answers, the model's answers are kept"
         raise UserError(f"task {task}: {what}: {remedy}") from cause
+
+
+def _asked_about(body: str, texts: Mapping[int, set[str]]) -> list[int]:
+    """Return the documents that a request is about, which shows all their words, most of all: often one, or equal ones.
+
+    While scores are added up, a task asks about what it has said of a document when it scored it.
+    """
+    with suppress(*BAD_JSON):
+        body = "\n".join(_texts(from_json(body)))  # without the escapes of JSON
+    shown = {doc_id: sum(len(text) for text in said if text in body) for doc_id, said in texts.items()}
+    most = max(shown.values(), default=0)
+    return [doc_id for doc_id, said in texts.items() if most and shown[doc_id] == most and max(said, key=len) in body]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text within lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 @dataclass

@@ -304,3 +304,44 @@ def test_a_run_counts_a_question_that_a_judge_refuses_as_failed(judge, alone, tm
     strict = [*call, "strict=true", f"runs={tmp_path / 'strict'}"]
     with pytest.raises(UserError, match=r"task tiny_stills, question 2: its judge refused the request .*strict=true"):
         run(validate(compose("config", register(strict))))
+
+
+ADDING = """
+import requests
+
+
+def process_results(doc, results):
+    said = {"question": doc["question"], "answer": results[0]}
+    return {"even": said, "letters": 1.0}
+
+
+def judged(results):
+    right = 0
+    for said in results:
+        number = int(said["question"].split()[-1].strip("?"))
+        prompt = f"Is this right? {said['question']} {said['answer']}"
+        body = {"prompt": prompt, "statuses": STATUSES.get(number, [200])}
+        right += requests.post(URL, json=body, timeout=9).status_code == 200
+    return right / len(results)
+"""
+
+
+def test_a_judge_that_refuses_while_scores_are_added_up_fails_the_question_it_was_asked_about(judge, alone, tmp_path):
+    tasks = asking(tmp_path, judge, {2: [400]})
+    utils = (tasks / "utils.py").read_text()
+    (tasks / "utils.py").write_text(utils.replace(ASKING, ADDING))
+    task = (tasks / "tiny_stills.yaml").read_text()
+    (tasks / "tiny_stills.yaml").write_text(
+        task.replace("metric: even, aggregation: mean", "metric: even, aggregation: !function utils.judged")
+    )
+    metrics = scored(tasks, tmp_path / "out")
+    assert metrics["scores"]["tiny_stills"]["even,none"] == 0.75
+    assert metrics["unjudged"] == {"tiny_stills": {"2": "its judge refused the request (HTTP status 400)"}}
+
+
+def test_a_request_is_about_the_documents_whose_words_it_shows():
+    texts = {0: {"Is it 1?", "yes"}, 1: {"Is it 11?", "yes"}, 2: {"Is it 11?", "yes"}, 3: {"Is it 2?", "no"}}
+    assert judges._asked_about('{"prompt": "Q: Is it 11? yes"}', texts) == [1, 2]
+    assert judges._asked_about('{"prompt": "Q: Is it 1? yes"}', texts) == [0]
+    assert judges._asked_about("something else", texts) == []
+    assert judges._asked_about("something else", {0: set()}) == []
