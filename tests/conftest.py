@@ -9,7 +9,8 @@ from kinds import (  # noqa: F401  (hooks)
 )
 
 # These take longest. Started last, they would leave the other test process with nothing to do.
-FIRST = ("test_slurm.py", "test_docs.py", "test_report.py", "test_decoding.py", "test_archive.py")
+FIRST = ("test_slurm.py", "test_docs.py", "test_distributed.py", "test_kills.py", "test_robust.py", "test_decoding.py")
+FIRST += ("test_golden.py", "test_reproduction.py", "test_report.py", "test_contract.py")
 
 
 def pytest_collection_modifyitems(items):

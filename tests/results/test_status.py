@@ -224,9 +224,9 @@ def test_a_run_of_another_format_is_reused_where_status_says_so(version, reasons
         folder.open({})
 
 
-def test_a_folder_without_runs_is_one_line(tmp_path):
+def test_a_folder_without_runs_is_one_line(tmp_path, python):
     for runs, says in ((tmp_path, "no run below"), (tmp_path / "x", "no folder at")):
-        call = [sys.executable, "-m", "harness.status", f"runs={runs}"]
+        call = [python, "-m", "harness.status", f"runs={runs}"]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {says} runs={runs}")
