@@ -22,8 +22,9 @@ from harness.core.files import digest, slug
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.pruner import checked_method, method_without_weights
 from harness.evaluation.sweep_plan import of_folders, wanted_runs
-from harness.models import checkpoint
+from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
+from harness.models.cost.vision import IN_CROPS
 from harness.models.model_folder import ModelFolder
 from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
@@ -103,12 +104,13 @@ def cost(run: LocatedRun) -> Cost:
     if grids is None:
         notes.append(f"into how many tiles {model.model_type} cuts the picture is not known here")
         return Cost(None, config.tokens, notes=tuple(notes))
-    visual = num_tokens(grids)
-    kept = per_tile.count(method, config.budget, grids)
+    visual, tiled = num_tokens(grids), _tiled(model, config)
+    kept = per_tile.count(method, config.budget, grids, tiled.get("crops"))
     if method.stage == "pixels":
         kept = num_tokens(smaller(grids, kept))
     try:
-        flops = count(model, grids, TEXT, method if config.pruned else None, config.budget, ANSWER, scorer_hidden).total
+        pruner = method if config.pruned else None
+        flops = count(model, grids, TEXT, pruner, config.budget, ANSWER, scorer_hidden, **tiled).total
     except ValueError as error:  # of a family that is not counted
         return Cost(visual, kept, notes=(*notes, one_line(error)))
     return Cost(visual, kept, flops, tuple(notes))
@@ -146,6 +148,8 @@ def _grids(model: Any, config: RunConfig) -> list[Grid] | None:
     if model.model_type == "llava":
         side = vision.image_size // vision.patch_size
         return [(1, side, side)]
+    if model.model_type in IN_CROPS:
+        return adapter_class(model.model_type).packing(model, HEIGHT, WIDTH).grids  # type: ignore[attr-defined]
     if not hasattr(vision, "spatial_merge_size"):
         return None
     pixels = {key: getattr(config.model, key) for key in ("min_pixels", "max_pixels")}
@@ -153,6 +157,18 @@ def _grids(model: Any, config: RunConfig) -> list[Grid] | None:
     side = vision.patch_size * vision.spatial_merge_size
     height, width = smart_resize(HEIGHT, WIDTH, side, limits.min_pixels, limits.max_pixels)
     return [(1, height // side, width // side)]
+
+
+def _tiled(model: Any, config: RunConfig) -> dict[str, Any]:
+    """Return the number of crops of the picture and its newline rows, as arguments of `count`, if it is cut into tiles.
+
+    With newlines=follow, some of these rows stay; none is counted.
+    """
+    if model.model_type not in IN_CROPS:
+        return {}
+    packing = adapter_class(model.model_type).packing(model, HEIGHT, WIDTH)  # type: ignore[attr-defined]
+    ends = packing.placeholders.rows - num_tokens(packing.grids)
+    return {"crops": packing.crops, "newlines": (ends, ends if config.model.newlines == "keep" else 0)}
 
 
 def _tokens(cost: Cost) -> str:

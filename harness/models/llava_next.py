@@ -96,13 +96,14 @@ class LlavaNext(Llava):
         if sizes is None:
             remedy = "pass the processor's whole output"
             raise ValueError(f"images of family {self.family} came without image_sizes: {remedy}")
-        return [self._packing(height, width) for height, width in torch.as_tensor(sizes).tolist()]
+        return [self.packing(self._config, height, width) for height, width in torch.as_tensor(sizes).tolist()]
 
-    def _packing(self, height: int, width: int) -> Packing:
-        """Return how an image of `height` x `width` pixels becomes rows."""
-        vision = self._config.vision_config
+    @classmethod
+    def packing(cls, config: Any, height: int, width: int) -> Packing:
+        """Return how an image of `height` x `width` pixels, the only one of its prompt, becomes rows."""
+        vision = config.vision_config
         pixels, side = int(vision.image_size), int(vision.image_size) // int(vision.patch_size)
-        lines, columns = select_best_resolution((height, width), self._config.image_grid_pinpoints)
+        lines, columns = select_best_resolution((height, width), config.image_grid_pinpoints)
         tiles = lines // pixels, columns // pixels
         return Packing(side, tiles, mosaic_of(tiles, side, (height, width)))
 

@@ -100,10 +100,12 @@ class LlavaOnevision(LlavaNext):
         one_crop = Packing(self._side, (0, 0), None)
         return [packing if tiled else one_crop for packing, tiled in zip(packings, alone, strict=True)]
 
-    def _packing(self, height: int, width: int) -> Packing:
-        packing = super()._packing(height, width)
+    @classmethod
+    def packing(cls, config: Any, height: int, width: int) -> Packing:
+        """Return how an image of `height` x `width` pixels, the only one of its prompt, becomes rows."""
+        packing = super().packing(config, height, width)
         lines, columns = packing.grids[1][1:]
-        ratio = math.sqrt(lines * columns / (_most_crops(self._config) * packing.side**2))
+        ratio = math.sqrt(lines * columns / (_most_crops(config) * packing.side**2))
         return replace(packing, resized=(int(lines // ratio), int(columns // ratio))) if ratio > MARGIN else packing
 
     @property

@@ -2,6 +2,7 @@
 
 import pytest
 from composed_sweeps import located
+from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 
 from harness.bench.flops import counted
 from harness.bench.settings import settings
@@ -75,6 +76,18 @@ def test_operations_are_near_two_for_every_weight_and_token(model, tokens):
     layer = text.hidden_size * (2 * text.hidden_size + 2 * head + 3 * text.intermediate_size)
     saved = unpruned.cost.flops - pruned.cost.flops
     assert saved == pytest.approx(2 * text.num_hidden_layers * layer * (tokens - tokens // 2), rel=0.1)
+
+
+def test_a_picture_in_tiles(tmp_path_factory):
+    """Of 768 x 1024 pixels: crop 0 of 4 x 4 patches and a mosaic of 6 x 8, from 5 crops."""
+    folder = tmp_path_factory.mktemp("llava_next")
+    tiny_llava_next().save_pretrained(folder)
+    tiny_llava_next_processor().save_pretrained(folder)
+    model = ["model=llava16_vicuna7b", f"model.pretrained={folder}", "tasks=pocket_image"]
+    unpruned, pruned = listed(located("method=random", "per_tile=3", *model))
+    assert (unpruned.cost.visual, pruned.cost.kept) == (64, 15)
+    (_, with_newlines) = listed(located("method=random", "per_tile=3", "model.newlines=keep", *model))
+    assert pruned.cost.flops < with_newlines.cost.flops < unpruned.cost.flops
 
 
 def test_runs_that_share_a_baseline_name_it_once():

@@ -2,18 +2,22 @@
 
 import pytest
 import torch
+from reference_prune import inputs_of
+from tiny_families import tiny
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 import methods
 from harness.bench.probes import PROJECTORS
 from harness.bench.workloads import synthetic
 from harness.core.config import ModelConfig
+from harness.models import adapter_class
 from harness.models.cost import architectures, count
 from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import FORMULAS, Case, selection_flops
-from harness.models.cost.vision import QwenVision, vision_shape
+from harness.models.cost.vision import IN_CROPS, QwenVision, vision_shape
 from harness.prune import prune
 from methods.budget import Budget
+from methods.tokens import num_tokens
 
 TEXT, NEW = 24, 4
 # 9 x 6: windows of 4 with an edge of 1 and 2
@@ -30,7 +34,7 @@ UNCOUNTED = {} if CPU_ATTENTION in flop_registry else {CPU_ATTENTION: attention}
 
 
 @pytest.fixture(scope="module", params=SIZES)
-def tiny(request):
+def counted(request):
     return tiny_model(request.param, "sdpa")
 
 
@@ -71,8 +75,8 @@ def test_fused_attention_is_counted_as_its_matrix_products_are(name):
     assert [counts[part] for part in parts] == [products[part] for part in parts]
 
 
-def test_every_stage_of_the_unpruned_model(tiny):
-    model, workload = tiny
+def test_every_stage_of_the_unpruned_model(counted):
+    model, workload = counted
     found = count(model.config, workload.grids, TEXT, new_tokens=NEW)
     modules = check_language_model(model, workload.prepare(1), found)
     llava = model.config.model_type == "llava"
@@ -82,9 +86,31 @@ def test_every_stage_of_the_unpruned_model(tiny):
     assert found.total == pytest.approx(answer(model, workload.prepare(1), NEW), rel=0.01)
 
 
+@pytest.mark.parametrize("family", IN_CROPS)
+@pytest.mark.parametrize(("method", "rule"), [("uniform", "drop"), ("uniform", "keep"), ("fastv", "drop")])
+def test_a_picture_in_crops(family, method, rule):
+    model, processor = tiny(family, torch.float32)
+    inputs = inputs_of(processor, ["one image"])  # of 112 x 140 pixels
+    packing = adapter_class(family).packing(model.config, 112, 140)
+    ends = packing.placeholders.rows - num_tokens(packing.grids)
+    text = inputs["input_ids"].shape[1] - packing.placeholders.rows
+    given = {"crops": packing.crops, "newlines": (ends, ends if rule == "keep" else 0), "new_tokens": NEW}
+    plain = count(model.config, packing.grids, text, **given)
+    modules = check_language_model(model, inputs, plain)
+    assert plain.vit == pytest.approx(modules["model.vision_tower"], rel=0.01)
+    assert plain.projector == pytest.approx(modules["model.multi_modal_projector"], rel=0.01)
+    chosen = methods.load(method)
+    found = count(model.config, packing.grids, text, chosen, Budget(per_tile=3), **given)
+    with prune(model, chosen, per_tile=3, newlines=rule):
+        check_language_model(model, inputs, found)
+    assert found.prefill < plain.prefill
+    with pytest.raises(ValueError, match=f"operations of {family} are counted only where the number of crops is known"):
+        count(model.config, packing.grids, text)
+
+
 @pytest.mark.parametrize("method", ["uniform", "fastv", "paper"])  # in front, behind layer 1, inside layer 0
-def test_the_language_model_of_a_pruned_prompt(tiny, method):
-    model, workload = tiny
+def test_the_language_model_of_a_pruned_prompt(counted, method):
+    model, workload = counted
     chosen = methods.load("fastv", variant="paper") if method == "paper" else methods.load(method)
     found = count(model.config, workload.grids, TEXT, chosen, Budget(keep=0.25), NEW)
     with prune(model, chosen, keep=0.25):
@@ -93,8 +119,8 @@ def test_the_language_model_of_a_pruned_prompt(tiny, method):
 
 
 @pytest.mark.parametrize("variant", ["official", "paper"])
-def test_reading_the_tower(tiny, variant):
-    model, workload = tiny
+def test_reading_the_tower(counted, variant):
+    model, workload = counted
     chosen = methods.load("scope", variant=variant)
     with prune(model, chosen, keep=0.25):
         modules = prefill(model, workload.prepare(1))

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import Case, scorer_flops, selection_flops
-from harness.models.cost.vision import VisionShape, vision_shape
+from harness.models.cost.vision import IN_CROPS, VisionShape, vision_shape
 from methods import per_tile
 from methods.base import Method
 from methods.budget import Budget
@@ -43,6 +43,8 @@ def count(
     budget: Budget | None = None,
     new_tokens: int = 1,
     scorer_hidden: int | None = None,
+    crops: int | None = None,
+    newlines: tuple[int, int] = (0, 0),
 ) -> Flops:
     """Count the operations of one prompt with images or videos.
 
@@ -55,24 +57,33 @@ def count(
         new_tokens: tokens of the answer; the first of them comes from the prefill.
         scorer_hidden: hidden units of the learned scorer; by default half the width of a token, as in the released
             ones.
+        crops: number of crops that the tower sees instead of `grids`, of families that cut tiles.
+        newlines: rows that close lines of patches, before the first cut and after it.
     """
     vision, decoder = vision_shape(config), DecoderShape.of(config)
-    n = num_tokens(grids)
-    if method is None or budget is None or (k := per_tile.count(method, budget, grids)) >= n:
-        return _of(vision, decoder, grids, [Rows(0, text + n)], new_tokens)
+    n, shown = num_tokens(grids), grids
+    if config.model_type in IN_CROPS:
+        if crops is None:
+            raise ValueError(f"operations of {config.model_type} are counted only where the number of crops is known")
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        shown = [(1, side, side)] * crops
+    whole = Rows(0, text + newlines[0] + n)
+    if method is None or budget is None or (k := per_tile.count(method, budget, grids, crops)) >= n:
+        return _of(vision, decoder, shown, [whole], new_tokens)
     if method.stage == "pixels":
         grids = smaller(grids, k)
         return _of(vision, decoder, grids, [Rows(0, text + num_tokens(grids))], new_tokens)
-    cuts, seen = method.cuts(n, k, decoder.layers), {0: Rows(0, text + n)}
+    cuts, seen = method.cuts(n, k, decoder.layers), {0: whole}
+    text += newlines[1]
     seen |= {cut.layer + 1: Rows(cut.layer + 1, text + cut.k, method.before_mlp) for cut in cuts}
-    plain = _of(vision, decoder, grids, list(seen.values()), new_tokens)
+    plain = _of(vision, decoder, shown, list(seen.values()), new_tokens)
     width, hidden = decoder.hidden, scorer_hidden or decoder.hidden // 2
     states, left = vision.block.hidden, [n, *(cut.k for cut in cuts)]
     keys, heads, kv = states // vision.heads, decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
     cases = [Case(method, *pair, width, text + pair[0], heads, kv, keys, grids, states) for pair in pairwise(left)]
     parts = [selection_flops(case) for case in cases]
     selection = None if None in parts else sum(part or 0 for part in parts)
-    signals = vision.signals(grids, method) + scorer_flops(method, n, width, hidden)
+    signals = vision.signals(shown, method) + scorer_flops(method, n, width, hidden)
     return Flops(plain.vit, plain.projector, signals, selection, plain.prefill, plain.decode, plain.paper)
 
 

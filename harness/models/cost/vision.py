@@ -10,6 +10,7 @@ from methods.base import Method, Signal
 from methods.tokens import Grid, num_tokens
 
 COUNTED = ("qwen2_5_vl", "qwen2_vl", "llava", "llavaonevision1_5")  # families
+IN_CROPS = ("llava_next", "llava_onevision")  # also counted, if the number of crops is known
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,16 @@ class QwenVision(VisionShape):
 def vision_shape(config: Any) -> VisionShape:
     """Read the sizes of the tower from a model's configuration; ValueError for a family without a formula."""
     vision, family = config.vision_config, config.model_type
-    if family not in COUNTED:
-        raise ValueError(f"operations are counted for {', '.join(COUNTED)}, not for {family}")
+    if family not in COUNTED + IN_CROPS:
+        raise ValueError(f"operations are counted for {', '.join(COUNTED + IN_CROPS)}, not for {family}")
     out, pixels = int(config.get_text_config().hidden_size), 3 * int(vision.patch_size) ** 2
     if family == "qwen2_vl":  # its `hidden_size` is that of the language model
         width, mlp = int(vision.embed_dim), int(vision.embed_dim * vision.mlp_ratio)
     else:
         width, mlp = int(vision.hidden_size), int(vision.intermediate_size)
-    if family == "llava":  # a patch is a token
-        depth, heads = int(vision.num_hidden_layers), int(vision.num_attention_heads)
-        return VisionShape(Block(width, mlp, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=True)
+    if family in ("llava", *IN_CROPS):  # a patch is a token
+        depth, heads, cls = int(vision.num_hidden_layers), int(vision.num_attention_heads), family != "llava_onevision"
+        return VisionShape(Block(width, mlp, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=cls)
     depth, heads, merge = int(vision.depth), int(vision.num_heads), int(vision.spatial_merge_size)
     patches, values = merge**2, pixels * int(vision.temporal_patch_size)
     shape = {"middle": patches * width, "out": out, "heads": heads}
