@@ -108,7 +108,8 @@ def test_at_most_eight_of_our_frames_lead_to_the_loop(method, monkeypatch):
         return distinct(self, tokens)
 
     monkeypatch.setattr(CosineRows, "distinct", record)
-    Pruning(methods.load(method), Budget(keep=0.3), None, 0).select([make_tokens(40)], [40])
+    pruning = Pruning(methods.load(method), Budget(keep=0.3), None, 0)
+    pruning.select(-1, [make_tokens(40)], [(40, 12)], [torch.Generator()])
     root = str(Path(methods.__file__).parents[1])
     ours = [file for file in stacks[-1] if file.startswith((f"{root}/methods", f"{root}/harness"))]
     loop = [file for file in ours if not file.endswith("cosine.py")]
