@@ -17,10 +17,10 @@ class FasterVLM(Method):
     """Keep the tokens of highest attention in the last layer. Paper: arXiv 2412.01818v1, which VisPruner replaced.
 
     Args:
-        scope: "unit" (default, the code) gives each image, crop or video its share of K; "sample" has one pool.
+        scope: "unit" (default) gives each image or video its share of K by size; "sample" has one pool.
 
-    Deviation: units share K by size, where the code keeps equally many of each crop, all of one size. Ties, for which
-    the code has no rule, go to the lowest index. Code: Theia-4869/FasterVLM @ f5d5f12.
+    Deviation: the tiles of LLaVA-NeXT are one unit, their mosaic; the code keeps equally many of each crop, as a budget
+    per_tile= does. Ties, for which the code has no rule, go to the lowest index. Code: Theia-4869/FasterVLM @ f5d5f12.
     """
 
     name = "fastervlm"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.budget import Budget, of_ratio, rounded
-from methods.tokens import Grid
+from methods.tokens import Grid, Selection
 
 Grids = Sequence[Grid]
 
@@ -31,6 +31,26 @@ def per_image(
     """Return (slice of its tokens, its part of `k`) for each of `spans`; the rule `share` divides `k`."""
     quotas = share(k, [size for _, size in spans])
     return [(slice(start, start + size), quota) for (start, size), quota in zip(spans, quotas, strict=True)]
+
+
+def merged_per_image(
+    spans: Sequence[tuple[int, int]],
+    k: int,
+    merge: Callable[[slice, int], tuple[Tensor, Tensor]],
+    share: Callable[[int, Sequence[int]], list[int]] = rounded,
+) -> Selection:
+    """Merge the tokens of each of `spans` by itself; with `k` below their number all are one.
+
+    `merge` takes the slice of n tokens and its part of `k`, and returns the kept ones [part], ascending and counted
+    from the start of the slice, and which of these each of the tokens [n] joins.
+    """
+    kept, owner, offset = [], [], 0
+    for unit, part in per_image(spans if k >= len(spans) else [(0, sum(spans[-1]))], k, share):
+        rows, joins = merge(unit, part)
+        kept.append(unit.start + rows)
+        owner.append(offset + joins)
+        offset += part
+    return Selection(kept=torch.cat(kept), owner=torch.cat(owner))
 
 
 def count_per_image(spans: Sequence[tuple[int, int]], budget: Budget) -> int:

@@ -41,7 +41,8 @@ class PruneSID(Method):
     Deviation: the code draws random starts for its components, which are inexact; here they are exact, in float64, and
     those without variance have no tokens. CLS is no token here. G is at most K, the number of tokens, and their width.
     Kept tokens stay in raster order and keep their positions, where the LLaVA code orders them by group and numbers
-    them again. Tiles of an image are not exchanged, and images of a prompt not pooled, as the code has it by mistake.
+    them again. The tiles of LLaVA-NeXT are one image, their mosaic, unless the budget is per_tile=, as in the code; it
+    puts tiles on each other's places and pools the images of a prompt by mistake, which is not copied.
     Without any attention the first tokens of the groups stay. Cosines to 12 decimals, ties to the lowest index, halves
     of quotas to the even number. The paper's budget for each image is not in the code, nor here.
     Code: ZhengyaoFang/PruneSID @ 4ef17d9.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
-from methods.grids import frames, per_image
+from methods.grids import frames, merged_per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
 
@@ -38,19 +38,12 @@ class ToMe(Method):
     needs = frozenset({Signal.VIT_KEYS})
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
-        assert tokens.vit_keys is not None
-        spans = frames(tokens.grids)
-        spans = spans if k >= len(spans) else [(0, len(tokens.features))]
-        kept, owner, offset = [], [], 0
-        for unit, share in per_image(spans, k):
-            rows, joins = merged(tokens.vit_keys[unit].double(), share)
-            kept.append(unit.start + rows)
-            owner.append(offset + joins)
-            offset += share
-        return Selection(kept=torch.cat(kept), owner=torch.cat(owner))
+        keys = tokens.vit_keys
+        assert keys is not None
+        return merged_per_image(frames(tokens.grids), k, lambda unit, share: matched(keys[unit].double(), share))
 
 
-def merged(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def matched(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return which tokens [k] are left of those with `keys` [N, d], ascending, and which of these each [N] joins."""
     kept = owner = torch.arange(len(keys), device=keys.device)
     size = torch.ones_like(keys[:, :1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.base import Method, Selection, Signal, Tokens
 from methods.budget import Budget, by_ratio, rounded
-from methods.grids import count_per_image, frames, per_image
+from methods.grids import count_per_image, frames, merged_per_image
 from methods.kernels.cosine import BARE_NORM, Cosine, directions
 from methods.scores import top
 from methods.tokens import Grid
@@ -63,15 +63,9 @@ class VisionZip(Method):
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.vit_attention is not None
         assert tokens.vit_keys is not None
-        spans = frames(tokens.grids)
-        spans = spans if k >= len(spans) else [(0, len(tokens.features))]
-        kept, owner, offset = [], [], 0
-        for unit, share in per_image(spans, k, by_ratio if self.variant == "paper" else rounded):
-            rows, joins = self._zip(tokens.vit_attention["last"][unit], tokens.vit_keys[unit], share)
-            kept.append(unit.start + rows)
-            owner.append(offset + joins)
-            offset += share
-        return Selection(kept=torch.cat(kept), owner=torch.cat(owner))
+        scores, keys = tokens.vit_attention["last"], tokens.vit_keys
+        share = by_ratio if self.variant == "paper" else rounded
+        return merged_per_image(frames(tokens.grids), k, lambda at, part: self._zip(scores[at], keys[at], part), share)
 
     def _zip(self, scores: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return the kept tokens [k] of one unit, ascending, and which of these each of its tokens [n] joins."""
