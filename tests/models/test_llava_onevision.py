@@ -97,7 +97,7 @@ class TestGeometry:
     def test_sizes_at_which_rounding_decides(self, released):
         adapter, model = adapter_for(released), released.model
         for image in [(height, width) for height in range(31, 2400, 397) for width in range(29, 2500, 419)]:
-            packing = adapter._packing(*image)
+            packing = adapter.packing(released.config, *image)
             features = torch.arange(packing.crops * PATCHES).float().view(packing.crops, PATCHES, 1)
             newline = torch.full((1,), -1.0)
             (expected,), _ = model.pack_image_features([features], torch.tensor([image]), image_newline=newline)
