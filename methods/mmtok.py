@@ -39,8 +39,8 @@ class MMTok(Method):
 
     Deviation: words are all tokens of the question as the prompt has them; the LLaVA code drops 47 stop words and the
     benchmarks' suffixes and tokenises what is left again, the Qwen code prepends "Question: ". The LLaVA code also bars
-    patches of padding, which images do not have here, and selects in each tile. Float64 instead of float32; ties go to
-    the lowest index. Code: Ironieser/MMTok @ d1522cd.
+    patches of padding, which LLaVA's images do not have here, and selects in each tile, as a budget per_tile= does.
+    Float64 instead of float32; ties go to the lowest index. Code: Ironieser/MMTok @ d1522cd.
     """
 
     name = "mmtok"

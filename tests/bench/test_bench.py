@@ -123,15 +123,16 @@ def test_the_tables_have_a_line_for_everyone_and_say_where_each_pays(qwen):
 @pytest.mark.parametrize("model", ["qwen25vl7b", "llava15_7b", "llavaov15_8b"])
 def test_stages_belong_to_those_who_need_them_and_the_model_is_restored(model):
     it = subject(
-        chosen(f"model={model}", "weights=tiny", "methods=[random,visionzip,idpruner,dart]", "sizes=[64]"), print
+        chosen(f"model={model}", "weights=tiny", "methods=[random,visionzip,mmtok,idpruner,dart]", "sizes=[64]"), print
     )
     inputs = it.workloads[0].prepare(1)
     it.model.generate(**inputs, max_new_tokens=1, do_sample=False)  # the library leaves hooks of its own
     before, runner = hooks(it.model), Runner(adapter_for(it.model), FakeClock(), 3)
     times = {one.name: runner.time(one, inputs) for one in it.candidates}
-    assert {name for name, time in times.items() if time["signals"]} == {"visionzip", "idpruner"}
-    assert {name for name, time in times.items() if time["selection"]} == {"random", "visionzip", "idpruner", "dart"}
-    assert {name for name, time in times.items() if time["cut"]} == {"random", "visionzip", "idpruner", "dart"}
+    assert {name for name, time in times.items() if time["signals"]} == {"visionzip", "mmtok", "idpruner"}
+    pruned = {"random", "visionzip", "mmtok", "idpruner", "dart"}
+    assert {name for name, time in times.items() if time["selection"]} == pruned
+    assert {name for name, time in times.items() if time["cut"]} == pruned
     assert all(time["vit"] and time["projector"] and time["llm_prefill"] for time in times.values())
     assert hooks(it.model) == before
     assert all("select_batch" not in vars(one.method) for one in it.candidates if one.method)
