@@ -136,10 +136,14 @@ class PlaceholderAdapter(Adapter):
         if copies == 1 and self._expanded > 1 and torch.equal(ids, _repeated(ids, self._expanded)):
             copies = encoded = self._expanded
         self._expanded = 1
-        per_prompt = _split_images(kinds[:: copies // encoded].cpu(), images, self.steps_apart)[::encoded]
-        obstacle = _obstacle(call)
-        if encoded > 1 and self._mixes_copies() and any(len(images) > 1 for images in per_prompt):
-            obstacle = MIXED_COPIES
+        mixed = encoded > 1 and self._mixes_copies()
+        try:
+            per_prompt = _split_images(kinds[:: copies // encoded].cpu(), images, self.steps_apart)[::encoded]
+        except ValueError:
+            if mixed:
+                raise ValueError(MIXED_COPIES) from None
+            raise
+        obstacle = MIXED_COPIES if mixed and any(len(images) > 1 for images in per_prompt) else _obstacle(call)
         grids = [[grid for image in images for grid in image.grids] for images in per_prompt]
         visual, line_ends = _structure(kinds[::copies], per_prompt)
         visual = visual.repeat_interleave(copies, dim=0)

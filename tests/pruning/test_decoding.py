@@ -48,6 +48,7 @@ SCENES = {
     "video": ["mixed", "video"],
     "one video": ["mixed", "one image"],
 }
+MIXING = ("llava", "llava_next", "llava_onevision", "internvl")  # families in which beams get other images
 SHOWN = ["one prompt", "unequal lengths", "equal lengths", "video"]
 
 
@@ -168,7 +169,7 @@ def test_generation(family, method, positions, scene):
 def test_beams(family, method, positions, scene):
     model, processor = tiny(family)
     inputs, prompts = show(processor, scene)
-    if scene == "unequal lengths" and family in ("llava", "internvl") and not ENCODES_FIRST:
+    if scene == "unequal lengths" and family in MIXING and not ENCODES_FIRST:
         # Upstream copies the images a, b of a prompt as a, a, b, b, pruned or not.
         own_order = "the images of a prompt in its own order"
         with pytest.raises(ValueError, match=own_order), Block(model, method, positions):
