@@ -11,8 +11,9 @@ import torch
 from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from harness.core.errors import UserError, as_user_error
+from harness.models import adapter_class
 from harness.models.bad_input import BadInput
-from harness.models.cost.vision import COUNTED
+from harness.models.cost.vision import COUNTED, IN_CROPS
 from harness.models.preprocessing import Limits, Message, to_inputs
 from methods.budget import Budget
 from methods.resize import smaller
@@ -100,6 +101,9 @@ def _grids(inputs: Any, config: Any) -> list[Grid]:
     if config.model_type == "llava":
         side = config.vision_config.image_size // config.vision_config.patch_size
         return [(1, side, side)] * len(inputs["pixel_values"])
+    if config.model_type in IN_CROPS:
+        packing = adapter_class(config.model_type).packing  # type: ignore[attr-defined]
+        return [grid for size in inputs["image_sizes"].tolist() for grid in packing(config, *size).grids]
     return [(1, 1, int((inputs["input_ids"] == config.image_token_id).sum()))]  # tiles: only how many matters
 
 

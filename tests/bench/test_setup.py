@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from questions import picture
 from test_bench import chosen
+from tiny_families import tiny
 
 import methods
 from harness.bench.probes import PROJECTORS
 from harness.bench.setup import Candidate, subject
-from harness.bench.workloads import grid_of, synthetic
+from harness.bench.workloads import grid_of, of_file, synthetic
 from harness.core.config import ModelConfig
 from harness.core.errors import UserError
 from harness.models import FAMILIES, adapter_for
@@ -125,3 +127,13 @@ def test_labels():
     method = methods.load("fastv", layer=2)
     assert Candidate("fastv", "layer=2", method, Budget(tokens=64)).label == "fastv layer=2 64tok"
     assert Candidate("none").label == "unpruned"
+
+
+def test_a_file_in_tiles_has_the_grids_that_the_model_sees(tmp_path):
+    file = tmp_path / "wide.png"
+    picture(140, 112).save(file)
+    model, processor = tiny("llava_next", torch.float32)
+    prompt = of_file(str(file), "What is it?", processor, None, model.config)
+    assert prompt.grids == [(1, 4, 4), (1, 6, 8)]
+    inputs = prompt.prepare(2)
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 2 * (prompt.tokens + 6)  # and newlines
