@@ -38,6 +38,7 @@ BUILT_IN = {
     "fastervlm": "methods.fastervlm:FasterVLM",
     "fastv": "methods.fastv:FastV",
     "pyramiddrop": "methods.pyramiddrop:PyramidDrop",
+    "sparsevlm": "methods.sparsevlm:SparseVLM",
     "prumerge": "methods.prumerge:PruMerge",
     "prumerge_plus": "methods.prumerge:PruMergePlus",
     "hiprune": "methods.hiprune:HiPrune",

@@ -10,7 +10,7 @@ import torch
 
 from methods.base import Cut, Method, Reads, Selection, Signal, Tokens
 from methods.kernels.attention import attention_row
-from methods.schedules import BudgetAt, half_up, solved
+from methods.schedules import BudgetAt, solved
 from methods.scores import top
 
 DEPTHS = (Fraction(8, 32), Fraction(16, 32), Fraction(24, 32))  # shares of the decoder's layers in front of each cut
@@ -38,7 +38,7 @@ class PyramidDrop(Method):
     """
 
     name = "pyramiddrop"
-    version = 1
+    version = 2
     fidelity = "adapted: kept tokens keep their positions"
     needs = frozenset({Signal.LLM})
 
@@ -51,7 +51,7 @@ class PyramidDrop(Method):
 
     def schedule(self, n: int, k: int, layers: int) -> Sequence[Cut]:
         """Return the three cuts."""
-        before = [half_up(depth * layers) for depth in DEPTHS]
+        before = [round(depth * layers) for depth in DEPTHS]
         if self.budget_at == "official":
             return [Cut(place - 1, max(1, int(n * RATIO**i))) for i, place in enumerate(before, 1)]
         return solved(n, k, layers, self.budget_at, before, lambda r: (r, r**2, r**3))

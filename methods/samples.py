@@ -41,6 +41,7 @@ def make_tokens(
             k=torch.randn(2, sequence, 8, generator=generator),
             hidden=torch.randn(sequence, d, generator=generator),
             visual_idx=torch.arange(2, 2 + n),
+            rotated_ones=_rotated_ones(sequence, 8),
         ),
         text=torch.randn(3, d, generator=generator),
         text_after=torch.randn(3, d, generator=generator),
@@ -54,7 +55,8 @@ def survivors(tokens: Tokens, selection: Selection) -> Tokens:
         stays = torch.ones(llm.q.shape[1], dtype=torch.bool).index_fill(0, llm.visual_idx, False)
         left = stays.index_fill(0, llm.visual_idx[kept], True).nonzero().squeeze(1)
         visual_idx = torch.searchsorted(left, llm.visual_idx[kept])
-        llm = LayerState(llm.q[:, left], llm.k[:, left], llm.hidden[left], visual_idx)
+        ones = None if llm.rotated_ones is None else llm.rotated_ones[left]
+        llm = LayerState(llm.q[:, left], llm.k[:, left], llm.hidden[left], visual_idx, ones)
     return dataclasses.replace(
         tokens,
         features=tokens.features[kept],
@@ -92,9 +94,15 @@ def repeated(tokens: Tokens, source: Tensor) -> Tokens:
     )
 
 
+def _rotated_ones(length: int, width: int) -> Tensor:
+    """Return rotary positions 0, 1, ... applied to vectors of ones [length, width]."""
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(width // 2) / (width // 2))
+    return torch.cat([angles.cos() - angles.sin(), angles.cos() + angles.sin()], dim=1)
+
+
 def tensors_of(tokens: Tokens) -> list[Tensor]:
     """Return every tensor of a sample."""
-    layer = [] if tokens.llm is None else [tokens.llm.q, tokens.llm.k, tokens.llm.hidden, tokens.llm.visual_idx]
+    layer = [] if tokens.llm is None else [tensor for tensor in vars(tokens.llm).values() if tensor is not None]
     signals = [tokens.features, tokens.importance, tokens.vit_keys, tokens.vit_features, tokens.text, tokens.text_after]
     signals += layer
     return [tensor for tensor in (*signals, *(tokens.vit_attention or {}).values()) if tensor is not None]

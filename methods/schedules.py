@@ -22,18 +22,19 @@ TOO_SMALL = (
 )
 
 
-def half_up(value: Fraction) -> int:
-    """Round to the nearest integer, halves up."""
-    return int(value + Fraction(1, 2))  # of a value that is not negative
-
-
 def solved(
-    n: int, k: int, layers: int, at: Literal["mean", "end", "entry"], before: Sequence[int], shares: Shares
+    n: int,
+    k: int,
+    layers: int,
+    at: Literal["mean", "end", "entry"],
+    before: Sequence[int],
+    shares: Shares,
+    early: int = 0,
 ) -> tuple[Cut, ...]:
     """Return the cuts of `n` tokens whose scale makes them meet `k` in a decoder of so many `layers`.
 
-    The mean is in (k - 1, k] if a schedule with cuts behind layers 0.. can reach it; "end" and "entry" are met exactly.
-    Where a mean needs a scale below 1/4, all cuts move earlier by the same factor.
+    "end" and "entry" are met exactly, the mean lies in (k - 1, k] unless it is too small for cuts as early as possible.
+    Where a mean needs a scale below 1/4, all cuts move earlier by the same factor. Halves are rounded to even numbers.
 
     Args:
         n: visual tokens.
@@ -42,16 +43,20 @@ def solved(
         at: what `k` counts.
         before: number of layers in front of each cut, ascending from 1.
         shares: the shape of the schedule.
+        early: layers in front of a cut that count as if they were behind it.
     """
 
+    def total(left: Sequence[int], places: Sequence[int]) -> int:
+        return seen(n, left, [place - early for place in places], layers)
+
     def counts(scale: int) -> list[int]:
-        return [min(max(half_up(n * share), 1), n) for share in shares(Fraction(scale, UNIT))]
+        return [min(max(round(n * share), 1), n) for share in shares(Fraction(scale, UNIT))]
 
     if at == "mean":
         few = counts(LEAST)
-        before, least = _places(before, lambda places: seen(n, few, places, layers) <= k * layers)
-        left = counts(_largest(least, lambda scale: seen(n, counts(scale), before, layers) <= k * layers))
-        left = _raised(n, k * layers, left, before, layers)
+        before, least = _places(before, lambda places: total(few, places) <= k * layers)
+        left = counts(_largest(least, lambda scale: total(counts(scale), before) <= k * layers))
+        left = _raised(n, k * layers - total(left, before), left, [layers - place + early for place in before])
     elif at == "end":
         left = [max(count, k) for count in counts(_largest(0, lambda scale: counts(scale)[-1] <= k))]
         left[-1] = k
@@ -79,10 +84,11 @@ def _places(before: Sequence[int], fit: Callable[[Sequence[int]], bool]) -> tupl
 
 def _earlier(before: Sequence[int], last: int) -> list[int]:
     """Move all places by the factor that puts the last one after `last` layers; they stay distinct."""
-    places: list[int] = []
-    for place in before:
-        places.append(max(half_up(Fraction(place * last, before[-1])), places[-1] + 1 if places else 1))
-    return places
+    places = [0]
+    for number, place in enumerate(before, 1):
+        nearest = round(Fraction(place * last, before[-1]))
+        places.append(min(max(nearest, places[-1] + 1), last - len(before) + number))
+    return places[1:]
 
 
 def _largest(low: int, fits: Callable[[int], bool]) -> int:
@@ -99,12 +105,14 @@ def _largest(low: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _raised(n: int, total: int, left: Sequence[int], before: Sequence[int], layers: int) -> list[int]:
-    """Raise the last count as far as `total` and the one before allow; then, if that is the limit, both, and so on."""
+def _raised(n: int, missing: int, left: Sequence[int], behind: Sequence[int]) -> list[int]:
+    """Raise the last count, by what `missing` and the one before it allow; if that is the limit, both, and so on.
+
+    `behind` has the number of layers behind each cut.
+    """
     left = list(left)
-    missing = total - seen(n, left, before, layers)
     for i in reversed(range(len(left)) if missing > 0 else ()):
-        more = min((left[i - 1] if i else n) - left[i], missing // (layers - before[i]))
+        more = min((left[i - 1] if i else n) - left[i], missing // behind[i])
         left[i:] = [count + more for count in left[i:]]
-        missing -= more * (layers - before[i])
+        missing -= more * behind[i]
     return left

@@ -84,6 +84,7 @@ class LayerState:
     k: Tensor  # [KV, S, d]
     hidden: Tensor  # [S, D] as `Method.hidden_state` names it
     visual_idx: Tensor  # [N] positions of the visual tokens in the sequence
+    rotated_ones: Tensor | None = None  # [S, d] rotary positions of the layer, applied to a vector of ones
 
 
 @dataclass(frozen=True, eq=False)

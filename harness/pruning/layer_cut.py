@@ -214,7 +214,7 @@ class LayerCutHooks:
         """
         prefill = self._prefill
         assert prefill is not None
-        q, k, normed = self._queries_and_keys(layer, output, call)
+        q, k, ones, normed = self._queries_and_keys(layer, output, call)
         hidden = output if self._method.hidden_state in ("output", "normed_output") else normed
 
         def read(row: int) -> LayerState:
@@ -225,8 +225,9 @@ class LayerCutHooks:
             if self._method.hidden_state == "normed_output":
                 with torch.no_grad():
                     rows = submodule(self._adapter.model, self._adapter.decoder.norm)(rows)
-            parts = [part.to(present.device) for part in (q[row][:, index], k[row][:, index], rows)]
-            return LayerState(parts[0], parts[1], parts[2], visual_idx)
+            parts = (q[row][:, index], k[row][:, index], rows, ones[row, 0, index])
+            q_rows, k_rows, rows, turned = (part.to(present.device) for part in parts)
+            return LayerState(q_rows, k_rows, rows, visual_idx, turned)
 
         added = {at: part.to(mergeable) for at, part in self._added.items()} if mergeable.numel() else {}
         joint = torch.cat([mergeable, *added.values()], dim=-1) if added else mergeable
@@ -239,8 +240,8 @@ class LayerCutHooks:
         return mergeable
 
     @torch.no_grad()
-    def _queries_and_keys(self, layer: int, output: Tensor, call: Call | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q and k of the layer that the method reads, and the normed states that they are projected from."""
+    def _queries_and_keys(self, layer: int, output: Tensor, call: Call | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return of the layer that the method reads q, k, rotated ones [B, 1, S, d], and the normed input states."""
         parts, rotation = self._adapter.decoder, (self._late_arguments or {}).get("rotation")
         if self._method.reads == "next":
             assert call is not None  # `before_mlp` reads the output of no layer
@@ -254,4 +255,5 @@ class LayerCutHooks:
         else:
             raise HookError(f"decoder layer {layer} of {self._adapter.name} ran without its projections")
         q, k = self._adapter.decoder_qk(attention, projected, rotation if self._method.rotated else None)
-        return q, k, states
+        ones = q.new_ones(q[:, :1].shape)
+        return q, k, self._adapter.rotate(ones, ones, *rotation)[0], states

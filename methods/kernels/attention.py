@@ -23,9 +23,26 @@ def attention_row(q: Tensor, k: Tensor) -> Tensor:
     """
     query = q.double().view(len(k), -1, q.shape[-1])  # [KV, H / KV, d]
     logits = query @ k.double().transpose(1, 2) / math.sqrt(q.shape[-1])
-    received = logits.softmax(dim=-1).mean(dim=(0, 1))
     # Not by rounding: where heads give all they have to one token each, real differences are as small as errors.
-    return received[first_equal(k.transpose(0, 1).flatten(1))]
+    return logits.softmax(dim=-1).mean(dim=(0, 1))[first_equal(k.transpose(0, 1).flatten(1))]
+
+
+def attention_rows(q: Tensor, k: Tensor, at: Tensor) -> Tensor:
+    """Return the attention [H, R, S] of several queries, each over the keys up to its own row; later keys get 0.
+
+    In float64, as `attention_row` with the mean over heads left out; here, too, equal keys receive equal attention.
+
+    Args:
+        q: the queries of each head [H, R, d].
+        k: keys [KV, S, d]; KV divides H, and head h reads keys h // (H / KV).
+        at: rows [R] of the queries among the S.
+    """
+    heads, rows, width = q.shape
+    queries = q.double().view(len(k), -1, width)  # [KV, H / KV * R, d]
+    logits = (queries @ k.double().transpose(1, 2) / math.sqrt(width)).view(heads, rows, -1)
+    later = torch.arange(k.shape[1], device=k.device) > at[:, None]  # [R, S]
+    received = logits.masked_fill(later, -torch.inf).softmax(dim=-1)
+    return received[..., first_equal(k.transpose(0, 1).flatten(1))].masked_fill(later, 0.0)
 
 
 def last_text(length: int, visual_idx: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from properties import randomized
 
 import methods
 from methods.base import Cut
-from methods.schedules import half_up
 
 DEPTHS = range(4, 81)
 
@@ -26,7 +25,7 @@ def reaches(n, k, layers):
 
 
 @pytest.mark.filterwarnings("ignore:layer 0 alone")
-@pytest.mark.parametrize("name", METHODS := ["pyramiddrop"])
+@pytest.mark.parametrize("name", METHODS := ["pyramiddrop", "sparsevlm"])
 @randomized(100, n=st.integers(2, 3000), share=st.floats(0, 1), layers=DEPTHS)
 def test_the_mean_is_the_budget_wherever_it_can_be(name, n, share, layers):
     k = 1 + int(share * (n - 2))
@@ -53,7 +52,3 @@ def test_a_budget_that_layer_0_exceeds_is_met_as_far_as_possible_and_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(methods.load("pyramiddrop").cuts(576, 120, 5)) == 2
-
-
-def test_halves_are_rounded_up():
-    assert [half_up(Fraction(i, 2)) for i in range(6)] == [0, 1, 1, 2, 2, 3]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from methods.holov import quotas, spread
-from methods.kernels.attention import attention_row
+from methods.kernels.attention import attention_row, attention_rows
 from methods.kernels.cosine import Cosine, directions, snap
 
 
@@ -35,6 +35,10 @@ def test_equal_keys_receive_equal_attention(s):
         received = attention_row(q[:, 0], k)
         assert received.sum() == pytest.approx(1)
         assert received[1:].unique().numel() == 1
+        rows = attention_rows(q.expand(-1, 2, -1), k, torch.tensor([s, s // 2]))
+        torch.testing.assert_close(rows[:, 0].mean(dim=0), received, rtol=1e-12, atol=0)
+        assert rows[:, 1].sum(dim=1).tolist() == pytest.approx([1] * 6)
+        assert all(head[1 : s // 2 + 1].unique().numel() == 1 and not head[s // 2 + 1 :].any() for head in rows[:, 1])
 
 
 def test_snap_keeps_order_scale_and_sign_and_drops_last_bits():

@@ -31,7 +31,7 @@ BEFORE = {
 INSIDE = {
     "fastv": partial(methods.load, "fastv"),
     "fastv_paper": partial(methods.load, "fastv", variant="paper"),
-    "dart": partial(methods.load, "dart"),
+    "sparsevlm": partial(methods.load, "sparsevlm", budget_at="end"),
     "pyramiddrop": partial(methods.load, "pyramiddrop", budget_at="end"),
     "merge_inside": partial(MergeInside, layer=1),
     "three_cuts": Stages,
@@ -122,16 +122,18 @@ class Block:
         be the likeliest.
         """
         depth, compact = self.model.config.get_text_config().num_hidden_layers, self.positions == "compact"
-        layers = [cut.layer for cut in self.method.cuts(100, 30, depth)]
-        calls = [iter(selections) for selections in self.calls[-len(layers) :]]
+        sizes = [len(plain(self.model, inputs).visual) for inputs in prompts]
+        plans = [self.method.cuts(n, round(KEEP * n), depth) for n in sizes]
+        layers = sorted({cut.layer for plan in plans for cut in plan})
+        calls = dict(zip(layers, map(iter, self.calls[-len(layers) :]), strict=True))
         assert len(answers) == len(logits) == len(prompts)
-        for inputs, answer, steps in zip(prompts, answers, logits, strict=True):
+        for inputs, plan, answer, steps in zip(prompts, plans, answers, logits, strict=True):
             prompt = plain(self.model, inputs)
             visual = len(prompt.visual)
-            chosen = [next(selections) for selections in calls if visual]
+            chosen = [next(calls[cut.layer]) for cut in plan]
             assert not visual or len(chosen[-1].kept) == round(KEEP * visual)
             assert len(answer) >= TOKENS
-            cuts = [Cut(at, s.kept, s.owner, s.mix, compact) for at, s in zip(layers, chosen, strict=False)]
+            cuts = [Cut(at.layer, s.kept, s.owner, s.mix, compact) for at, s in zip(plan, chosen, strict=True)]
             before_each = prompt.logits(self.model, cuts, answer)[-len(answer) - 1 : -1]
             for i, (token, ours, expected) in enumerate(zip(answer, steps, before_each, strict=True)):
                 torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)

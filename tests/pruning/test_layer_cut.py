@@ -1,16 +1,19 @@
 """Cuts between decoder layers: what they cost, what they refuse, and what is undone after a failure."""
 
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 import torch
 from accelerate import cpu_offload
-from probes import Keys, MergeInside
+from probes import Keys, MergeInside, Stages
 from reference_prune import generate, hooks, inputs_of
+from tiny_families import tiny
 from tiny_models import tiny_qwen
 from uncached_reference import Cut, Prompt
 
 import harness
+from harness.models import FAMILIES, adapter_class
 from methods.base import Selection, Signal
 
 LAYERS = 4
@@ -19,6 +22,48 @@ LAYERS = 4
 @pytest.fixture(scope="module")
 def deep():
     return tiny_qwen(layers=LAYERS)
+
+
+@dataclass(kw_only=True)
+class Positions(Stages):
+    """Note the state of each layer that is read, and whether its q and k have rotary positions."""
+
+    needs = frozenset({Signal.LLM, Signal.TEXT_AFTER})
+
+    turned: bool = True
+    seen: list = field(default_factory=list)
+
+    @property
+    def rotated(self):
+        return self.turned
+
+    def _select(self, tokens, k, generator):
+        self.seen.append((tokens.llm, tokens.text_after))
+        return Selection(torch.linspace(0, len(tokens.features) - 1, k).long())
+
+
+@pytest.mark.parametrize("of_next", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rotated_ones_are_the_rotary_positions_of_the_rows_that_are_left(family, of_next):
+    (model, processor), states = tiny(family), []
+    for turned in (False, True):
+        method = Positions(of_next=of_next, turned=turned)
+        with harness.prune(model, method, keep=0.3):
+            model(**inputs_of(processor, ["one image", "adjacent"]))
+        states.append(method.seen)
+    assert len(states[0]) == len(states[1]) == 6
+    behind = {}  # by length of the prompt: rows behind the picture that are no text
+    for (plain, text), (turned, _) in zip(*states, strict=True):
+        first, second = turned.rotated_ones.double().chunk(2, dim=-1)
+        cos, sin = (((second + sign * first) / 2).repeat(1, 2) for sign in (1, -1))
+        for part in ("q", "k"):
+            x = getattr(plain, part)
+            half = torch.cat([-x.chunk(2, dim=-1)[1], x.chunk(2, dim=-1)[0]], dim=-1)
+            torch.testing.assert_close(getattr(turned, part), x * cos + half * sin, atol=1e-5, rtol=1e-4)
+        behind[len(turned.hidden)] = turned.q.shape[1] - 1 - int(turned.visual_idx[-1]) - len(text)
+    newlines = adapter_class(family).has_newlines  # the last of them goes with the first cut
+    assert set(behind.values()) == ({0, 1} if newlines else {0})
 
 
 class TestOtherCuts:

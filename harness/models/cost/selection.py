@@ -82,6 +82,14 @@ def _vlmpruner(case: Case) -> int:
     return 2 * case.k * case.n * min(vlmpruner.CHANNELS, case.width)  # distances to the pivots are no products
 
 
+def _sparsevlm(case: Case) -> int:
+    """Count what all text tokens as raters would need."""
+    text, merges = case.length - case.n, case.method.variant != "plus"
+    first = case.n == sum(t * h * w for t, h, w in case.grids)
+    resemblance = 2 * case.n * text * case.width if first else 0
+    return resemblance + text * case.row_of_attention + (case.pairs(3 * (case.n - case.k) // 10) if merges else 0)
+
+
 def _holov(case: Case) -> int:
     if case.method.variant == "official":
         return 0
@@ -129,6 +137,7 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "scope": lambda case: case.pairs(case.n),
     "fastv": lambda case: case.row_of_attention,
     "pyramiddrop": lambda case: case.row_of_attention + case.projections,
+    "sparsevlm": _sparsevlm,
     "dart": _dart,
     "prumerge": _prumerge,
     "prumerge_plus": _prumerge,
