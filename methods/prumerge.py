@@ -127,7 +127,7 @@ class PruMergePlus(PruMerge):
 
     name = "prumerge_plus"
     version = 1
-    fidelity = "adapted: merges at the LLM's entry, keeps the order of the image, and exactly K distinct tokens"
+    fidelity = "adapted: merges at the LLM's entry, in the image's order, and K distinct tokens"
     unpublished_params: ClassVar[frozenset[str]] = frozenset({"share"})
 
     share: float = 0.25
