@@ -35,8 +35,8 @@ class PruMerge(Method):
     Deviation: rows are merged after the projector, at the LLM's entry, in raster order; the original merges features
     before the projector and orders them by a, the extra one last. Without CLS, a is the mean attention of all patches;
     without a layer after the features, that of the last layer. With K below the number of units all of them are one.
-    The tiles of LLaVA-NeXT are one unit, their mosaic; the original takes each by itself. Cosines are float64, ties go
-    to the lowest index. Code: 42Shawn/LLaVA-PruMerge.
+    The tiles of LLaVA-NeXT are one unit, their mosaic, unless the budget is per_tile=; the original takes each by
+    itself. Cosines are float64, ties go to the lowest index. Code: 42Shawn/LLaVA-PruMerge.
     """
 
     name = "prumerge"

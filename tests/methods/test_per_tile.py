@@ -151,6 +151,6 @@ def everything(tokens: Tokens) -> Tokens:
     llm = LayerState(torch.randn(2, s, 4), torch.randn(1, s, 4), torch.randn(s, 6), torch.arange(2, n + 2))
     rows = {name: torch.randn(n, 6).double() for name in (Signal.VIT_KEYS.value, Signal.VIT_FEATURES.value)}
     texts = {name: torch.randn(3, 6).double() for name in (Signal.TEXT.value, Signal.TEXT_AFTER.value)}
-    attention = {role: torch.rand(n).double() for role in ("last", "middle")}
+    attention = {role: torch.rand(n).double() for role in ("last", "middle", "after")}
     more = {"importance": torch.randn(n).double(), "vit_attention": attention, "llm": llm}
     return Tokens(tokens.features, tokens.grids, tokens.tiles, **rows, **texts, **more)
