@@ -9,7 +9,9 @@ import torch
 from questions import ask, picture
 from test_soft_gradient import soft
 from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
+from tiny_llava_onevision import tiny_llava_onevision, tiny_llava_onevision_processor
 from tiny_models import HIDDEN, tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
 import harness
@@ -25,6 +27,8 @@ FAMILIES = {
     "qwen2_5_vl": (tiny_qwen, tiny_processor),
     "llava": (tiny_llava, tiny_llava_processor),
     "llava_next": (tiny_llava_next, tiny_llava_next_processor),
+    "qwen2_vl": (tiny_qwen2, tiny_qwen2_processor),
+    "llava_onevision": (tiny_llava_onevision, tiny_llava_onevision_processor),
     "qwen3_vl": (tiny_qwen3, tiny_qwen3_processor),
 }
 SHARE = 0.3
