@@ -29,14 +29,14 @@ def density_peaks(x: Tensor, c: int, k: int) -> Clusters:
 
     Of points with equal rho the one of lower index counts as denser, and ties in rho delta go to the lower index. Ties
     are the rule for a `k` of 1, where every rho is 1, and of 2, where two points that are each other's nearest have the
-    same. Published code draws noise there. Products are rounded to 40 bits. A centre is in its own cluster.
+    same. Published code draws noise there. Both are rounded to 40 bits. A centre is in its own cluster.
     """
     n = len(x)
     # By differences: products would make d(i, j) and d(j, i) differ in their last bits, which decide ties.
     exact = "donot_use_mm_for_euclid_dist"
     distance = torch.cdist(x.double(), x.double(), compute_mode=exact) / math.sqrt(x.shape[1])
     near = distance.sort(dim=1).values[:, : min(k, n)].square()
-    sparsity = near.cumsum(dim=1)[:, -1] / near.shape[1]  # one by one: equal rows give equal sums
+    sparsity = snap(near.mean(dim=1))
     index = torch.arange(n, device=x.device)
     denser = sparsity[None, :] < sparsity[:, None]
     denser |= (sparsity[None, :] == sparsity[:, None]) & (index[None, :] < index[:, None])
