@@ -278,6 +278,8 @@ class TestVisionTower:
             roles = [("last", "official"), ("middle", "official"), ("middle", "paper")]
             assert tuple(layer(*role) for role in roles) == layers
             assert layer("last", "paper") == layers[0]
+        after = 23 if tower.family == "llava" else tower.released[1]  # CLIP has a layer after the features
+        assert adapter_for(released).tower.layer("after", "official") == after
 
 
 class TestWhatIsRead:
