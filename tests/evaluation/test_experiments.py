@@ -19,6 +19,7 @@ from harness.core.config_groups import check_tasks
 from harness.core.errors import UserError
 from harness.evaluation.preflight import check_scoring
 from harness.models import adapter_class
+from methods.base import Cut
 
 ROOT = Path(__file__).parents[2]
 TABLES = (1, 2, 3, 5, 6, 7)  # table 4 is latency, which python -m harness.bench measures
@@ -76,6 +77,35 @@ def test_every_job_of_an_experiment_passes_the_checks_that_need_no_weights(table
         assert kinds <= family.media
         assert job.params.get("variant", "paper") == "paper"
         assert job.limit is None
+
+
+FIELD = {"llava15_field": ("llava", {192, 128, 64}), "llava_next": ("llava_next", {640, 320, 160})}
+
+
+@pytest.mark.parametrize("experiment", FIELD)
+def test_the_experiments_of_the_field_compare_equal_computation(experiment, monkeypatch):
+    """Each method cuts so that a decoder layer of 32 sees the budget on average, but for rounding."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    family, budgets = FIELD[experiment]
+    swept = jobs(f"experiment={experiment}")
+    assert {job.tokens for job in swept} == budgets
+    for job in swept:
+        check_tasks(job.tasks)
+        check_scoring(job.tasks, job.question_sample)
+        method, n = methods.load(job.method["name"], **job.params), 2880 if family == "llava_next" else 576
+        assert adapter_class(family).refusal(method) is None
+        before, total = (0, n), 0
+        for cut in (*method.cuts(n, job.tokens, 32), Cut(31, 0)):
+            total += (cut.layer + 1 - before[0]) * before[1]
+            before = cut.layer + 1, cut.k
+        assert abs(total / 32 - job.tokens) < 1
+
+
+def test_the_progressive_methods_are_swept_at_both_budgets():
+    swept = jobs("experiment=progressive")
+    assert len(swept) == 2 * 9
+    pairs = {(job.method["name"], job.params["budget_at"]) for job in swept if "budget_at" in job.params}
+    assert pairs == {(name, at) for name in ("pyramiddrop", "sparsevlm", "fastv") for at in ("mean", "end")}
 
 
 def test_what_the_comparison_did_otherwise_on_one_model_stays_there():
