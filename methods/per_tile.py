@@ -62,7 +62,8 @@ class _Crop:
 def _select(method: Method, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
     crops = _crops(tokens)
     if k < len(crops):
-        raise SelectionError(f"{method.name}: {k} tokens for {len(crops)} crops: a budget per tile keeps one of each")
+        what = f"a cut to {k} tokens of {len(crops)} crops keeps none of some crop"
+        raise SelectionError(f"{method.name}: {what}: raise per_tile=, or pass tokens=")
     quotas = shares(k, [len(crop.index) for crop in crops])
     parts = method.select_batch([crop.tokens for crop in crops], quotas, [generator] * len(crops))
     memory = dict(tokens.memory or {})  # crop -> number of its cuts, and what the method remembers of the last

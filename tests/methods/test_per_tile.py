@@ -92,6 +92,10 @@ class TestCrops:
         chosen = per_tile(methods.load("uniform"), sample(), 3 * 9)  # tiles 1 and 2 have 8 patches left
         assert torch.bincount(sample().tiles[chosen.kept]).tolist() == [11, 8, 8]
 
+    def test_fewer_tokens_than_crops_are_refused(self):
+        with pytest.raises(SelectionError, match="a cut to 2 tokens of 3 crops keeps none of some crop"):
+            per_tile(methods.load("uniform"), sample(), 2)
+
     def test_crops_that_are_no_rectangle_are_refused(self):
         tokens = sample()
         tokens.tiles[16] = 2

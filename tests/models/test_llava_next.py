@@ -9,12 +9,14 @@ from PIL import Image
 from probes import Keys, Stages, Watch
 from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
+from tiny_families import tiny, variants
 from tiny_llava_next import SIDE, tiny_llava_next, tiny_llava_next_processor
 from tiny_models import IMAGE, tiny_llava, tiny_tokenizer
 from transformers import LlavaNextImageProcessor, LlavaNextProcessor
 from uncached_reference import Cut, Prompt
 
 import harness
+import methods
 from harness.core.config import ModelConfig
 from harness.models import adapter_for, loading, vision_tower
 from methods.base import Method, Selection, Signal
@@ -201,6 +203,43 @@ class TestNewlines:
             harness.prune(model, "uniform", tokens=5, newlines="some")
         with pytest.raises(ValueError, match="newlines=keep does not fit family llava, which has no newline rows"):
             harness.prune(tiny_llava(), "uniform", tokens=5, newlines="keep")
+
+
+class TestPerTile:
+    @pytest.mark.parametrize(("name", "params"), variants())
+    @torch.no_grad()
+    def test_every_method_keeps_as_many_of_each_crop(self, scorer, name, params):
+        model, processor = tiny("llava_next")
+        method = methods.load(name, **params, **({"prior": "none"} if name == "d2pruner" else {}))
+        inputs, many = inputs_of(processor, ["one image", "small image"]), 12 if method.stage == "layers" else 3
+        with harness.prune(model, method, per_tile=many, scorer=scorer) as pruning:
+            generate(model, inputs, max_new_tokens=2)
+        for record, crops in zip(pruning.records, (5, 3), strict=True):
+            assert sum(record.per_tile) == record.k == len(record.kept)
+            if method.stage == "layers":  # as a mean over layers
+                assert record.per_layer <= min(many * crops, record.n)
+                assert max(record.per_tile) - min(record.per_tile) <= 1
+            else:
+                assert record.per_tile == [many] * crops
+
+    @pytest.mark.parametrize("merges", [False, True])
+    @torch.no_grad()
+    def test_three_cuts(self, model, processor, merges):
+        inputs, method = inputs_of(processor, ["one image"]), Stages(merges=merges, of_next=merges)
+        prompt, cuts = Prompt.of(model, inputs), []
+        with harness.prune(model, method, per_tile=2) as pruning:
+            (answer,) = generate(model, inputs)
+        (record,) = pruning.records
+        assert record.per_tile == [2] * 5
+        assert [len(stage.kept) for stage in record.stages] == [37, 23, 10]
+        before = list(range(record.n))
+        for stage in record.stages:
+            (selection,) = pruning._asked[stage.layer][1]
+            assert torch.equal(torch.tensor(before)[selection.kept], torch.tensor(stage.kept))
+            cuts.append(Cut(stage.layer, selection.kept, mix=selection.mix))
+            before = stage.kept
+        logits = prompt.logits(model, cuts, answer)
+        assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
 
 
 class TestTextModels:
