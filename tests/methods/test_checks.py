@@ -214,7 +214,7 @@ class TestResults:
         for name in ("greedy", "idpruner", "vispruner", "visionzip", "holov"):
             with Operations(methods.load(name)) as seen:
                 methods.load(name).select(make_tokens(40), 13)
-            assert seen.total("read") == 11, "one for each tensor of the input"
+            assert seen.total("read") == 12, "one for each tensor of the input"
             assert seen.total("copied") == 1
 
 
