@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,11 +18,10 @@ from harness.models.calls import Call
 from harness.models.compat import ENCODES_AHEAD
 from harness.models.hooks import Handles
 from harness.models.layout import Layout, Placeholders, cached_length
+from harness.models.placeholder_rows import CODES, count_copies, crops, repeated, split_images, structure
 from harness.models.vision_tower import VisionSignals, split_signals
-from methods.per_tile import crops_of
 from methods.tokens import Grid
 
-CODES = {"image": 1, "video": 2}  # as in `Layout.kinds`
 NO_IDS = (
     "pruning finds visual tokens by their ids: pass input_ids instead of, or with, inputs_embeds; "
     "for text alone pass mm_token_type_ids of zeros"
@@ -132,23 +131,23 @@ class PlaceholderAdapter(Adapter):
             raise ValueError(NO_IDS)
         kinds = self._kinds(ids)
         images = {kind: self._images(kind, call) for kind in CODES}
-        copies, encoded = _count_copies(kinds, images), 1
-        if copies == 1 and self._expanded > 1 and torch.equal(ids, _repeated(ids, self._expanded)):
+        copies, encoded = count_copies(kinds, images), 1
+        if copies == 1 and self._expanded > 1 and torch.equal(ids, repeated(ids, self._expanded)):
             copies = encoded = self._expanded
         self._expanded = 1
         mixed = encoded > 1 and self._mixes_copies()
         try:
-            per_prompt = _split_images(kinds[:: copies // encoded].cpu(), images, self.steps_apart)[::encoded]
+            per_prompt = split_images(kinds[:: copies // encoded].cpu(), images, self.steps_apart)[::encoded]
         except ValueError:
             if mixed:
                 raise ValueError(MIXED_COPIES) from None
             raise
         obstacle = MIXED_COPIES if mixed and any(len(images) > 1 for images in per_prompt) else _obstacle(call)
         grids = [[grid for image in images for grid in image.grids] for images in per_prompt]
-        visual, line_ends = _structure(kinds[::copies], per_prompt)
+        visual, line_ends = structure(kinds[::copies], per_prompt)
         visual = visual.repeat_interleave(copies, dim=0)
         line_ends = None if line_ends is None else line_ends.repeat_interleave(copies, dim=0)
-        return Layout(visual, grids, kinds[::copies], copies, encoded, obstacle, line_ends, _crops(per_prompt))
+        return Layout(visual, grids, kinds[::copies], copies, encoded, obstacle, line_ends, crops(per_prompt))
 
     def _mixes_copies(self) -> bool:
         """Tell whether generate() copies images a, b to a, a, b, b, while two copies of the prompt need a, b, a, b."""
@@ -199,86 +198,3 @@ def _obstacle(call: Call) -> str | None:
     if call.get("encoded") and call.get("use_cache") is False:
         return "generate(use_cache=False) would prune again for every token: leave the cache on"
     return None
-
-
-def _count_copies(kinds: Tensor, images: Mapping[str, list[Placeholders]]) -> int:
-    """Return how many consecutive rows of `kinds` [B, S] are copies of one prompt, for beams or several answers."""
-    ratios = set()
-    for kind, code in CODES.items():
-        tokens, covered = int((kinds == code).sum()), sum(image.rows for image in images[kind])
-        if tokens == covered == 0:
-            continue
-        if not covered or not tokens or tokens % covered:
-            grids = [grid for image in images[kind] for grid in image.grids]
-            raise ValueError(f"there are {tokens} {kind} tokens, but the {kind} grids {grids} cover {covered}")
-        ratios.add(tokens // covered)
-    copies = ratios.pop() if len(ratios) == 1 else 0
-    if not copies or len(kinds) % copies or not torch.equal(kinds, _repeated(kinds, copies)):
-        raise ValueError("the images and videos do not fit the prompts: their tokens are not covered once by the grids")
-    return copies
-
-
-def _repeated(rows: Tensor, copies: int) -> Tensor:
-    """Replace every block of `copies` rows by copies of its first row."""
-    return rows[::copies].repeat_interleave(copies, dim=0)
-
-
-def _split_images(
-    kinds: Tensor, images: Mapping[str, list[Placeholders]], steps_apart: bool
-) -> list[list[Placeholders]]:
-    """Return the images of each prompt in `kinds` [B, S], in the order in which their placeholders appear."""
-    queues = {code: iter(images[kind]) for kind, code in CODES.items()}
-    names = {code: kind for kind, code in CODES.items()}
-    per_prompt = []
-    for row in kinds:
-        places = row.nonzero().squeeze(1)
-        codes, of_prompt, start = row[places], [], 0
-        while start < len(places):
-            code = int(codes[start])
-            image = next(queues[code], None)
-            end = start + (image.rows if image else 1)
-            grid = None if image is None else image.grids[0]
-            runs = grid[0] if grid and steps_apart else 1
-            if image is None or end > len(places) or not _is_in_runs(places[start:end], runs):
-                raise ValueError(f"{names[code]} tokens do not form a block of their grid (t, h, w) = {grid}")
-            if not bool((codes[start:end] == code).all()):
-                raise ValueError(f"{names[code]} tokens of grid {grid} are mixed with those of another kind")
-            of_prompt.append(image)
-            start = end
-        per_prompt.append(of_prompt)
-    return per_prompt
-
-
-def _structure(kinds: Tensor, per_prompt: list[list[Placeholders]]) -> tuple[Tensor, Tensor | None]:
-    """Return which rows of `kinds` [P, S] are patches, and `Layout.line_ends` [P, S], or None without newlines."""
-    visual = kinds > 0
-    line_ends = torch.full(kinds.shape, -1, device=kinds.device)
-    for row, images in enumerate(per_prompt):
-        places = visual[row].nonzero().squeeze(1)
-        for image, part in zip(images, places.split([image.rows for image in images]), strict=True):
-            if image.patches is not None:
-                visual[row, part] = image.patches.to(visual.device)
-            if image.line_ends is not None:
-                ends = image.line_ends.to(part.device)
-                line_ends[row, part] = torch.where(ends < 0, -1, part[ends])
-    return visual, line_ends if bool((line_ends >= 0).any()) else None
-
-
-def _crops(per_prompt: list[list[Placeholders]]) -> list[Tensor] | None:
-    """Return the crop [N] of each patch of each prompt, counted through its images; None in families without tiles."""
-    if all(image.crops is None for images in per_prompt for image in images):
-        return None
-    per_patch = []
-    for images in per_prompt:
-        first, parts = 0, [torch.zeros(0, dtype=torch.int64)]
-        for image in images:
-            parts.append(first + crops_of(image.grids, image.crops))
-            first = int(parts[-1].max()) + 1
-        per_patch.append(torch.cat(parts))
-    return per_patch
-
-
-def _is_in_runs(rows: Tensor, count: int) -> bool:
-    """Tell whether `rows`, ascending, are `count` runs of equal length without gaps."""
-    runs = rows.view(count, -1)
-    return bool((runs[:, -1] - runs[:, 0] == runs.shape[1] - 1).all())

@@ -19,6 +19,7 @@ import harness
 import methods
 from harness.core.config import ModelConfig
 from harness.models import adapter_for, loading, vision_tower
+from harness.models.compat import CLIP_ENCODER
 from methods.base import Method, Selection, Signal
 
 REAL, BASE = 336, 576  # pixels and patches of a crop in the released models
@@ -114,22 +115,35 @@ class TestAnImageOf500x700:
 
 class TestSignals:
     @torch.no_grad()
-    def test_attention_of_each_crop_is_packed_as_the_model_packs_features(self, processor):
+    def test_those_of_each_crop_are_packed_as_the_model_packs_features(self, processor):
         model, samples = tiny_llava_next(attn="eager"), ["text between", "small image"]
         inputs, watch = inputs_of(processor, samples), Watch()
         with harness.prune(model, watch, keep=0.5):
             generate(model, inputs)
-        crops = [5, 4, 3]  # of each image
-        pixels = torch.cat([image[:count] for image, count in zip(inputs["pixel_values"], crops, strict=True)])
-        maps = model.model.vision_tower(pixels, output_attentions=True).attentions[-2]  # the features skip a layer
-        received = maps.mean(1)[:, 0, 1:].split(crops)
-        rows, _ = model.model.pack_image_features(
-            [part.unsqueeze(-1) for part in received], inputs["image_sizes"], "default", torch.tensor([torch.nan])
-        )
-        expected = [part[~part.isnan()] for part in rows]
-        torch.testing.assert_close(watch.seen[0].vit_attention["last"], torch.cat(expected[:2]), atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(watch.seen[1].vit_attention["last"], expected[2], atol=1e-6, rtol=1e-4)
-        assert watch.seen[0].vit_keys.shape == (sum(map(len, expected[:2])), 16)
+        counts = [5, 4, 3]  # crops of each image
+        pixels = torch.cat([image[:count] for image, count in zip(inputs["pixel_values"], counts, strict=True)])
+        layer = model.model.vision_tower.get_submodule(f"{CLIP_ENCODER}.layers")[-2]  # whose output the features are
+        keys = []
+        handle = layer.self_attn.k_proj.register_forward_hook(lambda module, args, output: keys.append(output))
+        tower = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+        handle.remove()
+
+        def packed(values):
+            """Return what both prompts have of values [crops, 1 + patches, D] of the tower's rows."""
+            newline = torch.full(values.shape[-1:], torch.nan)
+            parts, _ = model.model.pack_image_features(
+                values[:, 1:].split(counts), inputs["image_sizes"], "default", newline
+            )
+            rows = [part[~part.isnan().any(-1)] for part in parts]
+            return torch.cat(rows[:2]), rows[2]
+
+        attention = tower.attentions[-2].mean(1)[:, 0].unsqueeze(-1)  # received from CLS
+        heads = keys[0].unflatten(-1, (2, 16)).mean(-2)
+        for values, field in ((heads, "vit_keys"), (tower.hidden_states[-2], "vit_features")):
+            for tokens, expected in zip(watch.seen, packed(values), strict=True):
+                torch.testing.assert_close(getattr(tokens, field), expected, atol=1e-5, rtol=1e-4)
+        for tokens, expected in zip(watch.seen, packed(attention), strict=True):
+            torch.testing.assert_close(tokens.vit_attention["last"], expected[:, 0], atol=1e-6, rtol=1e-4)
 
 
 class TestNewlines:
