@@ -133,7 +133,8 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
         return f"{method.name} reads a decoder layer of type {text}: supported are {', '.join(TEXT_MODELS)}"
-    if Signal.LLM in method.needs and text == "mistral" and config.text_config.sliding_window is not None:
+    inside = method.stage not in ("input", "pixels")
+    if inside and text == "mistral" and config.text_config.sliding_window is not None:
         window = config.text_config.sliding_window
         return f"{method.name} cuts inside the language model, whose layers attend within {window} tokens"
     if Signal.TEXT in method.needs and text not in family.question_templates:
