@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from probes import Stages
 from reference_prune import inputs_of
 from tiny_families import tiny
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
@@ -108,10 +109,13 @@ def test_a_picture_in_crops(family, method, rule):
         count(model.config, packing.grids, text)
 
 
-@pytest.mark.parametrize("method", ["uniform", "fastv", "paper"])  # in front, behind layer 1, inside layer 0
-def test_the_language_model_of_a_pruned_prompt(counted, method):
+@pytest.mark.parametrize(
+    "chosen",
+    [methods.load("uniform"), methods.load("fastv"), methods.load("fastv", variant="paper"), Stages(layers=(-1, 0, 1))],
+    ids=["in front", "behind layer 1", "inside layer 0", "three times"],
+)
+def test_the_language_model_of_a_pruned_prompt(counted, chosen):
     model, workload = counted
-    chosen = methods.load("fastv", variant="paper") if method == "paper" else methods.load(method)
     found = count(model.config, workload.grids, TEXT, chosen, Budget(keep=0.25), NEW)
     with prune(model, chosen, keep=0.25):
         check_language_model(model, workload.prepare(1), found)
