@@ -86,7 +86,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(output, value
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("output", OUTPUTS.keys() - FOLDERS - {"bench.out", "bench_kernels.out"})
+@pytest.mark.parametrize("output", sorted(OUTPUTS.keys() - FOLDERS - {"bench.out", "bench_kernels.out"}))
 def test_a_folder_is_no_file(output, places):
     command, key = output.split(".")
     with pytest.raises(UserError, match=rf"cannot write {key}=folder, which is a folder: name a file"):
