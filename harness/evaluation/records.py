@@ -21,8 +21,8 @@ def kept_fields(record: Kept) -> dict[str, Any]:
 
     `newlines`, the numbers of newline rows before and after, is there only in families that have such rows. `per_tile`,
     `k` of each tile, is there only in families that cut tiles, and for a budget per tile. `stages`, what each cut left,
-    is there only after several cuts. `budget` and `shown`, the grids of the smaller
-    images, are there only if images were resized: `k` may then differ.
+    is there only after several cuts. `budget`, K, is there where it is not `k`: it counts the tokens of a layer on
+    average, or the method keeps another number. `shown` are the grids of smaller images.
     """
     grids = [list(grid) for grid in record.grids]
     line = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
@@ -32,8 +32,10 @@ def kept_fields(record: Kept) -> dict[str, Any]:
         line["per_tile"] = record.per_tile
     if record.stages:
         line["stages"] = [{"layer": stage.layer, "kept": stage.kept} for stage in record.stages]
+    if record.budget is not None:
+        line["budget"] = record.budget
     if isinstance(record, ResizeRecord):
-        line |= {"budget": record.budget, "shown": [list(grid) for grid in record.shown]}
+        line["shown"] = [list(grid) for grid in record.shown]
     return line
 
 

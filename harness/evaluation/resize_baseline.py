@@ -24,7 +24,6 @@ from methods.tokens import Grid, num_crops, num_tokens
 class ResizeRecord(Kept):
     """The record of one sample: `n` and `grids` describe its original images, `k` the smaller ones."""
 
-    budget: int = 0  # K, which `k` rarely equals
     shown: list[Grid] = field(default_factory=list)  # (t, h, w) in tokens of each smaller image or video
 
 

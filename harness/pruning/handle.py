@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from methods.base import Cut, Method, Selection, Tokens
+    from methods.base import Method, Selection, Tokens
     from methods.tokens import Grid
 
     Size = tuple[int, int]  # N and K
@@ -37,6 +37,7 @@ class Kept:
     kept: list[int]  # indices of the kept tokens among the n, ascending
     grids: list[tuple[int, int, int]]  # (t, h, w) in tokens of each image or video
     per_layer: float = 0.0  # visual tokens that a decoder layer sees, averaged over layers
+    budget: int | None = None  # K, where it is not k: a mean over layers, or a method that keeps another number
     stages: list[Stage] = field(default_factory=list)  # of a schedule of several cuts, the last one too; else none
     # Newline rows before and after; None in families without any.
     newlines: tuple[int, int] | None = field(default=None, kw_only=True)
@@ -95,11 +96,11 @@ class Pruning:
         if not isinstance(value, Sequence):
             self._generator.manual_seed(int(value))
 
-    def cuts(self, n: int, grids: Sequence[Grid], crops: int, layers: int) -> tuple[Cut, ...]:
-        """Return the cuts of a sample of `n` visual tokens of images `grids` and so many crops, given the layers."""
+    def count(self, grids: Sequence[Grid], crops: int) -> int:
+        """Return K of a sample with the visual tokens of images `grids`, cut into so many crops."""
         from methods import per_tile
 
-        return self.method.cuts(n, per_tile.count(self.method, self.budget, grids, crops), layers)
+        return per_tile.count(self.method, self.budget, grids, crops)
 
     def generators(self, count: int) -> list[torch.Generator]:
         """Begin a prefill of `count` samples; return the random generator of each."""

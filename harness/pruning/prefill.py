@@ -63,7 +63,8 @@ class Prefill:
         self._pruning, self._layout = pruning, layout
         sizes, newlines = (rows[:: layout.copies].sum(1).tolist() for rows in (self.visual, self._newlines))
         self._crops = [int(tiles.max()) + 1 if len(tiles) else 0 for tiles in map(self._tiles, range(len(sizes)))]
-        plans = [pruning.cuts(*each, layers) for each in zip(sizes, layout.grids, self._crops, strict=True)]
+        self._budgets = [pruning.count(*each) for each in zip(layout.grids, self._crops, strict=True)]
+        plans = [pruning.method.cuts(n, k, layers) for n, k in zip(sizes, self._budgets, strict=True)]
         generators = pruning.generators(len(sizes))
         self.prompts = [
             Prompt(n, cuts, generator, torch.arange(n, device=embeddings.device), ends, ends)
@@ -151,7 +152,9 @@ class Prefill:
             stages = prompt.stages if len(prompt.stages) > 1 else []
             tiles = self._tiles(number)
             ends = None if self._pruning.newlines is None else (prompt.newlines, prompt.newlines_left)
-            record = Kept(prompt.n, len(kept), kept, list(grids), per_layer, stages, newlines=ends)
+            budget = min(self._budgets[number], prompt.n)
+            asked = None if budget == len(kept) else budget
+            record = Kept(prompt.n, len(kept), kept, list(grids), per_layer, asked, stages, newlines=ends)
             if self._layout.crops is not None or self._pruning.budget.per_tile is not None:
                 counts = torch.bincount(tiles[kept], minlength=self._crops[number]).tolist() if prompt.n else []
                 record = replace(record, per_tile=counts)

@@ -117,7 +117,7 @@ def keys_of(table: Table) -> dict[str, str]:
 
 
 def _is_inside(row: Mapping[str, Any]) -> bool:
-    return is_inside(row.get("kept"), row.get("per_layer")) and row["method"] != BASELINE
+    return is_inside(row.get("K"), row.get("per_layer")) and row["method"] != BASELINE
 
 
 def _key(key: str, row: Mapping[str, Any], repeated: bool, settings: Mapping[str, str]) -> str:

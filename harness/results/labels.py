@@ -69,7 +69,7 @@ def names(results: Sequence[Result]) -> dict[str, str]:
     A star marks a method that cuts inside the language model, where a layer sees more than K tokens on average.
     """
     suffixes = _suffixes(results, lambda run: (run.setting, run.budget, run.method))
-    stars = {run.hash: "*" * is_inside(run.tokens("kept"), run.tokens("per_layer")) for run in results}
+    stars = {run.hash: "*" * is_inside(run.tokens("budget"), run.tokens("per_layer")) for run in results}
     methods = {run.hash: "unpruned" if run.is_baseline else run.method for run in results}
     return {key: f"{name}{stars[key]}{_in_brackets(suffixes[key])}" for key, name in methods.items()}
 
@@ -155,14 +155,14 @@ def _listed(values_by_name: Mapping[str, Iterable[Any]]) -> str:
     )
 
 
-def is_inside(kept: float | None, per_layer: float | None) -> bool:
-    """Return whether early decoder layers see more tokens than are kept, since the cut comes after them."""
-    return kept is not None and per_layer is not None and bool(per_layer > kept)
+def is_inside(budget: float | None, per_layer: float | None) -> bool:
+    """Return whether a decoder layer sees more tokens on average than K, since the cut comes after some of them."""
+    return budget is not None and per_layer is not None and bool(per_layer > budget)
 
 
-def ranked_apart(kept: float | None, per_layer: float | None) -> float:
+def ranked_apart(budget: float | None, per_layer: float | None) -> float:
     """Return the tokens per layer of a row that `is_inside`, which is ranked among rows with as many; 0 for others."""
-    return per_layer if per_layer is not None and is_inside(kept, per_layer) else 0.0
+    return per_layer if per_layer is not None and is_inside(budget, per_layer) else 0.0
 
 
 def ordered(groups: Sequence[str]) -> list[str]:

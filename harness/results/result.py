@@ -122,8 +122,9 @@ class Result:
     def tokens(self, which: str) -> float | None:
         """Return the mean number of visual tokens per question; None if no task has counts.
 
-        `which` is "all", "kept", "budget" (which only `resize` does not meet) or "per_layer". The last is what a
-        decoder layer sees on average: more than is kept if the cut is inside the language model.
+        `which` is "all", "kept", "budget" (K, which `resize` and methods with `fit=official` do not meet, and which may
+        count the tokens of a layer) or "per_layer". The last is what a decoder layer sees on average: more than is kept
+        if a cut is inside the language model.
         """
         questions, counts = self.metrics["questions"], self.metrics.get("visual_tokens", {})
         means = {task: count.get(which, count["kept"]) for task, count in counts.items()}

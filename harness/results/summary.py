@@ -163,7 +163,7 @@ def _add_answers(cells: dict[tuple[str, str], dict[str, Any]], results: Sequence
 
 
 def _apart(result: Result) -> float:
-    return ranked_apart(result.tokens("kept"), result.tokens("per_layer"))
+    return ranked_apart(result.tokens("budget"), result.tokens("per_layer"))
 
 
 def _answers(results: Sequence[Result]) -> pd.DataFrame | None:

@@ -160,8 +160,8 @@ def marks(table: Table) -> pd.DataFrame:
     Scores are compared as they are shown, so ties share a mark. Untested columns have none.
     """
     frame = table.frame
-    if {"kept", "per_layer"} <= set(frame):
-        apart = [ranked_apart(*pair) for pair in zip(frame["kept"], frame["per_layer"], strict=True)]
+    if {"K", "per_layer"} <= set(frame):
+        apart = [ranked_apart(*pair) for pair in zip(frame["K"], frame["per_layer"], strict=True)]
         frame = frame.assign(apart=apart)
     marked = pd.DataFrame("", index=frame.index, columns=table.columns)
     keys = [column for column in ("setting", "budget", "source", "apart") if column in frame]

@@ -105,9 +105,13 @@ def test_a_trial_of_two_questions_has_no_marks_and_a_note(tmp_path):
 
 
 def test_rows_whose_early_layers_see_more_are_ranked_among_their_like(tmp_path):
-    """FastV is ahead of all, and still the others have a best row and rows that are not significantly different."""
+    """FastV is ahead of all, and still the others have a best row and rows that are not significantly different.
+
+    PyramidDrop's layers see K tokens on average, so it is ranked among those that cut before the language model.
+    """
     per_layer = {"fastv": 57.5, "dart": 57.5, "d2pruner": 80.0}
     scores = {"none": 1.0, "fastv": 0.95, "dart": 0.3, "d2pruner": 0.9, "random": 0.1, "greedy": 0.6, "idpruner": 0.59}
+    scores["pyramiddrop"] = 0.2
     for method, score in scores.items():
         run = finished(tmp_path, method, score, 200)
         if method in per_layer:
@@ -116,16 +120,23 @@ def test_rows_whose_early_layers_see_more_are_ranked_among_their_like(tmp_path):
             metrics["visual_tokens"]["t"]["per_layer"] = per_layer[method]
             path.write_text(to_json(metrics))
             sealed_again(run.path)
+        if method == "pyramiddrop":
+            path = run.path / "metrics.json"
+            metrics = json.loads(path.read_text())
+            counts = metrics["visual_tokens"]["t"]
+            counts |= {"kept": counts["kept"] / 5, "per_layer": counts["kept"], "budget": counts["kept"]}
+            path.write_text(to_json(metrics))
+            sealed_again(run.path)
     (table,) = made(tmp_path)
     marked = dict(zip(table.frame["method"], marks(table)["t"], strict=True))
     assert marked == {
         **{"baseline": "", "fastv": "best", "dart": "second", "d2pruner": ""},  # one row alone is no comparison
-        **{"greedy": "best", "idpruner": "second", "random": ""},
+        **{"greedy": "best", "idpruner": "second", "random": "", "pyramiddrop": ""},
     }
     same = dict(zip(table.frame["method"], table.frame["as_best"], strict=True))
     assert {method for method, names in same.items() if "t" in names.split()} == {"idpruner"}
     luck = next(note for note in table.notes if note.startswith("the best average was selected"))
-    assert "(keep=0.25, 3 rows)" in luck
+    assert "(keep=0.25, 4 rows)" in luck
     assert "(keep=0.25, 2 rows with *)" in luck
 
 
