@@ -47,14 +47,16 @@ def models(dtype: torch.dtype) -> Iterator[tuple[str, Any, Any]]:
 @contextmanager
 def with_another_token(pruning: harness.Pruning) -> Iterator[None]:
     """Replay with the last kept token of each prompt replaced by one that was dropped."""
-    right = pruning._selections
-    counts = [record.n for record in pruning.records[-len(right) :]]
-    pruning._selections = [_another(selection, n) for selection, n in zip(right, counts, strict=True)]
+    right = pruning._asked
+    pruning._asked = {
+        layer: (sizes, [_another(selection, n) for selection, (n, _) in zip(selections, sizes, strict=True)])
+        for layer, (sizes, selections) in right.items()
+    }
     try:
         with pruning.replaying():
             yield
     finally:
-        pruning._selections = right
+        pruning._asked = right
 
 
 def _another(selection: Selection, n: int) -> Selection:

@@ -85,14 +85,16 @@ def checked(case: Case, device: str) -> Case:
 @contextmanager
 def replaying_others(pruning: harness.Pruning) -> Iterator[None]:
     """Make prefills within the block keep the right neighbour of each token that the latest prefill kept."""
-    right = pruning._selections
-    sizes = [record.n for record in pruning.records[-len(right) :]]
-    pruning._selections = [Selection.of((s.kept + 1) % n) for s, n in zip(right, sizes, strict=True)]
+    right = pruning._asked
+    pruning._asked = {
+        layer: (sizes, [Selection.of((s.kept + 1) % n) for s, (n, _) in zip(selections, sizes, strict=True)])
+        for layer, (sizes, selections) in right.items()
+    }
     try:
         with pruning.replaying():
             yield
     finally:
-        pruning._selections = right
+        pruning._asked = right
 
 
 def obstacle(kernel: str, device: str) -> str:
