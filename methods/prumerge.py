@@ -90,7 +90,7 @@ class PruMerge(Method):
         picks = self._picks(scores, k)
         extra = top(scores.index_fill(0, picks, -torch.inf), min(1, n - len(picks)))
         order = torch.cat([picks, extra])
-        row = order.argsort().argsort()  # of each among the kept tokens, ascending
+        row = torch.searchsorted(order.sort().values, order)  # of each among the kept tokens, ascending
         similar = Cosine(directions(keys, floor=BARE_NORM), table=True)(picks).scatter(1, picks[:, None], -torch.inf)
         near = ranked(similar)[:, : min(self.neighbours, n - 1)]
         picked, last = row[: len(picks)], row[len(picks) :]

@@ -96,11 +96,14 @@ def test_wrong_decoding_fails(monkeypatch):
 
     @contextmanager
     def wrong(pruning, replaying):
-        right = pruning._selections
-        pruning._selections = [script.Selection.of((s.kept + 1) % 16) for s in right]
+        right = pruning._asked
+        pruning._asked = {
+            layer: (sizes, [script.Selection.of((s.kept + 1) % 16) for s in selections])
+            for layer, (sizes, selections) in right.items()
+        }
         with replaying():
             yield
-        pruning._selections = right
+        pruning._asked = right
 
     plain = script.harness.prune
     monkeypatch.setattr(script.harness, "prune", block)

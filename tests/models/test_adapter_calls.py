@@ -25,6 +25,7 @@ MAKES_CALLS = {
     "bench/measure.py",  # the bench makes inputs, and looks at their size
     "bench/output.py",
     "bench/workloads.py",
+    "report/crops.py",  # shows what a processor made
     "evaluation/lmms_model.py",  # counts tokens of what a processor made
     "report/images.py",  # shows what a processor made
     "train/batches.py",  # joins what a processor made
