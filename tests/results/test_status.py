@@ -235,7 +235,7 @@ def test_a_folder_without_runs_is_one_line(tmp_path, python):
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_a_log_that_is_no_file_is_damage_and_no_wait(kind, tmp_path):
-    run = make_run(tmp_path, each={"t": [1.0, 0.0]}, said={"t": ["a", "b"]}).path
+    run = make_run(tmp_path / "m" / "t", each={"t": [1.0, 0.0]}, said={"t": ["a", "b"]}).path
     (run / "responses.jsonl").unlink()
     (os.mkfifo if kind == "pipe" else os.mkdir)(run / "responses.jsonl")
     (state,) = list_runs(tmp_path)

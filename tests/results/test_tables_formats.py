@@ -236,7 +236,7 @@ def test_a_float_with_errors_fits_a_page_and_has_its_legend_in_the_caption(table
     )
     text = latex(wide, is_float=True)
     caption = text[text.index(r"\caption") : text.index(r"\label")]
-    assert all(part in caption for part in (r"m on suite \& more", "Bold: best of its block", "0.7.3"))
+    assert all(part in caption for part in (r"m on suite \& more", "Bold: best of the rows with this budget", "0.7.3"))
     assert "Lost" not in text
     code, log = compiles(tmp_path, f"Text.\n{text}", "\\usepackage{booktabs,graphicx}\n")
     assert code == 0, log[-2000:]
