@@ -1,8 +1,8 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new, in three parts (results-pocket, results-llava-keep,
-# results-llava-tokens) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
+# make results: run again what results/pocket holds, in results/pocket/new, in four parts (results-pocket, results-llava-keep,
+# results-llava-tokens, results-newer) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
 # provenance, and its tables. The runs with their answers are then in results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
@@ -12,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens results-newer report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -78,7 +78,16 @@ results-llava-tokens: .venv/.installed
 	$(BIN)/python -m harness.export runs=$(NEW)/llava_tokens archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 
-results: results-pocket results-llava-keep results-llava-tokens
+# Methods that came after the runs above, until all are made again together.
+NEWER := fastervlm,mmtok,tome,prunesid,prumerge,prumerge_plus,vlmpruner,pyramiddrop,sparsevlm
+results-newer: .venv/.installed
+	$(RUN) -m method=$(NEWER) keep=0.25,0.1 runs=$(NEW)/newer
+	$(RUN) -m $(LLAVA) method=$(NEWER) keep=0.25,0.1 runs=$(NEW)/newer
+	$(BIN)/python -m harness.export runs=$(NEW)/newer archive=results/pocket/newer
+	$(TABLES) runs=results/pocket/newer/pocket/pocket csv=results/pocket/newer.csv
+	$(TABLES) runs=results/pocket/newer/pocket_llava/pocket_image csv=results/pocket/newer_llava.csv
+
+results: results-pocket results-llava-keep results-llava-tokens results-newer
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last

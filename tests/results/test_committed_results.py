@@ -61,7 +61,7 @@ def test_the_suite_tells_methods_apart(table, model):
 
 
 CHOSEN_HERE = {"qmmr"}  # by these very questions: results/analysis/beyond judges it by those that chose nothing
-TO_RUN = {  # newer than the table
+TO_RUN = {  # newer than the table, and in one of their own
     *("fastervlm", "mmtok", "prumerge", "prumerge_plus", "prunesid", "pyramiddrop", "sparsevlm", "tome", "vlmpruner"),
 }
 
@@ -71,6 +71,12 @@ def test_every_method_that_can_run_is_in_the_table(table, model):
     can = {name for name in methods.names() if adapter_class(family).refusal(methods.load(name)) is None}
     for budget in BUDGETS[model]:
         assert set(averages(table, budget)) == can - {"none"} - CHOSEN_HERE - TO_RUN
+
+
+def test_methods_that_are_newer_have_a_table_of_their_own(model):
+    newer = pd.read_csv(RESULTS / {"pocket": "newer.csv", "pocket_llava": "newer_llava.csv"}[model])
+    for budget in SHARES:
+        assert set(averages(newer.astype({"budget": str}), budget)) == TO_RUN
 
 
 @pytest.mark.usefixtures("fork_server")

@@ -61,6 +61,29 @@ def test_readme_shows_the_averages():
     }  # resize where all images are one size
 
 
+NEWER = {  # title of the second table in README -> file, budget
+    "at 0.25 of `pocket`": ("newer", "keep=0.25"),
+    "at 0.1 of `pocket`": ("newer", "keep=0.1"),
+    "at 0.25 of `pocket_llava`": ("newer_llava", "keep=0.25"),
+    "at 0.1 of `pocket_llava`": ("newer_llava", "keep=0.1"),
+}
+
+
+def test_readme_shows_the_averages_of_newer_methods():
+    """Each with the share of the picture's tokens that a layer sees on average."""
+    head, *rows = rows_below(ROOT / "README.md", "at 0.25 of `pocket`")
+    assert head[1:] == list(NEWER)
+    for title, (name, budget) in NEWER.items():
+        frame = sheet(name)
+        (unpruned,) = frame.loc[frame["method"] == "baseline", "K"].astype(float)
+        block = frame[frame["budget"] == budget]
+        cells = {row[0]: row[head.index(title)] for row in rows}
+        assert cells == {
+            row["name"]: f"{row['avg']} ({100 * float(row['per_layer']) / unpruned:.0f} %)"
+            for row in block.to_dict("records")
+        }
+
+
 def rows_marked(head: list[str], rows: list[list[str]], title: str, mark: str) -> set[str]:
     place = head.index(title)
     return {row[1] for row in rows if row[place].endswith(mark)}
