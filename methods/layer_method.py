@@ -50,7 +50,8 @@ class LayerMethod(Method):
 
     def schedule(self, n: int, k: int, layers: int) -> tuple[Cut, ...]:
         """Return the one cut, behind layer j."""
-        layer = int(self.stage.removeprefix("layer:"))
+        (cut,) = super().schedule(n, k, layers)
+        layer = cut.layer
         if self.budget_at == "mean":
             least = -(-((layer + 1) * n + layers - layer - 1) // layers)
             if k < least:

@@ -61,8 +61,11 @@ class Prefill:
         self._line_ends = None if layout.line_ends is None else layout.line_ends.to(embeddings.device)
         self.embeddings = embeddings
         self._pruning, self._layout = pruning, layout
-        sizes, newlines = (rows[:: layout.copies].sum(1).tolist() for rows in (self.visual, self._newlines))
-        self._crops = [int(tiles.max()) + 1 if len(tiles) else 0 for tiles in map(self._tiles, range(len(sizes)))]
+        counts = torch.stack([self.visual, self._newlines])[:, :: layout.copies].sum(2)
+        sizes, newlines = counts.tolist()  # the host waits once
+        self._tiled = layout.crops is not None or pruning.budget.per_tile is not None
+        tiles = [self._tiles(number) for number in range(len(sizes))] if self._tiled else []
+        self._crops = [int(of.max()) + 1 if len(of) else 0 for of in tiles] or [0] * len(sizes)
         self._budgets = [pruning.count(*each) for each in zip(layout.grids, self._crops, strict=True)]
         plans = [pruning.method.cuts(n, k, layers) for n, k in zip(sizes, self._budgets, strict=True)]
         generators = pruning.generators(len(sizes))
@@ -150,13 +153,13 @@ class Prefill:
             per_layer += (1 - before) * seen
             kept = prompt.stages[-1].kept if prompt.stages else list(range(prompt.n))
             stages = prompt.stages if len(prompt.stages) > 1 else []
-            tiles = self._tiles(number)
             ends = None if self._pruning.newlines is None else (prompt.newlines, prompt.newlines_left)
             budget = min(self._budgets[number], prompt.n)
             asked = None if budget == len(kept) else budget
             record = Kept(prompt.n, len(kept), kept, list(grids), per_layer, asked, stages, newlines=ends)
-            if self._layout.crops is not None or self._pruning.budget.per_tile is not None:
-                counts = torch.bincount(tiles[kept], minlength=self._crops[number]).tolist() if prompt.n else []
+            if self._tiled:
+                tiles = self._tiles(number)[kept]
+                counts = torch.bincount(tiles, minlength=self._crops[number]).tolist() if prompt.n else []
                 record = replace(record, per_tile=counts)
             records.append(record)
         self._pruning.finish(records, [(prompt.outcome, prompt.importance) for prompt in self.prompts])
