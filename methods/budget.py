@@ -95,7 +95,7 @@ def rounded(k: int, sizes: Sequence[int], equal: bool = False) -> list[int]:
     return shares
 
 
-def largest_remainder(k: int, sizes: Sequence[int]) -> list[int]:
+def largest_remainder(k: int, sizes: Sequence[int | Fraction]) -> list[int]:
     """Divide `k` <= sum of `sizes` in proportion to `sizes`, at least one each where `k` allows; ties to the first."""
     total = sum(sizes)
     quotas = [k * size // total for size in sizes]
