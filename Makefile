@@ -1,8 +1,8 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new, in four parts (results-pocket, results-llava-keep,
-# results-llava-tokens, results-newer) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
+# make results: run again what results/pocket holds, in results/pocket/new, in three parts (results-pocket, results-llava-keep,
+# results-llava-tokens) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
 # provenance, and its tables. The runs with their answers are then in results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
@@ -12,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens results-newer report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -54,11 +54,17 @@ NEW := results/pocket/new
 TABLES := $(BIN)/python -m harness.tables
 METHODS := random,uniform,avg_pool,greedy,visionselector,fastv,hiprune,fps,divprune,dart,idpruner,hybrid,dpp
 METHODS := $(METHODS),visionzip,vispruner,scope,cdpruner,d2pruner,id_selection,holov
+METHODS := $(METHODS),fastervlm,mmtok,tome,prunesid,prumerge,prumerge_plus,vlmpruner
+# Their budget is a mean over layers: layer 0 of 5 sees all tokens, so that a mean of a tenth of them cannot be.
+SCHEDULES := pyramiddrop,sparsevlm
+AT_END := method=$(SCHEDULES) method.budget_at=end
 LLAVA := model=pocket_llava tasks=pocket_image
 RUN := $(BIN)/python -m harness
 results-pocket: .venv/.installed
 	$(RUN) method=none tasks=pocket_blank runs=$(NEW)/pocket
 	$(RUN) -m method=$(METHODS),resize keep=0.25,0.1 runs=$(NEW)/pocket
+	$(RUN) -m method=$(SCHEDULES) keep=0.25 runs=$(NEW)/pocket
+	$(RUN) -m $(AT_END) keep=0.25,0.1 runs=$(NEW)/pocket
 	$(RUN) -m method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/pocket
 	$(BIN)/python -m harness.export runs=$(NEW)/pocket archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
@@ -67,6 +73,8 @@ results-pocket: .venv/.installed
 results-llava-keep: .venv/.installed
 	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) method=$(SCHEDULES) keep=0.25 runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) $(AT_END) keep=0.25,0.1 runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/llava_keep
 	$(BIN)/python -m harness.export runs=$(NEW)/llava_keep archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
@@ -74,20 +82,13 @@ results-llava-keep: .venv/.installed
 
 results-llava-tokens: .venv/.installed
 	$(RUN) -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)/llava_tokens
+	$(RUN) -m $(LLAVA) method=$(SCHEDULES) tokens=57 runs=$(NEW)/llava_tokens
+	$(RUN) -m $(LLAVA) $(AT_END) tokens=57,28,14 runs=$(NEW)/llava_tokens
 	$(RUN) -m $(LLAVA) method=random seed=1,2 tokens=57,28,14 runs=$(NEW)/llava_tokens
 	$(BIN)/python -m harness.export runs=$(NEW)/llava_tokens archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 
-# Methods that came after the runs above, until all are made again together.
-NEWER := fastervlm,mmtok,tome,prunesid,prumerge,prumerge_plus,vlmpruner,pyramiddrop,sparsevlm
-results-newer: .venv/.installed
-	$(RUN) -m method=$(NEWER) keep=0.25,0.1 runs=$(NEW)/newer
-	$(RUN) -m $(LLAVA) method=$(NEWER) keep=0.25,0.1 runs=$(NEW)/newer
-	$(BIN)/python -m harness.export runs=$(NEW)/newer archive=results/pocket/newer
-	$(TABLES) runs=results/pocket/newer/pocket/pocket csv=results/pocket/newer.csv
-	$(TABLES) runs=results/pocket/newer/pocket_llava/pocket_image csv=results/pocket/newer_llava.csv
-
-results: results-pocket results-llava-keep results-llava-tokens results-newer
+results: results-pocket results-llava-keep results-llava-tokens
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last

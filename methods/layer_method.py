@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from methods.base import Cut, HiddenState, Method, Signal, later
+from methods.schedules import mean_too_small
 
 
 @dataclass(kw_only=True)
@@ -28,7 +29,7 @@ class LayerMethod(Method):
     Args:
         layer: j; default none, which takes the layer of the variant.
         budget_at: what K counts: "end", the tokens behind the cut, or "mean", the tokens that a decoder layer sees on
-            average, of which layers 0..j see all. ValueError for a K that is too small for any cut there.
+            average, of which layers 0..j see all. SelectionError for a K that is too small for any cut there.
     """
 
     needs = frozenset({Signal.LLM})
@@ -55,8 +56,7 @@ class LayerMethod(Method):
         if self.budget_at == "mean":
             least = -(-((layer + 1) * n + layers - layer - 1) // layers)
             if k < least:
-                what = f"a mean of {k} tokens a layer, where layers 0 to {layer} of {layers} see all {n}"
-                raise ValueError(f"{self.name} cannot have {what}: at least {least}, or budget_at=end")
+                raise mean_too_small(k, n, layers, least, layer + 1)
             k = round(Fraction(k * layers - (layer + 1) * n, layers - layer - 1))
         return (Cut(layer, k),)
 

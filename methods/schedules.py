@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal
 
+from methods.selecting import SelectionError
 from methods.tokens import Cut
 
 # "mean": K tokens a layer, all layers counted, each with the tokens that it saw; "end", "entry": what the last or the
@@ -16,10 +16,12 @@ Shares = Callable[[Fraction], Sequence[Fraction]]  # scale -> share of N after e
 
 UNIT = 2**32  # steps of a scale
 LEAST = UNIT // 4  # scales below are used only where cuts as early as possible do not meet the budget otherwise
-TOO_SMALL = (
-    "layer 0 alone sees more tokens than the budget allows all layers on average, so later layers get one token: "
-    "raise the budget, or set method.budget_at=end"
-)
+
+
+def mean_too_small(k: int, n: int, layers: int, least: int, whole: int = 1) -> SelectionError:
+    """Return the error that no cut has a mean of `k` tokens, since the first `whole` layers see all `n`."""
+    asked = f"a mean of {k} visual tokens a layer, where {whole} of {layers} layers see all {n}"
+    return SelectionError(f"no cut leaves {asked}: raise the budget to {least}, or set method.budget_at=end")
 
 
 def solved(
@@ -33,8 +35,8 @@ def solved(
 ) -> tuple[Cut, ...]:
     """Return the cuts of `n` tokens whose scale makes them meet `k` in a decoder of so many `layers`.
 
-    "end" and "entry" are met exactly, the mean lies in (k - 1, k] unless it is too small for cuts as early as possible.
-    Where a mean needs a scale below 1/4, all cuts move earlier by the same factor. Halves are rounded to even numbers.
+    "end" and "entry" are met exactly, the mean lies in (k - 1, k]. Where a mean needs a scale below 1/4, all
+    cuts move earlier by the same factor. Halves are rounded to even numbers.
 
     Args:
         n: visual tokens.
@@ -44,6 +46,9 @@ def solved(
         before: number of layers in front of each cut, ascending from 1.
         shares: the shape of the schedule.
         early: layers in front of a cut that count as if they were behind it.
+
+    Raises:
+        SelectionError: if the mean is too small even for cuts as early as possible.
     """
 
     def total(left: Sequence[int], places: Sequence[int]) -> int:
@@ -55,6 +60,9 @@ def solved(
     if at == "mean":
         few = counts(LEAST)
         before, least = _places(before, lambda places: total(few, places) <= k * layers)
+        smallest = -(-total(counts(least), before) // layers)
+        if k < smallest:
+            raise mean_too_small(k, n, layers, smallest)
         left = counts(_largest(least, lambda scale: total(counts(scale), before) <= k * layers))
         left = _raised(n, k * layers - total(left, before), left, [layers - place + early for place in before])
     elif at == "end":
@@ -92,10 +100,7 @@ def _earlier(before: Sequence[int], last: int) -> list[int]:
 
 
 def _largest(low: int, fits: Callable[[int], bool]) -> int:
-    """Return the largest scale from `low` on that fits, by bisection; if none does, warn and return `low`."""
-    if not fits(low):
-        warnings.warn(TOO_SMALL, stacklevel=2)
-        return low
+    """Return the largest scale that fits, by bisection; `low` does."""
     high = UNIT
     while fits(high):
         low, high = high, 2 * high

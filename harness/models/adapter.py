@@ -54,7 +54,7 @@ ARGUMENTS: Mapping[str, Arguments] = {
 }
 
 
-EXAMPLE = (576, 144)  # N and K for which a schedule is checked before a model is loaded
+EXAMPLE = (576, 144)  # N and K for which schedules are listed
 
 
 class Adapter(ABC):
@@ -211,7 +211,7 @@ class Adapter(ABC):
             return
         count = int(text.num_hidden_layers)
         if layer is None:
-            method.cuts(*EXAMPLE, count)  # raises if the schedule does not fit so many layers
+            method.cuts(EXAMPLE[0], EXAMPLE[0] - 1, count)  # raises if the schedule does not fit so many layers
         elif layer >= count - 1:
             limit = f"this {cls.family} has {count} layers, so {count - 2} is the last with one after it"
             raise ValueError(f"{method.name} cuts after decoder layer {layer}: {limit}")

@@ -19,7 +19,7 @@ def test_a_mean_is_met_but_for_rounding(n, k, layers, data):
     if k >= n:
         assert method.cuts(n, k, layers) == ()
     elif k * layers < least:
-        with pytest.raises(ValueError, match=f"at least {-(-least // layers)}, or budget_at=end"):
+        with pytest.raises(ValueError, match=f"budget to {-(-least // layers)}, or set method.budget_at=end"):
             method.cuts(n, k, layers)
     else:
         (cut,) = method.cuts(n, k, layers)
@@ -31,6 +31,6 @@ def test_a_mean_is_met_but_for_rounding(n, k, layers, data):
 def test_the_usual_budgets_of_llava():
     """192 tokens a layer of 32: two layers see all 576, the others 166."""
     assert [FastV(budget_at="mean").cuts(576, k, 32)[0].k for k in (192, 128, 64)] == [166, 98, 30]
-    said = "fastv cannot have a mean of 32 tokens a layer, where layers 0 to 1 of 32 see all 576: at least 37"
+    said = "no cut leaves a mean of 32 visual tokens a layer, where 2 of 32 layers see all 576: raise the budget to 37"
     with pytest.raises(ValueError, match=re.escape(said)):
         FastV(budget_at="mean").cuts(576, 32, 32)

@@ -1,6 +1,5 @@
 """Schedules that meet a budget: the mean over layers, what the first cut leaves, or what the last one does."""
 
-import warnings
 from fractions import Fraction
 
 import pytest
@@ -9,6 +8,7 @@ from properties import randomized
 
 import methods
 from methods.base import Cut
+from methods.checks import SelectionError
 
 DEPTHS = range(4, 81)
 
@@ -24,15 +24,18 @@ def reaches(n, k, layers):
     return n + layers - 1 <= k * layers
 
 
-@pytest.mark.filterwarnings("ignore:layer 0 alone")
 @pytest.mark.parametrize("name", METHODS := ["pyramiddrop", "sparsevlm"])
 @randomized(100, n=st.integers(2, 3000), share=st.floats(0, 1), layers=DEPTHS)
 def test_the_mean_is_the_budget_wherever_it_can_be(name, n, share, layers):
-    k = 1 + int(share * (n - 2))
-    cuts = methods.load(name).cuts(n, k, layers)  # which checks that they fit n and the layers
+    k, method = 1 + int(share * (n - 2)), methods.load(name)
+    if not reaches(n, k, layers):
+        with pytest.raises(SelectionError, match=f"raise the budget to {-(-(n + layers - 1) // layers)}, or set"):
+            method.cuts(n, k, layers)
+        return
+    cuts = method.cuts(n, k, layers)  # which checks that they fit n and the layers
     mean = tokens_per_layer(n, cuts, layers)
-    assert k - 1 < mean <= k if reaches(n, k, layers) else mean == tokens_per_layer(n, [Cut(0, 1)], layers)
-    assert mean <= tokens_per_layer(n, methods.load(name).cuts(n, k + 1, layers), layers)
+    assert k - 1 < mean <= k
+    assert mean <= tokens_per_layer(n, method.cuts(n, k + 1, layers), layers)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,9 +49,9 @@ def test_the_first_or_the_last_cut_leaves_the_budget(name, n, share, layers):
         assert {cut.layer for cut in cuts} <= {cut.layer for cut in methods.load(name).schedule(n, n // 2, layers)}
 
 
-def test_a_budget_that_layer_0_exceeds_is_met_as_far_as_possible_and_said():
-    with pytest.warns(UserWarning, match="layer 0 alone sees more tokens than the budget"):
-        assert methods.load("pyramiddrop").cuts(576, 100, 5) == (Cut(0, 1),)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(methods.load("pyramiddrop").cuts(576, 120, 5)) == 2
+def test_a_mean_that_layer_0_exceeds_is_refused():
+    asked = "a mean of 115 visual tokens a layer, where 1 of 5 layers see all 576: raise the budget to 116, or set"
+    with pytest.raises(SelectionError, match=asked):
+        methods.load("pyramiddrop").cuts(576, 115, 5)
+    assert methods.load("pyramiddrop").cuts(576, 116, 5) == (Cut(0, 1),)
+    assert len(methods.load("pyramiddrop").cuts(576, 120, 5)) == 2

@@ -20,6 +20,9 @@ import methods
 from harness.models import FAMILIES, adapter_class
 
 TOKENS = 6  # decoded in each turn
+# Rotary angles are float32 in a float64 model too, and a padded prompt may stand at other positions than alone: that is
+# 1.3e-4 at most here (and 1e-14 with float64 angles), while every cut below changes more than 1e-2.
+CLOSE = {"atol": 1e-3, "rtol": 1e-4}
 TURN = [65, 66, 67]  # what the user says next
 KEEP = 0.3
 # One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP, often.
@@ -136,7 +139,7 @@ class Block:
             cuts = [Cut(at.layer, s.kept, s.owner, s.mix, compact) for at, s in zip(plan, chosen, strict=True)]
             before_each = prompt.logits(self.model, cuts, answer)[-len(answer) - 1 : -1]
             for i, (token, ours, expected) in enumerate(zip(answer, steps, before_each, strict=True)):
-                torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(ours.double(), expected.double(), **CLOSE)
                 assert i not in greedy or token == int(likeliest(self.model, expected))
             if visual:  # the cut made a difference, up to the last step
                 uncut = prompt.logits(self.model, Cut(-1, torch.arange(visual)), answer[:-1])[-1]
