@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from harness.bench.settings import Settings, settings
 from harness.core.command import command
-from harness.core.console import print_json
-from harness.core.errors import UserError, as_user_error
+from harness.core.console import print_json, say
+from harness.core.errors import UserError, as_user_error, one_line
 
 
 def main() -> None:
@@ -20,11 +20,17 @@ def main() -> None:
 
 
 def table(cfg: DictConfig) -> None:
-    """Print a table of FLOPs for every method and size, and one JSON line."""
+    """Print a table of FLOPs for every method and size, and one JSON line; write them to `out`."""
+    from harness.bench import output
     from harness.bench.screen import OPERATIONS, tables
 
-    rows = counted(settings(cfg))
+    chosen = settings(cfg)
+    output.check(chosen.out)
+    rows = counted(chosen)
     print(tables(rows, [OPERATIONS]))
+    if chosen.out is not None:
+        output.write(chosen.out, rows, {"model": chosen.model.name})
+        say(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
     print_json({"rows": rows})
 
 
@@ -44,10 +50,18 @@ def counted(chosen: Settings) -> list[dict[str, Any]]:
         hidden = None if chosen.weights == "tiny" else architectures.scorer_hidden(name)
     else:
         config = ModelFolder(checkpoint.download(chosen.model)).config
-    allowed = allowed_in(chosen, config, None, partial(print, file=sys.stderr))
+    tell, rows = partial(print, file=sys.stderr), []
+    allowed = allowed_in(chosen, config, None, tell)
     candidates = [Candidate("none"), *(candidate_of(run, method) for run, method, _ in allowed)]
-    workloads = [synthetic(config, size, chosen.text_tokens) for size in chosen.sizes]
-    return [_row(chosen, config, hidden, candidate, workload) for workload in workloads for candidate in candidates]
+    for workload in [synthetic(config, size, chosen.text_tokens) for size in chosen.sizes]:
+        for candidate in candidates:
+            try:
+                rows.append(_row(chosen, config, hidden, candidate, workload))
+            except UserError as error:  # a schedule that cannot meet this budget
+                if not chosen.all_methods:
+                    raise
+                tell(f"left out: {candidate.label}: {one_line(error)}")
+    return rows
 
 
 def _row(chosen: Settings, config: Any, hidden: int | None, candidate: Any, workload: Any) -> dict[str, Any]:

@@ -32,6 +32,22 @@ def test_operations_from_the_command_line(tmp_path):
 
 
 @pytest.mark.usefixtures("fork_server")
+def test_operations_of_all_methods_leave_out_those_that_cannot_meet_the_budget(tmp_path):
+    done = command("flops", "model=pocket", "methods=all", "keep=0.1", "sizes=[104]", "out=made/cost", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "left out: pyramiddrop 0.1: no cut leaves a mean of 10 visual tokens a layer" in done.stderr
+    with (tmp_path / "made" / "cost.csv").open() as file:
+        written = {line["method"]: float(line["prefill_tflops"]) for line in csv.DictReader(file)}
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert written == {row["method"]: pytest.approx(row["prefill_tflops"]) for row in rows}
+    assert written["random"] < written["fastv"] < written["none"]
+    assert "pyramiddrop" not in written
+    asked = ("flops", "model=pocket", "methods=[pyramiddrop]", "keep=0.1", "sizes=[104]")
+    done = command(*asked, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.usefixtures("fork_server")
 def test_every_kernel_beside_its_published_loop(tmp_path):
     done = command(
         "kernels", "sizes=[60]", "width=24", "warmup=0", "repeats=2", "load=idle", "out=made/kernels", cwd=tmp_path
