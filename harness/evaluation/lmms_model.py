@@ -16,6 +16,7 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import simple_parse_args_string
 from loguru import logger
 from omegaconf import OmegaConf
+from PIL import Image
 from tqdm import tqdm
 
 from harness.core.config import ModelConfig, validate
@@ -25,6 +26,7 @@ from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.core.values import checked
 from harness.evaluation.generation import answer_lengths, checked_draws, generation_arguments
+from harness.evaluation.grounding import answer_fields, asks_where, scored_text, target_fields
 from harness.evaluation.identity import Identity
 from harness.evaluation.lmms_command import one_line_ending
 from harness.evaluation.pruner import Pruner, pruner_of
@@ -37,7 +39,16 @@ from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import Limits, Message, limits_of, messages_digest, to_inputs, visual_digest
+from harness.models.pictures import as_rgb
+from harness.models.preprocessing import (
+    Limits,
+    Message,
+    limits_of,
+    media_of,
+    messages_digest,
+    to_inputs,
+    visual_digest,
+)
 from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
@@ -66,6 +77,7 @@ class Request:
     failed: str | None = None  # why it cannot be shown to the model
     detailed: bool = False  # whether picking order and importance are recorded
     repeat: int = 0  # of a task with `repeats: K`, 0 to K - 1
+    row: Callable[[], Mapping[str, Any]] = dict  # of the task's data set
 
     @property
     def name(self) -> dict[str, Any]:
@@ -175,7 +187,7 @@ class PrunedModel(lmms):
             self.log.add([line for line, _ in pairs], [kept for _, kept in pairs])
         self.asked += [line["key"] for line, _ in pairs]
         return [
-            GenerationResult(line["response"], TokenCounts(line["input_tokens"], line["output_tokens"]))
+            GenerationResult(scored_text(line), TokenCounts(line["input_tokens"], line["output_tokens"]))
             for line, _ in pairs
         ]
 
@@ -199,9 +211,13 @@ class PrunedModel(lmms):
         if self._prompts is not None:
             check_prompts(doc_to_messages.__self__, self._prompts)
 
+        def row() -> Mapping[str, Any]:
+            found: Mapping[str, Any] = self.task_dict[task][split][doc_id]
+            return found
+
         @cache
         def messages() -> list[Message]:
-            chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
+            chat = ChatMessages(messages=doc_to_messages(row()))
             return [{"role": m.role, "content": [dict(part) for part in m.content]} for m in chat.messages]
 
         if (task, doc_id) not in self._digests:
@@ -210,7 +226,8 @@ class PrunedModel(lmms):
         of_repeat = [repeat] if repeat else []  # the key of a first answer is that of a task without repeats
         key = digest([self._identity, task, doc_id, instance.idx, looked_at.shown, generation, *of_repeat])
         in_detail = (task, doc_id) in self._detailed
-        return Request(key, task, doc_id, messages, looked_at.shown, generation, looked_at.failed, in_detail, repeat)
+        asked = looked_at.shown, generation, looked_at.failed, in_detail, repeat, row
+        return Request(key, task, doc_id, messages, *asked)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return the (response, kept indices) lines of each question; lines on disk take precedence over new ones."""
@@ -306,6 +323,11 @@ class PrunedModel(lmms):
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
         kept = [name | kept_fields(record) for name, record in zip(names, records, strict=True)]
+        for request, record, line, counts in zip(batch, records, lines, kept, strict=True):
+            if asks_where(task := request.task):
+                row, picture, family = request.row(), _first_picture(request), adapter_for(model)
+                counts.update(target_fields(task, row, picture, processor))
+                line.update(answer_fields(task, line["response"], picture, record, family, processor))
         if shown:
             for line, request, chosen in zip(kept, batch, handle.latest, strict=True):
                 line.update(picking_details(*chosen) if request.detailed else {})
@@ -361,6 +383,12 @@ def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
     except BadInput as error:
         return QuestionDigest(shown, visual, str(error))
     return QuestionDigest(shown, visual)
+
+
+def _first_picture(request: Request) -> Image.Image:
+    """Return the picture of a question, or the first frame of its video, as the model gets it before any resizing."""
+    shown = media_of([request.messages()])[0][1]
+    return as_rgb(shown[0] if isinstance(shown, list | tuple) else shown)
 
 
 def _empty_pair(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:

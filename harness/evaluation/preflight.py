@@ -87,11 +87,14 @@ def check_family(run: LocatedRun) -> "Method":
 
     Of a model that is not here yet, only config.json and companion files of the method are downloaded.
     """
+    from harness.evaluation import grounding
     from harness.evaluation.pruner import checked_method, missing_companions
 
     config, model = run.config, run.model
     if model is None:
         model = ModelFolder(checkpoint.download_config(config.model, missing_companions(config).values()))
+    if grounding.scores_boxes(config.tasks.metrics):
+        grounding.unit_of(model.adapter)
     return checked_method(config, model)
 
 

@@ -12,6 +12,7 @@ from harness.core.errors import UserError
 from harness.core.files import digest, slug
 from harness.core.task_index import task_files
 from harness.evaluation import datasets, task_overrides
+from harness.evaluation.grounding import scores_boxes, unit_of
 from harness.evaluation.identity import Identity, packages
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.pruner import Pruner, pruner_of
@@ -78,6 +79,7 @@ def _tasks(run: LocatedRun, model: ModelFolder) -> dict[str, Any]:
         "data": {name: datasets.fingerprint(copy) for name, copy in run.data.items()},
         "scoring": task_overrides.scoring(tasks.metrics),
         **({"reasoning_tags": reasoning} if reasoning else {}),
+        **({"coordinates": unit_of(model.adapter)} if scores_boxes(tasks.metrics) else {}),
     }
 
 

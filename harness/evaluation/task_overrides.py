@@ -4,9 +4,10 @@ What is changed is the configuration of the one Task object that a run gets, nev
 The files' Python is executed again for every Task, so nothing that one run counts reaches the next.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ SCORING = 1  # raise it when a task of ADAPTED gets another score for the same a
 # Reasoning between these is no part of an answer that is scored, as in lmms-eval's own command
 REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
+PART = 256  # rows with pictures that are held at once
 VINOGROUND = 500  # groups of four questions, by which lmms-eval divides
 _LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
 
@@ -45,6 +47,7 @@ def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: 
     if "class" in config:
         raise UserError(f"task {name} is a Python class of its own: only tasks described by their file can be run")
     config["task"] = name
+    config.pop("group", None)  # of tasks that lmms-eval can add up, which is not done here; it warns in every load
     _drop_submission(config)
     if folder is not None:
         _point_to(config, folder)
@@ -294,7 +297,25 @@ def _vinoground(config: dict[str, Any]) -> None:
     metric["aggregation"] = shares
 
 
+def _boxes(config: dict[str, Any]) -> None:
+    """Read the rows in parts: lmms-eval holds the decoded pictures of all of them at once, 8 GB of RefCOCO's."""
+    process = config["process_docs"]
+
+    def in_parts(rows: Any) -> Any:
+        from datasets import concatenate_datasets
+
+        parts = [range(start, min(start + PART, len(rows))) for start in range(0, len(rows), PART)]
+        with redirect_stdout(sys.stderr):  # it prints how many rows it has made
+            return concatenate_datasets([process(rows.select(part)) for part in parts])
+
+    config["process_docs"] = in_parts
+
+
+REC = [f"refcoco_bbox_rec_{split}" for split in ("val", "test", "testA", "testB")]
+REC += [f"refcoco+_bbox_rec_{split}" for split in ("val", "testA", "testB")]
+REC += [f"refcocog_bbox_rec_{split}" for split in ("val", "test")]
 ADAPTED: dict[str, Callable[[dict[str, Any]], None]] = {
+    **dict.fromkeys(REC, _boxes),
     "mmbench_cn_dev_static": _static_mmbench,
     "ocrbench": _ocrbench,
     "vinoground": _vinoground,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.core.config import NEWLINES, POSITIONS
 from harness.models.calls import Arguments, Call, CallSite
+from harness.models.coordinates import Coordinates
 from harness.models.hooks import Handles, submodule
 from harness.models.layout import Layout
 from harness.models.scorer import VisionSelectorScorer, load_scorer, score_in_place, shipped_scorer
@@ -66,6 +67,7 @@ class Adapter(ABC):
     supplies: ClassVar[frozenset[Signal]]
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})  # accepted inputs
     lacks: ClassVar[Mapping[Signal, str]] = {}  # reason for each signal that cannot be supplied
+    coordinates: ClassVar[Coordinates | None] = None  # of boxes in answers; None: unknown, no task may ask for boxes
     fixed_size: ClassVar[str] = ""  # reason why a smaller image does not have fewer tokens, if that is so
     has_newlines: ClassVar[bool] = False  # True if `Layout.line_ends` has newline rows
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that

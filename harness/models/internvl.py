@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.models import question_tokens
 from harness.models.calls import Call
+from harness.models.coordinates import Coordinates
 from harness.models.llava import ClipTower, Llava
 from methods.base import Method, Signal
 from methods.tokens import Grid
@@ -64,6 +65,7 @@ class InternVL(Llava):
     family = "internvl"
     version = 1
     prompts = "internvl_hf"
+    coordinates: ClassVar[Coordinates | None] = Coordinates.THOUSANDTHS
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
     question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "llama")

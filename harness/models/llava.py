@@ -13,6 +13,7 @@ from harness.models import question_tokens
 from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
 from harness.models.compat import CLIP_ENCODER
+from harness.models.coordinates import Coordinates
 from harness.models.layout import Layout, Placeholders
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.vision_tower import VisionSignals, VisionTower
@@ -35,6 +36,7 @@ class Llava(PlaceholderAdapter):
     family = "llava"
     version = 1
     prompts = "llava"
+    coordinates: ClassVar[Coordinates | None] = Coordinates.SHARES
     media: ClassVar[frozenset[str]] = frozenset({"image"})
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
     fixed_size: ClassVar[str] = "every image becomes one size, 336 x 336 pixels as released"

@@ -12,6 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
 from harness.models.compat import rotate_qwen25, window_order
+from harness.models.coordinates import Coordinates
 from harness.models.hooks import submodule
 from harness.models.placeholder_adapter import PlaceholderAdapter
 from harness.models.question_tokens import chatml_question
@@ -26,6 +27,7 @@ class Qwen25VL(PlaceholderAdapter):
     family = "qwen2_5_vl"
     version = 1
     prompts = "qwen2_5_vl"
+    coordinates: ClassVar[Coordinates | None] = Coordinates.PIXELS
     supplies: ClassVar[frozenset[Signal]] = frozenset(Signal)
     targets: ClassVar[Mapping[str, str]] = {
         "multimodal": "model",

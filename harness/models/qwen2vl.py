@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
+from harness.models.coordinates import Coordinates
 from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
@@ -22,6 +25,7 @@ class Qwen2VL(Qwen25VL):
     family = "qwen2_vl"
     version = 1
     prompts = "qwen2_vl"
+    coordinates: ClassVar[Coordinates | None] = Coordinates.THOUSANDTHS
 
     @property
     def tower(self) -> Qwen2Tower:

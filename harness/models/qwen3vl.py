@@ -10,6 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb,
 
 from harness.models.adapter import DecoderParts
 from harness.models.calls import Arguments, Call
+from harness.models.coordinates import Coordinates
 from harness.models.qwen25vl import Qwen25VL, QwenTower
 
 
@@ -33,6 +34,7 @@ class Qwen3VL(Qwen25VL):
     family = "qwen3_vl"
     version = 1
     prompts = "qwen3_vl"
+    coordinates: ClassVar[Coordinates | None] = Coordinates.THOUSANDTHS
     vision_fields: ClassVar[tuple[str, ...]] = ("pooler_output", "deepstack_features")
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model",

@@ -156,6 +156,10 @@ class Metrics(TypedDict):
     noise: NotRequired[dict[str, dict[str, Noise]]]
 
 
+Share = Annotated[float, Field(ge=-1e6, le=1e6)]  # of a picture's width or height; an answer's may lie outside
+Box = Annotated[list[Share], Field(min_length=4, max_length=4)]  # left, top, right, bottom
+
+
 @with_config(STRICT)
 class Response(TypedDict):
     """A line of `responses.jsonl`."""
@@ -168,6 +172,7 @@ class Response(TypedDict):
     output_tokens: NotRequired[int | None]
     failed: NotRequired[str]
     repeat: NotRequired[int]
+    box: NotRequired[Box | None]
 
 
 @with_config(STRICT)
@@ -197,6 +202,8 @@ class Kept(TypedDict):
     repeat: NotRequired[int]
     order: NotRequired[list[Count]]
     importance: NotRequired[str]
+    target: NotRequired[Box]
+    view: NotRequired[Box]
 
 
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | bool

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+import yaml
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from PIL import Image as Pictures
 from PIL import ImageDraw
@@ -20,6 +21,8 @@ ROWS = 12
 TEXT, INT = Value("string"), Value("int64")
 COLOURS = ("red", "green", "blue", "orange", "purple", "brown")
 LETTERS = "ABCD"
+REFCOCO_SIZE = 160, 120
+REFCOCO_BOXES = [(16, 24, 80, 48), (0, 0, 40, 30), (120, 60, 40, 60), (32, 12, 16, 96)]  # left, top, width, height
 
 
 def picture(number: int, width: int = 84, height: int = 56) -> Pictures.Image:
@@ -49,9 +52,14 @@ def write(folder: Path, split: str, columns: dict[str, Any], rows: list[dict[str
     file.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=Features(columns)).to_parquet(file)
     card = folder / "README.md"
-    before = card.read_text().removesuffix("---\n") if card.exists() else "---\nconfigs:\n"
-    entry = f"- config_name: {config or 'default'}\n  data_files:\n  - split: {split}\n    path: {place}/{split}-*\n"
-    card.write_text(f"{before}{entry}---\n")
+    configs = yaml.safe_load(card.read_text().strip("-\n"))["configs"] if card.exists() else []
+    entry = {"split": split, "path": f"{place}/{split}-*"}
+    same = [known for known in configs if known["config_name"] == (config or "default")]
+    if same:
+        same[0]["data_files"].append(entry)
+    else:
+        configs.append({"config_name": config or "default", "data_files": [entry]})
+    card.write_text(f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n")
 
 
 def ai2d(root: Path) -> None:
@@ -342,6 +350,30 @@ def vinoground(root: Path) -> None:
             video(folder / place / f"{number}.mp4", number)
         (folder / place / f"vinoground_{kind}score.json").write_text(json.dumps(items))
     write(folder, "lmmseval", columns, rows)
+
+
+def refcoco(root: Path) -> None:
+    """Write RefCOCO, RefCOCO+ and RefCOCOg: a row for each target, `bbox` as left, top, width, height in pixels."""
+    columns = dict.fromkeys(("question_id", "question", "file_name"), TEXT)
+    columns |= {"image": Image(), "answer": List(TEXT), "iscrowd": Value("int8")}
+    columns |= {name: List(Value("float32")) for name in ("segmentation", "bbox")}
+    repositories = {"RefCOCO": ("val", "test", "testA", "testB"), "RefCOCOplus": ("val", "testA", "testB")}
+    for name, splits in (repositories | {"RefCOCOg": ("val", "test")}).items():
+        for split in splits:
+            rows = [
+                {
+                    "question_id": str(i),
+                    "image": picture(i, *REFCOCO_SIZE),
+                    "question": "Please carefully observe the area circled in the image and come up with a caption.",
+                    "answer": [f"white thing {i}"] if i % 2 else [f"white thing {i}", f"the square {i}"],
+                    "segmentation": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+                    "bbox": list(REFCOCO_BOXES[i]),
+                    "iscrowd": 0,
+                    "file_name": f"COCO_train2014_{i:012}.jpg",
+                }
+                for i in range(len(REFCOCO_BOXES))
+            ]
+            write(root / name, split, columns, rows)
 
 
 def gqa(root: Path) -> None:

@@ -43,6 +43,7 @@ class LlavaOnevision15(Qwen25VL):
     family = MODEL_TYPE
     version = 1
     prompts = "llava_onevision1_5"
+    coordinates = None  # nothing public says what its answers count in
     decoder: ClassVar[DecoderParts] = DecoderParts(
         path="model.language_model",
         layers="model.language_model.layers",
