@@ -62,6 +62,11 @@ BUILT_IN = {
     "holov": "methods.holov:HoloV",
     "mmtok": "methods.mmtok:MMTok",
     "prunesid": "methods.prunesid:PruneSID",
+    # over time
+    "evs": "methods.evs:EVS",
+    "vidcom2": "methods.vidcom2:VidCom2",
+    "dycoke": "methods.dycoke:DyCoke",
+    "fastvid": "methods.fastvid:FastVID",
 }
 
 

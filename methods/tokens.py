@@ -54,6 +54,7 @@ class AttentionSpec:
     roles: tuple[str, ...] = ("last",)  # layers to read: "last", "middle", "after" the last if the tower has more
     heads: Literal["apart", "joined"] = "apart"  # "joined" reads one head, as wide as all of them
     queries: Literal["cls", "all"] = "cls"  # who attends; without a CLS token only "all" exists
+    keys: Literal["patches", "tokens"] = "patches"  # "tokens" averages the keys of the patches merged into a token
     cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
     mean_query_from: int | None = None  # with so many patches and no CLS, the mean query replaces all queries
     numbering: Literal["official", "paper"] = "official"  # whose layer "middle" is

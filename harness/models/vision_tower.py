@@ -239,13 +239,9 @@ class VisionReader:
         return self._tower.merge(torch.cat([part[cls:] for part in rows.split(segments)]), self._call)
 
     def _read_layer(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
-        tower, call = self._tower, self._call
-        assert call is not None  # the layer is open only within a pass through the tower
+        assert self._call is not None  # the layer is open only within a pass through the tower
         if self._roles[layer]:
-            segments = tower.segments(call)
-            parts = zip(q.split(segments, dim=1), k.split(segments, dim=1), strict=True)
-            patches = torch.cat([attention_received(*part, scale, self._spec, tower.has_cls) for part in parts])
-            scores = _wide(tower.merge(patches, call) * tower.patches_per_token())
+            scores = _wide(self._received(q, k, scale))
             self._attention |= dict.fromkeys(self._roles[layer], scores)
         if layer == self._key_layer:
             rounded = self._spec.in_model_dtype and is_half(k)
@@ -253,6 +249,20 @@ class VisionReader:
             keys = self._merged(k.transpose(0, 1)).mean(1) if rounded else self._merged(k.float().mean(0))
             self._read_keys = _wide(keys)
         self._read.add(layer)
+
+    def _received(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
+        """Return the attention [N] that tokens receive from q and k [H, T, d] of a pass."""
+        tower, call, spec = self._tower, self._call, self._spec
+        assert call is not None
+        segments, cls, group = tower.segments(call), int(tower.has_cls), tower.patches_per_token()
+        keys = k.split(segments, dim=1)
+        if keys_are_tokens := spec.keys == "tokens" and group > 1:
+            sizes = [(segment - cls) // group for segment in segments]
+            means = self._merged(_wide(k).transpose(0, 1)).transpose(0, 1).split(sizes, dim=1)
+            keys = [torch.cat([_wide(rows[:, :cls]), mean], 1) for rows, mean in zip(keys, means, strict=True)]
+        pairs = zip(q.split(segments, dim=1), keys, strict=True)
+        received = torch.cat([attention_received(*pair, scale, spec, tower.has_cls) for pair in pairs])
+        return received if keys_are_tokens else tower.merge(received, call) * group
 
 
 def _wide(tensor: Tensor) -> Tensor:

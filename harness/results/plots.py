@@ -51,6 +51,7 @@ COLOURS = {
 MARKERS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v"},
     **{"plus": "P", "cross": "X", "star": "*", "left": "<", "right": ">", "pentagon": "p"},
+    **{"hexagon": "h", "thin": "d"},
 }
 SERIES, MARKS = tuple(COLOURS.values()), "".join(MARKERS.values())
 LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))

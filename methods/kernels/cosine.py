@@ -111,6 +111,17 @@ def directions(features: Tensor, floor: float = 1e-8) -> Tensor:
     return features / torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(floor)
 
 
+def nearest_row(rows: Tensor, others: Tensor) -> Tensor:
+    """Return which of `others` [C, D] is most similar to each of `rows` [R, D] by cosine, the first of equal ones.
+
+    Cosines are float64, to 12 decimals, and zero rows are similar to none. Memory is O(R + C D).
+    """
+    unit = directions(others, floor=BARE_NORM)
+    parts = rows.split(max(1, TILE // max(rows.shape[1], len(others))))
+    best = [(directions(part, floor=BARE_NORM) @ unit.T).round(decimals=DECIMALS).argmax(dim=1) for part in parts]
+    return torch.cat(best)
+
+
 class Cosine:
     """Similarities between rows of `unit` [N, D] (float64, of unit length or zero), to 12 decimals.
 

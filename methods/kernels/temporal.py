@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from methods.budget import largest_remainder
-from methods.kernels.cosine import DECIMALS, directions
+from methods.kernels.cosine import BARE_NORM, DECIMALS, directions
+from methods.scores import ranked
 from methods.tokens import Grid, Mix, Selection
 
 
@@ -33,6 +34,11 @@ class Clip(NamedTuple):
     def of(self, rows: Tensor) -> Tensor:
         """Return the rows [T, P, ...] of the clip among those [N, ...] of the sample."""
         return rows[self.tokens].unflatten(0, (self.steps, self.size))
+
+    def cut(self, lengths: Sequence[int]) -> list[Clip]:
+        """Cut it into clips of so many steps, which add up to T."""
+        starts = accumulate(lengths, initial=0)
+        return [Clip(self.start + first * self.size, t, self.size) for first, t in zip(starts, lengths, strict=False)]
 
 
 def clips(grids: Sequence[Grid]) -> list[Clip]:
@@ -76,8 +82,15 @@ def same_place(a: Tensor, b: Tensor) -> Tensor:
 
     A zero row is similar to none. `same_place(x[1:], x[:-1])` compares neighbours in time.
     """
-    pairs = (directions(rows.reshape(-1, rows.shape[-1]), floor=torch.finfo(torch.float64).tiny) for rows in (a, b))
+    pairs = (directions(rows.reshape(-1, rows.shape[-1]), floor=BARE_NORM) for rows in (a, b))
     return torch.linalg.vecdot(*pairs).round(decimals=DECIMALS).view(a.shape[:-1])
+
+
+def best_of_steps(scores: Tensor, quotas: Sequence[int]) -> Tensor:
+    """Return the tokens of highest `scores` [T, P] of each step, `quotas` [T] of them, ascending in 0..TP-1."""
+    (t, p), device = scores.shape, scores.device
+    taken = torch.arange(p, device=device) < torch.tensor(quotas, device=device)[:, None]
+    return (ranked(scores) + p * torch.arange(t, device=device)[:, None])[taken].sort().values
 
 
 def cuts(similarity: Sequence[float], tau: float, at_least: int = 1) -> list[int]:

@@ -19,7 +19,7 @@ ALL = methods.names()
 PRUNING = [name for name in ALL if name not in ("none", "resize")]  # which choose nothing
 
 LOOK_AT_PLACES = {"random", "uniform", "avg_pool", "hiprune", "holov", "tome", "visionzip", "vispruner", "vlmpruner"}
-LOOK_AT_PLACES |= {"prumerge_plus"}
+LOOK_AT_PLACES |= {"prumerge_plus", "evs", "dycoke"}
 
 
 def choices(name):

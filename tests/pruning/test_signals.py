@@ -29,6 +29,8 @@ SPECS = {
     "all queries, no key of CLS": AttentionSpec(BOTH, queries="all", cls_key=False),
     "joined heads of the layer after": AttentionSpec(("after", "last"), heads="joined"),
     "mean query from 64 patches": AttentionSpec(BOTH, cls_key=False, mean_query_from=64),
+    "mean query, keys of tokens": AttentionSpec(BOTH, keys="tokens", mean_query_from=1),
+    "all queries, keys of tokens": AttentionSpec(BOTH, queries="all", keys="tokens"),
 }
 
 
@@ -143,13 +145,18 @@ class Tower:
                     queries = queries[:, :1]
                 elif not self.has_cls and spec.mean_query_from and here.shape[1] >= spec.mean_query_from:
                     queries = queries.mean(1, keepdim=True)
-                maps = (queries @ here.mT * here.shape[-1] ** -0.5).softmax(-1)
+                seen = here
+                if spec.keys == "tokens":
+                    means = self.grouped(here[:, self.has_cls :].transpose(0, 1)).mean(1).transpose(0, 1)
+                    seen = torch.cat([here[:, : self.has_cls], means], dim=1)
+                maps = (queries @ seen.mT * here.shape[-1] ** -0.5).softmax(-1)
                 if self.has_cls and not spec.cls_key:
                     maps = maps[..., 1:] / maps[..., 1:].sum(-1, keepdim=True)
                 count += queries.shape[1]
-                scores.append(maps.mean(0).sum(0)[-(here.shape[1] - self.has_cls) :])
+                scores.append(maps.mean(0).sum(0)[-(seen.shape[1] - self.has_cls) :])
                 keys.append(here.mean(0)[self.has_cls :])
-            read = self.grouped(torch.cat(scores)).sum(1), *(self.grouped(torch.cat(x)).mean(1) for x in (keys, states))
+            received = torch.cat(scores) if spec.keys == "tokens" else self.grouped(torch.cat(scores)).sum(1)
+            read = received, *(self.grouped(torch.cat(x)).mean(1) for x in (keys, states))
             tokens[kind] = zip(*(rows if place is None else rows[place] for rows in read), strict=True)
         ids = {getattr(self.model.config, f"{kind}_token_id"): kind for kind in tokens}
         both = [next(tokens[ids[token]]) for token in inputs["input_ids"][0].tolist() if token in ids]

@@ -122,7 +122,14 @@ def _prunesid(case: Case) -> int:
     return 4 * case.n**2 * width + 9 * min(case.n, width) ** 3  # products, cosines, eigenvectors of a symmetric matrix
 
 
+def _fastvid(case: Case) -> int:
+    """Count segments of equal length; distances for densities are no products."""
+    segments = min(case.method.segments, sum(t for t, _, _ in case.grids))
+    return 2 * int(case.k * case.method.context) * case.n // segments * case.width
+
+
 NO_PRODUCTS = ["none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "fastervlm", "hiprune"]
+NO_PRODUCTS += ["vidcom2"]  # distances to means are none
 FORMULAS: Mapping[str, Callable[[Case], int]] = {
     **dict.fromkeys(NO_PRODUCTS, lambda case: 0),
     "idpruner": lambda case: case.rows,
@@ -147,6 +154,9 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "prunesid": _prunesid,
     "holov": _holov,
     "d2pruner": _d2pruner,
+    "evs": lambda case: 2 * case.n * case.width,  # each token to the one before it
+    "dycoke": lambda case: 2 * case.n * case.width,
+    "fastvid": _fastvid,
     "id_selection": _id_selection,
 }
 

@@ -59,7 +59,7 @@ class VisionShape:
             return 0
         total = 0
         for rows in self._segments(grids):
-            keys = rows + (self.has_cls and spec.cls_key)
+            keys = rows // (self.patches if spec.keys == "tokens" else 1) + (self.has_cls and spec.cls_key)
             mean_query = not self.has_cls and spec.mean_query_from is not None and rows >= spec.mean_query_from
             single_query = mean_query or (self.has_cls and spec.queries == "cls")
             queries = 1 if single_query else rows + self.has_cls
