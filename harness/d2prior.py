@@ -28,8 +28,9 @@ from harness.evaluation.datasets import DataRoot, local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import checkpoint
 from harness.models.bad_input import BadInput
+from harness.models.limits import limits_of
 from harness.models.loading import Loaded, load
-from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
+from harness.models.preprocessing import Message, messages_digest, to_inputs
 from methods import d2pruner_prior
 from methods.base import Selection, Tokens
 from methods.kernels.attention import attention_row

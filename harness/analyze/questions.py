@@ -15,8 +15,9 @@ from harness.core.errors import UserError
 from harness.evaluation.datasets import local
 from harness.evaluation.task_suite import TaskSuite
 from harness.models import adapter_class
+from harness.models.limits import limits_of
 from harness.models.loading import Loaded
-from harness.models.preprocessing import Message, limits_of, messages_digest, to_inputs
+from harness.models.preprocessing import Message, messages_digest, to_inputs
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from harness.core.errors import UserError, one_line
 from harness.evaluation.pruner import method_without_weights, pruner_of
 from harness.models import checkpoint
 from harness.models.cost import architectures
+from harness.models.limits import limits_of
 from harness.models.loading import device_of, load
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import limits_of
 from harness.models.scorer import load_scorer
 from harness.prune import prune
 from harness.pruning.handle import Pruning

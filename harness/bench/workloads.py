@@ -14,7 +14,8 @@ from harness.core.errors import UserError, as_user_error
 from harness.models import adapter_class
 from harness.models.bad_input import BadInput
 from harness.models.cost.vision import COUNTED, IN_CROPS
-from harness.models.preprocessing import Limits, Message, to_inputs
+from harness.models.limits import Limits
+from harness.models.preprocessing import Message, to_inputs
 from methods.budget import Budget
 from methods.resize import smaller
 from methods.tokens import Grid, num_tokens

@@ -34,10 +34,11 @@ TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the instal
 class ModelConfig:
     """A checkpoint and how to load it.
 
-    Pixel limits apply to an image or a video frame; null for a processor with a fixed resolution. `unpack` is for
-    LLaVA-OneVision-1.5: "released" is the published code, "fixed" is what that code intended. `device_map` spreads a
-    model over all GPUs and then over main memory, as accelerate does. `newlines` is what becomes of the rows that close
-    lines of patches: see `harness.prune`; null for families without such rows.
+    Pixel limits apply to an image or a video frame; null for a processor with a fixed resolution. Of a video,
+    `max_frames` frames are shown, evenly spaced; with `fps`, so many a second between `min_frames` (null: 4) and
+    `max_frames`. `unpack` is for LLaVA-OneVision-1.5: "released" is the published code, "fixed" is what that code
+    intended. `device_map` spreads a model over all GPUs and then over main memory, as accelerate does. `newlines` is
+    what becomes of the rows that close lines of patches: see `harness.prune`; null for families without such rows.
     """
 
     name: str = MISSING
@@ -49,11 +50,19 @@ class ModelConfig:
     min_pixels: int | None = None
     max_pixels: int | None = None
     max_frames: int | None = None
+    fps: float | None = None
+    min_frames: int | None = None
     batch_size: int = 1
     device: str = "auto"
     device_map: str | None = None
     unpack: str | None = None
     newlines: str | None = None
+
+    @property
+    def frame_rate(self) -> dict[str, Any]:
+        """Settings of a rate of frames, without those that are null: so identities from before there were any hold."""
+        rate = {"fps": self.fps, "min_frames": self.min_frames}
+        return {key: value for key, value in rate.items() if value is not None}
 
 
 @dataclass
@@ -194,6 +203,8 @@ MODEL_RULES: dict[str, Rule] = {
     "model.newlines": optional(one_of(NEWLINES)),
     "model.batch_size": at_least(1),
     "model.max_frames": optional(at_least(2)),
+    "model.fps": optional(("be a number of frames per second above 0", lambda fps: fps > 0)),
+    "model.min_frames": optional(("be an even number of at least 2", lambda n: n >= 2 and n % 2 == 0)),
     "model.max_pixels": optional((f"be at least {VISUAL_TOKEN}, one visual token", lambda n: n >= VISUAL_TOKEN)),
     "model.device": ("be auto, cpu, cuda or cuda:N", re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch),
     "model.device_map": optional(one_of(DEVICE_MAPS)),
@@ -239,7 +250,20 @@ def _check_model(model: ModelConfig) -> None:
     low, high = model.min_pixels, model.max_pixels
     if low is not None and not 1 <= low <= (low if high is None else high):
         raise UserError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
+    _check_frames(model)
     if model.device_map is not None and model.device != "auto":
         raise UserError(f"model.device_map={model.device_map} chooses devices: leave model.device={model.device} out")
     if model.scorer is not None and not shipped(model.scorer).exists():
         raise UserError(f"no scorer at model.scorer={model.scorer}: pass a folder or file that exists")
+
+
+def _check_frames(model: ModelConfig) -> None:
+    """Refuse bounds of a rate without a rate, and a rate without an upper bound."""
+    fps, low, high = model.fps, model.min_frames, model.max_frames
+    if low is not None and fps is None:
+        remedy = "pass model.fps=2, or leave it out"
+        raise UserError(f"model.min_frames={low} is the least that model.fps= may read, which is null: {remedy}")
+    if fps is not None and high is None:
+        raise UserError(f"model.fps={fps:g} needs a limit of frames per video: pass model.max_frames=768")
+    if low is not None and high is not None and low > high:
+        raise UserError(f"model.min_frames={low} must lie between 2 and model.max_frames={high}")

@@ -25,8 +25,8 @@ from harness.evaluation.sweep_plan import of_folders, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
 from harness.models.cost.vision import IN_CROPS
+from harness.models.limits import PixelLimits
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import PixelLimits
 from harness.results.submissions import LIVE, PlannedRun, list_runs
 from methods import per_tile
 from methods.base import Signal

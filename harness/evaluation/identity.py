@@ -63,6 +63,7 @@ class Identity:
             # In half precision a greedy answer depends on the type of GPU.
             "device": ", ".join(sorted(kinds)) or "cpu",
             **{key: getattr(config, key) for key in settings},
+            **config.frame_rate,
             "versions": model_versions(self.folder.config.model_type),
             "packages": {name: minor(release) for name, release in packages(config.attn).items()},
             "environment": environment(),

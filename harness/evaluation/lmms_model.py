@@ -37,13 +37,13 @@ from harness.models import adapter_for, checkpoint
 from harness.models.bad_input import BadInput, check_asked, check_some_answered, reading
 from harness.models.calls import PIXELS, NonFiniteError
 from harness.models.context import context_length
+from harness.models.limits import Limits, limits_of
 from harness.models.loading import Loaded, load
 from harness.models.model_folder import ModelFolder
 from harness.models.pictures import as_rgb
 from harness.models.preprocessing import (
-    Limits,
     Message,
-    limits_of,
+    ShownVideo,
     media_of,
     messages_digest,
     to_inputs,
@@ -53,6 +53,8 @@ from harness.pruning.decoding_proof import Proof, prove
 from harness.pruning.handle import Kept
 from harness.pruning.vision_cache import VisionCache
 from harness.results.response_log import ResponseLog
+
+VIDEOS = "videos"  # among the inputs of a batch: what each question shows of its videos
 
 
 @dataclass(frozen=True)
@@ -275,13 +277,15 @@ class PrunedModel(lmms):
         return limits_of(self.loaded.processor, self.loaded.config), context_length(self.loaded.model.config)
 
     def _inputs(self, batch: list[Request], handle: Any) -> AbstractContextManager[Mapping[str, Any]]:
-        """Preprocess a batch, once for all runs that show it to the same model."""
+        """Preprocess a batch, once for all runs that show it to the same model; `VIDEOS` is no input."""
         processor, shared = self.loaded.processor, self.shared
 
-        def prepare() -> Any:
+        def prepare() -> Mapping[str, Any]:
             preprocess = handle.inputs if isinstance(handle, ResizeHandle) else to_inputs
             conversations = [request.messages() for request in batch]
-            return preprocess(processor, conversations, *self._limits).to(self.loaded.device)
+            shown: list[list[ShownVideo]] = []
+            inputs = preprocess(processor, conversations, *self._limits, shown=shown).to(self.loaded.device)
+            return {**inputs, VIDEOS: shown}
 
         if shared is None or isinstance(handle, ResizeHandle):
             return nullcontext(prepare())
@@ -300,7 +304,8 @@ class PrunedModel(lmms):
         seeds = [_seed(self.pruner.seed, request) for request in batch]
         tower = adapter_for(model).modules()["vision"]
         generation = generation_arguments(batch[0].generation, processor.tokenizer.pad_token_id)
-        with self._inputs(batch, handle) as inputs:
+        with self._inputs(batch, handle) as prepared:
+            inputs = {name: value for name, value in prepared.items() if name != VIDEOS}
             shown = any(inputs.get(name) is not None for name in PIXELS.values())
             if shown and self.verify and not self.proof.complete(self.loaded.config.batch_size):
                 handle.seed(seeds)
@@ -322,7 +327,8 @@ class PrunedModel(lmms):
             {**name, "response": text, "input_tokens": before, "output_tokens": after}
             for name, text, (before, after) in zip(names, texts, lengths, strict=True)
         ]
-        kept = [name | kept_fields(record) for name, record in zip(names, records, strict=True)]
+        videos = prepared[VIDEOS]
+        kept = [name | kept_fields(*told) for name, *told in zip(names, records, videos, strict=True)]
         for request, record, line, counts in zip(batch, records, lines, kept, strict=True):
             if asks_where(task := request.task):
                 row, picture, family = request.row(), _first_picture(request), adapter_for(model)

@@ -1,7 +1,7 @@
 """What a run records of a question's tokens, as fields of a line of `kept.jsonl`."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -10,19 +10,21 @@ import torch
 
 from harness.core.files import digest
 from harness.evaluation.resize_baseline import ResizeRecord
+from harness.models.preprocessing import ShownVideo
 from harness.pruning.handle import Kept
 from methods.base import Selection
 
 DETAILED = 32  # questions of a task whose picking order and importance are recorded, for the gallery of the report
 
 
-def kept_fields(record: Kept) -> dict[str, Any]:
+def kept_fields(record: Kept, videos: Sequence[ShownVideo] = ()) -> dict[str, Any]:
     """Return the fields of a line of kept.jsonl; `per_layer` is the mean number of visual tokens per decoder layer.
 
     `newlines`, the numbers of newline rows before and after, is there only in families that have such rows. `per_tile`,
     `k` of each tile, is there only in families that cut tiles, and for a budget per tile. `stages`, what each cut left,
     is there only after several cuts. `budget`, K, is there where it is not `k`: it counts the tokens of a layer on
     average, or the method keeps another number. `shown` are the grids of smaller images.
+    `videos`, what is shown of each video, is there only for questions with some.
     """
     grids = [list(grid) for grid in record.grids]
     line = {"n": record.n, "k": record.k, "per_layer": record.per_layer, "grids": grids, "kept": record.kept}
@@ -36,6 +38,8 @@ def kept_fields(record: Kept) -> dict[str, Any]:
         line["budget"] = record.budget
     if isinstance(record, ResizeRecord):
         line["shown"] = [list(grid) for grid in record.shown]
+    if videos:
+        line["videos"] = list(videos)
     return line
 
 

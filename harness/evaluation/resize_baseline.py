@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.models.preprocessing import Limits, Message, media_of, to_inputs
+from harness.models.limits import Limits
+from harness.models.preprocessing import Message, ShownVideo, media_of, to_inputs
 from harness.prune import prune
 from harness.pruning.handle import Kept, Pruning
 from harness.pruning.vision_cache import VisionCache
@@ -61,9 +62,13 @@ class ResizeHandle:
         conversations: Sequence[Sequence[Message]],
         limits: Limits,
         context: int | None = None,
+        shown: list[list[ShownVideo]] | None = None,
     ) -> Any:
-        """Preprocess the batch with `to_inputs`, with its images small enough for the budget."""
-        original = to_inputs(processor, conversations, limits, context)  # only the processor knows the original grids
+        """Preprocess the batch with `to_inputs`, with its images small enough for the budget.
+
+        `shown` gets what the original videos show.
+        """
+        original = to_inputs(processor, conversations, limits, context, shown=shown)  # it alone knows original grids
         full = _grids(original, conversations, processor.image_processor.merge_size)
         small = [smaller(grids, self._budget.count(num_tokens(grids), num_crops(grids))) for grids in full]
         self._samples = list(zip(full, small, strict=True))

@@ -66,6 +66,7 @@ class InternVL(Llava):
     version = 1
     prompts = "internvl_hf"
     coordinates: ClassVar[Coordinates | None] = Coordinates.THOUSANDTHS
+    media: ClassVar[frozenset[str]] = frozenset({"image", "video"})
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
     question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "llama")
@@ -87,6 +88,10 @@ class InternVL(Llava):
                 f"{method.name} reads the question, which is not found with this tokenizer: of language models of type "
                 f"llama {known}, here it is {config.image_token_id}"
             )
+
+    def _pixels(self, call: Call) -> list[str]:
+        """Return the kinds of media whose pixels are in a pass: frames of videos come as images."""
+        return [] if call.get("image") is None else ["image"]
 
     def question(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """Return the rows [T] of the words in the turn of the last image; ValueError if <|im_end|> has no id.

@@ -11,9 +11,9 @@ from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, as_user_error
 from harness.models import checkpoint, generation, register_family
+from harness.models.limits import limits_of
 from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
-from harness.models.preprocessing import limits_of
 
 # Families whose vision tower is CLIP or SigLIP, which had one level more before transformers 5.6
 CLIP_FAMILIES = {

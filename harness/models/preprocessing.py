@@ -4,79 +4,36 @@ For processors like Qwen's, this module resizes by pixel limits; other processor
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from PIL import Image
-from qwen_vl_utils import fetch_image, fetch_video
-from qwen_vl_utils.vision_process import smart_resize
+from qwen_vl_utils import fetch_image
 
-from harness.core.config import ModelConfig
 from harness.core.errors import UserError
 from harness.core.files import json_line
 from harness.models.bad_input import BadInput, check_no_placeholder, reading
 from harness.models.checkpoint import content_digest
 from harness.models.context import check_length
+from harness.models.limits import FrameLimit, Limits, PixelLimits
 from harness.models.pictures import as_rgb, check_size_as_padded, check_size_as_resized, turn_of
-from harness.models.videos import checked_video, even_count, has_decord, reader_of, spread_frames
+from harness.models.resized_videos import resized_video
+from harness.models.videos import PART_OF_VIDEO, opened
 from methods.tokens import Grid
-
-# Most visual tokens of a frame and of a video: the limits of qwen_vl_utils, also of Qwen2.5-VL's published scores
-FRAME_TOKENS = 768
-VIDEO_TOKENS = 115_200
 
 Message = dict[str, Any]  # {"role": str, "content": [{"type": "image" | "video" | "text", "url" | "text": ...}]}
 
 
-@dataclass(frozen=True)
-class PixelLimits:
-    """Limits of pixels per image or frame, and of frames per video. Frames also have the limits of `of_frames`."""
+class ShownVideo(TypedDict):
+    """What a question shows of a video."""
 
-    min_pixels: int = 256 * 784
-    max_pixels: int = 2048 * 784
-    max_frames: int = 32
-
-    def of_frames(self, count: int, patch: int, span: int) -> dict[str, Any]:
-        """Return the limits of a video of `count` frames as arguments of `fetch_video`; a token spans `span` frames."""
-        pixels = (2 * patch) ** 2  # of one visual token in one frame
-        cap = max(min(FRAME_TOKENS, span * VIDEO_TOKENS / count) * pixels, int(1.05 * self.min_pixels))
-        limits = {"min_pixels": self.min_pixels, "max_pixels": min(self.max_pixels, cap)}
-        # Without a total, qwen_vl_utils reads the environment's MODEL_SEQ_LEN; it assumes two frames per token.
-        return {**limits, "total_pixels": VIDEO_TOKENS * pixels * span // 2}
-
-
-@dataclass(frozen=True)
-class FrameLimit:
-    """Limit of frames per video, for processors with a resolution of their own."""
-
-    max_frames: int = 32
-
-
-Limits = PixelLimits | FrameLimit | None  # None: images of one resolution only
-
-
-def limits_of(processor: Any, model: ModelConfig) -> Limits:
-    """Return the limits that apply to a processor; ValueError if some are set that do not apply or fit."""
-    settings = {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_frames")}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if not hasattr(processor.image_processor, "merge_size"):
-        shows_videos = "pixel_values_videos" in processor.model_input_names  # InternVL's is used for images only
-        unused = {key: value for key, value in settings.items() if key != "max_frames" or not shows_videos}
-        if unused:
-            listed = ", ".join(f"model.{key}={value}" for key, value in unused.items())
-            nulls = " ".join(f"model.{key}=null" for key in unused)
-            raise ValueError(f"{listed}: {type(processor).__name__} has a resolution of its own, pass {nulls}")
-        return FrameLimit(**settings) if shows_videos else None
-    limits = PixelLimits(**settings)
-    if limits.min_pixels > limits.max_pixels:
-        low, high = limits.min_pixels, limits.max_pixels
-        raise ValueError(f"model.min_pixels={low} must lie between 1 and model.max_pixels={high}")
-    return limits
+    frames: int  # read from it
+    seconds_per_step: float  # of a step of its grid: one frame, or the two that Qwen's tokens span
+    tokens: int
 
 
 def to_inputs(
@@ -85,6 +42,7 @@ def to_inputs(
     limits: Limits,
     context: int | None = None,
     grids: Sequence[Grid | None] = (),
+    shown: list[list[ShownVideo]] | None = None,
 ) -> Any:
     """Return the model inputs of a batch of conversations, left-padded, as the processor's BatchFeature.
 
@@ -97,33 +55,46 @@ def to_inputs(
         limits: the result of `limits_of`.
         context: tokens that a prompt may have, as `context_length` returns it; None for any number.
         grids: (t, h, w) in tokens of each image and video, in order, to resize to instead of `limits`.
+        shown: gets what each conversation shows of its videos.
     """
+    videos: list[list[ShownVideo]] = [[] for _ in conversations]
     inputs = (
-        _resized_once(processor, conversations, limits, grids)
+        _resized_once(processor, conversations, limits, grids, videos)
         if isinstance(limits, PixelLimits)
-        else _unresized(processor, conversations, limits)
+        else _unresized(processor, conversations, limits, videos)
     )
     if context is not None:
         check_length(inputs["attention_mask"], context)
+    if shown is not None:
+        shown += videos
     return inputs
 
 
 def _resized_once(
-    processor: Any, conversations: Sequence[Sequence[Message]], limits: PixelLimits, grids: Sequence[Grid | None]
+    processor: Any,
+    conversations: Sequence[Sequence[Message]],
+    limits: PixelLimits,
+    grids: Sequence[Grid | None],
+    shown: list[list[ShownVideo]],
 ) -> Any:
     """Return the model inputs from a processor whose resizing is turned off."""
     patch = processor.image_processor.patch_size
     images, videos, metadata = [], [], []
-    for (kind, media), grid in zip_longest(media_of(conversations), grids):
+    for (number, kind, media), grid in zip_longest(_numbered(conversations), grids):
         if kind == "image":
             images.append(_image(media, limits, patch, grid))
         elif kind == "video":
-            frames, details = _video(media, limits, patch, processor.video_processor.temporal_patch_size, grid)
+            span = processor.video_processor.temporal_patch_size
+            frames, details, read = resized_video(media, limits, patch, span, grid)
             videos.append(frames)
             metadata.append(details)
+            count, _, height, width = frames.shape
+            seconds = span * details["total_num_frames"] / (details["fps"] * count)
+            tokens = count // span * (height // (2 * patch)) * (width // (2 * patch))
+            shown[number].append({"frames": read, "seconds_per_step": seconds, "tokens": tokens})
         else:
             raise BadInput(f"the question has {kind}, the model takes images and videos")
-    return processor(
+    inputs = processor(
         text=_prompts(processor, conversations),
         images=images or None,
         videos=videos or None,
@@ -133,22 +104,39 @@ def _resized_once(
         images_kwargs={"do_resize": False},
         videos_kwargs={"do_resize": False, "do_sample_frames": False, "video_metadata": metadata or None},
     )
+    _check_seconds(inputs, [video["seconds_per_step"] for of_prompt in shown for video in of_prompt])
+    return inputs
 
 
-def _unresized(processor: Any, conversations: Sequence[Sequence[Message]], limit: FrameLimit | None) -> Any:
+def _check_seconds(inputs: Any, expected: Sequence[float]) -> None:
+    """Raise RuntimeError if a processor tells the model another time between the steps of a video than is recorded."""
+    told = [float(seconds) for seconds in inputs.get("second_per_grid_ts", ())]  # only Qwen2.5-VL's positions need it
+    if told and not np.allclose(told, expected, rtol=1e-4):
+        raise RuntimeError(f"steps of videos are {list(expected)} seconds apart, the processor tells the model {told}")
+
+
+def _unresized(
+    processor: Any,
+    conversations: Sequence[Sequence[Message]],
+    limit: FrameLimit | None,
+    shown: list[list[ShownVideo]],
+) -> Any:
     """Return the model inputs from a processor that resizes, crops or pads itself."""
-    images: list[list[Image.Image]] = []  # of each conversation
+    images: list[list[Image.Image]] = [[] for _ in conversations]
     videos = []
-    for messages in conversations:
-        images.append([])
-        for kind, media in media_of([messages]):
-            if kind == "image":
-                images[-1].append(as_rgb(media))
-                check_size_as_resized(images[-1][-1], processor)
-            elif kind == "video" and limit is not None:
-                videos.append(_of_one_size(spread_frames(media, limit.max_frames)[0]))
-            else:
-                raise BadInput(f"the question has {kind}, the model takes images only: try tasks=pocket_image")
+    for number, kind, media in _numbered(conversations):
+        if kind == "image":
+            images[number].append(as_rgb(media))
+            check_size_as_resized(images[number][-1], processor)
+        elif kind == "video" and limit is not None:
+            clip = opened(media)
+            frames = _of_one_size(clip.read(chosen := clip.chosen(limit)))
+            videos.append(frames)
+            tokens = len(frames) * _tokens_per_frame(processor)
+            seconds = 1 / clip.sampled_rate(len(frames))
+            shown[number].append({"frames": len(chosen), "seconds_per_step": seconds, "tokens": tokens})
+        else:
+            raise BadInput(f"the question has {kind}, {_images_only(processor)}")
     # Processors that treat several images of a prompt otherwise than one take a list for each prompt.
     apart = "batch_num_images" in processor.image_processor.model_input_names
     for of_prompt in images:
@@ -157,10 +145,10 @@ def _unresized(processor: Any, conversations: Sequence[Sequence[Message]], limit
     if len(counts := {len(frames) for frames in videos}) > 1:
         listed = " and ".join(map(str, sorted(counts)))
         raise UserError(f"videos of a batch have {listed} frames, this model takes one number: pass model.batch_size=1")
-    shown: Any = images if apart else [image for of_prompt in images for image in of_prompt]
+    pictures: Any = images if apart else [image for of_prompt in images for image in of_prompt]
     return processor(
         text=_prompts(processor, conversations),
-        images=shown if any(images) else None,
+        images=pictures if any(images) else None,
         **({"videos": videos, "videos_kwargs": {"do_sample_frames": False}} if videos else {}),
         padding=True,
         padding_side="left",
@@ -168,10 +156,24 @@ def _unresized(processor: Any, conversations: Sequence[Sequence[Message]], limit
     )
 
 
-def _of_one_size(frames: Sequence[Image.Image]) -> np.ndarray:
+def _images_only(processor: Any) -> str:
+    if hasattr(processor, "video_processor"):  # InternVL's
+        return "the model takes images only where model.max_frames is null: pass model.max_frames=8"
+    return "the model takes images only: try tasks=pocket_image"
+
+
+def _tokens_per_frame(processor: Any) -> int:
+    """Return the visual tokens of a frame: InternVL's number, or OneVision's patches with lines and columns halved."""
+    if hasattr(processor, "image_seq_length"):
+        return int(processor.image_seq_length)
+    return ((isqrt(processor.num_image_tokens) + 1) // 2) ** 2
+
+
+def _of_one_size(frames: Iterator[Image.Image]) -> np.ndarray:
     """Return frames [T, H, W, 3]; frames of a list that differ from the first in size are resized to it."""
-    size = frames[0].size
-    return np.stack([np.asarray(frame if frame.size == size else frame.resize(size)) for frame in frames])
+    first = next(frames)
+    others = (frame if frame.size == first.size else frame.resize(first.size) for frame in frames)
+    return np.stack([np.asarray(first), *map(np.asarray, others)])
 
 
 def _prompts(processor: Any, conversations: Sequence[Sequence[Message]]) -> list[str]:
@@ -219,6 +221,8 @@ def _update(digest: Any, item: Any) -> None:
             digest.update(f"transparent {item.info['transparency']}".encode())
         if (turn := turn_of(item)) is not None:
             digest.update(f"turned {turn.name}".encode())
+    elif isinstance(item, np.ndarray):
+        digest.update(f"array {item.dtype} {item.shape}".encode() + item.tobytes())
     elif isinstance(item, str) and Path(item).is_file():
         digest.update(content_digest(Path(item)).encode())
     else:
@@ -226,9 +230,20 @@ def _update(digest: Any, item: Any) -> None:
 
 
 def media_of(conversations: Sequence[Sequence[Message]]) -> list[tuple[str, Any]]:
-    """Return the (kind, image or video) of every part that is not text, in order."""
-    parts = [part for messages in conversations for message in messages for part in message["content"]]
-    return [(part["type"], part["url"]) for part in parts if part["type"] != "text"]
+    """Return the (kind, image or video) of every part that is not text, in order.
+
+    BadInput if a part of a video is asked for, since all of it would be shown.
+    """
+    return [(kind, media) for _, kind, media in _numbered(conversations)]
+
+
+def _numbered(conversations: Sequence[Sequence[Message]]) -> list[tuple[int, str, Any]]:
+    """Return the same with the number of the conversation."""
+    numbered = [(i, part) for i, messages in enumerate(conversations) for m in messages for part in m["content"]]
+    for _, part in numbered:
+        if part.get("start_time") is not None or part.get("end_time") is not None:
+            raise BadInput(PART_OF_VIDEO)
+    return [(number, part["type"], part["url"]) for number, part in numbered if part["type"] != "text"]
 
 
 def _placeholders(message: Message) -> Message:
@@ -242,34 +257,3 @@ def _image(media: Any, limits: PixelLimits, patch: int, grid: Grid | None) -> Im
         with reading(ValueError):  # raised for shapes that fetch_image refuses
             return fetch_image({"image": as_rgb(media), **pixels}, image_patch_size=patch)
     return as_rgb(media).resize((2 * patch * grid[2], 2 * patch * grid[1]), Image.Resampling.BICUBIC)
-
-
-def _video(
-    media: Any, limits: PixelLimits, patch: int, span: int, grid: Grid | None = None
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Return frames [T, 3, H, W] of a file or of a list of images, and metadata with their times."""
-    media = checked_video(media)
-    total = len(reader_of(media)) if isinstance(media, str) and has_decord() else 0
-    if total < 2 or grid is not None:  # fetch_video does not support lists as we do, a single frame, or a given size
-        images, metadata = spread_frames(media, limits.max_frames, span)
-        return _resized(images, limits, patch, span, grid), metadata
-    count = even_count(total, limits.max_frames)
-    request = {"video": media, "nframes": count, **limits.of_frames(count, patch, span)}
-    try:
-        frames, metadata = fetch_video(request, image_patch_size=patch, return_video_metadata=True)
-    except Exception:  # fetch_video falls back to a reader that was removed, whose error hides the cause
-        spread_frames(media, limits.max_frames)  # has the clearer error
-        raise
-    return frames, metadata
-
-
-def _resized(images: list[Image.Image], limits: PixelLimits, patch: int, span: int, grid: Grid | None) -> torch.Tensor:
-    # Not fetch_video: it rounds frames of a list to multiples of 56 pixels before it resizes them to multiples of 28.
-    width, height = images[0].size
-    pixels = limits.of_frames(len(images), patch, span)
-    with reading(ValueError):  # raised for shapes that smart_resize refuses
-        rows, columns = smart_resize(height, width, 2 * patch, pixels["min_pixels"], pixels["max_pixels"])
-    if grid is not None:
-        rows, columns = (2 * patch * side for side in grid[1:])
-    frames = np.stack([np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC)) for image in images])
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float()

@@ -1,8 +1,10 @@
-"""Frames of videos: evenly spread over a file or over a list of pictures."""
+"""Videos: which of their frames are shown, and reading those from a file, a list of pictures or an array."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,60 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harness.core.errors import UserError
 from harness.models.bad_input import BadInput, reading
 from harness.models.pictures import as_rgb, existing
 
 FRAME_LIST_FPS = 2.0  # frames per second of a list of images, which has no times: Qwen2.5-VL's sampling rate
+MIN_FRAMES = 4  # of a video that is read at a rate, as in qwen_vl_utils
+PART_OF_VIDEO = "the question shows a part of a video, by start and end: only whole videos can be shown"
+
+
+class FrameRule:
+    """Which frames of a video are shown: `max_frames`, or `fps` a second within `min_frames` and `max_frames`.
+
+    Either way they are evenly spaced from the first to the last. A shorter video shows all of its frames.
+    """
+
+    max_frames: int
+    fps: float | None
+    min_frames: int
+
+    def count(self, total: int, rate: float) -> int:
+        """Return how many of the `total` frames of a file to show: an even number for every model, as in fetch_video.
+
+        `rate` is the file's own number of frames per second.
+        """
+        wanted = float(self.max_frames)
+        if self.fps is not None:
+            wanted = min(max(round(total / rate * self.fps, 6), self.min_frames), self.max_frames)
+        return max(2, int(min(wanted, total)) // 2 * 2)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An open video: its number of frames, how many of them make a second, and how to read some.
+
+    `rate` is None for a list, which has no times. `decord` is the reader of a file that decord opened.
+    """
+
+    total: int
+    rate: float | None
+    read: Callable[[Sequence[int]], Iterator[Image.Image]]
+    decord: Any = None
+
+    def chosen(self, rule: FrameRule) -> list[int]:
+        """Return the indices of the frames to show; UserError if they are asked for by a rate that is not known."""
+        if self.rate is not None:
+            return _spread(self.total, rule.count(self.total, self.rate))
+        if rule.fps is not None:
+            shown = f"the question shows a list of {self.total} frames without their times"
+            raise UserError(f"model.fps={rule.fps:g} needs a video file, {shown}: pass model.fps=null")
+        return _spread(self.total, min(self.total, rule.max_frames))
+
+    def sampled_rate(self, frames: int) -> float:
+        """Return how many frames make a second, where `frames` are shown of the clip."""
+        return FRAME_LIST_FPS if self.rate is None else frames / self.total * self.rate
 
 
 def has_decord() -> bool:
@@ -21,34 +73,42 @@ def has_decord() -> bool:
     return find_spec("decord") is not None
 
 
+def opened(media: Any) -> Clip:
+    """Open a video: the path of a file, a list of pictures or an array of frames; BadInput for everything else."""
+    media = checked_video(media)
+    if isinstance(media, str):
+        return (_opened_by_decord if has_decord() else _opened_by_av)(media)
+    return Clip(len(media), None, lambda chosen: (as_rgb(media[i]) for i in chosen))
+
+
 def checked_video(media: Any) -> str | Sequence[Any]:
     """Return a video as the path of a file or as a list of pictures; BadInput if it is neither, or has no frame."""
-    if isinstance(media, dict) and not media.get("url"):
-        media = ()  # lmms-eval passes on the whole entry where its address is empty
-    if isinstance(media, list | tuple):
-        if not media:
+    if isinstance(media, dict):
+        if {"video_start", "video_end"} & media.keys():
+            raise BadInput(PART_OF_VIDEO)
+        if not media.get("url"):
+            media = ()  # lmms-eval passes on the whole entry where its address is empty
+    if isinstance(media, list | tuple | np.ndarray):
+        if not len(media):
             raise BadInput("the video has no frame")
-        return media
+        return [_picture(frame) for frame in media]
     if not isinstance(media, str) or not media:
-        raise BadInput(f"the video is {media!r:.40}: expected a file or a list of pictures")
+        shown = repr(media) if isinstance(media, str) else type(media).__name__
+        raise BadInput(f"the video is {shown}: expected a file, a list of pictures or an array [T, H, W, 3] of 8 bits")
     return existing(media)
 
 
-def spread_frames(media: Any, max_frames: int, span: int = 1) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Return evenly spread frames of a file or of a list of images, and metadata with their times.
-
-    A list is filled up with its last frame to a multiple of `span`.
-    """
-    media = checked_video(media)
-    if isinstance(media, str):
-        return (_decode if has_decord() else _decode_all)(media, max_frames)
-    images = [as_rgb(media[i]) for i in _spread_indices(len(media), min(len(media), max_frames))]
-    images += images[-1:] * (-len(images) % span)
-    return images, _metadata(FRAME_LIST_FPS, range(len(images)), len(images))
+def _picture(frame: Any) -> Any:
+    """Return a frame that is an array as a picture."""
+    if not isinstance(frame, np.ndarray):
+        return frame
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        got = f"{frame.dtype} {list(frame.shape)}"
+        raise BadInput(f"a frame of the video is an array of {got}: expected 8 bits, uint8 [H, W, 3]")
+    return Image.fromarray(frame)
 
 
-def reader_of(file: str) -> Any:
-    """Return decord's reader of a video; BadInput if it has no frame."""
+def _opened_by_decord(file: str) -> Clip:
     import decord
 
     try:
@@ -57,46 +117,47 @@ def reader_of(file: str) -> Any:
         raise BadInput(f"{Path(file).name} cannot be opened as a video") from error
     if not len(reader):
         raise BadInput(f"{Path(file).name} has no frame")
-    return reader
+
+    def read(chosen: Sequence[int]) -> Iterator[Image.Image]:
+        for i in chosen:
+            with reading(decord.DECORDError):
+                frame = reader.get_batch([i]).asnumpy()[0]
+            yield Image.fromarray(frame)
+
+    return Clip(len(reader), _checked_rate(reader.get_avg_fps(), file), read, reader)
 
 
-def _decode(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Return evenly spread frames of a file, the same that fetch_video reads, and their metadata."""
-    import decord
-
-    reader = reader_of(file)
-    chosen = _spread_indices(len(reader), even_count(len(reader), max_frames))
-    with reading(decord.DECORDError):
-        images = [Image.fromarray(frame) for frame in reader.get_batch(chosen).asnumpy()]
-    return images, _metadata(reader.get_avg_fps(), chosen, len(reader))
-
-
-def _decode_all(file: str, max_frames: int) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Return the same as `_decode` without decord: PyAV decodes all of the file, which is slower than seeking."""
+def _opened_by_av(file: str) -> Clip:
+    """Open a file without decord: PyAV decodes all of the file to count its frames, which is slower than seeking."""
     import av
 
     try:
         with av.open(file) as container:
-            total = sum(1 for _ in container.decode(video=0)) if container.streams.video else 0
+            stream = next(iter(container.streams.video), None)
+            total = 0 if stream is None else sum(1 for _ in container.decode(stream))
+            rate = 0 if stream is None else stream.average_rate or 0
     except av.error.InvalidDataError as error:
         raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
     if not total:
         raise BadInput(f"{Path(file).name} has no frame")
-    chosen = _spread_indices(total, even_count(total, max_frames))
-    with av.open(file) as container:
-        fps = float(container.streams.video[0].average_rate or FRAME_LIST_FPS)
-        images = {i: frame.to_image() for i, frame in enumerate(container.decode(video=0)) if i in set(chosen)}
-    return [images[i] for i in chosen], _metadata(fps, chosen, total)
+
+    def read(chosen: Sequence[int]) -> Iterator[Image.Image]:
+        wanted = iter([*chosen, -1])
+        following = next(wanted)
+        with av.open(file) as container:
+            for i, frame in enumerate(container.decode(video=0)):
+                while following == i:  # of a video of one frame, twice
+                    yield frame.to_image()
+                    following = next(wanted)
+
+    return Clip(total, _checked_rate(float(rate), file), read)
 
 
-def even_count(total: int, max_frames: int) -> int:
-    """Return how many frames of a file to read: an even number for every model, as in fetch_video."""
-    return max(2, min(max_frames, total) // 2 * 2)
+def _checked_rate(rate: float, file: str) -> float:
+    if not (math.isfinite(rate) and rate > 0):
+        raise BadInput(f"{Path(file).name} does not say how many frames make a second, which gives them their times")
+    return rate
 
 
-def _spread_indices(total: int, count: int) -> list[int]:
+def _spread(total: int, count: int) -> list[int]:
     return [int(i) for i in np.linspace(0, total - 1, count).round()]
-
-
-def _metadata(fps: float, indices: Iterable[int], total: int) -> dict[str, Any]:
-    return {"fps": fps, "frames_indices": list(indices), "total_num_frames": total}

@@ -50,7 +50,8 @@ class Questions:
 
     def ask(self, task: str, places: Iterable[tuple[int, Sequence[Sequence[int]]]]) -> Iterator[Asked]:
         """Yield the question of each (doc_id, recorded grids); UserError if the data or the processor have changed."""
-        from harness.models.preprocessing import limits_of, to_inputs
+        from harness.models.limits import limits_of
+        from harness.models.preprocessing import to_inputs
 
         loaded = self.suite.load(task)
         limits = limits_of(self.processor, self.model)

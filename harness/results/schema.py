@@ -184,6 +184,15 @@ class Stage(TypedDict):
 
 
 @with_config(STRICT)
+class Video(TypedDict):
+    """What a question shows of a video: frames read, seconds from one step of its grid to the next, visual tokens."""
+
+    frames: Count
+    seconds_per_step: Annotated[float, Field(gt=0)]
+    tokens: Count
+
+
+@with_config(STRICT)
 class Kept(TypedDict):
     """A line of `kept.jsonl`."""
 
@@ -200,6 +209,7 @@ class Kept(TypedDict):
     per_tile: NotRequired[list[Count]]
     budget: NotRequired[Count]
     repeat: NotRequired[int]
+    videos: NotRequired[list[Video]]
     order: NotRequired[list[Count]]
     importance: NotRequired[str]
     target: NotRequired[Box]

@@ -98,6 +98,7 @@ def _settings(config: RunConfig, recipe: Recipe, source: "Source", folder: Path)
     """Return the settings that must not change when a training is resumed."""
     model, scorer = config.model, config.model.scorer
     loading = {f"model.{key}": getattr(model, key) for key in ("dtype", "min_pixels", "max_pixels", "max_frames")}
+    loading |= {f"model.{key}": value for key, value in model.frame_rate.items()}
     start = {"model.scorer": None if scorer is None else checkpoint.fingerprint(shipped(scorer))}
     data = {"data": source.digest, "conversations": len(source)}
     return {"model": checkpoint.weights_fingerprint(folder), **loading, **start, **data, **asdict(recipe)}

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.models.calls import TOKEN_INPUTS
+from harness.models.limits import limits_of
 from harness.models.loading import Loaded
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.preprocessing import to_inputs
 from harness.train.conversations import Example
 
 IGNORE = -100

@@ -250,6 +250,8 @@ IN_KEY = {
     "model.min_pixels": {"model.min_pixels": 784},
     "model.max_pixels": {"model.max_pixels": 1568},
     "model.max_frames": {"model.max_frames": 2},
+    "model.fps": {"model.fps": 2.0},
+    "model.min_frames": {"model.min_frames": 2},
     "model.batch_size": {"model.batch_size": 3},  # in half precision an answer moves with its neighbours
     "model.unpack": {"model.unpack": "fixed"},
     "model.newlines": {"model.newlines": "follow"},

@@ -15,6 +15,7 @@ from tiny_tasks import write_tiny_tasks
 
 from harness.core.config import TasksConfig, validate
 from harness.core.config_groups import register
+from harness.core.files import from_json
 from harness.core.overrides import compose
 from harness.evaluation import lmms_model
 from harness.evaluation.run_context import RunContext
@@ -22,6 +23,7 @@ from harness.evaluation.task_suite import TaskSuite
 from harness.models import loading
 
 QUESTIONS, BATCH = 3, 2
+VIDEOS = ("pocket_video", "tiny_clips")
 POINTS = [("hiprune", 0.5), ("vispruner", 0.25), ("fastv", 0.25)]  # read the tower; cut inside the language model
 TINY = {
     "qwen25vl7b": (lambda: tiny_qwen(layers=4), tiny_qwen_processor, "[tiny_stills,tiny_clips]"),
@@ -47,7 +49,7 @@ def work(monkeypatch):
 
     def counted(name):
         plain = getattr(lmms_model, name)
-        monkeypatch.setattr(lmms_model, name, lambda *args: done.update([name]) or plain(*args))
+        monkeypatch.setattr(lmms_model, name, lambda *args, **more: done.update([name]) or plain(*args, **more))
 
     def begin() -> Counter:
         for name in ("messages_digest", "to_inputs"):
@@ -95,6 +97,9 @@ def test_a_sweep_ends_with_the_bytes_of_runs_apart(jobs, loads, work, tmp_path, 
         assert context.vision_cache is None
     apart = records("apart")
     assert len(apart) == 1 + len(POINTS)
+    for line in (from_json(line) for found in apart.values() for line in found["kept.jsonl"].splitlines()):
+        shown = line.get("videos", [])
+        assert sum(video["tokens"] for video in shown) == (line["n"] if line["task"] in VIDEOS else 0)
     assert len({found["kept.jsonl"] for found in apart.values()}) == len(apart)
     loads.clear()
     context, sweep, done = RunContext(), jobs("swept", gigabytes), work()

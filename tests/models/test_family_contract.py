@@ -24,7 +24,7 @@ import methods
 from harness.evaluation.resize_baseline import resizing
 from harness.models import FAMILIES, adapter_class
 from harness.models.adapter import Adapter
-from harness.models.preprocessing import PixelLimits
+from harness.models.limits import PixelLimits
 from harness.models.vision_tower import VisionTower
 from methods.budget import Budget
 

@@ -14,7 +14,8 @@ import methods
 from harness.core.config import ModelConfig
 from harness.models import loading
 from harness.models.internvl import InternVL
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.limits import limits_of
+from harness.models.preprocessing import to_inputs
 
 MARK = "<|image_pad|>"
 # Sizes in pixels: a tile is 112 x 112, and a picture of several has a thumbnail, too.

@@ -20,8 +20,9 @@ from harness.core.errors import UserError
 from harness.evaluation.pruner import pruner_of
 from harness.models import loading
 from harness.models.bad_input import BadInput
+from harness.models.limits import PixelLimits, limits_of
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import PixelLimits, limits_of, to_inputs
+from harness.models.preprocessing import to_inputs
 from harness.models.scorer import VisionSelectorScorer, save_scorer
 from harness.results.result import Result
 

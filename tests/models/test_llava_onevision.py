@@ -22,9 +22,10 @@ from harness.core.config import ModelConfig
 from harness.core.errors import UserError
 from harness.models import adapter_for, loading, vision_tower
 from harness.models.bad_input import BadInput
+from harness.models.limits import FrameLimit, limits_of
 from harness.models.llava_onevision import LlavaOnevision
 from harness.models.mosaic import PooledVideo
-from harness.models.preprocessing import FrameLimit, limits_of, to_inputs
+from harness.models.preprocessing import to_inputs
 from methods.base import Method, Selection, Signal
 
 PATCHES = 729  # of a crop in the released models

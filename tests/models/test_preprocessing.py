@@ -7,14 +7,8 @@ from tiny_llavaov15 import llavaov15_processor
 from tiny_models import tiny_processor
 
 from harness.models.bad_input import BadInput
-from harness.models.preprocessing import (
-    FRAME_TOKENS,
-    VIDEO_TOKENS,
-    PixelLimits,
-    messages_digest,
-    to_inputs,
-    visual_digest,
-)
+from harness.models.limits import FRAME_TOKENS, VIDEO_TOKENS, PixelLimits
+from harness.models.preprocessing import messages_digest, to_inputs, visual_digest
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import harness
 import methods
 from harness.core.config import ModelConfig
 from harness.models import loading
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.limits import limits_of
+from harness.models.preprocessing import to_inputs
 from harness.models.qwen2vl import Qwen2VL
 
 

@@ -12,7 +12,8 @@ from uncached_reference import Cut, Prompt
 import harness
 from harness.core.config import ModelConfig
 from harness.models import loading
-from harness.models.preprocessing import PixelLimits, limits_of, to_inputs
+from harness.models.limits import PixelLimits, limits_of
+from harness.models.preprocessing import to_inputs
 
 
 @pytest.fixture(scope="module")

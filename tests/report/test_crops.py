@@ -9,7 +9,8 @@ from tiny_llava_onevision import tiny_llava_onevision, tiny_llava_onevision_proc
 
 import harness
 from harness.core.config import ModelConfig
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.limits import limits_of
+from harness.models.preprocessing import to_inputs
 from harness.report import images
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from harness.core.config import ModelConfig
 from harness.models.bad_input import BadInput
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.limits import limits_of
+from harness.models.preprocessing import to_inputs
 
 QUICK = inputs(250)
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]

@@ -24,8 +24,9 @@ from harness.evaluation.pruner import pruner_of
 from harness.evaluation.run_context import RunContext
 from harness.evaluation.run_plan import plan
 from harness.models import loading
+from harness.models.limits import PixelLimits
 from harness.models.model_folder import ModelFolder
-from harness.models.preprocessing import PixelLimits, to_inputs
+from harness.models.preprocessing import to_inputs
 from methods.d2pruner_prior import average
 
 LIMITS = PixelLimits(3136, 200704, 16)

@@ -17,7 +17,8 @@ from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 import harness
 from harness.core.config import ModelConfig
 from harness.models import adapter_for
-from harness.models.preprocessing import limits_of, to_inputs
+from harness.models.limits import limits_of
+from harness.models.preprocessing import to_inputs
 from harness.models.scorer import VisionSelectorScorer
 from harness.train.batches import IGNORE, Batch, answer_loss, to_batch
 from harness.train.conversations import Example
