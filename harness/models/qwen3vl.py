@@ -28,7 +28,8 @@ class Qwen3VL(Qwen25VL):
 
     DeepStack (arXiv 2406.04334) adds features of earlier vision layers to visual rows after the first decoder layers.
     They are dropped or averaged together with their token. A video is one grid of all its time steps, although the time
-    is written before each.
+    is written before each. A step that loses all of its tokens keeps its time and the two marks around them, which are
+    text: the times that are left are those of the frames, and no position moves.
     """
 
     family = "qwen3_vl"

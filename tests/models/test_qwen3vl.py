@@ -1,9 +1,12 @@
 """What is peculiar to Qwen3-VL under `prune`: DeepStack features, and the times of frames in its prompts."""
 
+import re
+from dataclasses import dataclass
+
 import pytest
 import torch
 from probes import Keys, Watch
-from questions import ask, picture
+from questions import ask, clip, picture
 from reference_prune import generate, inputs_of
 from tiny_models import VIDEO
 from tiny_qwen3 import DEEP, LAYERS, tiny_qwen3, tiny_qwen3_processor
@@ -14,6 +17,7 @@ from harness.core.config import ModelConfig
 from harness.models import loading
 from harness.models.limits import PixelLimits, limits_of
 from harness.models.preprocessing import to_inputs
+from methods.base import Method, Selection
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,35 @@ def test_times_of_frames_are_not_the_question(processor, model):
     assert torch.equal(watch.seen[0].text, model.get_input_embeddings()(ids)[0])
 
 
+@dataclass(kw_only=True)
+class LastStep(Method):
+    """Keep the last tokens, so that every step of a video but the last loses all of its own."""
+
+    def _select(self, tokens, k, generator):
+        return Selection(torch.arange(len(tokens.features) - k, len(tokens.features)))
+
+
+@torch.no_grad()
+def test_the_times_of_steps_without_tokens_stay_where_they_were(processor, model):
+    """A step that loses all tokens leaves "<1.2 seconds>" and the two marks around nothing: text is never cut."""
+    text = f"<|im_start|>user\nIn {VIDEO} when?<|im_end|>\n<|im_start|>assistant\n"
+    inputs, seen = inputs_of(processor, [(text, [], [(6, 64, 64)])]), []
+    decoder = model.model.language_model
+    with harness.prune(model, LastStep(), tokens=3) as pruning:
+        after = decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        (logits,) = model(**inputs).logits
+        after.remove()
+    ids, prompt = inputs["input_ids"][0], Prompt.of(model, inputs)
+    stay = ids != model.config.video_token_id
+    stay[prompt.visual[-3:]] = True
+    assert pruning.records[0].kept == [9, 10, 11]
+    assert processor.decode(ids[stay]).count("<|vision_start|><|vision_end|>") == 2
+    assert processor.decode(ids[stay]).count(" seconds>") == 3
+    assert torch.equal(seen[0]["inputs_embeds"], prompt.states[:, stay])
+    assert torch.equal(seen[0]["position_ids"][-3:], prompt.positions[..., stay])
+    torch.testing.assert_close(logits, prompt.logits(model, Cut(-1, torch.arange(9, 12))), atol=1e-4, rtol=1e-4)
+
+
 LIMITS = PixelLimits(min_pixels=4 * 1024, max_pixels=64 * 1024, max_frames=4)
 
 
@@ -90,6 +123,14 @@ class TestInputs:
         text = processor.decode(inputs["input_ids"][0])
         assert "<0.2 seconds>" in text  # of frames at 0 and 0.5 seconds
         assert "<1.2 seconds>" in text
+
+    def test_frames_at_a_rate_have_the_times_of_the_file(self, processor, tmp_path):
+        clip(tmp_path / "clip.mp4", 60, 64, 64, 5)  # twelve seconds
+        limits = PixelLimits(4 * 1024, 64 * 1024, max_frames=6, fps=1.0)
+        text = processor.decode(to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], limits)["input_ids"][0])
+        times = [float(time) for time in re.findall(r"<([\d.]+) seconds>", text)]
+        frames = [round(i * 59 / 5) / 5 for i in range(6)]
+        assert times == pytest.approx([(a + b) / 2 for a, b in zip(frames[::2], frames[1::2], strict=True)], abs=0.06)
 
     @torch.no_grad()
     def test_the_model_answers_them_pruned(self, processor, model, scorer):
