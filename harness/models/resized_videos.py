@@ -58,7 +58,8 @@ def _decoded(
         with reading(decord.DECORDError):
             decoded = torch.from_numpy(clip.decord.get_batch(chosen[start : start + DECODED]).asnumpy())
         if not start:
-            frames = torch.empty(count, 3, *_size(*decoded.shape[1:3], pixels, patch))
+            _, height, width, _ = decoded.shape
+            frames = torch.empty(count, 3, *_size(height, width, pixels, patch))
         batch = decoded.permute(0, 3, 1, 2)
         size = list(frames.shape[2:])
         frames[start : start + DECODED] = resize(batch, size, InterpolationMode.BICUBIC, antialias=True)
