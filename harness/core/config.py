@@ -172,9 +172,10 @@ def conf(*parts: str) -> Path:
 @cache
 def _default_metrics() -> dict[str, str]:
     """Map tasks of lmms-eval and of the pocket suite to the metrics that tables show."""
-    files = [conf("tables", "metrics.yaml"), conf("tasks", "pocket.yaml")]
-    published, pocket = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
-    return {**published, **pocket["metrics"]}
+    published = yaml.safe_load(conf("tables", "metrics.yaml").read_text(encoding="utf-8"))
+    suites = [conf("tasks", f"{name}.yaml") for name in ("pocket", "pocket_clips", "pocket_places")]
+    pocket = [yaml.safe_load(suite.read_text(encoding="utf-8"))["metrics"] for suite in suites]
+    return {name: metric for metrics in (published, *pocket) for name, metric in metrics.items()}
 
 
 def is_data_root(value: Any) -> bool:

@@ -18,7 +18,7 @@ from harness.core.files import expanded
 from harness.core.overrides import parse
 from harness.core.task_index import lmms_eval_tasks, task_files
 
-POCKET_TASKS = "harness://pocket/tasks"
+POCKET_TASKS = ("harness://pocket/tasks", "harness://pocket/clip_tasks")
 _typed: dict[str, str] = {}  # override after `register` -> as the user typed it
 
 
@@ -128,9 +128,9 @@ def _tasks(value: Any, values_by_key: dict[str, Any]) -> str:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"tasks=[{','.join(listed)}] has {', '.join(twice)} twice: name every task once")
     include = values_by_key.get("tasks.include")
-    pocket = task_files(shipped(POCKET_TASKS))
-    if include is None and any(name in pocket for name in names):
-        include = POCKET_TASKS
+    pocket = {name: folder for folder in POCKET_TASKS for name in task_files(shipped(folder))}
+    if include is None:
+        include = next((pocket[name] for name in names if name in pocket), None)
     try:
         check_tasks(TasksConfig(include=include, metrics=dict.fromkeys(names)))
     except UserError as error:

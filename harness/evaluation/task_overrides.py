@@ -148,7 +148,7 @@ def reasoning_tags(pretrained: str, include: str | None, names: Iterable[str]) -
 
     Such a model writes no tags, so its runs from before they were taken out have the same scores.
     """
-    pocket = include == POCKET_TASKS and set(names) <= set(task_files(shipped(POCKET_TASKS)))
+    pocket = include in POCKET_TASKS and set(names) <= set(task_files(shipped(include)))
     return None if pocket and pretrained.startswith(SHIPPED) else REASONING_TAGS
 
 

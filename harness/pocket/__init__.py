@@ -6,7 +6,9 @@ from pathlib import Path
 HOME = Path(__file__).parent
 WEIGHTS = HOME / "weights"
 LLAVA_WEIGHTS = HOME / "weights_llava"
+CLIP_WEIGHTS = HOME / "weights_clip"
 TASKS = HOME / "tasks"
+CLIP_TASKS = HOME / "clip_tasks"
 
 
 def order(n: int) -> list[int]:

@@ -1,13 +1,14 @@
-"""Draw the pocket suite: `python -m harness.pocket.data` writes `tasks/data/*.parquet`.
+"""Draw the suites: `python -m harness.pocket.data` writes `tasks/data/*.parquet` and `clip_tasks/data/*.parquet`.
 
-Its seeds are never used in training. Answers are balanced, so that the chance level is known: 1/2 for yes/no and for
-order, 1/4 for options, 1/5 for counts.
+Their seeds are never used in training. Answers are balanced, so that the chance level is known: 1/2 for yes/no and for
+order, 1/4 for options and for times, 1/5 for counts and colours, 1/8 for shapes. No cell is the answer to more than six
+questions of 240.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
+from pyarrow import parquet
 
-from harness.pocket import TASKS, easyvqa
+from harness.pocket import CLIP_TASKS, TASKS, easyvqa
+from harness.pocket.clips import COLUMNS, LIVELY
 from harness.pocket.draw import OTHER_SEED, SUITE_SEED, scene_at
 from harness.pocket.scenes import Question, Scene, bars
-from harness.pocket.words import COLORS, OPTIONS
+from harness.pocket.words import COLORS, OPTIONS, SHAPES
 
 ROWS = 240
 EASY_VQA_ROWS = 500
@@ -36,9 +39,10 @@ def _scenes(kind: str, seed: int = SUITE_SEED) -> Iterator[Scene]:
     return (scene_at(kind, seed, index) for index in count())
 
 
-def _questions(kind: str, task: str, answers: Collection[str] = ()) -> list[tuple[Scene, Question]]:
-    """Return the first questions of a task, one for each picture; with `answers`, equally many for each answer."""
-    missing = {answer: ROWS // len(answers) for answer in answers}
+def _questions(kind: str, task: str, answers: Collection[str] | Mapping[str, int] = ()) -> list[tuple[Scene, Question]]:
+    """Return the first questions of a task, one for each picture; with `answers`, equally many or so many for each."""
+    equal = {answer: ROWS // len(answers) for answer in answers}
+    missing = dict(answers) if isinstance(answers, Mapping) else equal
     selected: list[tuple[Scene, Question]] = []
     for scene in _scenes(kind):
         for question in [q for q in scene.questions if q.task == task][:2]:
@@ -63,10 +67,10 @@ def charts() -> list[tuple[Scene, Question]]:
     return selected
 
 
-def video() -> list[tuple[Scene, Question]]:
+def both_orders(kind: str, task: str) -> list[tuple[Scene, Question]]:
     """Both orders of the options for each clip."""
-    pairs = ((scene, question) for scene in _scenes("video") for question in scene.questions)
-    return list(islice((pair for pair in pairs if pair[1].task == "video"), ROWS))
+    pairs = ((scene, question) for scene in _scenes(kind) for question in scene.questions)
+    return list(islice((pair for pair in pairs if pair[1].task == task), ROWS))
 
 
 def easy_vqa() -> list[tuple[Scene, Question]]:
@@ -124,26 +128,56 @@ SUITE: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
     "text": partial(_questions, "text", "text"),  # strings of two to four characters
     "documents": partial(_questions, "document", "documents"),  # values of a form
     "charts": charts,
-    "video": video,
+    "video": partial(both_orders, "video", "video"),
     "easyvqa": easy_vqa,
     "vega": vega,
     "scenes": others,
 }
 
 
-def write(folder: Path) -> None:
-    """Write a parquet file for each task, in the image layout of `datasets`."""
+EVENTS = dict.fromkeys(LIVELY, ROWS // 2 // len(LIVELY)) | dict.fromkeys(SHAPES, ROWS // 2 // len(SHAPES))
+CELLS = {
+    f"{column}{row + 1}": 6 for column in COLUMNS for row in range(len(COLUMNS))
+}  # few at the margin: 36 are common
+CLIPS: dict[str, Callable[[], list[tuple[Scene, Question]]]] = {
+    "order": partial(both_orders, "order", "order"),
+    "around": partial(_questions, "order", "around", ("yes", "no")),  # before or after
+    "ends": partial(_questions, "order", "ends", EVENTS),  # what appears first or last
+    "times": partial(_questions, "times", "times", "1234"),
+    "turns": partial(_questions, "turns", "turns", EVENTS),
+    "places": partial(_questions, "places", "places", CELLS),
+}
+
+
+def write(
+    folder: Path,
+    suite: Mapping[str, Callable[[], list[tuple[Scene, Question]]]] = SUITE,
+    repeats: bool = False,
+) -> None:
+    """Write a parquet file for each task, in the image layout of `datasets`, compressed if its frames repeat."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, build in SUITE.items():
-        visual = {"frames": Sequence(Image())} if name == "video" else {"image": Image()}
-        features = Features({"id": Value("int64"), "question": Value("string"), "answer": Value("string"), **visual})
+    for name, build in suite.items():
+        selected = build()
+        video, where = len(selected[0][0].frames) > 1, selected[0][1].box is not None
+        visual = {"frames": Sequence(Image())} if video else {"image": Image()}
+        place = {"bbox": Sequence(Value("float64")), "image_width": Value("int64"), "image_height": Value("int64")}
+        features = {"id": Value("int64"), "question": Value("string"), "answer": Value("string"), **visual}
         rows = []
-        for i, (scene, question) in enumerate(build()):
+        for i, (scene, question) in enumerate(selected):
             images = [_png(f) for f in scene.frames]
-            picture = {"frames": images} if name == "video" else {"image": images[0]}
-            rows.append({"id": i, "question": question.text, "answer": question.answer, **picture})
-        Dataset.from_list(rows, features=features).to_parquet(folder / f"{name}.parquet")
+            row = {"id": i, "question": question.text, "answer": question.answer}
+            row |= {"frames": images} if video else {"image": images[0]}
+            if question.box:
+                row |= {"bbox": list(question.box), **dict(zip(list(place)[1:], scene.frames[0].size, strict=True))}
+            rows.append(row)
+        layout = Features(features | (place if where else {}))
+        table = Dataset.from_list(rows, features=layout)
+        if repeats:  # `to_parquet` compresses no pictures
+            parquet.write_table(table.with_format("arrow")[:], folder / f"{name}.parquet", compression="snappy")
+        else:
+            table.to_parquet(folder / f"{name}.parquet")
 
 
 if __name__ == "__main__":
     write(TASKS / "data")
+    write(CLIP_TASKS / "data", CLIPS, repeats=True)

@@ -35,11 +35,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its short answer."""
+    """A question with its short answer and, where it asks for a place, the box of the thing in pixels."""
 
     task: str
     text: str
     answer: str
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass
@@ -54,21 +55,24 @@ class Scene:
 Rng = np.random.Generator
 
 
-def _pick(rng: Rng, items: tuple | list, n: int | None = None) -> list:
+def pick(rng: Rng, items: tuple | list, n: int | None = None) -> list:
+    """Draw n different items, or all of them, in random order."""
     idx = rng.permutation(len(items))[: len(items) if n is None else n]
     return [items[i] for i in idx]
 
 
-def _one(rng: Rng, items: Sequence[Any]) -> Any:
+def one(rng: Rng, items: Sequence[Any]) -> Any:
+    """Draw an item."""
     return items[int(rng.integers(len(items)))]
 
 
-def _middle(rng: Rng, cell: int, stray: float) -> float:
+def middle(rng: Rng, cell: int, stray: float) -> float:
     """Draw a coordinate near the middle of a token row or column."""
     return TOKEN * (cell + 0.5) + float(rng.uniform(-stray, stray))
 
 
-def _background(rng: Rng, width: int, height: int) -> Image.Image:
+def background(rng: Rng, width: int, height: int) -> Image.Image:
+    """Return a picture of one light tone."""
     tone = rng.integers(225, 256, 3)
     return Image.new("RGB", (width, height), tuple(int(c) for c in tone))
 
@@ -155,7 +159,7 @@ def place(
     for color, shape in kinds:
         for _ in range(40):
             r = float(rng.uniform(low, high))
-            x, y = (_middle(rng, int(rng.integers(side // TOKEN)), STRAY_THING) for side in (width, height))
+            x, y = (middle(rng, int(rng.integers(side // TOKEN)), STRAY_THING) for side in (width, height))
             inside = r + 2 <= x <= width - r - 2 and r + 2 <= y <= height - r - 2
             if inside and all(math.hypot(x - o.x, y - o.y) > r + o.r + 8 for o in things):
                 things.append(Thing(color, shape, x, y, r))
@@ -171,7 +175,7 @@ def _canvas(rng: Rng) -> tuple[int, int]:
 
 def _things_scene(rng: Rng, kinds: list[tuple[str, str]], **radii: int) -> tuple[Scene, list[Thing]]:
     width, height = _canvas(rng)
-    image = _background(rng, width, height)
+    image = background(rng, width, height)
     things = place(rng, width, height, kinds, **radii)
     for thing in things:
         thing.draw(image, rng)
@@ -184,7 +188,7 @@ def _things_scene(rng: Rng, kinds: list[tuple[str, str]], **radii: int) -> tuple
 def objects(rng: Rng) -> Scene:
     """Draw three to seven different things, with existence and attribute questions."""
     kinds = [(c, s) for c in COLORS for s in SHAPES]
-    scene, things = _things_scene(rng, _pick(rng, kinds, int(rng.integers(3, 8))))
+    scene, things = _things_scene(rng, pick(rng, kinds, int(rng.integers(3, 8))))
     scene.questions = [q for _ in range(3) for q in existence_questions(rng, things) + attribute_questions(rng, things)]
     return scene
 
@@ -195,8 +199,8 @@ def existence_questions(rng: Rng, things: list[Thing]) -> list[Question]:
     colors, shapes = {t.color for t in things}, {t.shape for t in things}
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
     hard = [(c, s) for c, s in absent if c in colors and s in shapes]
-    no = _one(rng, hard) if hard and rng.random() < 0.5 else _one(rng, absent)
-    yes = _one(rng, sorted(present))
+    no = one(rng, hard) if hard and rng.random() < 0.5 else one(rng, absent)
+    yes = one(rng, sorted(present))
     return [
         Question("existence", f"Is there a {c} {s} in the image?", answer)
         for (c, s), answer in ((yes, "yes"), (no, "no"))
@@ -204,7 +208,7 @@ def existence_questions(rng: Rng, things: list[Thing]) -> list[Question]:
 
 
 def _choice(rng: Rng, task: str, question: str, answer: str, others: list[str]) -> Question:
-    options = _pick(rng, [answer, *others[: len(OPTIONS) - 1]])
+    options = pick(rng, [answer, *others[: len(OPTIONS) - 1]])
     lines = "".join(f"\n{letter}. {option}" for letter, option in zip(OPTIONS, options, strict=False))
     text = f"Answer with the option letter. {question}{lines}"
     return Question(task, text, OPTIONS[options.index(answer)])
@@ -218,10 +222,10 @@ def attribute_questions(rng: Rng, things: list[Thing]) -> list[Question]:
         unique = [t for t in things if values.count(getattr(t, other)) == 1]
         if not unique:
             continue
-        thing = _one(rng, unique)
+        thing = one(rng, unique)
         answer = getattr(thing, ask)
-        seen = [v for v in dict.fromkeys(getattr(t, ask) for t in _pick(rng, things)) if v != answer]
-        rest = _pick(rng, [v for v in vocabulary if v != answer and v not in seen])
+        seen = [v for v in dict.fromkeys(getattr(t, ask) for t in pick(rng, things)) if v != answer]
+        rest = pick(rng, [v for v in vocabulary if v != answer and v not in seen])
         text = f"What color is the {thing.shape}?" if ask == "color" else f"What shape is {thing.color}?"
         questions.append(Question("attribute_text", text, answer))
         questions.append(_choice(rng, "attributes", text, answer, seen[:2] + rest))
@@ -232,11 +236,11 @@ def counting(rng: Rng) -> Scene:
     """Draw one to five things of one shape or colour among others; the count is uniform."""
     by_shape = rng.random() < 0.5
     n, others = int(rng.integers(1, 6)), int(rng.integers(0, 4))
-    target_color, target_shape = _one(rng, tuple(COLORS)), _one(rng, SHAPES)
+    target_color, target_shape = one(rng, tuple(COLORS)), one(rng, SHAPES)
     kinds = []
     for i in range(n + others):
-        free_color = _one(rng, [c for c in COLORS if i < n or c != target_color])
-        free_shape = _one(rng, [s for s in SHAPES if i < n or s != target_shape])
+        free_color = one(rng, [c for c in COLORS if i < n or c != target_color])
+        free_shape = one(rng, [s for s in SHAPES if i < n or s != target_shape])
         if i < n:
             kinds.append((free_color, target_shape) if by_shape else (target_color, free_shape))
         else:
@@ -251,7 +255,7 @@ def counting(rng: Rng) -> Scene:
 
 
 def _string(rng: Rng, low: int, high: int, alphabet: str = CHARACTERS) -> str:
-    return "".join(_one(rng, alphabet) for _ in range(int(rng.integers(low, high + 1))))
+    return "".join(one(rng, alphabet) for _ in range(int(rng.integers(low, high + 1))))
 
 
 def _write(
@@ -266,7 +270,7 @@ def _write(
 ) -> list[Mark]:
     """Write a string from a token column on, one character per column, and return a mark for each character."""
     draw = ImageDraw.Draw(image)
-    x, y = _middle(rng, column, STRAY_CHARACTER), _middle(rng, row, STRAY_CHARACTER)
+    x, y = middle(rng, column, STRAY_CHARACTER), middle(rng, row, STRAY_CHARACTER)
     marks = []
     for i, character in enumerate(string):
         cx = x + TOKEN * i
@@ -279,11 +283,11 @@ def _write(
 def text(rng: Rng) -> Scene:
     """Draw one to four strings in different colours; questions ask for the string of a colour."""
     width, height = _canvas(rng)
-    image = _background(rng, width, height)
+    image = background(rng, width, height)
     scene = Scene([image])
-    colors = _pick(rng, tuple(COLORS), int(rng.integers(1, 5)))
+    colors = pick(rng, tuple(COLORS), int(rng.integers(1, 5)))
     shift = int(rng.integers(2))
-    rows = [2 * row + shift for row in _pick(rng, list(range(height // (2 * TOKEN))), len(colors))]
+    rows = [2 * row + shift for row in pick(rng, list(range(height // (2 * TOKEN))), len(colors))]
     for color, row in zip(colors, sorted(rows), strict=True):
         string = _string(rng, 2, 4)
         column = int(rng.integers(width // TOKEN - len(string) + 1))
@@ -297,14 +301,14 @@ def text(rng: Rng) -> Scene:
 def document(rng: Rng) -> Scene:
     """Draw a form: each row has a key on the left and its value on the right."""
     n = int(rng.integers(3, 7))
-    width, height = int(_one(rng, (280, 308, 336))), int(_one(rng, (252, 280, 308, 336)))
+    width, height = int(one(rng, (280, 308, 336))), int(one(rng, (252, 280, 308, 336)))
     image = Image.new("RGB", (width, height), (250, 250, int(rng.integers(238, 251))))
     draw = ImageDraw.Draw(image)
     scene = Scene([image])
     left, column = float(rng.uniform(6, 16)), int(rng.integers(5, width // TOKEN - 3))
-    rows = sorted(_pick(rng, list(range(height // TOKEN)), n))
-    for row, key in zip(rows, _pick(rng, KEYS, n), strict=True):
-        y = _middle(rng, row, STRAY_CHARACTER)
+    rows = sorted(pick(rng, list(range(height // TOKEN)), n))
+    for row, key in zip(rows, pick(rng, KEYS, n), strict=True):
+        y = middle(rng, row, STRAY_CHARACTER)
         ink = (20, 20, int(rng.integers(20, 90)))
         draw.text((left, y), key, font=font(22), fill=ink, anchor="lm")
         scene.marks.append(Mark((left, y - 10, left + draw.textlength(key, font(22)), y + 10), (key,)))
@@ -321,7 +325,7 @@ def chart(rng: Rng) -> Scene:
     """Draw a bar chart of a random table of numbers with up to two or up to three digits."""
     n = int(rng.integers(3, 6))
     values = rng.permutation(np.arange(4, 100) if rng.random() < 0.7 else np.arange(20, 1000))[:n]
-    return bars(rng, [int(v) for v in values], _pick(rng, tuple(COLORS), n))
+    return bars(rng, [int(v) for v in values], pick(rng, tuple(COLORS), n))
 
 
 def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
@@ -329,9 +333,9 @@ def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
     digits, n = max(len(str(v)) for v in values), len(values)
     lying = digits > 2 or rng.random() < 0.5
     if lying:
-        width, height = int(_one(rng, (280, 308, 336))), max(224, 2 * TOKEN * n)
+        width, height = int(one(rng, (280, 308, 336))), max(224, 2 * TOKEN * n)
     else:
-        width, height = max(224, 3 * TOKEN * n), int(_one(rng, (224, 252, 280)))
+        width, height = max(224, 3 * TOKEN * n), int(one(rng, (224, 252, 280)))
     image = Image.new("RGB", (width, height), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     scene = Scene([image])
@@ -346,8 +350,8 @@ def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
         else:
             column = 3 * i
             length = 14 + (height - 22 - 2 * TOKEN) * value / top
-            middle = TOKEN * (column + 1)
-            box = (middle - half, height - 8 - length, middle + half, height - 8.0)
+            centre = TOKEN * (column + 1)
+            box = (centre - half, height - 8 - length, centre + half, height - 8.0)
             row = int((height - 8 - length - 4) // TOKEN) - 1
         draw.rectangle(box, fill=_shade(rng, color))
         rank = ("highest",) if value == top else ("lowest",) if value == min(values) else ()
@@ -365,20 +369,20 @@ def bars(rng: Rng, values: list[int], colors: list[str]) -> Scene:
 def video(rng: Rng) -> Scene:
     """Draw a video of two or three things that appear one after the other, with two frames a step."""
     steps, side = int(rng.integers(2, 5)), 224
-    kinds = list(zip(_pick(rng, tuple(COLORS), 3), _pick(rng, SHAPES, 3), strict=True))[: 2 if steps == 2 else 3]
+    kinds = list(zip(pick(rng, tuple(COLORS), 3), pick(rng, SHAPES, 3), strict=True))[: 2 if steps == 2 else 3]
     things = place(rng, side, side, kinds)
-    starts = sorted(_pick(rng, list(range(steps)), len(things)))
-    background = _background(rng, side, side)
+    starts = sorted(pick(rng, list(range(steps)), len(things)))
+    backdrop = background(rng, side, side)
     scene = Scene([])
     stays = rng.random() < 0.5
     for t in range(steps):
-        frame = background.copy()
+        frame = backdrop.copy()
         for thing, start in zip(things, starts, strict=False):
             if start == t or (stays and start < t):
                 thing.draw(frame, rng)
                 scene.marks.append(thing.mark(t))
         scene.frames += [frame, frame]
-    a, b = sorted(_pick(rng, list(range(len(things))), 2)) if len(things) > 1 else (0, 0)
+    a, b = sorted(pick(rng, list(range(len(things))), 2)) if len(things) > 1 else (0, 0)
     if a != b:
         scene.questions = order_questions(things[a], things[b])
         x, y, answer = (things[a], things[b], "yes") if rng.random() < 0.5 else (things[b], things[a], "no")

@@ -39,15 +39,18 @@ COUNTING = 3  # the head of layer 1 that counts
 class Head:
     """An attention head with a key-value head of its own, written in coordinates of the residual stream."""
 
-    def __init__(self, attention: Any, index: int) -> None:
+    def __init__(self, attention: Any, index: int, before: float = 0.1, carried: int = 0) -> None:
+        """Scale what the head does by `before`, nearly zero where it is not set; it carries `carried` coordinates."""
         self.attention, self.width = attention, attention.head_dim
         self.first = index * self.width
         self.scale = self.width**-0.5
+        part = slice(self.first, self.first + self.width)
         for name in ("q_proj", "k_proj", "v_proj"):
             projection = getattr(attention, name)
-            projection.weight[self.first : self.first + self.width] *= 0.1  # nearly zero where it is not set
-        attention.o_proj.weight[:, self.first : self.first + self.width] *= 0.1
-        self.n_carried = 0
+            projection.weight[part] *= before
+            projection.bias[part] *= min(1.0, 10 * before)  # zero in a new model
+        attention.o_proj.weight[:, part] *= before
+        self.n_carried = carried
 
     def _set(self, name: str, dim: int, direction: Tensor | float) -> None:
         """Let dimension `dim` of a query or key read a direction of the residual stream, or be a constant."""

@@ -98,6 +98,7 @@ class Encoded:
     grid: tuple[int, int, int]
     questions: list[Question]
     interval: int = 1  # M-RoPE temporal step; videos only
+    kept: Tensor | None = None  # indices of the tokens that remain, ascending; None: all
 
 
 def image_positions(grid: tuple[int, int, int], start: int, interval: int, flat: bool = False) -> Tensor:
@@ -129,6 +130,8 @@ def pack(
         start = len(head)
         visual = image_positions(sample.grid, start, sample.interval, flat)
         after = int(visual.max()) + 1
+        if sample.kept is not None:
+            visual = visual[:, sample.kept]
         positions = [torch.arange(start).expand(3, -1), visual, torch.full((3, 1), after)]
         tokens, block, labels, weights = [head, torch.full((visual.shape[1],), -1), tail], [], [], []
         n_prefix = start + visual.shape[1] + 1
@@ -158,7 +161,9 @@ def pack(
     )
     length, position = token.shape[1], position.permute(2, 0, 1)
     embeds = embed(token.clamp(min=0))
-    visual_rows = torch.cat([s.features for s, _ in samples]).to(device=device, dtype=embeds.dtype)
+    visual_rows = torch.cat([s.features if s.kept is None else s.features[s.kept] for s, _ in samples]).to(
+        device=device, dtype=embeds.dtype
+    )
     embeds = embeds.masked_scatter((token == -1)[..., None], visual_rows)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     see = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from harness.pocket.draw import PROBE_SEED, SHARES, TRAIN_SEED, scene_at
+from harness.pocket.draw import PROBE_SEED, TRAIN_SEED, scene_at
 from harness.pocket.recipe.batches import IGNORE, Encoded
 from harness.pocket.recipe.checkpointing import Stage
 from harness.pocket.recipe.learner import Pocket
 from harness.pocket.scenes import Question
 
-TASK_WEIGHT = {"counting": 4.0}  # the hardest task, with one short question per image
+TASK_WEIGHT = {"counting": 4.0, "times": 2.0, "places": 2.0}  # the hardest tasks, with few or short questions
 
 
 @torch.no_grad()
@@ -24,11 +24,11 @@ def encode_bank(pocket: Pocket, seed: int, size: int) -> list[Encoded]:
     if file.exists():
         rows = torch.load(file, weights_only=True)
         return [Encoded(x, grid, [Question(*q) for q in asked]) for x, grid, asked in rows]
-    kinds = pocket.spread(SHARES)
+    kinds = pocket.spread(pocket.shares)
     items: list[Encoded] = []
     for start in tqdm(range(0, size, 32), desc="encode", mininterval=5):
         scenes = [scene_at(kinds[i % len(kinds)], seed, i) for i in range(start, min(start + 32, size))]
-        for scene, tokens in zip(scenes, pocket.encode(scenes), strict=True):
+        for scene, tokens in zip(scenes, pocket.encode_once(scenes), strict=True):
             items.append(Encoded(tokens.half().cpu().clone(), pocket.grid(scene), scene.questions))
     torch.save([(i.features, i.grid, [(q.task, q.text, q.answer) for q in i.questions]) for i in items], file)
     return items
@@ -52,15 +52,14 @@ def forward(pocket: Pocket, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def sample(
-    bank: list[Encoded], rng: np.random.Generator, batch: int, most: int = 6
+    pocket: Pocket, bank: list[Encoded], rng: np.random.Generator, batch: int, most: int = 6
 ) -> list[tuple[Encoded, list[Question]]]:
     """Draw a batch of images of similar size, for little padding, with up to `most` questions each."""
     drawn = sorted(rng.integers(len(bank), size=4 * batch), key=lambda i: len(bank[i].features))
     start = batch * int(rng.integers(4))
     rows = []
     for i in drawn[start : start + batch]:
-        item = bank[i]
-        item.interval = int(rng.integers(1, 4))
+        item = pocket.vary(bank[i], rng)
         order = rng.permutation(len(item.questions))[:most]
         rows.append((item, [item.questions[j] for j in order]))
     return rows
@@ -77,10 +76,10 @@ def train_language(pocket: Pocket, steps: int, size: int, batch: int = 16) -> No
     decoder = torch.nn.ModuleDict({"decoder": pocket.decoder})
     stage = Stage("language", pocket.work, {"decoder": decoder}, steps, 1e-3)
     bank = encode_bank(pocket, TRAIN_SEED + 10, size)
-    probe = encode_bank(pocket, PROBE_SEED + 10, 440)
+    probe = encode_bank(pocket, PROBE_SEED + 10, pocket.probes)
     for step in stage.run():
         rng = np.random.default_rng([11, step])
-        loss, _ = forward(pocket, pocket.pack(sample(bank, rng, batch), TASK_WEIGHT))
+        loss, _ = forward(pocket, pocket.pack(sample(pocket, bank, rng, batch), TASK_WEIGHT))
         stage.step(loss)
         if step % 250 == 0 or step + 1 == steps:
             tqdm.write(f"language {step} loss {float(loss):.3f} {probe_language(pocket, probe)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.pocket import WEIGHTS
+from harness.pocket.draw import SHARES
 from harness.pocket.recipe.attention_init import NOTES, prime
 from harness.pocket.recipe.batches import Encoded, pack, patchify, use_grouped_attention, use_packed_attention
 from harness.pocket.recipe.model import WIDTH, build_model
@@ -28,6 +29,8 @@ class Pocket:
 
     weights = WEIGHTS  # folder of the shipped weights
     kinds = tuple(KINDS)  # of scenes that the model supports
+    shares = SHARES  # of the kinds in the training of the decoder
+    probes = 440  # scenes on which the training of the decoder reports
     flat = False  # whether positions are numbers instead of M-RoPE triples
 
     def __init__(self, work: Path, device: str) -> None:
@@ -72,6 +75,10 @@ class Pocket:
             ).pooler_output
         return list(tokens.float().split([t * h * w // MERGE**2 for t, h, w in grids]))
 
+    def encode_once(self, scenes: list[Scene]) -> list[Tensor]:
+        """Return what `encode` does."""
+        return self.encode(scenes)
+
     def targets(self, scenes: list[Scene], whole: bool = True) -> Tensor:
         """Return the dense targets of the tokens of `encode`, [sum of N_i, words]."""
         return torch.from_numpy(np.concatenate([dense_targets(scene, self.labels) for scene in scenes]))
@@ -88,6 +95,11 @@ class Pocket:
     def begin_decoder(self) -> None:
         """Initialise the decoder."""
         prime(self.decoder, self.words, self.notes)
+
+    def vary(self, item: Encoded, rng: np.random.Generator) -> Encoded:
+        """Return an encoded scene as a training batch gets it: with a drawn temporal step."""
+        item.interval = int(rng.integers(1, 4))
+        return item
 
     # What does not.
 

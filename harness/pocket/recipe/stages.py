@@ -7,7 +7,7 @@
    (`recipe.attention_init`), learns to answer, many questions a picture.
 4. export: the weights that ship, for which `python -m harness.train` then learns a scorer.
 
-Seeds are fixed.
+`pocket_clip` has the last two stages only: its tower is that of `pocket`. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from harness.pocket.recipe.clip import LlavaPocket
 from harness.pocket.recipe.decoder import train_language
 from harness.pocket.recipe.learner import Pocket
 from harness.pocket.recipe.tower import train_tokens, train_vision
+from harness.pocket.recipe.video import ClipPocket
+
+MODELS: dict[str, type[Pocket]] = {"pocket": Pocket, "pocket_llava": LlavaPocket, "pocket_clip": ClipPocket}
 
 
 def export(pocket: Pocket) -> None:
@@ -36,7 +39,7 @@ def export(pocket: Pocket) -> None:
 def main() -> None:
     """Run the stages that are not finished."""
     parser = argparse.ArgumentParser("python -m harness.pocket.train", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", choices=("pocket", "pocket_llava"), default="pocket")
+    parser.add_argument("--model", choices=tuple(MODELS), default="pocket")
     parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
     parser.add_argument("--stage", choices=("vision", "tokens", "language", "export"), help="one stage only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -45,12 +48,12 @@ def main() -> None:
     parser.add_argument("--language-steps", type=int, default=5000)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
-    pocket = (LlavaPocket if args.model == "pocket_llava" else Pocket)(
-        args.work or Path(f"results/runs/{args.model}-training"), args.device
-    )
-    if args.stage in (None, "vision"):
+    pocket = MODELS[args.model](args.work or Path(f"results/runs/{args.model}-training"), args.device)
+    if args.stage in ("vision", "tokens") and isinstance(pocket, ClipPocket):
+        parser.error(f"{args.model} has no stage {args.stage}: its tower is that of pocket")
+    if args.stage in (None, "vision") and not isinstance(pocket, ClipPocket):
         train_vision(pocket, args.vision_steps)
-    if args.stage in (None, "tokens"):
+    if args.stage in (None, "tokens") and not isinstance(pocket, ClipPocket):
         train_tokens(pocket, args.token_steps)
     if args.stage in (None, "language"):
         train_language(pocket, args.language_steps, args.pictures)
