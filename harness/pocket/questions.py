@@ -7,6 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from harness.core.errors import UserError
+from harness.pocket import clips
 from harness.pocket.draw import SHARES, TRAIN_SEED, scene_at
 from harness.train.conversations import Example
 
@@ -16,11 +17,13 @@ SEED = TRAIN_SEED + 20
 class DrawnQuestions:
     """A sequence of `count` scenes of the kinds in the suite, easy-VQA's training images included."""
 
+    name, shares, videos = "pocket", SHARES, ("video",)
+
     def __init__(self, count: int, shown: Collection[str]) -> None:
-        kinds = {kind: times for kind, times in SHARES.items() if kind != "video" or "video" in shown}
+        kinds = {kind: times for kind, times in self.shares.items() if kind not in self.videos or "video" in shown}
         self._kinds = [kind for kind, times in kinds.items() for _ in range(times)]
         self._count = count
-        self.digest = f"pocket {SEED} {count} {len(self._kinds)}"
+        self.digest = f"{self.name} {SEED} {count} {len(self._kinds)}"
 
     def __len__(self) -> int:
         return self._count
@@ -30,9 +33,15 @@ class DrawnQuestions:
         try:
             scene = scene_at(self._kinds[index % len(self._kinds)], SEED, index)
         except ModuleNotFoundError as error:
-            raise UserError(f"data=pocket draws with {error.name}: pip install -e '.[pocket]'") from error
+            raise UserError(f"data={self.name} draws with {error.name}: pip install -e '.[pocket]'") from error
         question = scene.questions[int(rng.integers(len(scene.questions)))]
         video = len(scene.frames) > 1
         media = {"type": "video", "url": scene.frames} if video else {"type": "image", "url": scene.frames[0]}
         content = [media, {"type": "text", "text": question.text}]
         return Example([{"role": "user", "content": content}], question.answer)
+
+
+class DrawnClips(DrawnQuestions):
+    """The same of the suites of clips and places."""
+
+    name, shares, videos = "pocket_clip", clips.SHARES, ("order", "times", "turns")

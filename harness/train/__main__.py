@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from harness.models.scorer import VisionSelectorScorer
     from harness.train.conversations import Source
 
-POCKET = "pocket"  # data=pocket: questions are drawn instead of read from a file
-POCKET_SOURCE = "harness.pocket.questions:DrawnQuestions"  # an address: this room imports no embedded model
+# Choices of data= that draw questions instead of reading a file, by address: this room imports no embedded model
+DRAWN = {
+    "pocket": "harness.pocket.questions:DrawnQuestions",
+    "pocket_clip": "harness.pocket.questions:DrawnClips",
+}
 
 
 def prepare(overrides: list[str]) -> list[str]:
@@ -72,8 +75,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _source(cfg: DictConfig, shown: Collection[str]) -> "Source":
-    if cfg.data == POCKET:
-        module, _, name = POCKET_SOURCE.partition(":")
+    if cfg.data in DRAWN:
+        module, _, name = DRAWN[cfg.data].partition(":")
         source: Source = getattr(import_module(module), name)(cfg.limit, shown)
         return source
     from harness.train.conversations import Conversations
@@ -116,10 +119,11 @@ def check(cfg: DictConfig) -> None:
     recipe, config = Recipe.of(cfg), validate(_run(cfg))
     if cfg.data is None:
         raise UserError("data is null: pass a .json or .jsonl of conversations about images, as LLaVA's; see --help")
-    if cfg.data != POCKET and not Path(str(cfg.data)).expanduser().is_file():
-        raise UserError(f"no file at data={cfg.data}: pass a .json or .jsonl of conversations, or data={POCKET}")
-    if cfg.limit is None and cfg.data == POCKET:
-        raise UserError(f"data={POCKET} is endless: pass limit=COUNT")
+    if cfg.data not in DRAWN and not Path(str(cfg.data)).expanduser().is_file():
+        drawn = " or ".join(f"data={name}" for name in DRAWN)
+        raise UserError(f"no file at data={cfg.data}: pass a .json or .jsonl of conversations, or {drawn}")
+    if cfg.limit is None and cfg.data in DRAWN:
+        raise UserError(f"data={cfg.data} is endless: pass limit=COUNT")
     if cfg.limit is not None:
         require(cfg, {"limit": at_least(1)})
         recipe.steps_of(cfg.limit)

@@ -11,7 +11,7 @@ from PIL import Image
 from harness.core.distributed import Processes
 from harness.core.errors import UserError
 from harness.pocket.draw import OTHER_SEED, PROBE_SEED, SUITE_SEED
-from harness.pocket.questions import SEED, DrawnQuestions
+from harness.pocket.questions import SEED, DrawnClips, DrawnQuestions
 from harness.train.conversations import Conversations
 from harness.train.sampler import Sampler
 
@@ -120,9 +120,10 @@ def pictures(example):
     return next(part["url"] for part in example.messages[0]["content"] if part["type"] == "image")
 
 
-def test_the_pocket_models_learn_from_scenes_that_nobody_is_asked_about():
+@pytest.mark.parametrize("source", [DrawnQuestions, DrawnClips])
+def test_the_pocket_models_learn_from_scenes_that_nobody_is_asked_about(source):
     assert SEED not in (SUITE_SEED, OTHER_SEED, PROBE_SEED)
-    drawn = DrawnQuestions(30, {"image"})
+    drawn = source(30, {"image"})
     assert len(drawn) == 30
     for index in range(5):
         one, again = (drawn.draw(index, np.random.default_rng(1)) for _ in range(2))
@@ -133,6 +134,6 @@ def test_the_pocket_models_learn_from_scenes_that_nobody_is_asked_about():
     kinds = {
         example.messages[0]["content"][0]["type"]
         for index in range(30)
-        for example in [DrawnQuestions(30, BOTH).draw(index, np.random.default_rng(0))]
+        for example in [source(30, BOTH).draw(index, np.random.default_rng(0))]
     }
     assert kinds == BOTH
