@@ -1,5 +1,7 @@
 """The third pocket model's training code: what its hand-set heads note, and which tokens a batch may lose."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,21 @@ def test_new_words_are_one_token_and_the_others_stay(pocket):
     before = AutoTokenizer.from_pretrained(WEIGHTS)
     text = "Is the red circle before the blue star?"
     assert pocket.tokenizer(text)["input_ids"] == before(text)["input_ids"]
+
+
+def test_a_question_about_a_video_lies_where_this_or_an_older_transformers_puts_it(pocket):
+    scene = KINDS["order"](np.random.default_rng(1))
+    content = [{"type": "video"}, {"type": "text", "text": ASKED[0].text}]
+    prompt = pocket.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = pocket.processor(text=[prompt], videos=[scene.frames], return_tensors="pt", do_sample_frames=False)
+    stock, _ = pocket.model.model.get_rope_index(
+        inputs.input_ids,
+        mm_token_type_ids=inputs.mm_token_type_ids,
+        video_grid_thw=inputs.video_grid_thw,
+        second_per_grid_ts=torch.tensor([1.0]),
+    )
+    count = inputs.input_ids.shape[1]
+    item = pocket.asked(encoded(pocket, "order"))
+    placed = [pocket.pack([(replace(item, short=short), ASKED)])["position_ids"] for short in (True, False)]
+    assert not torch.equal(*placed)
+    assert any(torch.equal(positions[:, :, :count], stock) for positions in placed)

@@ -98,6 +98,9 @@ class Encoded:
     grid: tuple[int, int, int]
     questions: list[Question]
     interval: int = 1  # M-RoPE temporal step; videos only
+    short: bool = (
+        False  # whether text begins after the rows and columns of a video, as in newer transformers, or its time
+    )
     kept: Tensor | None = None  # indices of the tokens that remain, ascending; None: all
 
 
@@ -129,7 +132,7 @@ def pack(
     for sample, questions in samples:
         start = len(head)
         visual = image_positions(sample.grid, start, sample.interval, flat)
-        after = int(visual.max()) + 1
+        after = start + max(sample.grid[1:]) if sample.short else int(visual.max()) + 1
         if sample.kept is not None:
             visual = visual[:, sample.kept]
         positions = [torch.arange(start).expand(3, -1), visual, torch.full((3, 1), after)]

@@ -90,7 +90,7 @@ def probe_language(pocket: Pocket, bank: list[Encoded]) -> str:
     """Return the accuracy by task: all answer tokens right under teacher forcing."""
     right: dict[str, list[bool]] = {}
     for start in range(0, len(bank), 32):
-        rows = [(item, item.questions[:4]) for item in bank[start : start + 32] if item.questions]
+        rows = [(pocket.asked(item), item.questions[:4]) for item in bank[start : start + 32] if item.questions]
         batch = pocket.pack(rows)
         _, correct = forward(pocket, batch)
         lengths = [

@@ -101,6 +101,10 @@ class Pocket:
         item.interval = int(rng.integers(1, 4))
         return item
 
+    def asked(self, item: Encoded) -> Encoded:
+        """Return an encoded scene as an evaluation gets it."""
+        return item
+
     # What does not.
 
     def spread(self, share: dict[str, int]) -> list[str]:
