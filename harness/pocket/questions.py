@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +18,9 @@ SEED = TRAIN_SEED + 20
 class DrawnQuestions:
     """A sequence of `count` scenes of the kinds in the suite, easy-VQA's training images included."""
 
-    name, shares, videos = "pocket", SHARES, ("video",)
+    name: ClassVar[str] = "pocket"
+    shares: ClassVar[Mapping[str, int]] = SHARES
+    videos: ClassVar[Collection[str]] = ("video",)
 
     def __init__(self, count: int, shown: Collection[str]) -> None:
         kinds = {kind: times for kind, times in self.shares.items() if kind not in self.videos or "video" in shown}
@@ -44,4 +47,5 @@ class DrawnQuestions:
 class DrawnClips(DrawnQuestions):
     """The same of the suites of clips and places."""
 
-    name, shares, videos = "pocket_clip", clips.SHARES, ("order", "times", "turns")
+    name, shares = "pocket_clip", clips.SHARES
+    videos = ("order", "times", "turns")
