@@ -38,7 +38,7 @@ CUTS = {
     "after layer 2": Keys(layer=2),
     "merged after layer 1": MergeInside(layer=1),
 }
-MIXING = ["vlmpruner", "prumerge", "prumerge_plus"]  # methods that merge with weights
+MIXING = ["vlmpruner", "prumerge", "prumerge_plus", "fastvid"]  # methods that merge with weights
 every_cut = pytest.mark.parametrize("cut", CUTS)
 one_cut_of_a_kind = pytest.mark.parametrize("cut", ["before", "after layer 2"])
 
@@ -235,7 +235,7 @@ class TestBatches:
             assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
 
     @pytest.mark.parametrize("fit", ["k", "official"])
-    @pytest.mark.parametrize("name", MIXING)
+    @pytest.mark.parametrize("name", [*MIXING, "vidcom2", "evs", "dycoke"])  # with a fit of their own
     @torch.no_grad()
     def test_what_a_method_mixes_is_the_same_in_a_batch_alone_and_in_the_reference(self, family, name, fit):
         model, samples, method = tiny(family.name)[0], family.batch, methods.load(name, fit=fit)
