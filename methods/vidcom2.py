@@ -56,7 +56,7 @@ class VidCom2(Method):
             if self.fit == "k":
                 quotas = budgets(part, weight, most)
             elif clip.steps > 1:
-                targets = [round(min(1.0, ratio * each) * clip.size, DIGITS) for each in weight]
+                targets = [round(ratio * each * clip.size, DIGITS) for each in weight]
                 quotas = [max(1, round(target)) for target in targets]
             else:
                 quotas = most

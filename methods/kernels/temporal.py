@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from methods.budget import largest_remainder
-from methods.kernels.cosine import BARE_NORM, DECIMALS, directions
+from methods.kernels.cosine import BARE_NORM, DECIMALS, TILE, directions
 from methods.scores import ranked
 from methods.tokens import Grid, Mix, Selection
 
@@ -82,12 +83,14 @@ def same_place(a: Tensor, b: Tensor) -> Tensor:
 
     A zero row is similar to none. `same_place(x[1:], x[:-1])` compares neighbours in time.
     """
-    pairs = (directions(rows.reshape(-1, rows.shape[-1]), floor=BARE_NORM) for rows in (a, b))
-    return torch.linalg.vecdot(*pairs).round(decimals=DECIMALS).view(a.shape[:-1])
+    width = a.shape[-1]
+    parts = (rows.reshape(-1, width).split(max(1, TILE // width)) for rows in (a, b))
+    units = zip(*(map(partial(directions, floor=BARE_NORM), tiles) for tiles in parts), strict=True)
+    return torch.cat([torch.linalg.vecdot(*pair) for pair in units]).round(decimals=DECIMALS).view(a.shape[:-1])
 
 
 def best_of_steps(scores: Tensor, quotas: Sequence[int]) -> Tensor:
-    """Return the tokens of highest `scores` [T, P] of each step, `quotas` [T] of them, ascending in 0..TP-1."""
+    """Return the tokens of highest `scores` [T, P] of each step, ascending in 0..TP-1: `quotas` [T], at most P each."""
     (t, p), device = scores.shape, scores.device
     taken = torch.arange(p, device=device) < torch.tensor(quotas, device=device)[:, None]
     return (ranked(scores) + p * torch.arange(t, device=device)[:, None])[taken].sort().values

@@ -112,7 +112,7 @@ def merged(x, a, first, last, salient, targets):
     return rows
 
 
-def reference(tokens, k, fit):
+def reference(tokens, k, fit, c=8):
     """Return {kept token: its row after merging}."""
     sizes = [t * h * w for t, h, w in tokens.grids]
     n, start, rows = sum(sizes), 0, {}
@@ -120,7 +120,7 @@ def reference(tokens, k, fit):
         p, span = h * w, slice(start, start + t * h * w)
         x = tokens.features[span].double().view(t, p, -1).numpy()
         a = tokens.vit_attention["last"][span].view(t, p).numpy()
-        found, s = segments_of(x, 8, 0.84)
+        found, s = segments_of(x, c, 0.84)
         budgets = remainders(share, [(last - first + 1) * p for first, last in found])
         for (first, last), budget in zip(found, budgets, strict=True):
             frames = runs_of(s, first, last, 0.95)
@@ -177,12 +177,14 @@ def moving(grids, d, seed, kind, change):
     seed=SEEDS,
     kind=["normal", "positive", "duplicates", "zero_rows", "dark"],
     change=[0.0, 0.1, 0.3, 1.0],
+    c=[1, 3, 8],
 )
-def test_keeps_and_merges_as_the_authors_do(fit, grids, d, share, seed, kind, change):
+def test_keeps_and_merges_as_the_authors_do(fit, grids, d, share, seed, kind, change, c):
     tokens = moving(grids, d, seed, kind, change)
     n = len(tokens.features)
     k = min(n - 1, max(1, int(share * n)))
-    got, expected = outcome(tokens, FastVID(fit=fit).select(tokens, k)), reference(tokens, k, fit)
+    got = outcome(tokens, FastVID(fit=fit, segments=c).select(tokens, k))
+    expected = reference(tokens, k, fit, c)
     assert list(got) == list(expected)
     assert all(np.allclose(got[i], expected[i], atol=1e-9) for i in got)
 
@@ -218,6 +220,13 @@ def test_a_still_video_keeps_the_last_frame_of_each_run():
     assert len(method.select(tokens, 7).kept) == 7  # more than one frame holds: no frame is left out
     lossy = FastVID(segments=1, fit="official")
     assert len(lossy.select(tokens, 24).kept) == 6  # 24 asked for, one frame holds 6
+
+
+def test_the_official_fit_loses_targets_that_exceed_half_of_a_frame():
+    """One of 4 frames has the targets, 38 of 96 tokens, and holds 25 of them; the other 58 are salient."""
+    counts = torch.bincount(FastVID(segments=1, fit="official").select(segmented(4, p=50), 98).kept // 50)
+    assert counts.tolist() == [15, 15, 14, 14 + 25]
+    assert FastVID(segments=1).select(segmented(4, p=50), 98).kept.shape == (98,)
 
 
 def test_every_row_is_a_mean():
