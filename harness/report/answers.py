@@ -11,6 +11,7 @@ from harness.results.response_log import read_kept, read_responses
 from harness.results.result import Result
 from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of a picture in shares of it
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 
 Question = tuple[str, int]  # task, doc_id
@@ -29,6 +30,9 @@ class Answer:
     order: str | None = None  # kept tokens as they were picked, 16 bits each in base 64, where the run recorded it
     importance: str | None = None  # 0 to 255 for each of the n tokens, in base 64, where the run recorded it
     stages: list[tuple[int, int, str]] | None = None  # of several cuts: layer, tokens left, n bits in base 64
+    seconds: list[float] = field(default_factory=list)  # of a temporal step of each video
+    target: list[float] | None = None  # box of what is asked about, in shares of what the model is shown
+    box: list[float] | None = None  # that of the answer
 
     def kept(self) -> np.ndarray | None:
         """Which tokens were kept, as booleans [n]."""
@@ -37,14 +41,14 @@ class Answer:
 
 def read(result: Result) -> dict[Question, Answer]:
     """Read the answers of a finished run; none if only its scores are left, as in committed results."""
-    kept, responses = result.folder / KEPT, result.folder / RESPONSES
-    if not (kept.is_file() and responses.is_file()):
+    if not all((result.folder / name).is_file() for name in (KEPT, RESPONSES)):
         return {}
-    texts = {line["key"]: line["response"] for line in read_responses(result.folder, AGAIN)}
+    responses = {line["key"]: line for line in read_responses(result.folder, AGAIN)}
     answers: dict[Question, Answer] = {}
     for line in read_kept(result.folder, AGAIN):
-        if line["key"] not in texts:
+        if line["key"] not in responses:
             continue
+        response, view = responses[line["key"]], line.get("view", WHOLE)
         names_tokens = line["kept"] or not line["k"]
         mask = pack(line["kept"], line["n"]) if names_tokens else None
         order = text(np.array(line["order"], "<u2").tobytes()) if "order" in line else None
@@ -53,8 +57,20 @@ def read(result: Result) -> dict[Question, Answer]:
             for stage in line.get("stages", [])
         ]
         counts = (line["n"], line["k"], line["grids"], mask, line.get("shown", []), order, line.get("importance"))
-        answers.setdefault((line["task"], line["doc_id"]), Answer(texts[line["key"]], *counts, stages or None))
+        seconds = [video["seconds_per_step"] for video in line.get("videos", [])]
+        boxes = [_within(view, line.get("target")), _within(view, response.get("box"))]
+        answer = Answer(response["response"], *counts, stages or None, seconds, *boxes)
+        answers.setdefault((line["task"], line["doc_id"]), answer)
     return answers
+
+
+def _within(view: Sequence[float], box: Sequence[float] | None) -> list[float] | None:
+    """Convert a box from shares of a picture to shares of the part of it that the model is shown."""
+    if box is None:
+        return None
+    left, top, right, bottom = view
+    starts, sizes = (left, top, left, top), (right - left, bottom - top) * 2
+    return [round((x - start) / size, 4) for x, start, size in zip(box, starts, sizes, strict=True)]
 
 
 def pack(kept: Sequence[int], n: int) -> bytes:

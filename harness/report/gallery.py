@@ -7,8 +7,10 @@ for each run], "questions": [...]}; a question is
 {"task", "doc_id", "n", "grids", "answers": [[text, score, k, kept, shown] or null for each run]}, where kept is n bits
 in base 64 or null. Where runs recorded it, a question has "orders" (16 bits for each kept token, or null for each run)
 and "importance" (8 bits for each of the n tokens), both in base 64. Where a run cut several times, it has "stages"
-([layer, tokens left, n bits in base 64] for each cut, or null, for each run). An overlap is a budget of a setting:
-{"setting", "budget", "runs", "mean", "blind", "questions"}.
+([layer, tokens left, n bits in base 64] for each cut, or null, for each run). A question about videos may have
+"seconds" of a temporal step of each of them. One that asks where has "where", the box of what it asks about, and
+"boxes", that of each run's answer or null: left, top, right, bottom in shares of what the model is shown. An overlap is
+a budget of a setting: {"setting", "budget", "runs", "mean", "blind", "questions"}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ from harness.results.result import Result
 Sample = dict[str, Any]
 Answers = Mapping[str, Mapping[Question, Answer]]  # of each run, by its hash
 Scores = Mapping[str, Mapping[Question, float]]
+OF_RUNS = ("answers", "orders", "stages", "boxes")  # keys of a question with an entry for each run
 EMPTY: Sample = {"settings": [], "overlaps": []}
 
 
@@ -101,12 +104,16 @@ def _question(question: Question, group: Sequence[Result], by_run: Answers, scor
     ]
     orders = [answer and answer.order for answer in run_answers]
     stages = [answer and answer.stages for answer in run_answers]
+    boxes = [answer and answer.box for answer in run_answers]
     importance = [answer.importance for answer in run_answers if answer and answer.importance]
     return {
         **{"task": question[0], "doc_id": question[1], "n": first.n, "grids": first.grids, "answers": rows},
         **({"orders": orders} if any(orders) else {}),
         **({"stages": stages} if any(stages) else {}),
         **({"importance": importance[-1]} if importance else {}),
+        **({"seconds": first.seconds} if first.seconds else {}),
+        **({"where": first.target} if first.target else {}),
+        **({"boxes": boxes} if any(boxes) else {}),
     }
 
 
@@ -157,7 +164,7 @@ def _of(setting: dict[str, Any], hashes: set[str]) -> dict[str, Any]:
         return [rows[index] for index in places]
 
     questions = [
-        {key: cut(value) if key in ("answers", "orders", "stages") else value for key, value in question.items()}
+        {key: cut(value) if key in OF_RUNS else value for key, value in question.items()}
         for question in setting["questions"]
     ]
     return {**setting, "runs": cut(setting["runs"]), "agreement": cut(setting["agreement"]), "questions": questions}

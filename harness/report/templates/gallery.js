@@ -17,21 +17,28 @@ function element(name, attributes = {}, ...children) {
   return node;
 }
 
-// One cell for each temporal step of each grid, side by side: {x, y, h, w, first token}.
-function layout(grids) {
-  const steps = grids.flatMap(([t, h, w]) => Array.from({ length: t }, () => [h, w]));
+// The temporal steps of all grids: [h, w] of each.
+const moments = (grids) => grids.flatMap(([t, h, w]) => Array.from({ length: t }, () => [h, w]));
+
+// One cell for each temporal step, side by side, or for that of the moment alone: {i, x, y, h, w, first token}.
+function layout(grids, moment = 0) {
+  const steps = moments(grids);
   const columns = Math.ceil(Math.sqrt(steps.length));
   const gap = 0.5;
   const cells = [];
   let [x, y, tallest, widest, first] = [0, 0, 0, 0, 0];
   steps.forEach(([h, w], i) => {
     if (i && i % columns === 0) [x, y, tallest] = [0, y + tallest + gap, 0];
-    cells.push({ x, y, h, w, first });
+    cells.push({ i, x, y, h, w, first });
     x += w + gap;
     first += h * w;
     tallest = Math.max(tallest, h);
     widest = Math.max(widest, x - gap);
   });
+  if (moment) {
+    const cell = { ...cells[moment - 1], x: 0, y: 0 };
+    return { cells: [cell], width: cell.w, height: cell.h };
+  }
   return { cells, width: widest, height: y + tallest };
 }
 
@@ -70,7 +77,8 @@ function edge(cells, included) {
 }
 
 function corner(cells, token) {
-  const cell = cells.findLast((it) => it.first <= token);
+  const cell = cells.find((it) => it.first <= token && token < it.first + it.h * it.w);
+  if (!cell) return null; // of another moment
   const inside = token - cell.first;
   return [cell.x + (inside % cell.w), cell.y + Math.floor(inside / cell.w)];
 }
@@ -87,19 +95,21 @@ function legend(from, to, direction = "right") {
   return [from, scale, to];
 }
 
-function drawing(question, answer, order, layer, label) {
-  const { cells, width, height } = layout(question.grids);
+function drawing(question, answer, order, layer, label, box = null) {
+  const { cells, width, height } = layout(question.grids, state.moment);
   const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   const crisp = { "shape-rendering": "crispEdges" };
   const kept = answer && answer[3] !== null ? bits(answer[3], question.n) : null;
-  cells.forEach(({ x, y, h, w }, i) => {
+  cells.forEach(({ i, x, y, h, w }) => {
     const place = { x, y, width: w, height: h };
     if (question.pictures) svg.append(element("svg:image", { ...place, href: question.pictures[i], preserveAspectRatio: "none" }));
     else svg.append(element("svg:rect", { ...place, class: "gone" }));
   });
   if (layer === "importance" && question.importance) {
     bytes(question.importance).forEach((level, token) => {
-      const [x, y] = corner(cells, token);
+      const at = corner(cells, token);
+      if (!at) return;
+      const [x, y] = at;
       svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level / 255), "fill-opacity": 0.8, ...crisp }));
     });
     if (kept && answer[2] < question.n) svg.append(element("svg:path", { d: edge(cells, (i) => kept[i]), class: "outline" }));
@@ -110,7 +120,9 @@ function drawing(question, answer, order, layer, label) {
   if (layer === "order" && order) {
     const picks = indices(order);
     picks.forEach((token, rank) => {
-      const [x, y] = corner(cells, token);
+      const at = corner(cells, token);
+      if (!at) return;
+      const [x, y] = at;
       const level = 1 - rank / picks.length;
       svg.append(element("svg:rect", { x, y, width: 1, height: 1, fill: ramp(level), "fill-opacity": 0.85, ...crisp }));
       if (question.n > 600) return;
@@ -119,14 +131,40 @@ function drawing(question, answer, order, layer, label) {
     });
   }
   if (answer && answer[4].length) svg.append(element("svg:path", { d: grid(answer[4], cells), class: "lines" }));
+  for (const [where, kind] of [[question.where, "target"], [box, "found"]]) {
+    if (where && cells[0].i === 0) svg.append(element("svg:rect", { ...on(cells[0], where), class: kind }));
+  }
   return svg;
+}
+
+// Where a box lies in a cell; what is outside of the picture is left out.
+function on({ x, y, h, w }, box) {
+  const [left, top, right, bottom] = box.map((share) => Math.min(Math.max(share, 0), 1));
+  return { x: x + left * w, y: y + top * h, width: (right - left) * w, height: (bottom - top) * h };
+}
+
+// How much of each moment of a video is kept: a bar each, which shows its moment when it is clicked.
+function strip(question, kept) {
+  const counts = layout(question.grids).cells.map(({ h, w, first }) => {
+    const count = kept.slice(first, first + h * w).reduce((sum, bit) => sum + bit, 0);
+    return [count, count / (h * w)];
+  });
+  const bars = counts.map(([count, share], i) => {
+    const bar = element("i", { title: `${count} kept at moment ${i + 1}` }, element("b"));
+    bar.firstChild.style.height = `${100 * share}%`;
+    bar.classList.toggle("now", state.moment === i + 1);
+    bar.addEventListener("click", () => scrub(i + 1));
+    return bar;
+  });
+  const label = `Tokens kept at each moment: ${counts.map(([count]) => count).join(", ")}`;
+  return element("span", { class: "strip", role: "img", "aria-label": label }, ...bars);
 }
 
 // Where the tokens of a smaller image lie on the picture.
 function grid(shown, cells) {
-  const steps = shown.flatMap(([t, h, w]) => Array.from({ length: t }, () => [h, w]));
+  const steps = moments(shown);
   return cells
-    .map(({ x, y, h, w }, i) => {
+    .map(({ i, x, y, h, w }) => {
       const [rows, columns] = steps[i] || [1, 1];
       const across = Array.from({ length: rows - 1 }, (_, r) => `M${x} ${y + (h * (r + 1)) / rows}h${w}`);
       const down = Array.from({ length: columns - 1 }, (_, c) => `M${x + (w * (c + 1)) / columns} ${y}v${h}`);
@@ -154,7 +192,8 @@ function amount(question, answer) {
   return answer[2] === n ? `all ${n} tokens` : `${answer[2]} of ${n} tokens`;
 }
 
-const state = { setting: 0, budget: "", task: "", a: "", b: "", place: 0, list: [] };
+// `moment` is a temporal step from 1 on, or 0 for all of them; `of` is the question that it belongs to.
+const state = { setting: 0, budget: "", task: "", a: "", b: "", place: 0, list: [], moment: 0, of: "" };
 const setting = () => data.settings[state.setting];
 const pruned = () => setting().runs.filter((name) => data.runs[name].budget === state.budget);
 const runs = () => [...setting().runs.filter((name) => !data.runs[name].budget), ...pruned()];
@@ -224,9 +263,11 @@ function show() {
     byId("g-asked").replaceChildren(element("p", {}, none));
     byId("g-panels").replaceChildren();
     byId("g-legend").textContent = "";
+    byId("g-time").hidden = true;
     return;
   }
-  const wide = Math.max(...question.grids.map(([t, h, w]) => w * Math.ceil(Math.sqrt(t))));
+  time(question);
+  const wide = Math.max(...question.grids.map(([t, h, w]) => w * (state.moment ? 1 : Math.ceil(Math.sqrt(t)))));
   byId("g-panels").style.setProperty("--least", wide > 24 ? "15rem" : "");
   byId("g-asked").replaceChildren(
     element("p", { class: "small" }, `${question.short}, question ${question.doc_id}, ${question.n} visual tokens`),
@@ -240,6 +281,26 @@ function show() {
   byId("g-panels").replaceChildren(...order.map((name) => panel(question, name, layer)));
 }
 
+// Set the slider of moments to a question, which begins with all of them.
+function time(question) {
+  const count = moments(question.grids).length;
+  const name = `${state.setting} ${question.task} ${question.doc_id}`;
+  if (name !== state.of) Object.assign(state, { of: name, moment: 0 });
+  byId("g-time").hidden = count < 2;
+  byId("g-moment").max = count;
+  byId("g-moment").value = state.moment;
+  const seconds = question.seconds?.length === 1 && question.grids.length === 1 ? question.seconds[0] : 0;
+  const from = seconds ? `, from ${((state.moment - 1) * seconds).toFixed(1)} s` : "";
+  byId("g-at").value = state.moment ? `${state.moment} of ${count}${from}` : `all ${count}`;
+}
+
+function scrub(moment) {
+  const question = state.list[state.place];
+  if (!question) return;
+  state.moment = Math.min(Math.max(moment, 0), moments(question.grids).length);
+  show();
+}
+
 function explain(question, layer) {
   const texts = {
     kept: [question.pictures ? "Dropped tokens are faded." : "Kept tokens are dark squares."],
@@ -250,7 +311,8 @@ function explain(question, layer) {
       ? [...legend("least", "most"), " important to the learned scorer in this picture; outlined: kept."]
       : ["No run recorded importance for this question."],
   };
-  byId("g-legend").replaceChildren(...texts[layer]);
+  const boxes = question.where || question.boxes ? [" Solid box: what is asked about; dashed box: the answer."] : [];
+  byId("g-legend").replaceChildren(...texts[layer], ...boxes);
 }
 
 function panel(question, name, layer) {
@@ -263,8 +325,11 @@ function panel(question, name, layer) {
   const who = element("span", { class: "who" }, element("span", { class: "dot" }), mark + about.name);
   const label = `${about.name}: ${amount(question, answer) || "not run"}`;
   const item = element("li", { class: `${about.group || "baseline"}${name === state.a ? " is-a" : ""}${name === state.b ? " is-b" : ""}` });
-  const picture = stages ? pictures(question, stages, about.name) : drawing(question, answer, order, layer, label);
-  item.append(who, picture, verdict(answer), element("span", { class: "small" }, amount(question, answer)));
+  const box = question.boxes ? question.boxes[index] : null;
+  const picture = stages ? pictures(question, stages, about.name) : drawing(question, answer, order, layer, label, box);
+  const isVideo = moments(question.grids).length > 1 && answer && answer[3] !== null;
+  const kept = isVideo ? [strip(question, bits(answer[3], question.n))] : [];
+  item.append(who, picture, ...kept, verdict(answer), element("span", { class: "small" }, amount(question, answer)));
   return item;
 }
 
@@ -309,6 +374,7 @@ if (data.settings.length) {
   all("input[name=layer]").forEach((it) => it.addEventListener("change", show));
   byId("g-back").addEventListener("click", () => step(-1));
   byId("g-next").addEventListener("click", () => step(1));
+  byId("g-moment").addEventListener("input", (event) => scrub(Number(event.target.value)));
   let near = false;
   new IntersectionObserver((entries) => (near = entries.at(-1).isIntersecting)).observe(byId("viewer"));
   document.addEventListener("keydown", (event) => {
@@ -316,6 +382,8 @@ if (data.settings.length) {
     if (busy || !near) return;
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
+    if (event.key === ",") scrub(state.moment - 1);
+    if (event.key === ".") scrub(state.moment + 1);
   });
   list();
 }
