@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from methods.holov import quotas, spread
+from methods.kernels import cosine
 from methods.kernels.attention import attention_row, attention_rows
-from methods.kernels.cosine import Cosine, directions, snap
+from methods.kernels.cosine import Cosine, directions, nearest_row, snap
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -24,6 +25,18 @@ def test_cosine_of_zero_huge_and_tiny_rows():
         [1, 0, pytest.approx(-(0.02**0.5)), -1, 0],
         [0] * 5,
     ]
+
+
+@pytest.mark.parametrize("tile", [1, 2**24])
+def test_the_first_of_equally_similar_rows_is_nearest(monkeypatch, tile):
+    monkeypatch.setattr(cosine, "TILE", tile)
+    for seed in range(20):
+        x = torch.randn(6, 33, generator=torch.Generator().manual_seed(seed))
+        others = torch.cat([0 * x[:1], x[1:3], 2 * x[1:4], x[1:3]])
+        rows = torch.cat([x[1:4], 1e-30 * x[3:4], 1e30 * x[2:3], 0 * x[:1]])
+        assert nearest_row(rows, others).tolist() == [1, 2, 5, 5, 2, 0]
+        similar = torch.cosine_similarity(x[:, None].double(), others[None].double(), dim=-1)
+        assert nearest_row(x, others).tolist() == similar.round(decimals=10).argmax(dim=1).tolist()
 
 
 @pytest.mark.parametrize("s", [5, 36, 131])
