@@ -4,7 +4,7 @@
 to commit them; commands that read runs accept such an archive in place of a folder of runs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ QUESTIONS, LEADERBOARD, CARD = Path("data", "questions.parquet"), "leaderboard.c
 PACKAGES = ("lmms-eval", "transformers", "torch")
 RESPONSE_COLUMNS = ("response", "failed", "input_tokens", "output_tokens")
 TOKEN_COLUMNS = {"n": "visual_tokens", "k": "kept_tokens", "per_layer": "tokens_per_layer"}  # key in kept.jsonl
+
+VIDEO_COLUMNS = ("video_frames", "video_tokens", "seconds_per_step")  # sums, and a mean; empty without a video
 
 
 def per_question(results: Sequence[Result]) -> pd.DataFrame:
@@ -66,10 +68,19 @@ def _questions_of(result: Result, label: str) -> pd.DataFrame:
         row["record"] = _record(result.per_question[task], metric, doc_id)
         response, tokens = responses.get((task, doc_id), {}), kept.get((task, doc_id), {})
         row |= {name: response.get(name) for name in RESPONSE_COLUMNS}
-        rows.append(row | {name: tokens.get(key) for key, name in TOKEN_COLUMNS.items()})
-    counts = dict.fromkeys([*RESPONSE_COLUMNS[2:], "visual_tokens", "kept_tokens"], "Int64")
-    floats = {"lambda": "Float64", "tokens_per_layer": "Float64"}
+        row |= {name: tokens.get(key) for key, name in TOKEN_COLUMNS.items()}
+        rows.append(row | _of_videos(tokens.get("videos", [])))
+    counts = dict.fromkeys([*RESPONSE_COLUMNS[2:], "visual_tokens", "kept_tokens", *VIDEO_COLUMNS[:2]], "Int64")
+    floats = dict.fromkeys(["lambda", "tokens_per_layer", VIDEO_COLUMNS[2]], "Float64")
     return pd.DataFrame(rows).astype({"response": "string", "failed": "string", "record": "string", **counts, **floats})
+
+
+def _of_videos(videos: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    if not videos:
+        return dict.fromkeys(VIDEO_COLUMNS)
+    frames, tokens = (sum(video[key] for video in videos) for key in ("frames", "tokens"))
+    seconds = sum(video["seconds_per_step"] for video in videos) / len(videos)
+    return dict(zip(VIDEO_COLUMNS, (frames, tokens, seconds), strict=True))
 
 
 def _by_question(lines: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -23,6 +23,7 @@ UNPACK = ("released", "fixed")
 ATTENTION_KERNELS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 VISUAL_TOKEN = 28 * 28  # pixels: patches of 14, merged 2 x 2
+MIN_FRAMES = 4  # least frames of a video at a rate, where none is set; as in qwen_vl_utils
 SHIPPED = "harness://"  # a path inside the installed package
 POSITIONS = ("keep", "compact")  # of kept tokens: see `harness.prune`
 NEWLINES = ("drop", "keep", "follow")  # rows that close lines of patches: see `harness.prune`

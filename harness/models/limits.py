@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from harness.core.config import ModelConfig
-from harness.models.videos import MIN_FRAMES, FrameRule
+from harness.core.config import MIN_FRAMES, ModelConfig
+from harness.models.videos import FrameRule
 
 # Most visual tokens of a frame and of a video: the limits of qwen_vl_utils, also of Qwen2.5-VL's published scores
 FRAME_TOKENS = 768

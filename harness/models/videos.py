@@ -17,7 +17,6 @@ from harness.models.bad_input import BadInput, reading
 from harness.models.pictures import as_rgb, existing
 
 FRAME_LIST_FPS = 2.0  # frames per second of a list of images, which has no times: Qwen2.5-VL's sampling rate
-MIN_FRAMES = 4  # of a video that is read at a rate, as in qwen_vl_utils
 PART_OF_VIDEO = "the question shows a part of a video, by start and end: only whole videos can be shown"
 
 

@@ -1,10 +1,11 @@
 """The origin of a page's numbers: versions, commits, settings, counts, and unfinished runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core.config import MIN_FRAMES
 from harness.core.errors import UserError, one_line
 from harness.core.files import BAD_JSON, from_json
 from harness.core.question_sample import in_words
@@ -42,6 +43,7 @@ def _facts(result: Result) -> dict[str, str]:
         "seed": config["seed"],
         "positions": config["positions"],
         "newlines": config["model"].get("newlines"),
+        "frames of a video": _frames(config["model"]),
         "questions": in_words(result.sample),
         f"weights of {config['model']['name']}": model["weights"][:12],
         f"files of tasks {config['tasks']['name']}": (result.about["identity"]["tasks"]["files"] or "of lmms-eval")[
@@ -49,6 +51,14 @@ def _facts(result: Result) -> dict[str, str]:
         ],
     }
     return {key: str(value) for key, value in facts.items() if value is not None}
+
+
+def _frames(model: Mapping[str, Any]) -> str | None:
+    """Return which frames of videos were shown, where they were read at a rate."""
+    if (fps := model.get("fps")) is None:
+        return None
+    least = model.get("min_frames") or MIN_FRAMES
+    return f"{fps} a second, at least {least}, at most {model['max_frames']}"
 
 
 def _run(result: Result, runs: Path) -> dict[str, Any]:

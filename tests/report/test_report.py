@@ -194,6 +194,25 @@ def test_what_did_not_finish_is_listed_and_counts_nowhere(tmp_path):
     assert 'data-method="greedy"' not in text
 
 
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ({"fps": 2.0, "max_frames": 768}, "2.0 a second, at least 4, at most 768"),
+        ({"fps": 0.5, "max_frames": 64, "min_frames": 8}, "0.5 a second, at least 8, at most 64"),
+        ({"fps": None, "max_frames": 32}, None),
+    ],
+)
+def test_a_rate_of_frames_is_among_the_settings(model, shown, tmp_path):
+    write_run(tmp_path / "runs", "none")
+    (file,) = (tmp_path / "runs").rglob("run.json")
+    about = json.loads(file.read_text())
+    about["config"]["model"] |= model
+    file.write_text(json.dumps(about))
+    sealed_again(file.parent)
+    found = provenance(collect(tmp_path / "runs"), tmp_path / "runs")
+    assert found["shared"].get("frames of a video") == shown
+
+
 def test_failed_questions_are_noted_and_counted(tmp_path):
     some(tmp_path)
     (file,) = (tmp_path / "runs").rglob("random-*/metrics.json")

@@ -54,6 +54,18 @@ def test_why_a_question_failed_is_a_column(folder):
     assert failed[["method", "doc_id", "failed"]].to_numpy().tolist() == [["baseline", 1, "the question is empty"]]
 
 
+def test_what_is_shown_of_videos_is_in_columns(folder):
+    (said,) = folder.rglob("responses.jsonl")
+    videos = [{"frames": 8, "seconds_per_step": seconds, "tokens": 40} for seconds in (1.0, 3.0)]
+    line = {"key": "t_two 1", "task": "t_two", "doc_id": 1, "n": 90, "k": 0, "grids": [], "kept": [], "videos": videos}
+    (said.parent / "kept.jsonl").write_text(json.dumps(line) + "\n")
+    sealed_again(said.parent)
+    rows = pd.read_parquet(exported(folder) / "data" / "questions.parquet")
+    shown = rows[rows["video_frames"].notna()]
+    assert shown[["task", "doc_id"]].to_numpy().tolist() == [["t_two", 1]]
+    assert shown[["video_frames", "video_tokens", "seconds_per_step"]].to_numpy().tolist() == [[16, 80, 2.0]]
+
+
 def test_half_of_a_surrogate_pair_is_shown_as_an_escape(folder):
     (said,) = folder.rglob("responses.jsonl")
     lines = [json.loads(line) for line in said.read_text().splitlines()]
