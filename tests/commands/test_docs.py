@@ -38,6 +38,7 @@ GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
     "python scripts/coverage.py": ["--worlds", "2"],
+    "python scripts/video_memory.py": ["--small", "--frames", "4"],
     "PARTITION=gpu ACCOUNT=lab scripts/submit.sh": ["dry_run=true"],
 }
 
