@@ -28,7 +28,7 @@ BUILDERS = {
 }
 # Families whose positions count the tokens, and those whose videos of a batch must have equally many frames
 COUNTING = {"llava", "llava_next", "llava_onevision", "llavaonevision1_5", "internvl"}
-EQUALLY_LONG = {"llava_onevision"}
+EQUALLY_LONG = {"llava_onevision", "internvl"}
 
 
 @cache
