@@ -76,8 +76,11 @@ def _variations(name: str, method: Method, options: Mapping[str, list[Any]]) -> 
                 yield f"{key}={value}", {"stage": other.stage, "needs": _needs(other)}
 
 
-def table(descriptions: Sequence[Mapping[str, Any]]) -> str:
-    """Format one row per method, with its parameters and its deviation below, and a legend."""
+def table(descriptions: Sequence[Mapping[str, Any]], unavailable: Mapping[str, str] = {}) -> str:
+    """Format one row per method, with its parameters and its deviation below, and a legend.
+
+    `unavailable` methods, each with the reason, follow the others.
+    """
     rows = {method["name"]: _row(method) for method in descriptions if "error" not in method}
     head, *below = table_lines([HEAD, *rows.values()], left=None)
     lines, line_of = [head], dict(zip(rows, below, strict=True))
@@ -90,6 +93,8 @@ def table(descriptions: Sequence[Mapping[str, Any]]) -> str:
             lines += _indented(" ".join(_parameters(method)))
         if method["fidelity"].startswith("adapted"):
             lines += _indented(method["fidelity"])
+    for name, why in unavailable.items():
+        lines += _indented(f"{name} is not available: {why}", "")
     numbered = ", ".join(f"{number} {family}" for number, family in enumerate(FAMILIES, 1))
     legend = [
         f"families (- cannot run it): {numbered}",
@@ -187,14 +192,15 @@ def prepare(overrides: list[str]) -> list[str]:
 
 def main(cfg: DictConfig) -> None:
     """Print the table or one method's page, and the same as one JSON line."""
+    unavailable = {name: why for name, why in methods.UNAVAILABLE.items() if name not in methods.names()}
     if cfg.show is None:
         descriptions = describe_all(methods.names())
-        print(table(descriptions))
+        print(table(descriptions, unavailable))
     else:
         with as_user_error((ValueError, TypeError)):
             descriptions = [describe(str(cfg.show))]
         print(page(descriptions[0]))
-    print_json({"families": list(FAMILIES), "methods": descriptions}, default=str)
+    print_json({"families": list(FAMILIES), "methods": descriptions, "unavailable": unavailable}, default=str)
 
 
 if __name__ == "__main__":

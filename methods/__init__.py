@@ -67,6 +67,13 @@ BUILT_IN = {
     "vidcom2": "methods.vidcom2:VidCom2",
     "dycoke": "methods.dycoke:DyCoke",
     "fastvid": "methods.fastvid:FastVID",
+    "holitom": "methods.holitom:HoliTom",
+    "flashvid": "methods.flashvid:FlashVID",
+    "prunevid": "methods.prunevid:PruneVid",
+}
+# Published methods that cannot be written from what is public: name -> why.
+UNAVAILABLE = {
+    "adatp": "its code is not public, and arXiv 2505.20100 leaves out its thresholds, cut layers and quotas",
 }
 
 
@@ -116,6 +123,8 @@ def _address(name: str) -> str:
     addresses |= {BUILT_IN[name]} if name in BUILT_IN else set()
     if len(addresses) > 1:
         raise ValueError(f"method '{name}' is provided more than once: {', '.join(sorted(addresses))}")
+    if not addresses and name in UNAVAILABLE:
+        raise ValueError(f"method '{name}' is not available: {UNAVAILABLE[name]}")
     if not addresses:
         hint = "; a private file is given as path/to/file.py:Class" if ".py" in str(name) else ""
         raise ValueError(f"unknown method '{name}'{_did_you_mean(name, names())}; there are {', '.join(names())}{hint}")

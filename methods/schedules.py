@@ -36,14 +36,14 @@ def solved(
     """Return the cuts of `n` tokens whose scale makes them meet `k` in a decoder of so many `layers`.
 
     "end" and "entry" are met exactly, the mean lies in (k - 1, k]. Where a mean needs a scale below 1/4, all
-    cuts move earlier by the same factor. Halves are rounded to even numbers.
+    cuts move earlier by the same factor, unless the first is at the input. Halves are rounded to even numbers.
 
     Args:
         n: visual tokens.
         k: the budget, below `n`.
         layers: decoder layers.
         at: what `k` counts.
-        before: number of layers in front of each cut, ascending from 1.
+        before: number of layers in front of each cut, ascending; 0 is the input.
         shares: the shape of the schedule.
         early: layers in front of a cut that count as if they were behind it.
 
@@ -58,8 +58,9 @@ def solved(
         return [min(max(round(n * share), 1), n) for share in shares(Fraction(scale, UNIT))]
 
     if at == "mean":
-        few = counts(LEAST)
-        before, least = _places(before, lambda places: total(few, places) <= k * layers)
+        few, least = counts(LEAST), 0
+        if before[0]:  # else no layer sees all tokens, and any budget can be met
+            before, least = _places(before, lambda places: total(few, places) <= k * layers)
         smallest = -(-total(counts(least), before) // layers)
         if k < smallest:
             raise mean_too_small(k, n, layers, smallest)

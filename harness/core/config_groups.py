@@ -105,6 +105,8 @@ def _method(value: Any, values_by_key: dict[str, Any]) -> str:
             raise UserError(f"no method at {name}: a private method is given as method=path/to/file.py:Class")
         path_hash = hashlib.sha256(f"{path}:{cls}".encode()).hexdigest()[:6]  # two folders may have files of one name
         option = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{path.stem}-{cls}-{path_hash}")
+    elif name not in methods.names() and name in methods.UNAVAILABLE:
+        raise UserError(f"method '{name}' is not available: {methods.UNAVAILABLE[name]}")
     elif name not in methods.names():
         raise UserError(f"unknown method {name}: {did_you_mean(name, {*methods.names(), *_options('method')})}")
     # Importing the class may need torch: its parameters are taken as they come and checked when it is loaded.

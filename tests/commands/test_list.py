@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from fork_server import completed
+from omegaconf import DictConfig
 
 import methods
 from harness import list as listing
@@ -98,6 +99,18 @@ def test_a_packages_method_that_does_not_load_hides_no_other(monkeypatch):
     assert "broken does not load: method module 'no_such_module' cannot be imported" in listing.table(found)
 
 
+def test_what_is_published_and_cannot_be_written_has_a_row_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setattr(methods, "BUILT_IN", {"uniform": methods.BUILT_IN["uniform"]})
+    why = methods.UNAVAILABLE["adatp"]
+    listing.main(DictConfig({"show": None}))
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert " ".join(lines).count(f"adatp is not available: {why}") == 1
+    assert json.loads(last)["unavailable"] == {"adatp": why}
+    monkeypatch.setitem(methods.BUILT_IN, "adatp", methods.BUILT_IN["uniform"])  # as if somebody had written it
+    listing.main(DictConfig({"show": None}))
+    assert "not available" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [["harness.list"], ["harness", "--help"]], ids=" ".join)
 def test_nobody_who_reads_is_no_error(command):
     """As in `python -m harness.list | head -2`; here the reader has left before the first line."""
@@ -110,12 +123,19 @@ def test_nobody_who_reads_is_no_error(command):
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize(("args", "code"), [(["method=fastv"], 0), (["method=fastvv"], 2)])
-def test_the_command(args, code, tmp_path):
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["method=fastv"], 0, ""),
+        (["method=fastvv"], 2, "did you mean 'fastv'?"),
+        (["method=adatp"], 2, methods.UNAVAILABLE["adatp"]),
+    ],
+)
+def test_the_command(args, code, says, tmp_path):
     done = completed(tmp_path, "harness.list", *args)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1 if code else 0)
     if code:
-        assert "did you mean 'fastv'?" in done.stderr
+        assert says in done.stderr
     else:
         assert [method["name"] for method in json.loads(done.stdout.splitlines()[-1])["methods"]] == ["fastv"]
         assert "softmax_i(q . k_i / sqrt(d))" in done.stdout

@@ -47,6 +47,9 @@ def variants():
 
 
 def exactly_k(name):
-    """Return the parameters with which a method needs no prior, and the last of its cuts leaves K tokens."""
-    params = {"prior": "none", "budget_at": "end"}
+    """Return the parameters with which a method needs no prior, and the last of its cuts leaves K tokens.
+
+    Of two cuts, the first one leaves 5/3 K.
+    """
+    params = {"prior": "none", "budget_at": "end", "inner_keep": 0.6}
     return {key: value for key, value in params.items() if key in get_type_hints(methods.get(name))}

@@ -88,6 +88,11 @@ def test_unknown_name_far_from_all():
     assert "idpruner" in said
 
 
+def test_a_published_method_that_cannot_be_written_says_why():
+    assert message(methods.load, "adatp") == f"method 'adatp' is not available: {methods.UNAVAILABLE['adatp']}"
+    assert not set(methods.UNAVAILABLE) & set(methods.BUILT_IN)
+
+
 def test_unknown_parameter_lists_the_valid_ones():
     said = message(methods.load, "idpruner", lamda=0.5)
     assert "'lamda'" in said
@@ -127,6 +132,10 @@ def test_unknown_parameter_lists_the_valid_ones():
         ("id_selection", {"gamma": 0}, "above 0"),
         ("id_selection", {"layer": -1}, "at least 0"),
         ("dart", {"image_pivots": 0}, "at least 1"),
+        *(("holitom", {"inner_layer": layer}, "an integer of at least 0, or null") for layer in (-1, 1.0, "2", True)),
+        *(("flashvid", {"inner_keep": keep}, "above 0 and at most 1") for keep in (0.0, -0.1, 1.1)),
+        ("holitom", {"beta": 1.5}, "in [0, 1]"),
+        ("prunevid", {"stages": "inside"}, "one of both, input"),
         ("dart", {"text_pivots": -1}, "at least 0"),
     ],
 )

@@ -38,7 +38,9 @@ CUTS = {
     "after layer 2": Keys(layer=2),
     "merged after layer 1": MergeInside(layer=1),
 }
-MIXING = ["vlmpruner", "prumerge", "prumerge_plus", "fastvid"]  # methods that merge with weights
+# Methods that merge with weights, and the parameters with which they cut once.
+MIXING = {"vlmpruner": {}, "prumerge": {}, "prumerge_plus": {}, "fastvid": {}}
+MIXING |= {name: {"stages": "input"} for name in ("holitom", "flashvid", "prunevid")}
 every_cut = pytest.mark.parametrize("cut", CUTS)
 one_cut_of_a_kind = pytest.mark.parametrize("cut", ["before", "after layer 2"])
 
@@ -238,7 +240,7 @@ class TestBatches:
     @pytest.mark.parametrize("name", [*MIXING, "vidcom2", "evs", "dycoke"])  # with a fit of their own
     @torch.no_grad()
     def test_what_a_method_mixes_is_the_same_in_a_batch_alone_and_in_the_reference(self, family, name, fit):
-        model, samples, method = tiny(family.name)[0], family.batch, methods.load(name, fit=fit)
+        model, samples, method = tiny(family.name)[0], family.batch, methods.load(name, fit=fit, **MIXING.get(name, {}))
         selections, alone = [], []
         with harness.prune(model, method, keep=0.3) as pruning:
             together = generate(model, family.inputs(*samples))
@@ -252,6 +254,22 @@ class TestBatches:
         for sample, selection, answer in zip(samples, selections, alone, strict=True):
             cut = Cut(int(method.stage.partition(":")[2] or -1), selection.kept, mix=selection.mix)
             logits = Prompt.of(model, family.inputs(sample)).logits(model, cut, answer)
+            assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
+
+    @pytest.mark.parametrize("name", ["holitom", "flashvid", "prunevid"])
+    @torch.no_grad()
+    def test_cuts_at_the_input_and_inside_are_those_of_the_reference(self, family, name, monkeypatch):
+        model, method, selections = tiny(family.name)[0], methods.load(name, budget_at="entry"), []
+        choose = type(method)._select
+        monkeypatch.setattr(type(method), "_select", lambda *a: selections.append(choose(*a)) or selections[-1])
+        for sample in family.batch[:2]:
+            selections.clear()
+            with harness.prune(model, method, keep=0.6) as pruning:
+                (answer,) = generate(model, family.inputs(sample))
+            stages = pruning.records[0].stages
+            assert (len(stages), stages[0].layer) == (2, -1)
+            cuts = [Cut(at.layer, each.kept, mix=each.mix) for at, each in zip(stages, selections, strict=True)]
+            logits = Prompt.of(model, family.inputs(sample)).logits(model, cuts, answer)
             assert logits[-len(answer) - 1 : -1].argmax(-1).tolist() == answer
 
     @pytest.mark.parametrize("name", ["visionzip", "fastv"])

@@ -128,6 +128,32 @@ def _fastvid(case: Case) -> int:
     return 2 * int(case.k * case.method.context) * case.n // segments * case.width
 
 
+def _inside(case: Case) -> bool:
+    """Tell whether a selection of a `TwoCuts` method is the one after a decoder layer."""
+    return case.method.stages == "both" and case.n < sum(t * h * w for t, h, w in case.grids)
+
+
+def _holitom(case: Case) -> int:
+    """Count all places as static: the density peaks of their rows, which are differences of pairs."""
+    if _inside(case):
+        return case.row_of_attention + 2 * (case.n - case.k) * case.k * case.width
+    return 2 * case.n * case.width + sum(case.pairs(h * w) for _, h, w in case.grids)
+
+
+def _flashvid(case: Case) -> int:
+    """Count the distances within each frame, and the similarities of each frame to the one before."""
+    if _inside(case):
+        return case.row_of_attention
+    return sum((2 * t - 1) * case.pairs(h * w) for t, h, w in case.grids)
+
+
+def _prunevid(case: Case) -> int:
+    """Count no place as static: the distances within each frame. Inside, all text tokens ask."""
+    if _inside(case):
+        return (case.length - case.n) * case.row_of_attention
+    return sum(t * case.pairs(h * w) for t, h, w in case.grids)
+
+
 NO_PRODUCTS = ["none", "random", "uniform", "avg_pool", "resize", "greedy", "visionselector", "fastervlm", "hiprune"]
 NO_PRODUCTS += ["vidcom2"]  # distances to means are none
 FORMULAS: Mapping[str, Callable[[Case], int]] = {
@@ -152,6 +178,9 @@ FORMULAS: Mapping[str, Callable[[Case], int]] = {
     "tome": _tome,
     "mmtok": _mmtok,
     "prunesid": _prunesid,
+    "holitom": _holitom,
+    "flashvid": _flashvid,
+    "prunevid": _prunevid,
     "holov": _holov,
     "d2pruner": _d2pruner,
     "evs": lambda case: 2 * case.n * case.width,  # each token to the one before it

@@ -1,30 +1,10 @@
 """Density peaks against their definition, point by point."""
 
-import numpy as np
 import torch
 from properties import SEEDS, randomized
+from video_references import density_peaks as by_definition
 
 from methods.kernels.density_peaks import density_peaks
-
-
-def exact(number):
-    """Drop the last digits, in which equal numbers may differ."""
-    return float(f"{number:.11e}")
-
-
-def by_definition(x, c, k):
-    """Return centres and clusters of the rows of an array [n, d]."""
-    n, d = x.shape
-    distance = [[np.sqrt(((x[i] - x[j]) ** 2).sum()) / np.sqrt(d) for j in range(n)] for i in range(n)]
-    density = [np.exp(-exact(np.mean(sorted(distance[i][j] ** 2 for j in range(n))[:k]))) for i in range(n)]
-    largest = max(map(max, distance))
-    peak = []
-    for i in range(n):
-        denser = [j for j in range(n) if (-density[j], j) < (-density[i], i)]
-        peak.append(exact(density[i] * min((distance[i][j] for j in denser), default=largest)))
-    centres = sorted(range(n), key=lambda i: (-peak[i], i))[:c]
-    nearest = [min(range(c), key=lambda r: (distance[i][centres[r]], r)) for i in range(n)]
-    return centres, [centres.index(i) if i in centres else nearest[i] for i in range(n)]
 
 
 @randomized(60, n=range(1, 20), d=range(1, 6), c=range(1, 7), k=range(1, 7), seed=SEEDS, levels=[0, 2, 5])
