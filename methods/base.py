@@ -76,6 +76,7 @@ class Method:
     revisions: ClassVar[Mapping[str, int]] = {}  # variant -> `revision`
     half_precision: ClassVar[frozenset[str]] = frozenset()  # variants that are `in_model_dtype`
     needs: ClassVar[frozenset[Signal]] = frozenset()
+    compares_frames: ClassVar[bool] = False  # what it keeps of a frame depends on the other frames of the video
     unpublished_params: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
     companion_files: ClassVar[Mapping[str, str]] = {}  # parameter -> default file next to a model's weights
 

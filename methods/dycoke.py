@@ -35,13 +35,14 @@ class DyCoke(Method):
     Deviation: stage 2, which chooses cached keys and values at every decoding step, is left out: methods here choose
     what the prefill keeps. Kept tokens stay in raster order, where the code orders them by similarity and numbers them
     again. The code fails with four frames or fewer, where here there are no quads, and drops the last of an odd number,
-    as "official" does; with "k" that frame is whole. InternVL's frames are images to its model. Cosines are float64, to
-    12 decimals; ties go to the lowest index. Code: KD-TAO/DyCoke @ dd74634.
+    as "official" does; with "k" that frame is whole. Cosines are float64, to 12 decimals; ties go to the lowest index.
+    Code: KD-TAO/DyCoke @ dd74634.
     """
 
     name = "dycoke"
     version = 1
     fidelity = "adapted: stage 1 alone, in raster order, and exactly K tokens"
+    compares_frames = True
 
     fit: Literal["k", "official"] = "k"
     rate: float = 0.7

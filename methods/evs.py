@@ -33,13 +33,14 @@ class EVS(Method):
     Deviation: the number of tokens of a video is floor(n K / N), where the code has int(n (1 - q)) in floating point,
     which loses one at some shares. Cosines are float64, to 12 decimals, where the code has the model's precision, in
     which many tie; ties go to the lowest index. For Qwen3-VL the code also compares the DeepStack features, which are
-    not at hand here. Positions are kept, by the model's own rule. InternVL's frames are images to its model. Source:
-    the description of `multimodal/evs.py` in vLLM, not its text.
+    not at hand here. Positions are kept, by the model's own rule. Source: the description of `multimodal/evs.py` in
+    vLLM, not its text.
     """
 
     name = "evs"
     version = 1
     fidelity = "adapted: a rule for budgets below one frame, and cosines without DeepStack features"
+    compares_frames = True
 
     fit: Literal["k", "official"] = "k"
 

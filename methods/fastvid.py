@@ -49,13 +49,14 @@ class FastVID(Method):
     Deviation: a video of fewer frames than segments has a segment for each frame, where the code fails; several videos
     are compressed one by one, where it takes one. It draws noise for equal densities; here the lowest index wins, as in
     any tie. Cosines and densities are float64. On towers with CLS, the attention is that of CLS; the authors' variant
-    for LLaVA-OneVision reads a pooling head that its checkpoints lack. InternVL's frames are images to its model.
-    Positions are kept. Code: LunarShen/FastVID @ a40a109.
+    for LLaVA-OneVision reads a pooling head that its checkpoints lack. Positions are kept.
+    Code: LunarShen/FastVID @ a40a109.
     """
 
     name = "fastvid"
     version = 1
     fidelity = "adapted: exactly K tokens, and no noise in densities"
+    compares_frames = True
     needs = frozenset({Signal.VIT_ATTENTION})
 
     fit: Literal["k", "official"] = "k"

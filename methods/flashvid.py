@@ -64,6 +64,7 @@ class FlashVID(TwoCuts):
     name = "flashvid"
     version = 1
     fidelity = "adapted: exactly K distinct tokens"
+    compares_frames = True
     needs = frozenset({Signal.VIT_ATTENTION, Signal.LLM})
     depth: ClassVar[Fraction] = Fraction(20, 28)
 

@@ -56,6 +56,7 @@ class HoliTom(TwoCuts):
     name = "holitom"
     version = 1
     fidelity = "adapted: exactly K tokens, which keep their positions"
+    compares_frames = True
     needs = frozenset({Signal.VIT_ATTENTION, Signal.LLM})
     depth: ClassVar[Fraction] = Fraction(18, 28)
 

@@ -62,6 +62,7 @@ class PruneVid(TwoCuts):
     name = "prunevid"
     version = 1
     fidelity = "adapted: from a specification, exactly K tokens, early layers keep their caches"
+    compares_frames = True
     needs = frozenset({Signal.LLM, Signal.TEXT_AFTER})
     depth: ClassVar[Fraction] = Fraction(11, 32)
 

@@ -38,13 +38,13 @@ class VidCom2(Method):
 
     Deviation: several videos are compressed one by one, as in the code for Qwen2.5-VL; r is K / N of the prompt. All is
     float64, where the code has the model's precision; ties go to the lowest index. Newline rows between the tokens of a
-    frame stay where they are. InternVL's frames are images to its model, so that each is compressed by itself.
-    Code: xuyang-liu16/VidCom2 @ 944a17d.
+    frame stay where they are. Code: xuyang-liu16/VidCom2 @ 944a17d.
     """
 
     name = "vidcom2"
     version = 1
     fidelity = "exact"
+    compares_frames = True
 
     fit: Literal["k", "official"] = "k"
 

@@ -69,6 +69,7 @@ class Adapter(ABC):
     lacks: ClassVar[Mapping[Signal, str]] = {}  # reason for each signal that cannot be supplied
     coordinates: ClassVar[Coordinates | None] = None  # of boxes in answers; None: unknown, no task may ask for boxes
     fixed_size: ClassVar[str] = ""  # reason why a smaller image does not have fewer tokens, if that is so
+    frames_apart: ClassVar[str] = ""  # reason why the frames of a video are no steps of one grid, if that is so
     has_newlines: ClassVar[bool] = False  # True if `Layout.line_ends` has newline rows
     # Roles: "multimodal" sees token ids and images, "vision" is the image encoder, "decoder" the language model that
     # receives the complete embeddings, "first_layer" its layer 0.
@@ -198,6 +199,9 @@ class Adapter(ABC):
             return f"{method.name} reads a decoder layer, so it must cut after one, not at its input"
         if method.stage == "pixels" and cls.fixed_size:
             return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
+        if method.compares_frames and cls.frames_apart:
+            what = f"{method.name} compares the frames of a video, which it cannot in family {cls.family}"
+            return f"{what}: {cls.frames_apart}"
         return None
 
     @classmethod

@@ -70,6 +70,7 @@ class InternVL(Llava):
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
     tower_type: ClassVar[str] = "internvl_vision"
     question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "llama")
+    frames_apart: ClassVar[str] = "its models get each frame as an image of its own"
     fixed_size: ClassVar[str] = "an image becomes tiles of one size, 256 tokens each as released"
 
     @property

@@ -82,6 +82,8 @@ def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
     for name, params in [("none", {}), *(case.values for case in variants())]:
         keep = 1.0 if name == "none" else 0.3
         arguments = params | exactly_k(name)
+        if adapter_class(family).refusal(methods.load(name, **arguments)):
+            continue
         with harness.prune(model, name, keep=keep, scorer=scorer, **arguments) as pruning:
             length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
             output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True)

@@ -5,6 +5,7 @@ hand. How answers are decoded, for every way to cut, is in tests/pruning/test_de
 """
 
 import copy
+import re
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +27,7 @@ from harness.models import FAMILIES, adapter_class
 from harness.models.adapter import Adapter
 from harness.models.limits import PixelLimits
 from harness.models.vision_tower import VisionTower
+from harness.results import method_groups
 from methods.budget import Budget
 
 TEXT_ALONE = ("just a question, no picture", [], [])
@@ -88,6 +90,14 @@ class Family:
         prompt = self.prompt(sample)
         return prompt.logits(self.model, Cut(-1, torch.arange(len(prompt.visual))))
 
+    def refuses(self, method):
+        """Return whether this family cannot run a method, which is an error as soon as it is asked for."""
+        reason = adapter_class(self.name).refusal(method)
+        if reason is not None:
+            with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"), harness.prune(self.model, method, keep=0.5):
+                pass
+        return reason is not None
+
     def unlike(self, attn="sdpa", dtype=torch.float32):
         """Return a copy of the model with another kernel, or in another precision."""
         return with_kernel(copy.deepcopy(self.model).to(dtype), attn)
@@ -108,6 +118,8 @@ def test_every_method_keeps_exactly_k_whatever_the_kernel(family, scorer, name, 
     """In float64, where rounding chooses no token; two prompts, of which one is padded, and the other one alone."""
     model = tiny(family.name)[0]
     params = params | exactly_k(name)
+    if family.refuses(methods.load(name, **params)):
+        return
 
     def under(attn, samples, length=1):
         with harness.prune(with_kernel(model, attn), name, tokens=6, scorer=scorer, **params) as pruning:
@@ -125,6 +137,17 @@ def test_every_method_keeps_exactly_k_whatever_the_kernel(family, scorer, name, 
         assert under("eager", both[:1]) == expected[:1]  # alone: its float32 softmax makes NaN of padding in float64
     finally:
         with_kernel(model, "sdpa")
+
+
+def test_methods_that_compare_frames_need_a_family_that_shows_them_together():
+    over_time = {name for name in methods.names() if methods.get(name).compares_frames}
+    assert over_time == set(method_groups.groups()["temporal"])
+    for name in FAMILIES:
+        refused = {method for method in methods.names() if adapter_class(name).refusal(methods.load(method))}
+        assert refused & over_time == (over_time if name == "internvl" else set())
+    reason = "its models get each frame as an image of its own"
+    expected = f"vidcom2 compares the frames of a video, which it cannot in family internvl: {reason}"
+    assert adapter_class("internvl").refusal(methods.load("vidcom2")) == expected
 
 
 @torch.no_grad()
@@ -242,6 +265,8 @@ class TestBatches:
     def test_what_a_method_mixes_is_the_same_in_a_batch_alone_and_in_the_reference(self, family, name, fit):
         model, samples, method = tiny(family.name)[0], family.batch, methods.load(name, fit=fit, **MIXING.get(name, {}))
         selections, alone = [], []
+        if family.refuses(method):
+            return
         with harness.prune(model, method, keep=0.3) as pruning:
             together = generate(model, family.inputs(*samples))
             records = pruning.take()
@@ -260,6 +285,8 @@ class TestBatches:
     @torch.no_grad()
     def test_cuts_at_the_input_and_inside_are_those_of_the_reference(self, family, name, monkeypatch):
         model, method, selections = tiny(family.name)[0], methods.load(name, budget_at="entry"), []
+        if family.refuses(method):
+            return
         choose = type(method)._select
         monkeypatch.setattr(type(method), "_select", lambda *a: selections.append(choose(*a)) or selections[-1])
         for sample in family.batch[:2]:
