@@ -14,8 +14,12 @@ from harness.core.config import shipped
 from harness.core.errors import UserError, as_user_error
 from harness.core.files import digest, json_line, write_atomic
 
-# Tasks of ours -> the lmms-eval task from which only their scoring differs
-DERIVED = {"mmbench_cn_dev_static": "mmbench_cn_dev"}
+# Tasks of ours -> the lmms-eval task whose file they start from; `task_overrides` says what differs
+DERIVED = {
+    "mmbench_cn_dev_static": "mmbench_cn_dev",
+    "mvbench": "mvbench_action_sequence",
+    "seedbench_video": "seedbench",
+}
 TASK_LINE = re.compile(r"^task:[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
 
 

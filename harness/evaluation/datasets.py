@@ -18,7 +18,11 @@ from harness.models.checkpoint import content_digest
 
 # What a task's code reads in addition to the rows, and what the Hub has in archives
 UNPACKED = {
+    "egoschema_subset": ("videos",),
+    "longvideobench_val_i": ("videos", "subtitles"),
+    "longvideobench_val_v": ("videos",),
     "videomme": ("data",),
+    **dict.fromkeys(("videomme_w_subtitle", "videomme_long", "videomme_long_w_subtitle"), ("data", "subtitle")),
     "vinoground": (
         "vinoground_videos/vinoground_textscore.json",
         "vinoground_videos_concated/vinoground_videoscore.json",

@@ -37,6 +37,7 @@ SECONDS = 1800  # for all units of a metric, and for the jackknife of a task; CI
 PROBES = 8  # units that may refute a way to form units before the aggregation runs on all of them
 MEMBERS = 8  # questions that a unit may have if it is about several pictures; Vinoground's groups have four
 SHORT = 16  # a longer list of numbers is no list of scores
+ROUNDED = 5  # digits of LongVideoBench's score
 TURNS = 1_000_000  # MMBench asks question i again as i + 1,000,000, with its options in another order
 
 Array = NDArray[np.float64]
@@ -45,7 +46,10 @@ Units = list[list[int]]  # the doc_ids of each unit
 Form = tuple[str | None, bool]  # the key of a unit's category, and whether categories are averaged or added up
 Record = dict[str, Any]
 
-FORMS: tuple[Form, ...] = ((None, True), ("l2_category", True), ("category", True), ("category", False))
+FORMS: tuple[Form, ...] = (
+    *((None, True), ("l2_category", True), ("category", True), ("category", False)),
+    ("task_type", True),  # MLVU
+)
 GROUPINGS: tuple[Callable[[int, Any, str], Hashable], ...] = (  # what the questions of a unit have in common
     lambda doc_id, item, picture: _index_group(item["index"]),
     lambda doc_id, item, picture: (item["category"], item["question_id"]),  # MME
@@ -217,7 +221,8 @@ def _effects(items: Items, units: Units, values: Array, score: float) -> dict[Fo
         counts = np.bincount(categories)
         means = np.bincount(categories, values) / counts
         weight = 1 / len(counts) if averaged else 1.0
-        if _equal(weight * means.sum(), score):
+        total = float(weight * means.sum())
+        if _equal(total, score) or round(total, ROUNDED) == score:
             effects[key, averaged] = weight * (values - means[categories]) / counts[categories]
     return effects
 

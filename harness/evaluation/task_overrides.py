@@ -20,6 +20,7 @@ from harness.core.config_groups import POCKET_TASKS
 from harness.core.errors import UserError
 from harness.core.task_index import task_files
 from harness.evaluation.datasets import described, fingerprint
+from harness.evaluation.video_tasks import CORRECTIONS, read_from
 from harness.models.bad_input import BadInput, reading
 
 SCORING = 1  # raise it when a task of ADAPTED gets another score for the same answers
@@ -28,7 +29,7 @@ REASONING_TAGS = '[["<think>", "</think>"], ["<analysis>", "</analysis>"]]'
 OCRBENCH = 1000  # questions, by which lmms-eval divides however many were asked
 PART = 256  # rows with pictures that are held at once
 VINOGROUND = 500  # groups of four questions, by which lmms-eval divides
-_LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token")
+_LOCAL = ("cache_dir", "video", "From_YouTube", "create_link", "force_download", "force_unzip", "token", "revision")
 
 
 def load(name: str, file: Path, prompts: str, folder: Path | None = None, rows: dict[str, Any] | None = None) -> Any:
@@ -201,13 +202,10 @@ def _point_to(config: dict[str, Any], folder: Path) -> None:
     config["dataset_kwargs"] = {key: value for key, value in kwargs.items() if key not in _LOCAL}
     config["dataset_kwargs"]["cache_dir"] = _cache_of(folder)
     if kwargs.get("video"):
-        # A task's code looks for videos below base_cache_dir / cache_name: an absolute second part voids the first.
-        modules = [function.__globals__ for function in _functions(config) if "cache_name" in function.__globals__]
-        if not modules:
-            where = f"$HF_HOME/{kwargs.get('cache_dir', '')}"
-            raise UserError(f"task {config['task']} reads its videos from {where} alone: leave data_root out for it")
-        for module in modules:
-            module["cache_name"] = str(folder)
+        cache = kwargs.get("cache_dir", "")
+        if not any([read_from(folder, function.__globals__, cache) for function in _functions(config)]):  # noqa: C419
+            alone = f"$HF_HOME/{cache} alone"
+            raise UserError(f"task {config['task']} reads its videos from {alone}: leave data_root out for it")
 
 
 @contextmanager
@@ -319,4 +317,5 @@ ADAPTED: dict[str, Callable[[dict[str, Any]], None]] = {
     "mmbench_cn_dev_static": _static_mmbench,
     "ocrbench": _ocrbench,
     "vinoground": _vinoground,
+    **CORRECTIONS,
 }
