@@ -182,6 +182,21 @@ def test_runs_that_share_nothing_record_the_same(place, ran):
     assert record(place.folder("apart")) == record(place.folder("runs"))
 
 
+def test_a_run_reads_files_at_a_rate_and_records_what_it_shows(place, ran):
+    place.run("rate", "model.fps=1", "model.max_frames=6", "questions=[films/1,films/2,stills/1]")
+    shown, plain = (lines(place.folder(runs), "kept.jsonl") for runs in ("rate", "runs"))
+    assert shown["eight_frames"]["videos"] == [{"frames": 4, "seconds_per_step": 1.0, "tokens": 12}]
+    assert plain["eight_frames"]["videos"] == [{"frames": 8, "seconds_per_step": 0.5, "tokens": 24}]
+    assert all(video["tokens"] == line["n"] for line in shown.values() for video in line.get("videos", []))
+    assert "videos" not in shown["plain"]
+
+
+def test_a_rate_of_frames_without_times_ends_in_one_line(place):
+    call = ["harness", "method=random", "keep=0.5", "tasks=[pocket_video]", "limit=1", "model.fps=2", "runs=listed"]
+    command = place.forks.run(*call, code=2)
+    assert "model.fps=2 needs a video file, the question shows a list of 4 frames without their times" in command.err
+
+
 def test_lmms_evals_own_command_answers_the_others_too(place, ran):
     pocket = yaml.safe_load(Path("conf/model/pocket.yaml").read_text())
     model = {key: value for key, value in pocket.items() if key != "name" and value is not None}
