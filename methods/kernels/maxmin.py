@@ -56,10 +56,12 @@ def weighted_maxmin(unit: Tensor, weight: Tensor, k: int) -> Tensor:
 
     if not k:
         return weight.new_empty(frames, 0, dtype=torch.int64)
-    nearest = weight.new_full((frames, min(2, size), size), torch.inf)  # the two smallest of each column
+    smallest = weight.new_full((frames, min(2, size), size), torch.inf)  # two of each column
     for rows in unit.split(max(1, TILE // (frames * size)), dim=1):
-        nearest = torch.cat([nearest, distances(rows)], dim=1).sort(dim=1).values[:, :2]
-    refuse_nan(score := nearest[:, -1])
+        columns = torch.cat([smallest, distances(rows)], dim=1)
+        smallest = columns.topk(smallest.shape[1], dim=1, largest=False).values
+    score = smallest.amax(dim=1)
+    refuse_nan(score)
     picks, left = [score.argmax(dim=1, keepdim=True)], torch.full_like(score, torch.inf)
     for _ in range(k - 1):
         latest = picks[-1]
