@@ -1,6 +1,7 @@
 """What is peculiar to InternVL under `prune`: tiles, tokens of 2 x 2 patches, and its prompts."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ import harness
 import methods
 from harness.core.config import ModelConfig
 from harness.models import loading
+from harness.models.bad_input import BadInput
 from harness.models.internvl import InternVL
-from harness.models.limits import limits_of
+from harness.models.limits import FrameLimit, limits_of
 from harness.models.preprocessing import to_inputs
 
 MARK = "<|image_pad|>"
@@ -87,3 +89,13 @@ def test_a_checkpoint_loads_and_answers(processor, model, tmp_path):
     with harness.prune(loaded.model, "divprune", keep=0.25) as pruning:
         assert generate(loaded.model, inputs) != generate(model, inputs)
     assert [(record.n, record.k) for record in pruning.records] == [(48, 12)] * 2
+
+
+def test_videos_are_shown_where_a_number_of_frames_is_set(processor):
+    config = ModelConfig(name="tiny", pretrained="tiny")
+    assert limits_of(processor, replace(config, max_frames=8)) == FrameLimit(8)
+    assert limits_of(processor, replace(config, max_frames=8, fps=2.0, min_frames=2)) == FrameLimit(8, 2.0, 2)
+    with pytest.raises(BadInput, match=r"the question has video, .* images only where model.max_frames is null"):
+        to_inputs(processor, [ask([picture(56, 56)] * 4)], limits_of(processor, config))
+    text = processor.decode(to_inputs(processor, [ask([picture(56, 56)] * 4)], FrameLimit(3))["input_ids"][0])
+    assert [f"Frame{number}: " in text for number in (1, 2, 3, 4)] == [True] * 3 + [False]
