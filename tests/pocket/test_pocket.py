@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.pocket import LLAVA_WEIGHTS, TASKS, WEIGHTS, order
+from harness.pocket import CLIP_WEIGHTS, LLAVA_WEIGHTS, TASKS, WEIGHTS, order
 from harness.pocket.recipe.batches import Encoded, image_positions, pack, patchify, use_packed_attention
 from harness.pocket.recipe.model import build_model
 from harness.pocket.recipe.vocab import build_processor, build_tokenizer, label_words, token_of
@@ -152,7 +152,7 @@ def test_the_suite_has_the_promised_size():
     assert sum(path.stat().st_size for path in (TASKS / "data").glob("*.parquet")) < 30e6
 
 
-@pytest.mark.parametrize("folder", [WEIGHTS, LLAVA_WEIGHTS], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [WEIGHTS, LLAVA_WEIGHTS, CLIP_WEIGHTS], ids=lambda folder: folder.name)
 def test_the_weights_are_plain_tensors_within_25_megabytes(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja"}
