@@ -1,4 +1,4 @@
-"""python -m harness.analyze pareto|angles|masks|ablation|heldout|bias|redundancy [key=value ...]."""
+"""python -m harness.analyze pareto|angles|masks|ablation|heldout|localisation|bias|redundancy [key=value ...]."""
 
 import sys
 from importlib import import_module
@@ -13,10 +13,11 @@ ANALYSES = {
     "masks": "which tokens of chosen images each method keeps, as a picture",
     "ablation": "score over lambda, from the runs of a sweep",
     "heldout": "variants chosen by one half of the questions, judged by the other",
+    "localisation": "accuracy over the share of the target that was kept, of runs that ask where",
     "bias": "where in an image each method keeps tokens: histograms over rows and columns",
     "redundancy": "how similar the visual tokens are after each decoder layer",
 }
-OF_RUNS = ("ablation", "heldout")  # of finished runs; the others load a model
+OF_RUNS = ("ablation", "heldout", "localisation")  # of finished runs; the others load a model
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in ("-h", "--help"):
         for name, description in ANALYSES.items():
-            print(f"python -m harness.analyze {name:<11} {description}")
+            print(f"python -m harness.analyze {name:<12} {description}")
         print("Each takes key=value arguments and --help.")
     elif word in ANALYSES:
         del sys.argv[1]
