@@ -108,6 +108,26 @@ def test_the_progressive_methods_are_swept_at_both_budgets():
     assert pairs == {(name, at) for name in ("pyramiddrop", "sparsevlm", "fastv") for at in ("mean", "end")}
 
 
+def test_grounding_compares_positions_kinds_of_methods_and_the_prior():
+    kept, compact = jobs("experiment=grounding"), jobs("experiment=grounding_compact")
+    family = adapter_class("llava")
+    for job in (*kept, *compact):
+        check_tasks(job.tasks)
+        check_scoring(job.tasks, job.question_sample)
+        method = methods.load(job.method["name"], **job.params)
+        assert family.refusal(method) is None
+        family.check_positions(job.positions, method)
+    assert {(job.model.name, job.tasks.name, job.runs) for job in (*kept, *compact)} == {
+        ("llava15_7b", "grounding", "results/analysis/grounding")
+    }
+    cells = [{(job.method["name"], job.keep) for job in swept} for swept in (kept, compact)]
+    assert cells[0] - cells[1] == {("d2pruner", 0.25), ("d2pruner", 0.1)}
+    assert {job.positions for job in kept} == {"keep"}
+    assert {job.positions for job in compact} == {"compact"}
+    ours = [job.params for job in kept if job.method["name"] == "d2pruner"]
+    assert {(params["alpha"], params["prior"]) for params in ours} == {(0.5, None), (0.5, "none")}
+
+
 def test_what_the_comparison_did_otherwise_on_one_model_stays_there():
     for table, row in ((1, "grid"), (6, "sqrt")):
         swept = jobs(f"experiment=table{table}")
