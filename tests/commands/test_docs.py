@@ -144,7 +144,7 @@ def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, python):
 def test_files_and_options_that_are_named_exist(name):
     keys = {str(key) for file in (ROOT / "conf").glob("*.yaml") for key in yaml.safe_load(file.read_text()) or {}}
     keys |= {f"model.{field.name}" for field in fields(ModelConfig)}
-    keys |= {"model", "method", "tasks", "experiment", "method.variant", "hydra.launcher.qos"}
+    keys |= {"model", "method", "tasks", "experiment", "method.variant", "method.fit", "hydra.launcher.qos"}
     for span in chain.from_iterable(text.split() for text in PAGES[name].spans):
         if re.fullmatch(r"(harness|methods|conf|scripts|tests)/[\w./]+", span) and "NAME" not in span:
             assert (ROOT / span).exists(), span
