@@ -1,4 +1,4 @@
-"""python -m harness.analyze pareto|angles|masks|ablation|heldout|localisation|bias|redundancy [key=value ...]."""
+"""python -m harness.analyze ANALYSIS [key=value ...]; without one, or with --help, it lists them."""
 
 import sys
 from importlib import import_module
@@ -14,10 +14,11 @@ ANALYSES = {
     "ablation": "score over lambda, from the runs of a sweep",
     "heldout": "variants chosen by one half of the questions, judged by the other",
     "localisation": "accuracy over the share of the target that was kept, of runs that ask where",
+    "breakdown": "scores of the parts of a benchmark, such as short, medium and long videos, from finished runs",
     "bias": "where in an image each method keeps tokens: histograms over rows and columns",
     "redundancy": "how similar the visual tokens are after each decoder layer",
 }
-OF_RUNS = ("ablation", "heldout", "localisation")  # of finished runs; the others load a model
+OF_RUNS = ("ablation", "heldout", "localisation", "breakdown")  # of finished runs; the others load a model
 
 
 def main() -> None:

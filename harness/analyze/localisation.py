@@ -143,14 +143,19 @@ def banded(rows: pd.DataFrame, bands: int, resamples: int, seed: int) -> pd.Data
             here = each if band is None else each[place[each.index] == band]
             if not len(here):
                 continue
-            pictures = here.groupby("picture", sort=False)["right"].agg(["sum", "count"]).to_numpy(float)
-            drawn = samples(len(pictures), resamples, seed) @ pictures
-            low, high = interval(drawn[:, 0] / drawn[:, 1])
             row = {"run": run, "method": each["method"].iloc[0], "budget": each["budget"].iloc[0], "task": task}
-            row |= {"band": "all" if band is None else edges[band], "questions": len(here)}
-            numbers = {"share": here["share"].mean(), "accuracy": here["right"].mean(), "low": low, "high": high}
-            found.append(row | {name: round(float(number), 5) for name, number in numbers.items()})
+            row |= {"band": "all" if band is None else edges[band], "share": round(float(here["share"].mean()), 5)}
+            found.append(row | accuracy(here, resamples, seed))
     return pd.DataFrame(found)
+
+
+def accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> dict[str, float]:
+    """Return the share of right answers of questions, with its 95 % interval by bootstrap over pictures or videos."""
+    pictures = rows.groupby("picture", sort=False)["right"].agg(["sum", "count"]).to_numpy(float)
+    drawn = samples(len(pictures), resamples, seed) @ pictures
+    low, high = interval(drawn[:, 0] / drawn[:, 1])
+    numbers = {"accuracy": float(rows["right"].mean()), "low": low, "high": high}
+    return {"questions": len(rows), **{name: round(number, 5) for name, number in numbers.items()}}
 
 
 def picture(table: pd.DataFrame, title: str) -> Figure:

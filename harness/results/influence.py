@@ -20,7 +20,11 @@ from harness.results.result import Result
 
 Array = NDArray[np.float64]
 DIGITS = 16  # of a picture's name
-PAIRS = (("pred", "answer"), ("pred_answer", "answer"))  # keys of SEED-Bench and Video-MME
+PAIRS = (
+    ("pred", "answer"),
+    ("pred_answer", "answer"),
+    ("parsed_pred", "answer"),
+)  # SEED-Bench, Video-MME, LongVideoBench
 OLDER = "the run does not say how its score follows from its questions: run it again"
 
 
