@@ -1,4 +1,4 @@
-"""python -m harness.analyze ANALYSIS [key=value ...]; without one, or with --help, it lists them."""
+"""python -m harness.analyze ANALYSIS [key=value ...]; --help lists the analyses."""
 
 import sys
 from importlib import import_module

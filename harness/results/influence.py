@@ -20,11 +20,8 @@ from harness.results.result import Result
 
 Array = NDArray[np.float64]
 DIGITS = 16  # of a picture's name
-PAIRS = (
-    ("pred", "answer"),
-    ("pred_answer", "answer"),
-    ("parsed_pred", "answer"),
-)  # SEED-Bench, Video-MME, LongVideoBench
+# Keys of a record's two answers: of SEED-Bench, Video-MME, LongVideoBench
+PAIRS = (("pred", "answer"), ("pred_answer", "answer"), ("parsed_pred", "answer"))
 OLDER = "the run does not say how its score follows from its questions: run it again"
 
 
