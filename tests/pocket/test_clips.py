@@ -1,11 +1,14 @@
 """The suites `clips` and `places`: what is drawn, what repeats, what the questions alone give away, how they load."""
 
 import io
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from composed_sweeps import composed
+from in_process import run
 from PIL import Image
 
 from harness.core.config import TasksConfig, conf
@@ -119,3 +122,14 @@ def test_the_suites_load_through_lmms_eval(suite):
         blank = {np.asarray(frame).tobytes() for frame in shown}
         assert media["type"] == ("image" if "places" in suite else "video")
         assert (len(blank) == 1 and np.ptp(np.asarray(shown[0])) == 0) == suite.endswith("_blank")
+
+
+def test_the_shipped_model_answers_and_cannot_from_a_tenth_of_the_tokens(tmp_path):
+    tasks = [f"pocket_{name}" for name in CLIPS]
+    sweep = ["model=pocket_clip", "method=random", "keep=0.1", f"tasks=[{','.join(tasks)}]", "limit=8", "verify=false"]
+    folder, baseline = run(composed(*sweep, f"runs={tmp_path}"))
+    read = [json.loads((place.path / "metrics.json").read_text())["scores"] for place in (baseline, folder)]
+    whole, few = ([scores[task]["accuracy,none"] for task in tasks] for scores in read)
+    assert min(whole) >= 0.75  # of 240 questions, 0.93 at least
+    assert np.mean(whole) >= 0.9
+    assert np.mean(few) <= np.mean(whole) - 0.3
