@@ -95,7 +95,7 @@ def test_commands_stand_where_they_are_found():
 
 def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
     reached = []
-    for family in ("Pocket", "LlavaPocket"):
+    for family in ("Pocket", "LlavaPocket", "ClipPocket"):
         monkeypatch.setattr(stages, family, lambda *given: reached.append(given) or sys.exit())
     for command in PAGES[MADE].commands:
         _, dash, module, *arguments = shlex.split(command)
@@ -105,7 +105,7 @@ def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
             with pytest.raises(SystemExit, match=r"^$"):
                 pocket_train.main()
         else:
-            cli.compose(module.removeprefix("harness."), main_job.prepare(arguments))
+            cli.compose(module.removeprefix("harness").strip(".") or "config", main_job.prepare(arguments))
             reached.append(arguments)
     assert len(reached) == len(PAGES[MADE].commands)
 

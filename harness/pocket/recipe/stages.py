@@ -23,7 +23,7 @@ from harness.pocket.recipe.learner import Pocket
 from harness.pocket.recipe.tower import train_tokens, train_vision
 from harness.pocket.recipe.video import ClipPocket
 
-MODELS: dict[str, type[Pocket]] = {"pocket": Pocket, "pocket_llava": LlavaPocket, "pocket_clip": ClipPocket}
+STAGES = ("vision", "tokens", "language", "export")
 
 
 def export(pocket: Pocket) -> None:
@@ -38,24 +38,27 @@ def export(pocket: Pocket) -> None:
 
 def main() -> None:
     """Run the stages that are not finished."""
+    models: dict[str, type[Pocket]] = {"pocket": Pocket, "pocket_llava": LlavaPocket, "pocket_clip": ClipPocket}
     parser = argparse.ArgumentParser("python -m harness.pocket.train", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", choices=tuple(MODELS), default="pocket")
+    parser.add_argument("--model", choices=tuple(models), default="pocket")
     parser.add_argument("--work", type=Path, help="checkpoints go here; default results/runs/<model>-training")
-    parser.add_argument("--stage", choices=("vision", "tokens", "language", "export"), help="one stage only")
+    parser.add_argument("--stage", choices=STAGES, help="one stage only")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vision-steps", type=int, default=3000)
     parser.add_argument("--token-steps", type=int, default=400)
     parser.add_argument("--language-steps", type=int, default=5000)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
-    pocket = MODELS[args.model](args.work or Path(f"results/runs/{args.model}-training"), args.device)
-    if args.stage in ("vision", "tokens") and isinstance(pocket, ClipPocket):
+    stages = STAGES[2:] if args.model == "pocket_clip" else STAGES
+    if args.stage not in (None, *stages):
         parser.error(f"{args.model} has no stage {args.stage}: its tower is that of pocket")
-    if args.stage in (None, "vision") and not isinstance(pocket, ClipPocket):
+    stages = stages if args.stage is None else (args.stage,)
+    pocket = models[args.model](args.work or Path(f"results/runs/{args.model}-training"), args.device)
+    if "vision" in stages:
         train_vision(pocket, args.vision_steps)
-    if args.stage in (None, "tokens") and not isinstance(pocket, ClipPocket):
+    if "tokens" in stages:
         train_tokens(pocket, args.token_steps)
-    if args.stage in (None, "language"):
+    if "language" in stages:
         train_language(pocket, args.language_steps, args.pictures)
-    if args.stage in (None, "export"):
+    if "export" in stages:
         export(pocket)
