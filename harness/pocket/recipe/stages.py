@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--language-steps", type=int, default=5000)
     parser.add_argument("--pictures", type=int, default=16_000, help="scenes encoded for the language stage")
     args = parser.parse_args()
-    stages = STAGES[2:] if args.model == "pocket_clip" else STAGES
+    stages: tuple[str, ...] = STAGES[2:] if args.model == "pocket_clip" else STAGES
     if args.stage not in (None, *stages):
         parser.error(f"{args.model} has no stage {args.stage}: its tower is that of pocket")
     stages = stages if args.stage is None else (args.stage,)
