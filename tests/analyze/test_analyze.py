@@ -368,4 +368,4 @@ def test_the_first_word_names_an_analysis(tmp_path):
     )
     listed = command("--help", cwd=tmp_path)
     assert listed.returncode == 0
-    assert len(listed.stdout.splitlines()) == 8
+    assert len(listed.stdout.splitlines()) == 10
