@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from harness.core.console import print_json
+
 METHOD, KEEP = "visionzip", 0.25  # reads the tower, and merges
 STEPS = {"at_once": "fetch_video", "decoded": "decoding", "inputs": "inputs", "answer": "answer"}  # and their columns
 GB = 2**20  # kB
@@ -50,7 +52,7 @@ def write_clip(file: Path, frames: int, width: int, height: int) -> None:
 
 def peak() -> float:
     """Return the most memory [GB] that this process held since the last call."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().strip().split("\n"))
     Path("/proc/self/clear_refs").write_text("5")  # begins again
     return int(status["VmHWM"].split()[0]) / GB
 
@@ -116,7 +118,7 @@ def main() -> None:
     sizes: dict[str, Any] = SMALL if args.small else WIDE
     if args.in_process:
         file, steps = args.in_process
-        print(json.dumps(measure(file, args.frames[0], steps == "at_once", sizes)))
+        print_json(measure(file, args.frames[0], steps == "at_once", sizes))
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.mp4"

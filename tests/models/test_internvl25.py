@@ -1,6 +1,7 @@
 """InternVL2.5 as converted to stock classes: InternLM2.5 as a Llama, with its own tokenizer's ids, and InternViT-6B."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -68,6 +69,10 @@ def test_the_question_is_found_among_the_ids_of_its_tokenizer(model, inputs):
 @torch.no_grad()
 def test_every_method_keeps_exactly_k(model, inputs, scorer, name, params):
     params = params | exactly_k(name)
+    if reason := InternVL.refusal(methods.load(name)):
+        with pytest.raises(ValueError, match=re.escape(reason)), harness.prune(model, name, tokens=6, **params):
+            pass
+        return
     with harness.prune(model, name, tokens=6, scorer=scorer, **params) as pruning:
         model.generate(**inputs, max_new_tokens=2)
     assert [(record.n, record.k, len(record.grids)) for record in pruning.records] == [(16, 6, 1), (48, 6, 3)]
