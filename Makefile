@@ -1,9 +1,10 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new, in three parts (results-pocket, results-llava-keep,
-# results-llava-tokens) that can be made one by one. Each replaces its runs in results/pocket/runs, an archive of scores and
-# provenance, and its tables. The runs with their answers are then in results/pocket/last.
+# make results: run again what results/pocket holds, in results/pocket/new, in parts (results-pocket, results-llava-keep,
+# results-llava-tokens, results-clips, results-costs) that can be made one by one. Each replaces its runs in
+# results/pocket/runs, an archive of scores and provenance, and its tables. The runs with their answers are then in
+# results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
 # make lock: write constraints.txt anew, the versions that .venv holds, and constraints-lowest.txt.
 # make test-lowest, make test-newest: the same code on other versions, in .venv-lowest (Python 3.11 or 3.12) and .venv-newest.
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens results-clips results-costs report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -57,14 +58,14 @@ METHODS := $(METHODS),visionzip,vispruner,scope,cdpruner,d2pruner,id_selection,h
 METHODS := $(METHODS),fastervlm,mmtok,tome,prunesid,prumerge,prumerge_plus,vlmpruner
 # Their budget is a mean over layers: layer 0 of 5 sees all tokens, so that a mean of a tenth of them cannot be.
 SCHEDULES := pyramiddrop,sparsevlm
-AT_END := method=$(SCHEDULES) method.budget_at=end
 LLAVA := model=pocket_llava tasks=pocket_image
 RUN := $(BIN)/python -m harness
 results-pocket: .venv/.installed
 	$(RUN) method=none tasks=pocket_blank runs=$(NEW)/pocket
 	$(RUN) -m method=$(METHODS),resize keep=0.25,0.1 runs=$(NEW)/pocket
 	$(RUN) -m method=$(SCHEDULES) keep=0.25 runs=$(NEW)/pocket
-	$(RUN) -m $(AT_END) keep=0.25,0.1 runs=$(NEW)/pocket
+	$(RUN) -m method=pyramiddrop method.budget_at=end keep=0.25,0.1 runs=$(NEW)/pocket
+	$(RUN) -m method=sparsevlm method.budget_at=end keep=0.25,0.1 runs=$(NEW)/pocket
 	$(RUN) -m method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/pocket
 	$(BIN)/python -m harness.export runs=$(NEW)/pocket archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
@@ -74,7 +75,8 @@ results-llava-keep: .venv/.installed
 	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=$(SCHEDULES) keep=0.25 runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) $(AT_END) keep=0.25,0.1 runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) method=pyramiddrop method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava_keep
+	$(RUN) -m $(LLAVA) method=sparsevlm method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/llava_keep
 	$(BIN)/python -m harness.export runs=$(NEW)/llava_keep archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
@@ -83,12 +85,37 @@ results-llava-keep: .venv/.installed
 results-llava-tokens: .venv/.installed
 	$(RUN) -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)/llava_tokens
 	$(RUN) -m $(LLAVA) method=$(SCHEDULES) tokens=57 runs=$(NEW)/llava_tokens
-	$(RUN) -m $(LLAVA) $(AT_END) tokens=57,28,14 runs=$(NEW)/llava_tokens
+	$(RUN) -m $(LLAVA) method=pyramiddrop method.budget_at=end tokens=57,28,14 runs=$(NEW)/llava_tokens
+	$(RUN) -m $(LLAVA) method=sparsevlm method.budget_at=end tokens=57,28,14 runs=$(NEW)/llava_tokens
 	$(RUN) -m $(LLAVA) method=random seed=1,2 tokens=57,28,14 runs=$(NEW)/llava_tokens
 	$(BIN)/python -m harness.export runs=$(NEW)/llava_tokens archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 
-results: results-pocket results-llava-keep results-llava-tokens
+# Methods that compare frames beside some that do not, on clips; the latter on places.
+TEMPORAL := evs,vidcom2,dycoke,fastvid,holitom,flashvid,prunevid
+FRAMEWISE := random,uniform,greedy,idpruner,fps,visionzip,fastv
+CLIP := model=pocket_clip
+results-clips: .venv/.installed
+	$(RUN) -m $(CLIP) method=none tasks=pocket_clips_blank,pocket_places_blank runs=$(NEW)/clips
+	$(RUN) -m $(CLIP) tasks=pocket_clips method=$(TEMPORAL),$(FRAMEWISE) keep=0.25,0.1 runs=$(NEW)/clips
+	$(RUN) -m $(CLIP) tasks=pocket_places method=$(FRAMEWISE),divprune,dart keep=0.25,0.1 runs=$(NEW)/clips
+	$(BIN)/python -m harness.export runs=$(NEW)/clips archive=$(RUNS)
+	$(TABLES) runs=$(RUNS)/pocket_clip/pocket_clips csv=results/pocket/clips.csv
+	$(TABLES) runs=$(RUNS)/pocket_clip/pocket_places csv=results/pocket/places.csv
+	$(TABLES) runs=$(RUNS)/pocket_clip/pocket_clips_blank csv=results/pocket/clips_blank.csv
+	$(TABLES) runs=$(RUNS)/pocket_clip/pocket_places_blank csv=results/pocket/places_blank.csv
+
+# What the methods cost, for pictures of the mean size of the suite.
+COSTS := $(BIN)/python -m harness.bench flops keep=[0.25,0.1]
+results-costs: .venv/.installed
+	$(COSTS) model=pocket methods=all sizes=[104] out=results/pocket/cost/pocket
+	$(COSTS) model=pocket 'methods=[{name:pyramiddrop,budget_at:end},{name:sparsevlm,budget_at:end}]' sizes=[104] out=results/pocket/cost/pocket_end
+	$(COSTS) model=pocket_llava methods=all sizes=[256] out=results/pocket/cost/llava
+	$(COSTS) model=pocket_llava 'methods=[{name:pyramiddrop,budget_at:end},{name:sparsevlm,budget_at:end}]' sizes=[256] out=results/pocket/cost/llava_end
+	$(BIN)/python scripts/cost_table.py results/pocket/table.csv results/pocket/cost/pocket*.csv >results/pocket/cost/pocket.md
+	$(BIN)/python scripts/cost_table.py results/pocket/llava.csv results/pocket/cost/llava*.csv >results/pocket/cost/llava.md
+
+results: results-pocket results-llava-keep results-llava-tokens results-clips results-costs
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last

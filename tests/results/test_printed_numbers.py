@@ -34,15 +34,17 @@ def rows_below(page: Path, title: str) -> list[list[str]]:
 
 def sheet(name: str) -> pd.DataFrame:
     frame = pd.read_csv(POCKET / f"{name}.csv", dtype=str, keep_default_na=False)
-    return frame.assign(name=frame["method"].str.partition(" (")[0])
+    names = frame["method"].str.extract(r"^(\S+)(?: \((?!prior)(.*)\))?").fillna("")  # the file of a prior is left out
+    frame = frame.assign(name=names.agg(" ".join, axis=1).str.strip())
+    if name == "table":  # where a method was run in one way alone, tables leave out which
+        frame.loc[frame["name"].isin(["pyramiddrop", "sparsevlm"]), "name"] += " budget_at end"
+    return frame
 
 
 def test_readme_shows_the_averages():
     head, *rows = rows_below(ROOT / "README.md", "`pocket` 0.25")
-    assert head[2:] == list(COLUMNS)
-    shown = {
-        (row[1].rstrip("*"), title): cell.strip("* ≈") for row in rows for title, cell in zip(head, row, strict=True)
-    }
+    assert head[3:] == list(COLUMNS)
+    shown = {(row[1], title): cell.strip("* ≈") for row in rows for title, cell in zip(head, row, strict=True)}
     files = {name: sheet(name) for name in ("table", "llava")}
     pruned = 0
     for title, (name, budget) in COLUMNS.items():
@@ -55,15 +57,18 @@ def test_readme_shows_the_averages():
         best = before["avg"].astype(float) == before["avg"].astype(float).max()
         assert rows_marked(head, rows, title, "**") == set(before.loc[best, "name"])
         assert rows_marked(head, rows, title, "≈") == set(before.loc[before["as_best"].str.contains("avg"), "name"])
-    assert pruned > 140
-    assert {cell for (_, title), cell in shown.items() if title in COLUMNS} == {
-        "-"
-    }  # resize where all images are one size
+    assert pruned > 140  # rows of `pocket_llava`, too
+    left = {(method, cell) for (method, title), cell in shown.items() if title in COLUMNS}
+    assert {cell for _, cell in left} == {"-"}  # newer methods; resize where all images are one size
+    frame = files["table"]
+    (unpruned,) = frame.loc[frame["method"] == "baseline", "K"].astype(float)
+    for row in rows:
+        blocks = frame[(frame["name"] == row[1]) & frame["budget"].isin(["keep=0.25", "keep=0.1"])]
+        shares = blocks.sort_values("budget", ascending=False)["per_layer"].astype(float) / unpruned
+        assert row[2] == ", ".join(f"{100 * share:.0f} %" for share in shares), row[1]
 
 
 NEWER = {  # title of the second table in README -> file, budget
-    "at 0.25 of `pocket`": ("newer", "keep=0.25"),
-    "at 0.1 of `pocket`": ("newer", "keep=0.1"),
     "at 0.25 of `pocket_llava`": ("newer_llava", "keep=0.25"),
     "at 0.1 of `pocket_llava`": ("newer_llava", "keep=0.1"),
 }
@@ -71,7 +76,7 @@ NEWER = {  # title of the second table in README -> file, budget
 
 def test_readme_shows_the_averages_of_newer_methods():
     """Each with the share of the picture's tokens that a layer sees on average."""
-    head, *rows = rows_below(ROOT / "README.md", "at 0.25 of `pocket`")
+    head, *rows = rows_below(ROOT / "README.md", "at 0.25 of `pocket_llava`")
     assert head[1:] == list(NEWER)
     for title, (name, budget) in NEWER.items():
         frame = sheet(name)
@@ -82,6 +87,19 @@ def test_readme_shows_the_averages_of_newer_methods():
             row["name"]: f"{row['avg']} ({100 * float(row['per_layer']) / unpruned:.0f} %)"
             for row in block.to_dict("records")
         }
+
+
+CLIPS = {f"{name} {budget}": (name, f"keep={budget}") for name in ("clips", "places") for budget in ("0.25", "0.1")}
+
+
+def test_readme_shows_the_averages_of_clips_and_places():
+    head, *rows = rows_below(ROOT / "README.md", "clips 0.25")
+    assert head[1:] == list(CLIPS)
+    for title, (name, budget) in CLIPS.items():
+        frame = sheet(name)
+        block = frame[frame["budget"] == budget].to_dict("records")
+        cells = {row[0]: row[head.index(title)] for row in rows if row[head.index(title)] != "-"}
+        assert cells == {row["name"]: f"{row['avg']} ({row['low']} to {row['high']})" for row in block}
 
 
 def rows_marked(head: list[str], rows: list[list[str]], title: str, mark: str) -> set[str]:
