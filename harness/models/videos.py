@@ -87,7 +87,7 @@ def checked_video(media: Any) -> str | Sequence[Any]:
             raise BadInput(PART_OF_VIDEO)
         if not media.get("url"):
             media = ()  # lmms-eval passes on the whole entry where its address is empty
-    if isinstance(media, list | tuple | np.ndarray):
+    if isinstance(media, list | tuple) or (isinstance(media, np.ndarray) and media.ndim):
         if not len(media):
             raise BadInput("the video has no frame")
         return [_picture(frame) for frame in media]
@@ -135,7 +135,9 @@ def _opened_by_av(file: str) -> Clip:
             stream = next(iter(container.streams.video), None)
             total = 0 if stream is None else sum(1 for _ in container.decode(stream))
             rate = 0 if stream is None else stream.average_rate or 0
-    except av.error.InvalidDataError as error:
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError | MemoryError):  # of the machine, not of the file
+            raise
         raise BadInput(f"{Path(file).name} cannot be decoded: {error.strerror}") from error
     if not total:
         raise BadInput(f"{Path(file).name} has no frame")

@@ -108,6 +108,7 @@ def test_unknown_parameter_lists_the_valid_ones():
         ("idpruner", {"lam": 1.5}, "in [0, 1], not 1.5"),
         ("idpruner", {"lam": -0.1}, "in [0, 1]"),
         ("idpruner", {"lam": float("nan")}, "finite number"),
+        ("idpruner", {"lam": 10**400}, "finite number"),
         ("idpruner", {"lam": "0.5"}, "finite number, not '0.5'"),
         ("idpruner", {"lam": True}, "finite number"),
         ("idpruner", {"parallel_k": 0}, "at least 1"),

@@ -153,6 +153,7 @@ class TestKinds:
             ),
             (np.zeros((4, 56, 56, 3), np.float32), r"an array of float32 \[56, 56, 3\]"),
             (np.zeros((0, 56, 56, 3), np.uint8), "the video has no frame"),
+            (np.array(None), "the video is ndarray: expected a file, a list of pictures or an array"),
             (torch.zeros(4, 56, 56, 3), "the video is Tensor: expected a file, a list of pictures or an array"),
             ("", "the video is '': expected a file"),
             (None, "the video is NoneType: expected a file"),
@@ -195,6 +196,24 @@ def test_a_file_that_does_not_say_its_rate_has_no_times(processor, tmp_path, rea
     monkeypatch.setattr(videos, "_checked_rate", lambda rate, file: plain(float("nan"), file))
     with pytest.raises(BadInput, match=r"clip\.mp4 does not say how many frames make a second"):
         to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [("EOFError", BadInput), ("PatchWelcomeError", BadInput), ("OSError", OSError)]
+)
+def test_what_pyav_raises_about_a_file_fails_the_question_and_of_the_machine_the_run(
+    error, expected, tmp_path, monkeypatch
+):
+    import av
+
+    def damaged(file):
+        raise getattr(av.error, error)(5, "as it is called")
+
+    monkeypatch.setattr("harness.models.videos.find_spec", lambda name: None)
+    monkeypatch.setattr(av, "open", damaged)
+    (tmp_path / "clip.mp4").touch()
+    with pytest.raises(expected, match="as it is called"):
+        videos.opened(str(tmp_path / "clip.mp4"))
 
 
 class TestDecoding:
