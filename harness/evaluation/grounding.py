@@ -17,7 +17,7 @@ from harness.core.errors import UserError
 from harness.evaluation.resize_baseline import ResizeRecord
 from harness.evaluation.task_overrides import REASONING_TAGS
 from harness.models.adapter import Adapter
-from harness.models.coordinates import WHOLE, Box, Coordinates, box_in, in_picture, view_of
+from harness.models.coordinates import WHOLE, Box, Coordinates, box_in, in_picture, spans, view_of
 from harness.pruning.handle import Kept
 
 REC = re.compile(r"refcoco[+g]?_bbox_rec_\w+")
@@ -93,7 +93,8 @@ def answer_fields(
     if box is None:
         return {"box": None}
     size = _resized(record, processor.image_processor) if unit is Coordinates.PIXELS else picture.size
-    return {"box": _rounded(in_picture(box, unit, size, _view(picture, processor)))}
+    found = _rounded(in_picture(box, unit, size, _view(picture, processor)))
+    return {"box": found if spans(found) else None}  # a large view enlarges, and rounding may leave no area
 
 
 def scored_text(line: Mapping[str, Any]) -> str:

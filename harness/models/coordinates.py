@@ -35,7 +35,12 @@ def box_in(answer: str) -> Box | None:
         return None
     left, top, right, bottom = map(float, min(matches, key=lambda match: match.start()).groups())
     box = left, top, right, bottom
-    return box if left < right and top < bottom and all(abs(number) <= MOST for number in box) else None
+    return box if spans(box) else None
+
+
+def spans(box: Sequence[float]) -> bool:
+    """Tell whether four numbers span an area, and are none that count nothing."""
+    return box[0] < box[2] and box[1] < box[3] and all(abs(number) <= MOST for number in box)
 
 
 def in_picture(box: Box, unit: Coordinates, size: tuple[int, int], view: Box = WHOLE) -> Box:

@@ -1,6 +1,7 @@
 """tasks=grounding: a box in each family's coordinates is scored by lmms-eval as the same box, and recorded."""
 
 import json
+from types import SimpleNamespace
 
 import miniature_datasets as miniatures
 import pytest
@@ -14,7 +15,7 @@ from harness.evaluation import datasets, grounding
 from harness.evaluation.lmms_model import PrunedModel
 from harness.evaluation.pruner import Pruner
 from harness.evaluation.task_suite import EVERY, TaskSuite
-from harness.models import adapter_class
+from harness.models import adapter_class, adapter_for
 from harness.models.loading import Loaded
 from harness.results.response_log import ResponseLog
 from methods.budget import Budget
@@ -132,6 +133,15 @@ def test_the_control_resize_answers_in_pixels_of_its_smaller_picture(root, tmp_p
     assert (rows, columns) < (4, 6)
     width, height = 28 * columns, 28 * rows
     assert responses[0]["box"] == pytest.approx([8 / width, 11 / height, 50 / width, 34 / height], abs=1e-6)
+
+
+@pytest.mark.parametrize("answer", ["[0, 0, 0.000000001, 0.000000001]", "[0, 0, 1000000, 1000000]"])
+def test_a_box_that_has_no_area_or_is_endless_in_shares_is_none(answer):
+    """The first would be scored as four zeros, the second be more than a line of responses.jsonl may hold."""
+    shown = SimpleNamespace(size=None, do_pad=True, pad_size={"width": 512, "height": 512})
+    about = Image.new("RGB", (10, 10)), None, adapter_for(tiny("llava")[0]), SimpleNamespace(image_processor=shown)
+    assert grounding.answer_fields(TASKS[0], answer, *about) == {"box": None}
+    assert grounding.answer_fields(TASKS[0], "[0, 0, 0.5, 1]", *about) == {"box": [0.0, 0.0, 25.6, 51.2]}
 
 
 @pytest.mark.parametrize("task", TASKS)
