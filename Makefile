@@ -107,11 +107,12 @@ results-clips: .venv/.installed
 
 # What the methods cost, for pictures of the mean size of the suite.
 COSTS := $(BIN)/python -m harness.bench flops keep=[0.25,0.1]
+AT_END := 'methods=[{name:pyramiddrop,budget_at:end},{name:sparsevlm,budget_at:end}]'
 results-costs: .venv/.installed
 	$(COSTS) model=pocket methods=all sizes=[104] out=results/pocket/cost/pocket
-	$(COSTS) model=pocket 'methods=[{name:pyramiddrop,budget_at:end},{name:sparsevlm,budget_at:end}]' sizes=[104] out=results/pocket/cost/pocket_end
+	$(COSTS) model=pocket $(AT_END) sizes=[104] out=results/pocket/cost/pocket_end
 	$(COSTS) model=pocket_llava methods=all sizes=[256] out=results/pocket/cost/llava
-	$(COSTS) model=pocket_llava 'methods=[{name:pyramiddrop,budget_at:end},{name:sparsevlm,budget_at:end}]' sizes=[256] out=results/pocket/cost/llava_end
+	$(COSTS) model=pocket_llava $(AT_END) sizes=[256] out=results/pocket/cost/llava_end
 	$(BIN)/python scripts/cost_table.py results/pocket/table.csv results/pocket/cost/pocket*.csv >results/pocket/cost/pocket.md
 	$(BIN)/python scripts/cost_table.py results/pocket/llava.csv results/pocket/cost/llava*.csv >results/pocket/cost/llava.md
 
