@@ -5,13 +5,14 @@ and layer by layer, and never lets the method choose again.
 """
 
 from contextlib import nullcontext
-from functools import cache, partial
+from functools import cache, partial, wraps
 
 import pytest
 import torch
 from probes import MergeInside, Stages
 from reference_prune import equally_long, inputs_of
 from tiny_families import COUNTING, EQUALLY_LONG, tiny
+from torch.overrides import TorchFunctionMode
 from transformers_names import CACHE, COUNTS_PADDING, ENCODES_FIRST, cache_of
 from uncached_reference import Cut, Prompt
 
@@ -20,9 +21,6 @@ import methods
 from harness.models import FAMILIES, adapter_class
 
 TOKENS = 6  # decoded in each turn
-# Rotary angles are float32 in a float64 model too, and a padded prompt may stand at other positions than alone: that is
-# 1.3e-4 at most here (and 1e-14 with float64 angles), while every cut below changes more than 1e-2.
-CLOSE = {"atol": 1e-3, "rtol": 1e-4}
 TURN = [65, 66, 67]  # what the user says next
 KEEP = 0.3
 # One method for each way to cut: drop or merge in front of layer 0, behind a layer, in front of a layer's MLP, often.
@@ -53,6 +51,31 @@ SCENES = {
 }
 MIXING = ("llava", "llava_next", "llava_onevision", "internvl")  # families in which beams get other images
 SHOWN = ["one prompt", "unequal lengths", "equal lengths", "video"]
+
+
+class Float64(TorchFunctionMode):
+    """Within it, `Tensor.float` is `Tensor.double`."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return (torch.Tensor.double if function is torch.Tensor.float else function)(*args, **(kwargs or {}))
+
+
+def in_float64(forward):
+    @wraps(forward)
+    def wide(*args, **kwargs):
+        with Float64():
+            return forward(*args, **kwargs)
+
+    return wide
+
+
+@pytest.fixture(autouse=True)
+def float64_angles(request, monkeypatch):
+    """Widen rotary angles, which are float32 in any model: a padded prompt may stand elsewhere than alone."""
+    family = getattr(request.node, "callspec", None) and request.node.callspec.params.get("family")
+    for name, module in tiny(family)[0].named_modules() if family else ():
+        if name.endswith("rotary_emb"):
+            monkeypatch.setattr(module, "forward", in_float64(module.forward))
 
 
 def over(before, inside):
@@ -139,7 +162,7 @@ class Block:
             cuts = [Cut(at.layer, s.kept, s.owner, s.mix, compact) for at, s in zip(plan, chosen, strict=True)]
             before_each = prompt.logits(self.model, cuts, answer)[-len(answer) - 1 : -1]
             for i, (token, ours, expected) in enumerate(zip(answer, steps, before_each, strict=True)):
-                torch.testing.assert_close(ours.double(), expected.double(), **CLOSE)
+                torch.testing.assert_close(ours.double(), expected.double(), atol=1e-4, rtol=1e-4)
                 assert i not in greedy or token == int(likeliest(self.model, expected))
             if visual:  # the cut made a difference, up to the last step
                 uncut = prompt.logits(self.model, Cut(-1, torch.arange(visual)), answer[:-1])[-1]
