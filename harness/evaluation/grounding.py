@@ -14,13 +14,13 @@ from typing import Any
 from PIL import Image
 
 from harness.core.errors import UserError
+from harness.evaluation import task_overrides
 from harness.evaluation.resize_baseline import ResizeRecord
-from harness.evaluation.task_overrides import REASONING_TAGS
 from harness.models.adapter import Adapter
 from harness.models.coordinates import WHOLE, Box, Coordinates, box_in, in_picture, spans, view_of
 from harness.pruning.handle import Kept
 
-REC = re.compile(r"refcoco[+g]?_bbox_rec_\w+")
+REC = frozenset(task_overrides.REC)
 PLACES = re.compile(r"(\w+_)?places(_\w+)?")  # of the embedded suites
 # An answer without a box is scored as this one. lmms-eval's stand-in of zeros has its centre in every target that
 # begins at the corner of the picture, and an answer with its corners exchanged can make it divide by zero.
@@ -30,7 +30,7 @@ DIGITS = 6  # of a share; a picture of 100,000 pixels has fewer
 
 def scores_boxes(tasks: Iterable[str]) -> bool:
     """Tell whether one of the tasks scores boxes in shares of the picture."""
-    return any(REC.fullmatch(task) for task in tasks)
+    return not REC.isdisjoint(tasks)
 
 
 def unit_of(family: type[Adapter]) -> Coordinates:
@@ -50,7 +50,7 @@ def target_of(task: str, row: Mapping[str, Any]) -> Box:
     with `image_width` and `image_height`. Both are left, top, right, bottom.
     """
     names = ("image_width", "image_height")
-    width, height = (1.0, 1.0) if REC.fullmatch(task) else (float(_field(task, row, name)) for name in names)
+    width, height = (1.0, 1.0) if task in REC else (float(_field(task, row, name)) for name in names)
     numbers = [float(number) for number in _field(task, row, "bbox")]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise UserError(f"task {task}: bbox must be left, top, right, bottom, got {numbers}: mend its data")
@@ -68,7 +68,7 @@ def _field(task: str, row: Mapping[str, Any], name: str) -> Any:
 
 def asks_where(task: str) -> bool:
     """Tell whether a task's questions have a target in the picture."""
-    return bool(REC.fullmatch(task) or PLACES.fullmatch(task))
+    return task in REC or PLACES.fullmatch(task) is not None
 
 
 def target_fields(task: str, row: Mapping[str, Any], picture: Image.Image, processor: Any) -> dict[str, Any]:
@@ -84,12 +84,12 @@ def answer_fields(
     task: str, answer: str, picture: Image.Image, record: Kept, family: Adapter, processor: Any
 ) -> dict[str, Any]:
     """Return what a line of responses.jsonl says of an answer that is scored as a box: `box`, null if it has none."""
-    if not REC.fullmatch(task):
+    if task not in REC:
         return {}
     from lmms_eval.api.reasoning import strip_reasoning_tags
 
     unit = unit_of(type(family))
-    box = box_in(strip_reasoning_tags(answer, loads(REASONING_TAGS)))
+    box = box_in(strip_reasoning_tags(answer, loads(task_overrides.REASONING_TAGS)))
     if box is None:
         return {"box": None}
     size = _resized(record, processor.image_processor) if unit is Coordinates.PIXELS else picture.size
@@ -99,7 +99,7 @@ def answer_fields(
 
 def scored_text(line: Mapping[str, Any]) -> str:
     """Return what lmms-eval scores of a line of responses.jsonl."""
-    if not REC.fullmatch(line["task"]):
+    if line["task"] not in REC:
         return str(line["response"])
     box = None if "failed" in line else line["box"]
     return "[" + ", ".join(f"{number:.{DIGITS}f}" for number in box or NOWHERE) + "]"

@@ -213,6 +213,7 @@ class PrunedModel(lmms):
         if self._prompts is not None:
             check_prompts(doc_to_messages.__self__, self._prompts)
 
+        @cache
         def row() -> Mapping[str, Any]:
             found: Mapping[str, Any] = self.task_dict[task][split][doc_id]
             return found
@@ -392,9 +393,12 @@ def _digest_question(messages: Callable[[], list[Message]]) -> QuestionDigest:
 
 
 def _first_picture(request: Request) -> Image.Image:
-    """Return the picture of a question, or the first frame of its video, as the model gets it before any resizing."""
-    shown = media_of([request.messages()])[0][1]
-    return as_rgb(shown[0] if isinstance(shown, list | tuple) else shown)
+    """Return the picture of a question as the model gets it before any resizing; UserError if it shows none."""
+    shown = media_of([request.messages()])
+    if not shown or shown[0][0] != "image":
+        first = f"{shown[0][0]} first" if shown else "none"
+        raise UserError(f"task {request.task} asks where, so question {request.doc_id} needs a picture, got {first}")
+    return as_rgb(shown[0][1])
 
 
 def _empty_pair(request: Request) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import resize
 from harness.models.bad_input import BadInput, reading
 from harness.models.limits import PixelLimits
 from harness.models.pictures import existing
-from harness.models.videos import FRAME_LIST_FPS, Clip, opened
+from harness.models.videos import FRAME_LIST_FPS, OpenVideo, opened
 from methods.tokens import Grid
 
 DECODED = 8  # frames of a file that are held at their full size before they are resized
@@ -41,7 +41,7 @@ def resized_video(
 
 
 def _decoded(
-    file: str, clip: Clip, limits: PixelLimits, patch: int, span: int
+    file: str, clip: OpenVideo, limits: PixelLimits, patch: int, span: int
 ) -> tuple[torch.Tensor, dict[str, Any], int]:
     """Return the frames and metadata that fetch_video returns for a file, without all frames at their full size."""
     import decord

@@ -42,7 +42,7 @@ class FrameRule:
 
 
 @dataclass(frozen=True)
-class Clip:
+class OpenVideo:
     """An open video: its number of frames, how many of them make a second, and how to read some.
 
     `rate` is None for a list, which has no times. `decord` is the reader of a file that decord opened.
@@ -72,12 +72,12 @@ def has_decord() -> bool:
     return find_spec("decord") is not None
 
 
-def opened(media: Any) -> Clip:
+def opened(media: Any) -> OpenVideo:
     """Open a video: the path of a file, a list of pictures or an array of frames; BadInput for everything else."""
     media = checked_video(media)
     if isinstance(media, str):
         return (_opened_by_decord if has_decord() else _opened_by_av)(media)
-    return Clip(len(media), None, lambda chosen: (as_rgb(media[i]) for i in chosen))
+    return OpenVideo(len(media), None, lambda chosen: (as_rgb(media[i]) for i in chosen))
 
 
 def checked_video(media: Any) -> str | Sequence[Any]:
@@ -107,7 +107,7 @@ def _picture(frame: Any) -> Any:
     return Image.fromarray(frame)
 
 
-def _opened_by_decord(file: str) -> Clip:
+def _opened_by_decord(file: str) -> OpenVideo:
     import decord
 
     try:
@@ -123,10 +123,10 @@ def _opened_by_decord(file: str) -> Clip:
                 frame = reader.get_batch([i]).asnumpy()[0]
             yield Image.fromarray(frame)
 
-    return Clip(len(reader), _checked_rate(reader.get_avg_fps(), file), read, reader)
+    return OpenVideo(len(reader), _checked_rate(reader.get_avg_fps(), file), read, reader)
 
 
-def _opened_by_av(file: str) -> Clip:
+def _opened_by_av(file: str) -> OpenVideo:
     """Open a file without decord: PyAV decodes all of the file to count its frames, which is slower than seeking."""
     import av
 
@@ -151,7 +151,7 @@ def _opened_by_av(file: str) -> Clip:
                     yield frame.to_image()
                     following = next(wanted)
 
-    return Clip(total, _checked_rate(float(rate), file), read)
+    return OpenVideo(total, _checked_rate(float(rate), file), read)
 
 
 def _checked_rate(rate: float, file: str) -> float:

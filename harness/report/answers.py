@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from harness.models.coordinates import WHOLE, Box, inward
 from harness.results.frames import questions
 from harness.results.response_log import read_kept, read_responses
 from harness.results.result import Result
 from harness.results.run_folder import AGAIN, KEPT, RESPONSES
 
-WHOLE = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of a picture in shares of it
 RIGHT = 0.5  # a question counts as answered from this score on; below it ANLS, too, calls an answer wrong
 
 Question = tuple[str, int]  # task, doc_id
@@ -58,19 +58,14 @@ def read(result: Result) -> dict[Question, Answer]:
         ]
         counts = (line["n"], line["k"], line["grids"], mask, line.get("shown", []), order, line.get("importance"))
         seconds = [video["seconds_per_step"] for video in line.get("videos", [])]
-        boxes = [_within(view, line.get("target")), _within(view, response.get("box"))]
+        boxes = [_within(view, box) for box in (line.get("target"), response.get("box"))]
         answer = Answer(response["response"], *counts, stages or None, seconds, *boxes)
         answers.setdefault((line["task"], line["doc_id"]), answer)
     return answers
 
 
-def _within(view: Sequence[float], box: Sequence[float] | None) -> list[float] | None:
-    """Convert a box from shares of a picture to shares of the part of it that the model is shown."""
-    if box is None:
-        return None
-    left, top, right, bottom = view
-    starts, sizes = (left, top, left, top), (right - left, bottom - top) * 2
-    return [round((x - start) / size, 4) for x, start, size in zip(box, starts, sizes, strict=True)]
+def _within(view: Box, box: Box | None) -> list[float] | None:
+    return None if box is None else [round(share, 4) for share in inward(box, view)]
 
 
 def pack(kept: Sequence[int], n: int) -> bytes:

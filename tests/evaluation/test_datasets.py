@@ -7,6 +7,7 @@ import miniature_datasets as miniatures
 import pytest
 from composed_sweeps import composed
 from fork_server import completed
+from miniature_files import INT, TEXT, Dataset, write
 from tiny_models import tiny_folder
 
 from harness.core.config import TasksConfig
@@ -122,7 +123,7 @@ def test_changed_rows_are_read_although_name_and_card_are_the_same(root, tmp_pat
     for word in ("dog", "cat"):
         folder = tmp_path / word
         miniatures.pope(folder)
-        rows = miniatures.Dataset.from_parquet(str(next(folder.rglob("*.parquet"))), cache_dir=str(tmp_path / "rows"))
+        rows = Dataset.from_parquet(str(next(folder.rglob("*.parquet"))), cache_dir=str(tmp_path / "rows"))
         rows = rows.map(lambda row, word=word: {"question": f"Is there a {word}?"})
         rows.to_parquet(next(folder.rglob("*.parquet")))
         suite = TaskSuite(TasksConfig(metrics={"pope": None}), data=where(folder, "pope"))
@@ -156,9 +157,9 @@ def process_results(doc, results):
 def test_a_task_s_own_code_reads_the_copy_wherever_it_asks_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    word = {"word": miniatures.TEXT}
-    miniatures.write(tmp_path / "Things", "test", {"number": miniatures.INT}, [{"number": 1}, {"number": 2}], "numbers")
-    miniatures.write(tmp_path / "Things", "test", word, [{"word": "one"}, {"word": "two"}], "words")
+    word = {"word": TEXT}
+    write(tmp_path / "Things", "test", {"number": INT}, [{"number": 1}, {"number": 2}], "numbers")
+    write(tmp_path / "Things", "test", word, [{"word": "one"}, {"word": "two"}], "words")
     (tmp_path / "utils.py").write_text(READING)
     (tmp_path / "things.yaml").write_text(
         "task: things\ndataset_path: owner/Things\ndataset_name: numbers\ntest_split: test\n"

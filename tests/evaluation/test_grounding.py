@@ -12,7 +12,7 @@ from tiny_families import tiny
 from harness.core.config import ModelConfig, TasksConfig
 from harness.core.errors import UserError
 from harness.evaluation import datasets, grounding
-from harness.evaluation.lmms_model import PrunedModel
+from harness.evaluation.lmms_model import PrunedModel, Request, _first_picture
 from harness.evaluation.pruner import Pruner
 from harness.evaluation.task_suite import EVERY, TaskSuite
 from harness.models import adapter_class, adapter_for
@@ -48,10 +48,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(cache))
+def short_answers(monkeypatch, cache):
     monkeypatch.setattr("harness.evaluation.generation.MAX_NEW_TOKENS", 2)  # which are not read
 
 
@@ -211,3 +208,11 @@ def test_an_embedded_task_says_its_target_in_pixels():
 def test_a_target_that_is_none_is_refused(row, message):
     with pytest.raises(UserError, match=message):
         grounding.target_of("places", row)
+
+
+@pytest.mark.parametrize(("shown", "got"), [([], "none"), ([{"type": "video", "url": "clip.mp4"}], "video first")])
+def test_a_question_that_asks_where_needs_a_picture(shown, got):
+    content = [{"type": "text", "text": "Which cell?"}, *shown]
+    asked = Request("key", "my_places", 3, lambda: [{"role": "user", "content": content}], "", {})
+    with pytest.raises(UserError, match=f"task my_places asks where, so question 3 needs a picture, got {got}"):
+        _first_picture(asked)

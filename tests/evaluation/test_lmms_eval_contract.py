@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import miniature_datasets as miniatures
 import pytest
+from miniature_files import ROWS
 from scripted_model import Scripted
 
 from harness.core.config import TasksConfig
@@ -131,7 +132,7 @@ def ours(root, tmp_path_factory):
             name: next(p for p in (root / path, root / Path(path).name) if p.is_dir()) for name, path in paths.items()
         }
         suite = TaskSuite(config, data=data)
-        suite.looked_at = {(name, doc_id): QuestionDigest() for name in tasks for doc_id in range(miniatures.ROWS)}
+        suite.looked_at = {(name, doc_id): QuestionDigest() for name in tasks for doc_id in range(ROWS)}
         suite.check(sample=sample)
         return suite.run(InTurns(ANSWERS), sample, tmp_path_factory.mktemp("ours"))
 
@@ -148,7 +149,7 @@ def test_scores_are_those_of_lmms_eval(task, ours, theirs):
     scores = scored(ours["all"][0]["scores"][task])
     expected = scored(numeric(theirs["all"][0]["results"][task]))
     if task == "ocrbench":  # lmms-eval divides by all of its questions
-        expected = {name: score * OCRBENCH / miniatures.ROWS for name, score in expected.items()}
+        expected = {name: score * OCRBENCH / ROWS for name, score in expected.items()}
     assert scores == pytest.approx(expected)
     assert any(score not in (0, 1, 100) for score in scores.values()), "such answers would hide a difference"
 
@@ -156,7 +157,7 @@ def test_scores_are_those_of_lmms_eval(task, ours, theirs):
 @pytest.mark.parametrize("task", ANSWERS)
 def test_every_question_is_judged_as_by_lmms_eval(task, ours, theirs):
     results, samples = theirs["all"]
-    expected = per_question(samples[task], list(results["results"][task]), dict.fromkeys(range(miniatures.ROWS)))
+    expected = per_question(samples[task], list(results["results"][task]), dict.fromkeys(range(ROWS)))
     assert scored(ours["all"][1][task]) == scored(expected)
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import socket
 from fractions import Fraction
 
 import miniature_datasets as miniatures
+import miniature_videos as videos
 import pytest
 from composed_sweeps import composed
 from in_process import run
@@ -54,23 +54,14 @@ RIGHT = {
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("miniatures")
     miniatures.disable_progress_bars()
-    for write in (*miniatures.VIDEOS, miniatures.videomme, miniatures.seedbench):
+    for write in (*videos.VIDEOS, videos.videomme, miniatures.seedbench):
         write(root)
     return root
 
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    cache.mkdir(exist_ok=True)
-    monkeypatch.setattr("lmms_eval.api.task._resolve_hf_datasets_cache_dir", lambda: str(cache))
+def offline(tmp_path_factory, monkeypatch, cache, no_network):
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "nothing"))
-
-    def refuse(*_, **__):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def suite(root, *tasks):
@@ -124,7 +115,7 @@ def test_subtitles_are_part_of_the_question_and_must_have_been_unpacked(root, tm
     first, *_, last = (content[-1]["text"] for content, _ in model.asked["videomme_w_subtitle"])
     assert first.startswith("This video's subtitles are listed below: \ncup 1\ncup 2\n")
     assert last.startswith("This video's subtitles are listed below: \nNo subtitles available\n")
-    miniatures.videomme(tmp_path)
+    videos.videomme(tmp_path)
     (tmp_path / "Video-MME" / "subtitle").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="lacks subtitle, which task videomme_w_subtitle reads: unpack the archives"):
         suite(tmp_path, "videomme_w_subtitle")
@@ -149,7 +140,7 @@ def test_an_empty_answer_of_mvbench_counts(name, root, tmp_path):
 
 
 def test_frames_in_folders_are_refused(tmp_path):
-    miniatures.mvbench(tmp_path)
+    videos.mvbench(tmp_path)
     file = next(tmp_path.rglob("episodic_reasoning.mp4"))
     file.unlink()
     file.mkdir()
@@ -202,7 +193,7 @@ def test_a_video_that_is_missing_shows_before_the_model_runs(task, root, tmp_pat
 
 
 def test_the_rest_of_egoschema_has_no_labels_here(tmp_path):
-    miniatures.egoschema(tmp_path)
+    videos.egoschema(tmp_path)
     card = tmp_path / "egoschema" / "README.md"
     card.write_text(card.read_text().replace("config_name: Subset", "config_name: GENERATION"))
     with pytest.raises(UserError, match="has no labels, it only writes a file to submit"):

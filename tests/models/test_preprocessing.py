@@ -53,14 +53,6 @@ def test_frames_that_fit_are_not_resampled(processor):
     assert ours.view(-1, 3, 2, 196)[:, :, 0].allclose(still.view(-1, 3, 2, 196)[:, :, 0], atol=1e-6)
 
 
-@pytest.fixture(params=["decord", "PyAV"])
-def reader(request, monkeypatch):
-    if request.param == "PyAV":
-        monkeypatch.setattr("harness.models.videos.find_spec", lambda name: None)
-    else:
-        pytest.importorskip("decord")
-
-
 def test_a_video_file_is_read_with_at_most_max_frames(processor, tmp_path, reader):
     images = clip(tmp_path / "clip.mp4", 8)
     inputs = to_inputs(processor, [ask(str(tmp_path / "clip.mp4"))], LIMITS)

@@ -28,14 +28,6 @@ def processor():
     return tiny_processor()
 
 
-@pytest.fixture(params=["decord", "PyAV"])
-def reader(request, monkeypatch):
-    if request.param == "PyAV":
-        monkeypatch.setattr("harness.models.videos.find_spec", lambda name: None)
-    else:
-        pytest.importorskip("decord")
-
-
 def rule(**settings):
     return FrameLimit(**{"max_frames": 768, **settings})
 

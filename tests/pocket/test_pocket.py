@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from harness.pocket import CLIP_WEIGHTS, LLAVA_WEIGHTS, TASKS, WEIGHTS, order
+from harness.pocket import CLIP_WEIGHTS, LLAVA_WEIGHTS, TASKS, WEIGHTS, clips, order
 from harness.pocket.recipe.batches import Encoded, image_positions, pack, patchify, use_packed_attention
 from harness.pocket.recipe.model import build_model
 from harness.pocket.recipe.vocab import build_processor, build_tokenizer, label_words, token_of
@@ -29,9 +29,9 @@ def model(processor):
     return build_model(processor.tokenizer).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS := {**KINDS, **clips.KINDS})
 def test_scenes_are_a_function_of_their_seed(kind):
-    first, again, other = (KINDS[kind](np.random.default_rng(seed)) for seed in (5, 5, 6))
+    first, again, other = (ALL_KINDS[kind](np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert [f.tobytes() for f in first.frames] == [f.tobytes() for f in again.frames]
     assert first.questions == again.questions
     assert first.frames[0].tobytes() != other.frames[0].tobytes()
