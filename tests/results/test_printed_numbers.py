@@ -20,6 +20,8 @@ COLUMNS = {  # title in README -> file, budget
     "`pocket_llava` 28 tokens": ("llava", "tokens=28"),
     "`pocket_llava` 14 tokens": ("llava", "tokens=14"),
 }
+CLIP_TASKS = ("order", "around", "ends", "times", "turns", "places")
+METRICS = {f"{kind}_{task}" for kind in ("pocket", "blank") for task in CLIP_TASKS}
 ROWS = [("table", "`pocket`"), ("blank", "blanked"), ("llava", "`pocket_llava`"), ("llava_blank", "blanked")]
 
 
@@ -39,6 +41,10 @@ def sheet(name: str) -> pd.DataFrame:
     if name == "table":  # where a method was run in one way alone, tables leave out which
         frame.loc[frame["name"].isin(["pyramiddrop", "sparsevlm"]), "name"] += " budget_at end"
     return frame
+
+
+def percent(score: str) -> str:
+    return f"{(Decimal(score) * 100).quantize(Decimal('0.1'), ROUND_HALF_UP)}"
 
 
 def test_readme_shows_the_averages():
@@ -140,5 +146,22 @@ def test_the_page_on_the_embedded_models_shows_their_scores(place, name):
     (unpruned,) = frame[frame["method"] == "baseline"].to_dict("records")
     for title, cell in list(zip(head, rows[place], strict=True))[1:]:
         score = next((value for key, value in unpruned.items() if str(key).endswith(f"_{title}")), None)
-        expected = "" if score is None else f"{(Decimal(score) * 100).quantize(Decimal('0.1'), ROUND_HALF_UP)}"
+        expected = "" if score is None else percent(score)
         assert cell == expected, (title, score)
+
+
+@pytest.mark.parametrize(
+    ("row", "files", "method", "budget"),
+    [
+        (0, ("clips", "places"), "baseline", ""),
+        (1, ("clips_blank", "places_blank"), "baseline", ""),
+        (2, ("clips", "places"), "random", "keep=0.1"),
+    ],
+)
+def test_the_page_on_the_embedded_models_shows_clips_and_places(row, files, method, budget):
+    head, *rows = rows_below(ROOT / "docs" / "pocket.md", "around")
+    scores = {}
+    for frame in map(sheet, files):
+        (shown,) = frame[(frame["method"] == method) & (frame["budget"] == budget)].to_dict("records")
+        scores |= {key.rpartition("_")[2]: value for key, value in shown.items() if key in METRICS}
+    assert rows[row][1:] == [percent(scores[title]) for title in head[1:]]
