@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from fork_server import Command, Forks, record
-from miniature_datasets import picture, video
+from miniature_files import picture, video
 from PIL import Image
 from tiny_tasks import TASK, UTILS
 
