@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 import hydra
-import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
@@ -22,10 +21,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.config import conf
+from harness.core.config_groups import command_of, module_of
 from harness.core.distributed import check_launch, launched, only_one
-from harness.core.errors import UserError, did_you_mean
+from harness.core.errors import UserError
+from harness.core.help import page
 from harness.core.last_line import MISTAKE, exited_by_others, report
-from harness.core.overrides import VERSION_BASE, compose, first_paragraph, parse, register_resolvers
+from harness.core.overrides import VERSION_BASE, UnknownKeyError, compose, first_paragraph, parse, register_resolvers
 from harness.core.timing import importing
 from harness.core.values import check_text, checked
 
@@ -55,7 +56,7 @@ def command(
         _prepare_streams()
         check_launch()
         if not (launchers or several):
-            only_one(_module(config_name))
+            only_one(module_of(config_name))
         args = _arguments()
         shown_only = bool(args.help or args.cfg or args.info)
         overrides = args.overrides
@@ -69,6 +70,9 @@ def command(
                 jobs = _checked_jobs(
                     args.config_name or config_name, overrides, args.multirun, () if shown_only else checks
                 )
+            if args.help:
+                with _writing_stdout():
+                    return print(page(args.config_name or config_name, jobs[0][1]))
             if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
                 with _writing_stdout():
                     return preview(jobs)
@@ -160,8 +164,8 @@ def _arguments() -> Namespace:
     chosen = [name for name, value in {**actions, "--shell-completion": args.shell_completion}.items() if value]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other: pass one of them")
-    if args.resolve and not (args.cfg or args.help):
-        raise UserError("--resolve is for --cfg and --help: pass one of them too, or leave it out")
+    if args.resolve and not args.cfg:
+        raise UserError("--resolve is for --cfg: pass that too, or leave it out")
     if args.shell_completion and not re.match("(install|uninstall|query)=", "".join(args.overrides)):
         raise UserError("--shell-completion takes install=SHELL, uninstall=SHELL or query=SHELL: pass one of them")
     if args.experimental_rerun:
@@ -176,7 +180,7 @@ def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_on
         return overrides
     if len(chosen) > 1 or chosen[0].is_sweep_override():
         raise UserError("one experiment at a time: start the others by commands of their own")
-    own, other = _module(config_name), _meant_for(str(chosen[0].value()))
+    own, other = module_of(config_name), command_of(str(chosen[0].value()))
     if own != other:
         raise UserError(f"{chosen[0].input_line} is for python -m {other}")
     cfg = compose(config_name, [str(chosen[0].input_line)], return_hydra_config=True)
@@ -186,20 +190,6 @@ def _experiment(config_name: str, overrides: list[str], multirun: bool, shown_on
     return (swept if multirun else []) + overrides
 
 
-def _module(config_name: str) -> str:
-    return "harness" if config_name == "config" else f"harness.{config_name}"
-
-
-def _meant_for(experiment: str) -> str:
-    """Return the command of an experiment: the one that its file names, else the main job."""
-    file = conf("experiment", f"{experiment}.yaml")
-    if not file.is_file():
-        experiments = [path.stem for path in file.parent.glob("*.yaml")]
-        raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, experiments)}")
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return str(content.get("hydra", {}).get("job", {}).get("name", "harness"))
-
-
 def _checked_jobs(
     config_name: str, overrides: list[str], multirun: bool, checks: Sequence[Callable[[DictConfig], Any]]
 ) -> list[tuple[DictConfig, list[str]]]:
@@ -207,11 +197,33 @@ def _checked_jobs(
     points = [[override.input_line or "" for override in parsed]]
     if multirun:
         points = BasicSweeper.split_arguments(parsed, None)[0]
-    jobs = [(checked(compose(config_name, point)), point) for point in points]
+    jobs, unknown = [], []
+    for point in points:
+        try:
+            jobs.append((checked(compose(config_name, point)), point))
+        except UnknownKeyError as error:
+            unknown.append(error)
+    if unknown:
+        raise _without_key(unknown, [cfg for cfg, _ in jobs])
     for check in checks:
         for cfg, _ in jobs:
             check(cfg)
     return jobs
+
+
+def _without_key(unknown: Sequence[UnknownKeyError], others: Sequence[DictConfig]) -> UserError:
+    """Return the error of jobs that lack a key; where a sweep has choices that have it, say which and how to go on."""
+    first = unknown[0]
+    group, _, name = first.key.partition(".")
+    lack = dict.fromkeys(error.owner for error in unknown if error.key == first.key)
+    have = dict.fromkeys(f"{group}={cfg[group].name}" for cfg in others if first.owner)
+    if not have:
+        return first
+    remedy = "leave it out, or sweep them by commands of their own"
+    if group == "method":
+        remedy = f"give each method parameters of its own, as in -m 'method=random,{{name: fastv, {name}: ...}}'"
+    verb = "have" if len(lack) > 1 else "has"
+    return UserError(f"{' and '.join(lack)} {verb} no {name}, unlike {', '.join(have)}: {remedy}")
 
 
 def _refuse_places_of_hydra(overrides: list[Override]) -> None:

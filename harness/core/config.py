@@ -33,14 +33,7 @@ TOP = {"conf": "conf", "published": "results/paper"}  # folder inside the instal
 
 @dataclass
 class ModelConfig:
-    """A checkpoint and how to load it.
-
-    Pixel limits apply to an image or a video frame; null for a processor with a fixed resolution. Of a video,
-    `max_frames` frames are shown, evenly spaced; with `fps`, so many a second between `min_frames` (null: 4) and
-    `max_frames`. `unpack` is for LLaVA-OneVision-1.5: "released" is the published code, "fixed" is what that code
-    intended. `device_map` spreads a model over all GPUs and then over main memory, as accelerate does. `newlines` is
-    what becomes of the rows that close lines of patches: see `harness.prune`; null for families without such rows.
-    """
+    """A checkpoint and how to load it; the comments of conf/model/pocket.yaml explain the settings."""
 
     name: str = MISSING
     pretrained: str = MISSING
@@ -68,10 +61,7 @@ class ModelConfig:
 
 @dataclass
 class TasksConfig:
-    """lmms-eval tasks, each with the metric shown in tables.
-
-    None stands for the metric in conf/tables/metrics.yaml; a task that is not there takes the first one of lmms-eval.
-    """
+    """lmms-eval tasks, each with the metric shown in tables; the comments of conf/tasks/pocket.yaml explain them."""
 
     name: str = MISSING
     include: str | None = None
@@ -80,7 +70,7 @@ class TasksConfig:
 
 @dataclass
 class RunConfig:
-    """One method at one budget on one model and a set of tasks."""
+    """One method at one budget on one model and a set of tasks; the comments of conf/config.yaml explain it."""
 
     method: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -62,14 +62,29 @@ def _task_hint(name: str, local: Iterable[str]) -> str:
     return did_you_mean(name, local, lmms_eval_tasks(), "python -m lmms_eval --tasks list")
 
 
-def _options(group: str) -> list[str]:
+def options(group: str) -> list[str]:
+    """Return the choices of a group that have a file in conf/."""
     return sorted(path.stem for path in conf(group).glob("*.yaml"))
 
 
+def module_of(config_name: str) -> str:
+    """Return the module whose configuration this is."""
+    return "harness" if config_name == "config" else f"harness.{config_name}"
+
+
+def command_of(experiment: str) -> str:
+    """Return the module that an experiment is for: the one that its file names, else the main job."""
+    file = conf("experiment", f"{experiment}.yaml")
+    if not file.is_file():
+        raise UserError(f"unknown experiment={experiment}: {did_you_mean(experiment, options('experiment'))}")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return str(content.get("hydra", {}).get("job", {}).get("name", "harness"))
+
+
 def _model(value: Any, values_by_key: dict[str, Any]) -> str:
-    if value not in _options("model"):
+    if value not in options("model"):
         hint = "; for a local folder keep model= and pass model.pretrained=FOLDER"
-        raise UserError(f"unknown model {value}: {did_you_mean(str(value), _options('model'))}{hint}")
+        raise UserError(f"unknown model {value}: {did_you_mean(str(value), options('model'))}{hint}")
     return str(value)
 
 
@@ -95,7 +110,7 @@ def _method(value: Any, values_by_key: dict[str, Any]) -> str:
     if isinstance(value, dict):
         return _with_parameters(value, values_by_key)
     name = str(value)
-    if name in _options("method"):
+    if name in options("method"):
         return name
     option = name
     if ".py" in name:
@@ -108,7 +123,7 @@ def _method(value: Any, values_by_key: dict[str, Any]) -> str:
     elif name not in methods.names() and name in methods.UNAVAILABLE:
         raise UserError(f"method '{name}' is not available: {methods.UNAVAILABLE[name]}")
     elif name not in methods.names():
-        raise UserError(f"unknown method {name}: {did_you_mean(name, {*methods.names(), *_options('method')})}")
+        raise UserError(f"unknown method {name}: {did_you_mean(name, {*methods.names(), *options('method')})}")
     # Importing the class may need torch: its parameters are taken as they come and checked when it is loaded.
     params = {key.removeprefix("method."): None for key in values_by_key if key.startswith("method.")}
     ConfigStore.instance().store(group="method", name=option, node={"name": name, **params})
@@ -117,13 +132,13 @@ def _method(value: Any, values_by_key: dict[str, Any]) -> str:
 
 def _suite(name: str) -> list[str]:
     """Return the tasks of a suite in conf/tasks; any other name is a task itself."""
-    if name not in _options("tasks"):
+    if name not in options("tasks"):
         return [name]
     return list(yaml.safe_load(conf("tasks", f"{name}.yaml").read_text(encoding="utf-8"))["metrics"])
 
 
 def _tasks(value: Any, values_by_key: dict[str, Any]) -> str:
-    if isinstance(value, str) and value in _options("tasks"):
+    if isinstance(value, str) and value in options("tasks"):
         return value
     listed = [str(name) for name in value] if isinstance(value, list) else [str(value)]
     names = [task for name in listed for task in _suite(name)]
@@ -138,7 +153,7 @@ def _tasks(value: Any, values_by_key: dict[str, Any]) -> str:
     except UserError as error:
         if include is not None or len(names) > 1:
             raise
-        choices = [*_options("tasks"), *pocket]
+        choices = [*options("tasks"), *pocket]
         raise UserError(f"unknown tasks {names[0]}: {_task_hint(names[0], choices)}") from error
     option = "-".join(listed)
     node = {"name": "+".join(listed), "include": include, "metrics": dict.fromkeys(names)}

@@ -23,6 +23,19 @@ from harness.core.errors import UserError, did_you_mean
 VERSION_BASE = "1.3"
 
 
+class UnknownKeyError(UserError):
+    """A key that a configuration lacks; `owner` is the choice of a group that lacks it, as "method=idpruner"."""
+
+    def __init__(self, key: str, cfg: DictConfig) -> None:
+        self.key = key
+        group, _, name = key.partition(".")
+        has_owner = name and isinstance(cfg.get(group), DictConfig) and "name" in cfg[group]
+        self.owner = f"{group}={cfg[group].name}" if has_owner else ""
+        keys = _flat_keys(cfg[group], f"{group}.") if self.owner else _flat_keys(cfg)
+        what = f"{self.owner} has no {name}" if self.owner else f"unknown key {key}"
+        super().__init__(f"{what}: {did_you_mean(key, keys)}")
+
+
 def register_resolvers() -> None:
     """Register the interpolations of conf/: the default budget, the name of a folder, and a temporary folder."""
     OmegaConf.register_new_resolver("budget", _default_share, replace=True)
@@ -58,7 +71,7 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 def compose(config_name: str, overrides: list[str], **options: bool) -> DictConfig:
-    """Compose the configuration of one job; UserError names an unknown key. `options` go to Hydra's compose."""
+    """Compose the configuration of one job; UnknownKeyError for a key it lacks. `options` go to Hydra's compose."""
     register_resolvers()
     initialized = GlobalHydra.instance().is_initialized()  # in a command that Hydra runs, with the same folder
     try:
@@ -67,8 +80,8 @@ def compose(config_name: str, overrides: list[str], **options: bool) -> DictConf
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
         if overrides and key and "not in struct" in str(error.__cause__):
-            keys = _flat_keys(compose(config_name, [o for o in overrides if not o.startswith(f"{key}=")]))
-            raise UserError(f"unknown key {key}: {did_you_mean(key, keys)}") from error
+            others = [override for override in overrides if not override.startswith(f"{key}=")]
+            raise UnknownKeyError(key, compose(config_name, others)) from error
         cause = f" ({first_paragraph(error.__cause__)})" if error.__cause__ else ""
         raise UserError(first_paragraph(error) + cause) from error
 

@@ -208,7 +208,7 @@ MISTAKES = {
     "no text": (["runs=\udcff"], "an argument must be text in UTF-8 without NUL, got 'runs=\\udcff'"),
     "an unknown --info": (["--info", "junk"], "invalid choice: 'junk'"),
     "two things at once": (["-m", "--cfg", "job"], "-m and --cfg exclude each other"),
-    "--resolve alone": (["--resolve"], "--resolve is for --cfg and --help"),
+    "--resolve alone": (["--resolve"], "--resolve is for --cfg: pass that too"),
     "a pickle": (["--experimental-rerun", "x.pickle"], "--experimental-rerun would execute a pickle"),
     "a completion of nothing": (["--shell-completion"], "--shell-completion"),
 }
