@@ -6,8 +6,9 @@ from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 
 from harness.bench.flops import counted
 from harness.bench.settings import settings
-from harness.core.command import _experiment, _meant_for
+from harness.core.command import _experiment
 from harness.core.config import conf
+from harness.core.config_groups import command_of
 from harness.core.errors import UserError
 from harness.core.overrides import compose
 from harness.evaluation.dry_run import listed, show
@@ -32,7 +33,7 @@ def place(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if _meant_for(name) == "harness"])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if command_of(name) == "harness"])
 def test_an_experiment_lists_its_runs_and_their_baseline(experiment):
     jobs = located(f"experiment={experiment}")
     baseline, *rows = listed(jobs)
@@ -50,14 +51,14 @@ def test_an_experiment_lists_its_runs_and_their_baseline(experiment):
     assert {row.state for row in rows} == {"to do"}
 
 
-@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if _meant_for(name) == "harness.bench"])
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if command_of(name) == "harness.bench"])
 def test_an_experiment_of_the_bench_can_be_counted_before_it_is_measured(experiment):
     chosen = settings(compose("bench", _experiment("bench", [f"experiment={experiment}"], False, False)))
     assert len(counted(chosen)) == (1 + len(chosen.runs)) * len(chosen.sizes)
 
 
 def test_every_experiment_is_of_one_of_the_two_commands():
-    assert {_meant_for(name) for name in EXPERIMENTS} == {"harness", "harness.bench"}
+    assert {command_of(name) for name in EXPERIMENTS} == {"harness", "harness.bench"}
 
 
 @pytest.mark.parametrize(
