@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, Qwen2VLImageProcessor, Qwen2VLVideo
 from harness.core.errors import UserError, as_user_error
 from harness.models import adapter_class
 from harness.models.bad_input import BadInput
-from harness.models.cost.vision import COUNTED, IN_CROPS
+from harness.models.cost.vision import COUNTED, IN_CROPS, tokens_of_side
 from harness.models.limits import Limits
 from harness.models.preprocessing import Message, to_inputs
 from methods.budget import Budget
@@ -70,7 +70,7 @@ def synthetic(config: Any, size: int | str, text: int, processor: Any = None) ->
     """
     family, grid = config.model_type, grid_of(size)
     if family == "llava":
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = tokens_of_side(config)
         images = max(1, round(math.prod(grid) / side**2))
         return Workload(f"{side}x{side}*{images}", [(1, side, side)] * images, _llava(config, text, processor))
     if family not in COUNTED:
@@ -100,8 +100,8 @@ def _grids(inputs: Any, config: Any) -> list[Grid]:
         merge = config.vision_config.spatial_merge_size
         return [(t, h // merge, w // merge) for t, h, w in inputs["image_grid_thw"].tolist()]
     if config.model_type == "llava":
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        return [(1, side, side)] * len(inputs["pixel_values"])
+        images, patch = inputs["pixel_values"], int(config.vision_config.patch_size)
+        return [(1, images.shape[-2] // patch, images.shape[-1] // patch)] * len(images)
     if config.model_type in IN_CROPS:
         packing = adapter_class(config.model_type).packing  # type: ignore[attr-defined]
         return [grid for size in inputs["image_sizes"].tolist() for grid in packing(config, *size).grids]
@@ -136,8 +136,8 @@ def _qwen(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], i
 
 
 def _llava(config: Any, text: int, processor: Any) -> Callable[[Sequence[Grid], int], Any]:
-    vision = config.vision_config
-    size, side = vision.image_size, vision.image_size // vision.patch_size
+    side = tokens_of_side(config)
+    size = side * int(config.vision_config.patch_size)
     square = {"height": size, "width": size}
     encode = (
         processor.image_processor if processor else CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square)

@@ -24,7 +24,7 @@ from harness.evaluation.pruner import checked_method, method_without_weights
 from harness.evaluation.sweep_plan import of_folders, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
-from harness.models.cost.vision import IN_CROPS
+from harness.models.cost.vision import IN_CROPS, tokens_of_side
 from harness.models.limits import PixelLimits
 from harness.models.model_folder import ModelFolder
 from harness.results.submissions import LIVE, PlannedRun, list_runs
@@ -146,7 +146,7 @@ def _grids(model: Any, config: RunConfig) -> list[Grid] | None:
     """Return (t, h, w) in tokens of the picture, as the family resizes it; None for one that cuts tiles."""
     vision = model.vision_config
     if model.model_type == "llava":
-        side = vision.image_size // vision.patch_size
+        side = tokens_of_side(model)
         return [(1, side, side)]
     if model.model_type in IN_CROPS:
         return adapter_class(model.model_type).packing(model, HEIGHT, WIDTH).grids  # type: ignore[attr-defined]

@@ -19,12 +19,17 @@ from torch import Tensor
 tf, generic = import_module("transformers"), import_module("transformers.utils.generic")
 masks, clip = import_module("transformers.masking_utils"), import_module("transformers.models.clip.modeling_clip")
 siglip = import_module("transformers.models.siglip.modeling_siglip")
+dinov2 = import_module("transformers.models.dinov2.modeling_dinov2")
 qwen25 = import_module("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
 
 _MASK_ARGUMENTS = signature(masks.create_causal_mask).parameters
 CACHE = "cache" if "cache" in _MASK_ARGUMENTS else "past_key_values"  # in calls and outputs; renamed in 5.24
 CLIP_ENCODER = "vision_model.encoder" if hasattr(clip, "CLIPVisionTransformer") else "encoder"  # shorter since 5.6
 SIGLIP_ENCODER = "vision_model.encoder" if hasattr(siglip, "SiglipVisionTransformer") else "encoder"  # since 5.6
+# DINOv2's attention below a layer, and the projections below that; shorter since 5.18
+DINOV2_QK = ("attention", ("q_proj", "k_proj"))
+if hasattr(dinov2, "Dinov2SelfAttention"):
+    DINOV2_QK = ("attention.attention", ("query", "key"))
 MAX_SEQLEN = "max_seqlen" in signature(qwen25.Qwen2_5_VLVisionAttention.forward).parameters  # since 5.15
 ENCODES_AHEAD = "mm_encoder_outputs" in signature(qwen25.Qwen2_5_VLModel.forward).parameters  # generate(), since 5.18
 

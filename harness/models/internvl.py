@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from harness.models import question_tokens
 from harness.models.calls import Call
 from harness.models.coordinates import Coordinates
-from harness.models.llava import ClipTower, Llava
+from harness.models.image_towers import ImageTower
+from harness.models.llava import Llava
 from methods.base import Method, Signal
 from methods.tokens import Grid
 
 INTERNLM2_END, INTERNLM2_IMAGE = 92542, 92546  # <|im_end|> and <IMG_CONTEXT> in the tokenizer of InternLM2.5
 
 
-class InternTower(ClipTower):
+class InternTower(ImageTower):
     """The vision tower. Each tile is an image of its own, with CLS first; a token is a square of 2 x 2 patches.
 
     No comparison was published on this family, so layers have the roles of LLaVA-1.5: "last" is the layer whose output
     the features are (23 of 24 in the released 8B model), "middle" is 8 ("official") or 9 ("paper") of 24.
     """
 
+    has_cls: ClassVar[bool] = True
+    layers, attention = "encoder.layer", "attention"
+    projections = "q_norm", "k_norm"  # before the split into heads
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         config: Any = model.config
         self._downsample: float = config.downsample_ratio
-
-    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return the names of a layer's attention, and of its norms of q and k, before the split into heads."""
-        attention = f"{self.path}.encoder.layer.{layer}.attention"
-        return attention, (f"{attention}.q_norm", f"{attention}.k_norm")
 
     def merge(self, patches: Tensor, call: Call) -> Tensor:
         """Average squares of patches in the order of the pixel shuffle, which is row by row in each tile."""
@@ -68,7 +68,7 @@ class InternVL(Llava):
     coordinates: ClassVar[Coordinates | None] = Coordinates.THOUSANDTHS
     media: ClassVar[frozenset[str]] = frozenset({"image", "video"})
     vision_fields: ClassVar[tuple[str, ...]] = ("last_hidden_state", "hidden_states")
-    tower_type: ClassVar[str] = "internvl_vision"
+    towers: ClassVar[Mapping[str, type[ImageTower]]] = {"internvl_vision": InternTower}
     question_templates: ClassVar[tuple[str, ...]] = ("qwen2", "qwen3", "llama")
     frames_apart: ClassVar[str] = "its models get each frame as an image of its own"
     fixed_size: ClassVar[str] = "an image becomes tiles of one size, 256 tokens each as released"

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: images of one size, one token per CLIP patch, 1-D positions, a standard language model."""
+"""LLaVA-1.5: images of one size, one token per patch, 1-D positions, a standard language model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from harness.models import question_tokens
 from harness.models.adapter import DecoderParts
 from harness.models.calls import NAMES, Arguments, Call
-from harness.models.compat import CLIP_ENCODER
 from harness.models.coordinates import Coordinates
+from harness.models.image_towers import TOWERS, ImageTower, feature_layer
 from harness.models.layout import Layout, Placeholders
 from harness.models.placeholder_adapter import PlaceholderAdapter
-from harness.models.vision_tower import VisionSignals, VisionTower
+from harness.models.vision_tower import VisionSignals
 from methods.base import Method, Signal
 from methods.tokens import Grid
 
@@ -31,7 +31,7 @@ TEMPLATES: Mapping[str, Callable[..., Tensor]] = {
 
 
 class Llava(PlaceholderAdapter):
-    """`LlavaForConditionalGeneration` with a CLIP tower, cut before decoder layer 0 or after a later one."""
+    """`LlavaForConditionalGeneration`, with a tower of `TOWERS`, cut before decoder layer 0 or after a later one."""
 
     family = "llava"
     version = 1
@@ -59,14 +59,13 @@ class Llava(PlaceholderAdapter):
     }
     rotate = staticmethod(apply_rotary_pos_emb)
     encoding_hint = "pass pixel_values, inside it"
-    tower_type: ClassVar[str] = "clip_vision_model"
-    strategy: ClassVar[str] = "default"  # how features are selected: without the first row, which is CLS; or "full"
+    towers: ClassVar[Mapping[str, type[ImageTower]]] = TOWERS
     question_templates: ClassVar[tuple[str, ...]] = ("llama", "qwen2")  # text models whose templates `question` knows
 
     @property
-    def tower(self) -> ClipTower:
+    def tower(self) -> ImageTower:
         """Description of the vision tower, from which signals are read."""
-        return ClipTower(self.model)
+        return self.towers[self._config.vision_config.model_type](self.model)
 
     @classmethod
     def check(cls, method: Method, config: Any) -> None:
@@ -126,11 +125,12 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
     """Return what `config` has that this adapter does not support, or None."""
     tower, text = config.vision_config.model_type, config.text_config.model_type
     layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-    if tower != family.tower_type:
-        return f"the model has a tower of type {tower}: supported is {family.tower_type}"
-    if strategy != family.strategy:
+    if tower not in family.towers:
+        return f"the model has a tower of type {tower}: supported are {', '.join(family.towers)}"
+    expected = "default" if family.towers[tower].has_cls else "full"  # "default" leaves out the first row
+    if strategy != expected:
         what = "keeps CLS as a token" if strategy == "full" else "drops the first patch"
-        return f"the model {what} (vision_feature_select_strategy={strategy}): supported is {family.strategy}"
+        return f"the model {what} (vision_feature_select_strategy={strategy}): supported with {tower} is {expected}"
     if not isinstance(layer, int):
         return f"the model joins vision layers (vision_feature_layer={layer}): supported is a single one"
     if Signal.LLM in method.needs and text not in TEXT_MODELS:
@@ -145,69 +145,3 @@ def _unsupported(method: Method, config: Any, family: type[Llava]) -> str | None
     if method.needs & {Signal.VIT_ATTENTION, Signal.VIT_KEYS, Signal.VIT_FEATURES} and feature_layer(config) < 0:
         return f"{method.name} reads the vision layer that the features leave: here they are what enters layer 0"
     return None
-
-
-class ClipTower(VisionTower):
-    """The vision tower. A pass has hidden states [images, 1 + h * w, C], with CLS first."""
-
-    path: ClassVar[str] = "model.vision_tower"
-    arguments: ClassVar[Arguments] = Arguments.of("image")
-    has_cls: ClassVar[bool] = True
-    middle: ClassVar[Mapping[str, int]] = {"official": 8, "paper": 9}
-    middle_of: ClassVar[int] = 24
-
-    def __init__(self, model: nn.Module) -> None:
-        config: Any = model.config
-        self._whole, self._config = config, config.vision_config
-
-    @property
-    def depth(self) -> int:
-        """The number of layers, including those after the features."""
-        return int(self._config.num_hidden_layers)
-
-    @property
-    def last(self) -> int:
-        """The layer whose output the features are: 22 of 24 in the released model."""
-        return feature_layer(self._whole)
-
-    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return the names of a layer's attention and of its projections to q and k."""
-        attention = f"{self.path}.{CLIP_ENCODER}.layers.{layer}.self_attn"
-        return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
-
-    def qk(self, attention: nn.Module, call: Call, projected: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return q and k [H, T, d]; CLIP does not rotate them."""
-        heads = int(self._config.num_attention_heads)
-        q, k = (part.reshape(-1, heads, part.shape[-1] // heads).transpose(0, 1) for part in projected)
-        return q, k
-
-    def segments(self, call: Call) -> list[int]:
-        """Return h * w, and 1 for CLS, for every image."""
-        h, w = self.patches(call)
-        return [self.has_cls + h * w] * len(call.require("image"))
-
-    def merge(self, patches: Tensor, call: Call) -> Tensor:
-        """Return `patches`, because each is a token."""
-        return patches
-
-    def patches(self, call: Call) -> tuple[int, int]:
-        """Return (h, w) in patches of the images [images, 3, H, W] in `call`, which have one size."""
-        height, width = call.require("image").shape[-2:]
-        return height // int(self._config.patch_size), width // int(self._config.patch_size)
-
-
-def feature_layer(config: Any) -> int:
-    """Return the layer whose output the features are; -1 if they are the input of layer 0."""
-    states = int(config.vision_config.num_hidden_layers) + 1  # the first is the input of layer 0
-    return int(config.vision_feature_layer) % states - 1
-
-
-def loading_options(model_class: type[nn.Module]) -> dict[str, Any]:
-    """Return arguments of from_pretrained for towers whose tensor names lack the level "vision_model".
-
-    Versions of transformers with that level do not add it to a checkpoint that was saved by a version without it.
-    """
-    level = CLIP_ENCODER.removesuffix("encoder")
-    names = getattr(model_class, "_checkpoint_conversion_mapping", {})
-    bare = {rf"^(model\.)?vision_tower\.(?!{level})": f"model.vision_tower.{level}"}
-    return {"key_mapping": bare | names} if level else {}

@@ -13,29 +13,12 @@ from torch import Tensor
 
 from harness.models import question_tokens
 from harness.models.calls import Arguments
-from harness.models.compat import SIGLIP_ENCODER
-from harness.models.llava import ClipTower
 from harness.models.llava_next import LlavaNext
 from harness.models.mosaic import Packing, PooledVideo
 from methods.base import Method
 
 SPACE, BREAK = 220, 198  # in Qwen2's tokenizer; the template writes the one before images and the other after them
 MARGIN = 1.1  # a mosaic is resized if its side is larger by this factor than that of the most patches
-
-
-class SiglipTower(ClipTower):
-    """The vision tower, without CLS: patches receive the attention of all patches.
-
-    No comparison was published on this family, so layers have the roles of LLaVA-1.5: "last" is the layer whose output
-    the features are (25 of 26 in the released models), "middle" is 8 ("official") or 9 ("paper") of 26.
-    """
-
-    has_cls: ClassVar[bool] = False
-
-    def paths(self, layer: int) -> tuple[str, Sequence[str]]:
-        """Return the names of a layer's attention and of its projections to q and k."""
-        attention = f"{self.path}.{SIGLIP_ENCODER}.layers.{layer}.self_attn"
-        return attention, (f"{attention}.q_proj", f"{attention}.k_proj")
 
 
 class LlavaOnevision(LlavaNext):
@@ -56,14 +39,7 @@ class LlavaOnevision(LlavaNext):
         "multimodal": LlavaNext.arguments["multimodal"] | Arguments.of("video image_counts", "aspect_ratio"),
     }
     encoding_hint = "pass the processor's whole output, inside it"
-    tower_type: ClassVar[str] = "siglip_vision_model"
-    strategy: ClassVar[str] = "full"
     question_templates: ClassVar[tuple[str, ...]] = ("qwen2",)
-
-    @property
-    def tower(self) -> SiglipTower:
-        """Description of the vision tower, from which signals are read."""
-        return SiglipTower(self.model)
 
     @classmethod
     def check(cls, method: Method, config: Any) -> None:

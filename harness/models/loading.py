@@ -11,12 +11,13 @@ from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, as_user_error
 from harness.models import checkpoint, generation, register_family
+from harness.models.image_towers import key_mapping
 from harness.models.limits import limits_of
-from harness.models.llava import loading_options
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
+from harness.models.model_folder import config_in
 
-# Families whose vision tower is CLIP or SigLIP, which had one level more before transformers 5.6
-CLIP_FAMILIES = {
+# Families whose vision tower is one of `TOWERS`, of which some had one level more before transformers 5.6
+WITH_TOWERS = {
     "llava": "LlavaForConditionalGeneration",
     "llava_next": "LlavaNextForConditionalGeneration",
     "llava_onevision": "LlavaOnevisionForConditionalGeneration",
@@ -91,7 +92,7 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # checked below, where the message can name the tensor
             **({} if config.unpack is None else {"unpack": config.unpack}),
-            **(loading_options(getattr(transformers, CLIP_FAMILIES[family])) if family in CLIP_FAMILIES else {}),
+            **_names_of_tower(family, folder),
             **placement,
         )
         model = model.eval() if placement else model.eval().to(device)
@@ -104,6 +105,13 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         raise UserError(f"{folder} has {len(misshapen)} tensors that do not fit its config.json, the first: {first}")
     generation.check(vars(model.generation_config), str(folder / "generation_config.json"))
     return Loaded(model, processor, config, folder)
+
+
+def _names_of_tower(family: str | None, folder: Path) -> dict[str, Any]:
+    if family not in WITH_TOWERS:
+        return {}
+    names = key_mapping(getattr(transformers, WITH_TOWERS[family]), config_in(folder).vision_config.model_type)
+    return {"key_mapping": names} if names else {}
 
 
 def load_processor(folder: Path) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from reference_prune import inputs_of
-from tiny_families import BUILDERS, exactly_k, variants
+from tiny_families import BUILDERS, OTHER_TOWERS, exactly_k, variants
 from tiny_models import HIDDEN
 
 import harness
@@ -32,6 +32,11 @@ TOKENS = 4  # decoded per prompt
 TOLERANCE = 1e-3  # of a projection; norms and rotations are float32 in any model
 QUESTIONS = 10  # of each embedded model
 POCKET = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}  # embedded model -> its family
+
+
+def family_of(which: str) -> str:
+    """Return the family of a tiny or embedded model."""
+    return POCKET.get(which, which.partition("-")[0])
 
 
 def digest(value) -> str:
@@ -70,13 +75,14 @@ def versions() -> dict:
 
 
 @torch.no_grad()
-def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
-    """Yield (name, results) of every method and variant on the family's tiny model."""
-    build, process = BUILDERS[family]
+def tiny_cases(which: str) -> Iterator[tuple[str, dict]]:
+    """Yield (name, results) of every method and variant on a tiny model of BUILDERS or OTHER_TOWERS."""
+    build, process = (BUILDERS | OTHER_TOWERS)[which]
+    family = family_of(which)
     model, processor = build(), process()
     video = "video" in adapter_class(family).media and family != "internvl"  # its results are older than its videos
     inputs = inputs_of(processor, ["mixed" if video else "adjacent", "one image"])
-    yield f"{family} inputs", {"inputs": projections(value for _, value in sorted(inputs.items()))}
+    yield f"{which} inputs", {"inputs": projections(value for _, value in sorted(inputs.items()))}
     torch.manual_seed(1)
     scorer = VisionSelectorScorer(HIDDEN, 16, init_scale=0.5)
     for name, params in [("none", {}), *(case.values for case in variants())]:
@@ -88,7 +94,7 @@ def tiny_cases(family: str) -> Iterator[tuple[str, dict]]:
             length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False}
             output = model.generate(**inputs, **length, return_dict_in_generate=True, output_logits=True)
         yield (
-            " ".join([family, name, *params.values()]),
+            " ".join([which, name, *params.values()]),
             {
                 "kept": digest([record.kept for record in pruning.records]),
                 "logits": projections(output.logits),
@@ -139,7 +145,7 @@ def recorded(model) -> Iterator[tuple[list, list]]:
 
 
 def cases(which: str) -> dict[str, dict]:
-    """Return the results with a family's tiny model, or with an embedded model."""
+    """Return the results with a tiny model, or with an embedded model."""
     return dict(pocket_cases(which) if which in POCKET else tiny_cases(which))
 
 
@@ -154,7 +160,7 @@ def to_raise(before: dict, today: dict) -> dict[str, str]:
     }
     changed = {name: keys for name, keys in changed.items() if keys}
     model = next(iter(before)).partition(" ")[0]
-    family = f"family {POCKET.get(model, model)}"
+    family = f"family {family_of(model)}"
     if f"{model} inputs" in changed:
         return {"preprocessing": f"{model} inputs"}
     if f"{model} none" in changed:
@@ -172,7 +178,7 @@ def main() -> None:
     """Write the file again."""
     old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "cases": {}}
     today, results = versions(), {}
-    for which in (*FAMILIES, *POCKET):
+    for which in (*FAMILIES, *OTHER_TOWERS, *POCKET):
         results[which] = cases(which)
         for version, case in to_raise(old["cases"].get(which, results[which]), results[which]).items():
             if today[version] <= old["versions"][version]:

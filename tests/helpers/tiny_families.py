@@ -1,6 +1,6 @@
 """A tiny model per family, and every method with its variants, for contracts over all of them."""
 
-from functools import cache
+from functools import cache, partial
 from typing import get_args, get_type_hints
 
 import pytest
@@ -9,7 +9,7 @@ from tiny_internvl import tiny_internvl, tiny_internvl_processor
 from tiny_llava_next import tiny_llava_next, tiny_llava_next_processor
 from tiny_llava_onevision import tiny_llava_onevision, tiny_llava_onevision_processor
 from tiny_llavaov15 import llavaov15_processor, tiny_llavaov15
-from tiny_models import tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
+from tiny_models import DINOV2, SIGLIP, tiny_llava, tiny_llava_processor, tiny_processor, tiny_qwen
 from tiny_qwen2 import tiny_qwen2, tiny_qwen2_processor
 from tiny_qwen3 import tiny_qwen3, tiny_qwen3_processor
 
@@ -26,6 +26,14 @@ BUILDERS = {
     "llava_onevision": (lambda: tiny_llava_onevision(torch.float64), tiny_llava_onevision_processor),
     "internvl": (lambda: tiny_internvl(torch.float64), tiny_internvl_processor),
 }
+# LLaVA with other towers than CLIP: family-tower
+OTHER_TOWERS = {
+    f"llava-{tower}": (
+        partial(tiny_llava, torch.float64, layers=4, depth=4, tower=tower),
+        partial(tiny_llava_processor, tower),
+    )
+    for tower in (SIGLIP, DINOV2)
+}
 # Families whose positions count the tokens, and those whose videos of a batch must have equally many frames
 COUNTING = {"llava", "llava_next", "llava_onevision", "llavaonevision1_5", "internvl"}
 EQUALLY_LONG = {"llava_onevision", "internvl"}
@@ -33,8 +41,8 @@ EQUALLY_LONG = {"llava_onevision", "internvl"}
 
 @cache
 def tiny(family, dtype=torch.float64):
-    """Return the family's tiny model and its processor, shared by all tests of a process: do not change them."""
-    build, process = BUILDERS[family]
+    """Return a tiny model of BUILDERS or OTHER_TOWERS and its processor, shared in a process: do not change them."""
+    build, process = (BUILDERS | OTHER_TOWERS)[family]
     return build().to(dtype), process()
 
 

@@ -125,15 +125,29 @@ def tiny_qwen(
     return built(Qwen2_5_VLForConditionalGeneration, config, dtype, attn, seed)
 
 
-def tiny_llava_processor() -> LlavaProcessor:
+# Towers of LLaVA, by model_type, with what is peculiar to their configurations. DINOv2 interpolates 7 x 7 positions.
+LLAVA_TOWERS: dict[str, dict[str, object]] = {
+    "clip_vision_model": {"intermediate_size": 48, "image_size": LLAVA_SIDE},
+    "siglip_vision_model": {"intermediate_size": 48, "image_size": LLAVA_SIDE, "vision_use_head": False},
+    "dinov2": {"mlp_ratio": 2, "image_size": 7 * LLAVA_PATCH},
+}
+CLIP, SIGLIP, DINOV2 = LLAVA_TOWERS
+
+
+def strategy_for(tower: str) -> str:
+    """Return how a model selects features of a tower: SigLIP has no CLS to leave out."""
+    return "full" if tower == SIGLIP else "default"
+
+
+def tiny_llava_processor(tower: str = CLIP) -> LlavaProcessor:
     """Build a processor whose images of any size become 4 x 4 visual tokens."""
     side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": LLAVA_SIDE}, crop_size=side),
         tokenizer=tiny_tokenizer(),
         patch_size=LLAVA_PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=strategy_for(tower),
+        num_additional_image_tokens=int(tower != SIGLIP),
         image_token="<|image_pad|>",
         chat_template=CHAT_TEMPLATE,
     )
@@ -146,23 +160,23 @@ def tiny_llava(
     layers: int = 2,
     depth: int = 3,
     text: str = "llama",
+    tower: str = CLIP,
     **config: object,
 ) -> LlavaForConditionalGeneration:
-    """Build a LLaVA-1.5 of random weights: a CLIP tower with CLS, and features of its last layer but one."""
+    """Build a LLaVA-1.5 of random weights: by default a CLIP tower with CLS; features of its last layer but one."""
     llava_config = LlavaConfig(
         text_config=text_config(layers, model_type=text),
         vision_config={
-            "model_type": "clip_vision_model",
+            "model_type": tower,
             "hidden_size": 32,
-            "intermediate_size": 48,
             "num_hidden_layers": depth,
             "num_attention_heads": 2,
-            "image_size": LLAVA_SIDE,
             "patch_size": LLAVA_PATCH,
+            **LLAVA_TOWERS[tower],
         },
         image_token_index=placeholders()["image_token_id"],
         image_seq_length=(LLAVA_SIDE // LLAVA_PATCH) ** 2,
-        **config,
+        **{"vision_feature_select_strategy": strategy_for(tower), **config},
     )
     return built(LlavaForConditionalGeneration, llava_config, dtype, attn, seed, vision_std=0.3)
 

@@ -15,7 +15,7 @@ from attention_kernels import KERNELS, with_kernel
 from PIL import Image
 from probes import Keys, MergeBefore, MergeInside, Watch
 from reference_prune import SAMPLES, equally_long, generate, hooks, inputs_of
-from tiny_families import COUNTING, EQUALLY_LONG, exactly_k, tiny, variants
+from tiny_families import COUNTING, EQUALLY_LONG, OTHER_TOWERS, exactly_k, tiny, variants
 from tiny_models import IMAGE
 from transformers_names import CACHE, cache_of
 from uncached_reference import Cut, Prompt
@@ -51,11 +51,12 @@ one_cut_of_a_kind = pytest.mark.parametrize("cut", ["before", "after layer 2"])
 class Family:
     """The tiny model of a family in float32, its processor, and what the plain model makes of its samples."""
 
-    name: str
+    builder: str
     _prompts: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.model, self.processor = tiny(self.name, torch.float32)
+        self.name = self.builder.partition("-")[0]
+        self.model, self.processor = tiny(self.builder, torch.float32)
         shown = adapter_class(self.name).media
         self.samples = [name for name, (_, _, clips) in SAMPLES.items() if "video" in shown or not clips]
         self.batch = ["one image", "mixed", "adjacent", "video"]
@@ -103,7 +104,7 @@ class Family:
         return with_kernel(copy.deepcopy(self.model).to(dtype), attn)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *OTHER_TOWERS])
 def family(request):
     return Family(request.param)
 
@@ -116,7 +117,7 @@ def close(ours, expected):
 @torch.no_grad()
 def test_every_method_keeps_exactly_k_whatever_the_kernel(family, scorer, name, params):
     """In float64, where rounding chooses no token; two prompts, of which one is padded, and the other one alone."""
-    model = tiny(family.name)[0]
+    model = tiny(family.builder)[0]
     params = params | exactly_k(name)
     if family.refuses(methods.load(name, **params)):
         return

@@ -5,6 +5,7 @@ import torch
 from probes import Stages
 from reference_prune import inputs_of
 from tiny_families import tiny
+from tiny_models import DINOV2, LLAVA_TOWERS, SIGLIP, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 import methods
@@ -85,6 +86,24 @@ def test_every_stage_of_the_unpruned_model(counted):
     assert found.vit == pytest.approx(tower, rel=0.01)
     assert found.projector == pytest.approx(modules[PROJECTORS[model.config.model_type]], rel=0.01)
     assert found.total == pytest.approx(answer(model, workload.prepare(1), NEW), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("tower", "more"), [(SIGLIP, {}), (DINOV2, {}), (DINOV2, {"use_swiglu_ffn": True, "mlp_ratio": 4})]
+)
+def test_other_towers_of_llava(monkeypatch, tower, more):
+    monkeypatch.setitem(LLAVA_TOWERS, tower, LLAVA_TOWERS[tower] | more)
+    model = tiny_llava(tower=tower)
+    workload = synthetic(model.config, 16, TEXT)
+    assert workload.grids == [(1, 4, 4)]  # though DINOv2 has 7 x 7 positions
+    found, inputs = count(model.config, workload.grids, TEXT), workload.prepare(1)
+    modules = prefill(model, inputs)
+    assert found.vit == pytest.approx(modules["model.vision_tower"], rel=0.01)
+    assert found.projector == modules["model.multi_modal_projector"]
+    chosen = methods.load("visionzip")
+    signals = count(model.config, workload.grids, TEXT, chosen, Budget(keep=0.25)).signals
+    with prune(model, chosen, keep=0.25):
+        assert signals == prefill(model, inputs)["model.vision_tower"] - modules["model.vision_tower"]
 
 
 @pytest.mark.parametrize("family", IN_CROPS)

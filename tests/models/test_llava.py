@@ -4,11 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from probes import Watch
 from reference_prune import hooks, inputs_of
-from tiny_models import tiny_llava, tiny_llava_processor
+from tiny_models import DINOV2, LLAVA_PATCH, SIGLIP, placeholders, tiny_llava, tiny_llava_processor
+from transformers import Dinov2WithRegistersConfig
 from uncached_reference import Cut, Prompt
 
 import harness
+from harness.models.image_towers import TOWERS
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,21 @@ def test_other_language_models(processor, text):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("grid", [(6, 6), (3, 5), (7, 7)])
+@torch.no_grad()
+def test_images_of_any_number_of_patches_with_dinov2(grid):
+    model, watch = tiny_llava(tower=DINOV2), Watch()
+    height, width = (patches * LLAVA_PATCH for patches in grid)
+    pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[65, *[placeholders()["image_token_id"]] * (grid[0] * grid[1]), 66]] * 2)
+    with harness.prune(model, watch, keep=0.5) as pruning:
+        model(input_ids=ids, pixel_values=pixels)
+    assert [record.grids for record in pruning.records] == [[(1, *grid)]] * 2
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    for tokens, expected in zip(watch.seen, states, strict=True):
+        torch.testing.assert_close(tokens.vit_features, expected)
+
+
 class TestRefused:
     def refuses(self, message, model, method="uniform", call=lambda: None, **kwargs):
         before = hooks(model)
@@ -53,6 +71,15 @@ class TestRefused:
     )
     def test_other_features(self, config, message):
         self.refuses(message, tiny_llava(**config))
+
+    def test_siglip_without_its_first_patch(self):
+        model = tiny_llava(tower=SIGLIP, vision_feature_select_strategy="default")
+        self.refuses("drops the first patch .*: supported with siglip_vision_model is full$", model)
+
+    def test_a_tower_with_registers(self):
+        model = tiny_llava(tower=DINOV2)
+        model.config.vision_config = Dinov2WithRegistersConfig(num_hidden_layers=3)
+        self.refuses(f"tower of type dinov2_with_registers: supported are {', '.join(TOWERS)}$", model)
 
     @pytest.mark.parametrize(
         ("how", "change"),

@@ -11,7 +11,7 @@ from reference_prune import generate, inputs_of
 from safetensors.torch import load_file, save_file
 from tiny_families import tiny, variants
 from tiny_llava_next import SIDE, tiny_llava_next, tiny_llava_next_processor
-from tiny_models import IMAGE, tiny_llava, tiny_tokenizer
+from tiny_models import IMAGE, LLAVA_TOWERS, SIGLIP, strategy_for, tiny_llava, tiny_tokenizer
 from transformers import LlavaNextImageProcessor, LlavaNextProcessor
 from uncached_reference import Cut, Prompt
 
@@ -19,7 +19,6 @@ import harness
 import methods
 from harness.core.config import ModelConfig
 from harness.models import adapter_for, loading, vision_tower
-from harness.models.compat import CLIP_ENCODER
 from methods.base import Method, Selection, Signal
 
 REAL, BASE = 336, 576  # pixels and patches of a crop in the released models
@@ -114,32 +113,36 @@ class TestAnImageOf500x700:
 
 
 class TestSignals:
+    @pytest.mark.parametrize("tower", LLAVA_TOWERS)
     @torch.no_grad()
-    def test_those_of_each_crop_are_packed_as_the_model_packs_features(self, processor):
-        model, samples = tiny_llava_next(attn="eager"), ["text between", "small image"]
-        inputs, watch = inputs_of(processor, samples), Watch()
+    def test_those_of_each_crop_are_packed_as_the_model_packs_features(self, tower):
+        model, samples = tiny_llava_next(attn="eager", tower=tower), ["text between", "small image"]
+        inputs, watch = inputs_of(tiny_llava_next_processor(tower), samples), Watch()
+        cls = int(tower != SIGLIP)
         with harness.prune(model, watch, keep=0.5):
             generate(model, inputs)
         counts = [5, 4, 3]  # crops of each image
         pixels = torch.cat([image[:count] for image, count in zip(inputs["pixel_values"], counts, strict=True)])
-        layer = model.model.vision_tower.get_submodule(f"{CLIP_ENCODER}.layers")[-2]  # whose output the features are
+        described = adapter_for(model).tower
+        projection = model.get_submodule(described.paths(described.depth - 2)[1][1])  # of the features' layer
         keys = []
-        handle = layer.self_attn.k_proj.register_forward_hook(lambda module, args, output: keys.append(output))
-        tower = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+        handle = projection.register_forward_hook(lambda module, args, output: keys.append(output))
+        passed = model.model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
         handle.remove()
 
         def packed(values):
-            """Return what both prompts have of values [crops, 1 + patches, D] of the tower's rows."""
+            """Return what both prompts have of values [crops, cls + patches, D] of the tower's rows."""
             newline = torch.full(values.shape[-1:], torch.nan)
             parts, _ = model.model.pack_image_features(
-                values[:, 1:].split(counts), inputs["image_sizes"], "default", newline
+                values[:, cls:].split(counts), inputs["image_sizes"], strategy_for(tower), newline
             )
             rows = [part[~part.isnan().any(-1)] for part in parts]
             return torch.cat(rows[:2]), rows[2]
 
-        attention = tower.attentions[-2].mean(1)[:, 0].unsqueeze(-1)  # received from CLS
+        maps = passed.attentions[-2].mean(1)
+        attention = (maps[:, 0] if cls else maps.sum(1)).unsqueeze(-1)  # received from CLS, or from all patches
         heads = keys[0].unflatten(-1, (2, 16)).mean(-2)
-        for values, field in ((heads, "vit_keys"), (tower.hidden_states[-2], "vit_features")):
+        for values, field in ((heads, "vit_keys"), (passed.hidden_states[-2], "vit_features")):
             for tokens, expected in zip(watch.seen, packed(values), strict=True):
                 torch.testing.assert_close(getattr(tokens, field), expected, atol=1e-5, rtol=1e-4)
         for tokens, expected in zip(watch.seen, packed(attention), strict=True):

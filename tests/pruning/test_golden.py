@@ -5,6 +5,7 @@ import json
 
 import golden
 import pytest
+from tiny_families import OTHER_TOWERS
 
 from harness.models import FAMILIES
 
@@ -20,7 +21,7 @@ CHANGES = [  # what changed in which cases, and which version has to rise
 ]
 
 
-@pytest.mark.parametrize("which", [*FAMILIES, *golden.POCKET])
+@pytest.mark.parametrize("which", [*FAMILIES, *OTHER_TOWERS, *golden.POCKET])
 def test_an_answer_that_changed_raises_a_version(which):
     today = golden.cases(which)
     versions = golden.versions()

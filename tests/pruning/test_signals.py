@@ -8,10 +8,10 @@ import pytest
 import torch
 from probes import Watch
 from reference_prune import SAMPLES, generate, hooks, inputs_of
-from tiny_families import BUILDERS, EQUALLY_LONG, tiny
+from tiny_families import BUILDERS, EQUALLY_LONG, OTHER_TOWERS, tiny
 from tiny_internvl import VIT_6B, squares, tiny_internvl
 from tiny_llavaov15 import tiny_llavaov15
-from tiny_models import IMAGE, tiny_llava, tiny_qwen
+from tiny_models import DINOV2, IMAGE, SIGLIP, tiny_llava, tiny_qwen
 from tiny_qwen2 import tiny_qwen2
 from tiny_qwen3 import tiny_qwen3
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -59,7 +59,7 @@ def images_of_64(patches):
 class Tower:
     """A family's tower: a model to prune, and a reference in float64 that notes q and k of its vision layers."""
 
-    family: str
+    builder: str  # of the processor: family, or family-tower
     build: Callable
     attention: str  # a layer's attention, below model.model
     grouped: Callable  # patches [P, ...] -> those of each token [N, patches, ...]
@@ -71,7 +71,8 @@ class Tower:
     _signals: dict = field(default_factory=dict)
 
     def start(self):
-        self.model, self.processor = self.build(), BUILDERS[self.family][1]()
+        self.family = self.builder.partition("-")[0]
+        self.model, self.processor = self.build(), (BUILDERS | OTHER_TOWERS)[self.builder][1]()
         self.reference, self.notes, self.states = copy.deepcopy(self.model).double(), {}, []
 
         def spy(module, query, key, value, attention_mask=None, scaling=None, **kwargs):
@@ -179,6 +180,10 @@ def qwen():
     return tiny_qwen(depth=4, fullatt_block_indexes=[3])
 
 
+def alone(patches):
+    return patches[:, None]
+
+
 CLIP, INTERN, QWEN = (
     "vision_tower.encoder.layers.{}.self_attn",
     "vision_tower.encoder.layer.{}.attention",
@@ -186,7 +191,13 @@ CLIP, INTERN, QWEN = (
 )
 TOWERS = {
     "qwen2_5_vl": (qwen, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 3, 0, False),
-    "llava": (lambda: tiny_llava(depth=6), CLIP, lambda patches: patches[:, None], (4, 2, 2), (24, 22, 8, 9), 5, 17),
+    "llava": (lambda: tiny_llava(depth=6), CLIP, alone, (4, 2, 2), (24, 22, 8, 9), 5, 17),
+    f"llava-{SIGLIP}": (
+        lambda: tiny_llava(depth=6, tower=SIGLIP), CLIP, alone, (4, 2, 2), (26, 24, 8, 9), 5, 16, False
+    ),
+    f"llava-{DINOV2}": (
+        lambda: tiny_llava(depth=6, tower=DINOV2), INTERN, alone, (4, 2, 2), (24, 22, 8, 9), 5, 17
+    ),
     "llavaonevision1_5": (lambda: tiny_llavaov15(depth=6), QWEN, fours, (5, 3, 4), (24, 23, 15, 16), 5),
     "qwen2_vl": (tiny_qwen2, QWEN, fours, (3, 1, 2), (32, 31, 15, 16), 3, 0, False),
     "qwen3_vl": (tiny_qwen3, QWEN, fours, (3, 1, 2), (27, 26, 12, 13), 3, 0, False),
@@ -285,7 +296,7 @@ class TestVisionTower:
             roles = [("last", "official"), ("middle", "official"), ("middle", "paper")]
             assert tuple(layer(*role) for role in roles) == layers
             assert layer("last", "paper") == layers[0]
-        after = 23 if tower.family == "llava" else tower.released[1]  # CLIP has a layer after the features
+        after = tower.released[1] + (tower.family == "llava")  # which has a layer after the features
         assert adapter_for(released).tower.layer("after", "official") == after
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.models.cost.decoder import DecoderShape, Rows
 from harness.models.cost.selection import Case, scorer_flops, selection_flops
-from harness.models.cost.vision import IN_CROPS, VisionShape, vision_shape
+from harness.models.cost.vision import IN_CROPS, VisionShape, tokens_of_side, vision_shape
 from methods import per_tile
 from methods.base import Method
 from methods.budget import Budget
@@ -65,7 +65,7 @@ def count(
     if config.model_type in IN_CROPS:
         if crops is None:
             raise ValueError(f"operations of {config.model_type} are counted only where the number of crops is known")
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = tokens_of_side(config)
         shown = [(1, side, side)] * crops
     whole = Rows(0, text + newlines[0] + n)
     if method is None or budget is None or (k := per_tile.count(method, budget, grids, crops)) >= n:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 from methods.base import Method, Signal
@@ -11,6 +12,8 @@ from methods.tokens import Grid, num_tokens
 
 COUNTED = ("qwen2_5_vl", "qwen2_vl", "llava", "llavaonevision1_5")  # families
 IN_CROPS = ("llava_next", "llava_onevision")  # also counted, if the number of crops is known
+
+DINOV2 = "dinov2"  # model_type of a tower
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,15 @@ def vision_shape(config: Any) -> VisionShape:
     out, pixels = int(config.get_text_config().hidden_size), 3 * int(vision.patch_size) ** 2
     if family == "qwen2_vl":  # its `hidden_size` is that of the language model
         width, mlp = int(vision.embed_dim), int(vision.embed_dim * vision.mlp_ratio)
+    elif vision.model_type == DINOV2:
+        width, mlp = int(vision.hidden_size), int(vision.hidden_size * vision.mlp_ratio)
     else:
         width, mlp = int(vision.hidden_size), int(vision.intermediate_size)
     if family in ("llava", *IN_CROPS):  # a patch is a token
-        depth, heads, cls = int(vision.num_hidden_layers), int(vision.num_attention_heads), family != "llava_onevision"
-        return VisionShape(Block(width, mlp, 2), depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=cls)
+        depth, heads = int(vision.num_hidden_layers), int(vision.num_attention_heads)
+        cls, gated = vision.model_type != "siglip_vision_model", getattr(vision, "use_swiglu_ffn", False)
+        block = Block(width, (mlp * 2 // 3 + 7) // 8 * 8, 3) if gated else Block(width, mlp, 2)
+        return VisionShape(block, depth, 1, pixels, middle=out, out=out, heads=heads, has_cls=cls)
     depth, heads, merge = int(vision.depth), int(vision.num_heads), int(vision.spatial_merge_size)
     patches, values = merge**2, pixels * int(vision.temporal_patch_size)
     shape = {"middle": patches * width, "out": out, "heads": heads}
@@ -117,6 +124,14 @@ def vision_shape(config: Any) -> VisionShape:
         return VisionShape(Block(width, mlp, 2), depth, patches, values, **shape, has_cls=has_cls)
     full, side = len(vision.fullatt_block_indexes), int(vision.window_size) // int(vision.patch_size) // merge
     return QwenVision(Block(width, mlp, 3), depth, patches, values, **shape, has_cls=False, full=full, side=side)
+
+
+def tokens_of_side(config: Any) -> int:
+    """Return the number of tokens along a side of the square image, or tile, that a family with one size encodes."""
+    vision = config.vision_config
+    if config.model_type == "llava" and vision.model_type == DINOV2:  # whose positions are interpolated
+        return isqrt(int(config.image_seq_length))
+    return int(vision.image_size) // int(vision.patch_size)
 
 
 def _window_sides(length: int, side: int) -> list[int]:
