@@ -42,6 +42,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     from harness.evaluation.runner import run
     from harness.results.labels import sample_notes
     from harness.results.result import Result, average, failures, relative, unproven
+    from harness.results.run_folder import METRICS
 
     config = validate(cfg)
     folder, base = run(context.plan(config), context)
@@ -64,7 +65,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
         "average": None if mean is None else round(mean, 2),
         "failed": sum(result.failed.values()),
     }
-    print_json(report)
+    print_json(report, folder.path / METRICS)
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:

@@ -53,4 +53,4 @@ def leave(cfg: DictConfig, stem: str, frame: pd.DataFrame, figure: Figure, summa
     write_atomic(folder / f"{stem}.json", to_json(report))
     plots.save({stem: figure}, folder, ("png",))
     say(f"wrote {', '.join(str(folder / f'{stem}.{kind}') for kind in ('csv', 'png', 'json'))}")
-    print_json({"out": str(folder / stem), **report})
+    print_json({"out": str(folder / stem), **report}, folder / f"{stem}.json")

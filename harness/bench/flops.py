@@ -31,7 +31,7 @@ def table(cfg: DictConfig) -> None:
     if chosen.out is not None:
         output.write(chosen.out, rows, {"model": chosen.model.name})
         say(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
-    print_json({"rows": rows})
+    print_json({"rows": rows}, None if chosen.out is None else output.json_of(chosen.out))
 
 
 def counted(chosen: Settings) -> list[dict[str, Any]]:

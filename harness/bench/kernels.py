@@ -99,7 +99,7 @@ def bench(cfg: DictConfig) -> None:
     about = {"machine": machine(device), "settings": {key: chosen[key] for key in chosen if key != "out"}}
     if out is not None:
         output.write(out, rows, about)
-    print_json({**about, "rows": rows})
+    print_json({**about, "rows": rows}, None if out is None else output.json_of(out))
     if wrong := sorted({row["kernel"] for row in rows if not row["same"]}):
         raise UserError(f"these kernels do not choose what public implementations choose: {', '.join(wrong)}")
 

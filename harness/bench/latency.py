@@ -40,7 +40,7 @@ def bench(cfg: DictConfig) -> None:
         say(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")
     if chosen.plots is not None:
         say(f"wrote {', '.join(map(str, plots.draw(rows, chosen.plots)))}")
-    print_json({**about, "rows": rows})
+    print_json({**about, "rows": rows}, None if chosen.out is None else output.json_of(chosen.out))
 
 
 def measured(chosen: Settings, tell: Callable[[str], None]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

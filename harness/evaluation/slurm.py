@@ -27,7 +27,7 @@ from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.run_context import RunContext
 from harness.evaluation.sweep_plan import shared, wanted_runs
 from harness.results.metrics import primary
-from harness.results.run_folder import RunFolder
+from harness.results.run_folder import METRICS, RunFolder
 from harness.results.submissions import LIVE, PlannedRun, Run, key_of, list_runs, write_plan
 
 
@@ -60,7 +60,7 @@ class Job:
             raise UserError("weights, data, code or libraries have changed since this was submitted: submit it again")
         folder, _ = run(plan, context, baseline=False)
         if launched().first:
-            print_json({"run": str(folder.path), "scores": folder.metrics()["scores"]})
+            print_json({"run": str(folder.path), "scores": folder.metrics()["scores"]}, folder.path / METRICS)
 
     def checkpoint(self, config: RunConfig, key: str) -> Any:
         """Submit the same again: the run folder knows what has been answered."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import prove_decoding as script
 import pytest
 import torch
+from last_line import report_of
 
 import methods
 from harness.models import FAMILIES
@@ -37,7 +38,7 @@ def test_the_whole_script_on_the_cpu_is_incomplete_and_says_so(tmp_path, python)
     assert {case["state"] for case in flash} == {proof["verdict"]} == {"not run"}
     assert "NOT PASSED" in done.stdout
     assert "NOT PASSED" in done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
+    reports = [report_of(line) for line in done.stdout.splitlines() if line.startswith('{"')]
     assert [len(report["rows"]) for report in reports] == [14, len(methods.names()), 2 * 9]
     assert {row["visual_tokens"] for row in reports[1]["rows"]} == {2 * 4 * 6}
     refused = {row["method"]: row["error"] for report in reports[1:] for row in report["rows"] if row["error"]}

@@ -18,6 +18,7 @@ import yaml
 from conversations import write_conversations
 from doc_guides import PAGES, ROOT, Page, Reader
 from fork_server import Forks
+from last_line import report_of
 from run_folders import make_run
 from tiny_models import HIDDEN, tiny_folder
 
@@ -246,7 +247,7 @@ def test_a_cluster(read):
     listed, submitted, status, _, gathered, _ = reader.said
     assert not (reader.folder / "results" / "runs" / ".sweeps").exists()  # of a sweep that was only listed
     beside = pd.read_csv(reader.folder / "beside.csv")
-    assert len(listed.report["runs"]) == len(json.loads(submitted.err.splitlines()[-1])["runs"]) == 1 + 9 * 2
+    assert len(listed.report["runs"]) == len(report_of(submitted.err)["runs"]) == 1 + 9 * 2
     assert status.report["counts"] == {"done": 2}
     assert gathered.report["runs"] == 2 + 2  # with what torchrun ran
     assert set(beside.loc[beside["source"] == "ours", "ai2d"]) == {83.0, 80.0}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fork_server import completed
 from huggingface_hub import constants
+from last_line import report_of
 from run_folders import make_run
 
 from harness import doctor
@@ -271,7 +272,7 @@ def test_only_what_is_broken_makes_it_strict(strict, monkeypatch, capsys):
         command.main(cfg)
     lines = capsys.readouterr().out.splitlines()
     assert "1 ok, 0 absent (-), 2 broken (!)" in lines
-    report = json.loads(lines[-1])
+    report = report_of(lines[-1])
     assert (report["counts"], report["broken"]) == ({"ok": 1, "broken": 2}, ["disk: place 1", "disk: place 2"])
 
 
@@ -303,7 +304,7 @@ def test_the_command(tmp_path, fork_server):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: broken: ")
     assert "datasets: pope" in done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = report_of(done.stdout)
     parts = {finding["part"] for finding in report["findings"]}
     assert parts == set(command.PARTS)
     (reproduced,) = [finding for finding in report["findings"] if finding["part"] == "reproduces"]

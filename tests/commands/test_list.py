@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from fork_server import completed
+from last_line import report_of
 from omegaconf import DictConfig
 
 import methods
@@ -105,7 +106,7 @@ def test_what_is_published_and_cannot_be_written_has_a_row_with_the_reason(monke
     listing.main(DictConfig({"show": None}))
     *lines, last = capsys.readouterr().out.splitlines()
     assert " ".join(lines).count(f"adatp is not available: {why}") == 1
-    assert json.loads(last)["unavailable"] == {"adatp": why}
+    assert report_of(last)["unavailable"] == {"adatp": why}
     monkeypatch.setitem(methods.BUILT_IN, "adatp", methods.BUILT_IN["uniform"])  # as if somebody had written it
     listing.main(DictConfig({"show": None}))
     assert "not available" not in capsys.readouterr().out
@@ -137,6 +138,6 @@ def test_the_command(args, code, says, tmp_path):
     if code:
         assert says in done.stderr
     else:
-        assert [method["name"] for method in json.loads(done.stdout.splitlines()[-1])["methods"]] == ["fastv"]
+        assert [method["name"] for method in report_of(done.stdout)["methods"]] == ["fastv"]
         assert "softmax_i(q . k_i / sqrt(d))" in done.stdout
     assert list(tmp_path.iterdir()) == []

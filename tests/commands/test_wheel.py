@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fork_server import Forks
+from last_line import report_of
 
 import harness
 from harness.core.config import PACKAGE, conf, shipped
@@ -116,7 +117,7 @@ def test_the_published_tables_next_to_a_foreign_package_conf(run, tmp_path):
 
 def test_the_list_of_methods(run):
     *_, report = run("harness.list")
-    assert "idpruner" in {method["name"] for method in json.loads(report)["methods"]}
+    assert "idpruner" in {method["name"] for method in report_of(report)["methods"]}
 
 
 def test_a_run_and_its_report(run, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from composed_sweeps import jobs
 from fork_server import completed
+from last_line import report_of
 
 import methods
 from harness.bench.settings import settings
@@ -214,7 +215,7 @@ def test_an_experiment_runs_on_the_embedded_model(tmp_path):
 def test_the_sweep_of_what_was_tried_beside_idpruner_lists_its_runs(python):
     call = [ROOT / "scripts" / "beyond.sh", "tokens=14", "keep=null", "dry_run=true"]
     done = subprocess.run(call, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=True)
-    runs = json.loads(done.stdout.splitlines()[-1])["runs"]
+    runs = report_of(done.stdout)["runs"]
     assert Counter(run["run"].split("/")[-1].split("-")[0] for run in runs) == {
         "none": 1,
         "cdpruner": 1,

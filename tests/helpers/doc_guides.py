@@ -1,7 +1,6 @@
 """The pages of docs/, and a reader that follows a page: it writes its files and runs its commands in order."""
 
 import glob
-import json
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fork_server import Forks
+from last_line import report_of
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,7 +68,7 @@ class Said:
 
     @property
     def report(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
+        return report_of(self.out)
 
 
 @dataclass

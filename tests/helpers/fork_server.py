@@ -13,6 +13,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from last_line import report_of
 
 IMPORTED = ["fork_server_imports"]
 FORK = multiprocessing.get_context("forkserver")
@@ -24,6 +25,7 @@ class Command:
 
     process: multiprocessing.Process
     files: tuple[Path, Path]
+    folder: Path
 
     def end(self, timeout: float = 900) -> int:
         """Wait for the exit code; it is negative if a signal ended the process."""
@@ -41,7 +43,7 @@ class Command:
 
     @property
     def report(self) -> dict:
-        return json.loads(self.out.splitlines()[-1])
+        return report_of(self.out, self.folder)
 
     @property
     def errors(self) -> list[str]:
@@ -63,7 +65,7 @@ class Forks:
         files = tuple(self.said / f"{self.count}.{name}" for name in ("out", "err"))
         process = FORK.Process(target=_command, args=(call, self.folder, env or {}, files, before))
         process.start()
-        return Command(process, files)
+        return Command(process, files, self.folder)
 
     def run(self, *call: str, code: int = 0, **more) -> Command:
         command = self.start(*call, **more)
