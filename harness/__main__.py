@@ -45,9 +45,11 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     from harness.results.run_folder import METRICS
 
     config = validate(cfg)
-    folder, base = run(context.plan(config), context)
+    with context.progress.job():
+        folder, base = run(context.plan(config), context)
     if not launched().first:
         return
+    context.finished += [folder.path for folder in (base, folder) if folder.path not in context.finished]
     result, baseline = Result.of(folder), Result.of(base)
     percent = relative(result, baseline)
     mean = average(percent)
@@ -66,6 +68,26 @@ def main(context: RunContext, cfg: DictConfig) -> None:
         "failed": sum(result.failed.values()),
     }
     print_json(report, folder.path / METRICS)
+
+
+def end(context: RunContext, jobs: list[list[str]], failed: list[int]) -> None:
+    """Print the runs of a sweep side by side, name its jobs that failed, and end with one JSON line."""
+    if not launched().first or not (context.finished or failed):
+        return  # the other processes; a sweep that was only submitted
+    from harness.evaluation.sweep_plan import shared
+    from harness.results.formats import markdown
+    from harness.results.result import collect
+    from harness.tables import of_runs
+
+    for table in of_runs(collect(context.finished))[0] if context.finished else ():
+        print(f"\n{markdown(table)}")
+    common, own = shared(jobs)
+    names = [" ".join(own[number] or common) for number in failed]
+    for name in names:
+        say(f"failed: {name}")
+    for runs in context.folders:
+        say(f"python -m harness.report runs={runs} out=report.html")
+    print_json({"finished": len(jobs) - len(failed), "failed": names, "runs": context.folders})
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:
@@ -108,4 +130,5 @@ if __name__ == "__main__":
         prepare,
         launchers={"slurm": partial(use_slurm, context)},
         preview=partial(preview, context),
+        ended=partial(end, context),
     )

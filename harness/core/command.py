@@ -41,17 +41,19 @@ def command(
     launchers: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     preview: Callable[[list[tuple[DictConfig, list[str]]]], None] | None = None,
     several: bool = False,
+    ended: Callable[[list[list[str]], list[int]], None] | None = None,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
     command-line overrides (to register choices that have no file in conf/). With `launchers`, `hydra/launcher=slurm`
     submits the jobs, and torchrun may start several processes for them; with `several`, only the latter. With
-    dry_run=true, `preview` gets all jobs with their overrides, and nothing is run.
+    dry_run=true, `preview` gets all jobs with their overrides, and nothing is run. After a sweep, `ended` gets the
+    overrides of all jobs and the numbers of those that failed.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
-    exit_codes: list[int] = []
+    exit_codes: dict[int, int] = {}  # of jobs that failed, by number
     try:
         _prepare_streams()
         check_launch()
@@ -79,18 +81,23 @@ def command(
         job = _one_job(task, exit_codes)
         with _writing_stdout():
             hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
+            if ended and args.multirun and not args.hydra_help:
+                ended([point for _, point in jobs], list(exit_codes))
     except BaseException as error:  # the last line of defence, also of panics in Rust code, which are no Exception
         if isinstance(error, SystemExit) and not exited_by_others(error):
             raise
         sys.exit(_end(error))
     if exit_codes:
-        sys.exit(min(exit_codes))
+        sys.exit(min(exit_codes.values()))
 
 
-def _one_job(task: Callable[[DictConfig], None], exit_codes: list[int]) -> Callable[[DictConfig], None]:
+def _one_job(task: Callable[[DictConfig], None], exit_codes: dict[int, int]) -> Callable[[DictConfig], None]:
     """Wrap `task` so that an error takes one line and the other jobs of a sweep continue."""
 
+    started: list[DictConfig] = []
+
     def job(cfg: DictConfig) -> None:
+        started.append(cfg)
         try:
             with _writing_stdout():  # here as well: Hydra would report this job as failed
                 task(checked(cfg))
@@ -100,7 +107,7 @@ def _one_job(task: Callable[[DictConfig], None], exit_codes: list[int]) -> Calla
             own_exit = isinstance(error, SystemExit) and not exited_by_others(error)
             if own_exit or launched().count > 1:
                 raise  # each process has to end: the others would wait for it
-            exit_codes.append(_end(error))
+            exit_codes[len(started) - 1] = _end(error)
 
     return job
 
@@ -227,8 +234,10 @@ def _without_key(unknown: Sequence[UnknownKeyError], others: Sequence[DictConfig
 
 
 def _refuse_places_of_hydra(overrides: list[Override]) -> None:
-    """Raise UserError for folders of Hydra's own, which writes nothing here, or for another working directory."""
+    """Raise UserError for folders and logs of Hydra's own, which writes nothing here, or for another directory."""
     for override in overrides:
+        if override.key_or_group == "hydra.verbose":
+            raise UserError("hydra.verbose shows nothing, since Hydra logs nothing here: pass verbose=true to a run")
         if override.key_or_group.startswith(PLACES_OF_HYDRA):
             why = "Hydra writes no file here: leave it out, and choose folders with runs= or out="
             raise UserError(f"{override.key_or_group} is no setting of this command, {why}")

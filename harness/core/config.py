@@ -88,6 +88,7 @@ class RunConfig:
     verify: bool = True
     force: bool = False
     dry_run: bool = False
+    verbose: bool = False
     share_gb: float = 2.0
     runs: str = "results/runs"
 

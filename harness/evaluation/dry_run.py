@@ -20,7 +20,9 @@ from harness.core.distributed import only_one
 from harness.core.errors import one_line
 from harness.core.files import digest, slug
 from harness.evaluation.preflight import LocatedRun
+from harness.evaluation.progress import in_words
 from harness.evaluation.pruner import checked_method, method_without_weights
+from harness.evaluation.run_times import Estimate, Measured, estimate
 from harness.evaluation.sweep_plan import of_folders, wanted_runs
 from harness.models import adapter_class, checkpoint
 from harness.models.cost import architectures, count
@@ -56,6 +58,7 @@ class Row:
     state: str
     overrides: list[str]
     cost: Cost
+    config: RunConfig
 
 
 def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
@@ -74,7 +77,14 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
         f"{_tera(sum(counted))} TFLOPs for one question in each of {len(counted)} of the {len(left)} runs to come, "
         f"assuming a picture of {WIDTH} x {HEIGHT} pixels, {TEXT} tokens of text and {ANSWER} of an answer"
     )
-    total = {"left": len(left), "counted": len(counted), "tflops_per_question": sum(counted) / TERA}
+    time = _time(rows)
+    if time is not None:
+        measured = time.measured
+        print(f"{in_words(time.seconds)} for all of them on {measured.device}, at the speed of {measured.run}")
+    elif left:
+        print("how long they take can be said once one run of this model and these tasks has finished here")
+    hours = {"hours": None if time is None else round(time.seconds / 3600, 3)}
+    total = {"left": len(left), "counted": len(counted), "tflops_per_question": sum(counted) / TERA, **hours}
     print_json({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]})
 
 
@@ -85,8 +95,21 @@ def listed(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> list[Row]:
     for located, planned in wanted_runs(sweep, _plans):
         run = existing.get(planned.key)
         state = "to do" if run is None or (located.config.force and run.state in ("done", "damaged")) else run.state
-        rows.append(Row(planned.run if run is None else run.run, state, planned.overrides, cost(located)))
+        name = planned.run if run is None else run.run
+        rows.append(Row(name, state, planned.overrides, cost(located), located.config))
     return rows
+
+
+def _time(rows: Sequence[Row]) -> Estimate | None:
+    """Estimate how long the runs to come take, by all finished runs next to them."""
+    flops = {(row.config.runs, row.run): row.cost.flops for row in rows if row.state == "done"}
+    finished = [
+        (run, flops.get((runs, run.run)))
+        for runs in dict.fromkeys(row.config.runs for row in rows)
+        for planned in list_runs(Path(runs))
+        if planned.state == "done" and (run := Measured.of(Path(runs) / planned.run, planned.run)) is not None
+    ]
+    return estimate([(row.config, row.cost.flops) for row in rows if row.state not in ("done", *LIVE)], finished)
 
 
 def cost(run: LocatedRun) -> Cost:

@@ -1,9 +1,10 @@
 """The lmms-eval model that prunes visual tokens and logs its answers, for our command and for lmms-eval's own."""
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import groupby, zip_longest
@@ -115,6 +116,7 @@ class PrunedModel(lmms):
         verify: bool = True,
         proven: Callable[[Proof], None] = lambda proof: None,
         shared: VisionCache | None = None,
+        answered: Callable[[int], None] | None = None,
     ):
         super().__init__()
         self.loaded = loaded
@@ -126,6 +128,8 @@ class PrunedModel(lmms):
         self.device = loaded.device
         self.verify = verify
         self.proof = Proof()
+        self._answered = answered  # called with the number of questions of each batch; None: a bar of our own
+        self._stderr = sys.stderr  # for what methods print, while lmms-eval may not print
         self._proven = proven  # called before an answer that the proof covers is logged
         self.asked: list[str] = []  # keys of all answered questions, in order
         self._digests = {} if looked_at is None else looked_at  # by task and document
@@ -172,12 +176,12 @@ class PrunedModel(lmms):
         with (
             self.stages("data"),
             self.pruner.attach(self.loaded.model, self.shared) as handle,
-            tqdm(total=len(requests), desc=self._title(requests), disable=not processes.first) as progress,
+            self._showing(requests) as answered,
         ):
             for number, batch in enumerate(self._batches(requests)):
                 if number % processes.count == processes.rank:
                     mine.append(self._pairs([self._request(*numbered) for numbered in batch], handle))
-                progress.update(len(batch))
+                answered(len(batch))
         shares, looked_at = processes.gather(mine), processes.gather(self._digests)
         if not processes.first:
             raise WorkerDone
@@ -192,6 +196,16 @@ class PrunedModel(lmms):
             GenerationResult(scored_text(line), TokenCounts(line["input_tokens"], line["output_tokens"]))
             for line, _ in pairs
         ]
+
+    @contextmanager
+    def _showing(self, requests: list[Instance]) -> Iterator[Callable[[int], object]]:
+        """Yield what shows how many questions are answered; methods may print within the block."""
+        if self._answered is None:  # in lmms-eval's own command
+            with tqdm(total=len(requests), desc=self._title(requests), disable=not launched().first) as progress:
+                yield progress.update
+        else:
+            with redirect_stdout(self._stderr), redirect_stderr(self._stderr):
+                yield self._answered
 
     def _title(self, requests: list[Instance]) -> str:
         tasks = {request.args[4] for request in requests}

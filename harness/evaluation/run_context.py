@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from harness.core.files import digest
 from harness.core.timing import Stages
 from harness.evaluation import preflight
 from harness.evaluation.preflight import LocatedRun
+from harness.evaluation.progress import Progress
 
 if TYPE_CHECKING:
     from harness.evaluation.run_plan import RunPlan
@@ -30,6 +32,8 @@ class RunContext:
 
     def __init__(self) -> None:
         self.vision_cache: VisionCache | None = None  # of the model in memory
+        self.progress = Progress()
+        self.finished: list[Path] = []  # folders of the runs so far, baselines before theirs
         self._located: dict[str, LocatedRun] = {}
         self._methods: dict[str, list[Method]] = {}  # model -> the methods of the jobs to come
         self._model: tuple[str, Loaded] | None = None
@@ -39,6 +43,12 @@ class RunContext:
         """Refuse everything that can be found wrong without importing torch."""
         run = preflight.check(cfg)
         self._located[_key(run.config)] = run
+        self.progress.jobs = len(self._located)
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders `runs` of all jobs, each once."""
+        return list(dict.fromkeys(run.config.runs for run in self._located.values()))
 
     def check_family(self, cfg: DictConfig) -> None:
         """Refuse a method whose needs the model's family cannot meet; note the method of each model for `load`."""
@@ -83,7 +93,7 @@ class RunContext:
         config, family = plan.config, plan.model.adapter
         key = digest([plan.tasks, asdict(config.tasks), config.data_root, sorted(family.media)])
         if key not in self._suites:
-            suite = TaskSuite(config.tasks, family.prompts, plan.data)
+            suite = TaskSuite(config.tasks, family.prompts, plan.data, config.verbose)
             with stages("data"):
                 launched().in_turn(lambda: suite.check(family.media, config.question_sample))
             self._suites[key] = suite

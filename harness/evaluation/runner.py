@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -46,8 +47,10 @@ def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunF
         with stages("load"):
             loaded, vision_cache = context.load(plan, [part.pruner.method for part in todo])
         _try_on(todo[-1].pruner, loaded)
+        context.progress.expect(len(todo) * sum(suite.questions.values()))
         for part in todo:
-            _complete(plan, part, suite, loaded, vision_cache, stages)
+            with context.progress.run(part.pruner.label, sum(suite.questions.values())) as answered:
+                _complete(plan, part, suite, loaded, vision_cache, stages, answered)
             stages = Stages()
     if processes.first:
         for part in runs:
@@ -81,6 +84,7 @@ def _complete(
     loaded: Loaded,
     vision_cache: VisionCache | None,
     stages: Stages,
+    answered: Callable[[int], None],
 ) -> None:
     from harness.evaluation.lmms_model import PrunedModel
 
@@ -119,6 +123,7 @@ def _complete(
             verify=config.verify,
             proven=proven,
             shared=vision_cache,
+            answered=answered,
         )
         with stages("scoring"):
             results = suite.run(model, config.question_sample, folder.path / "submissions")

@@ -95,6 +95,7 @@ class Launcher(SlurmLauncher):
         number = self._submit(left, common, runs) if left else None
         print(f"{len(wanted)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}")
         say(f"python -m harness.status runs={runs}")
+        say(f"python -m harness.tables runs={runs}")
         print_json({"job": number, "runs": str(runs), **counts})
         return []
 

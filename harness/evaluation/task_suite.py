@@ -1,15 +1,18 @@
 """The bridge to lmms-eval: its tasks, its scoring, its registry; no fork and no copied task code."""
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError, one_line
@@ -42,13 +45,24 @@ def manifests() -> list[Any]:
 class TaskSuite:
     """The tasks of a configuration, with lmms-eval's own prompts, scoring and data, or the local copies in `data`.
 
-    Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath.
+    Tasks may carry prompts for one of lmms-eval's model ids: `prompts` is that of the model underneath. Unless
+    `verbose`, nothing is shown of what lmms-eval and its tasks print, nor the bars of datasets, but for downloads.
     """
 
-    def __init__(self, tasks: TasksConfig, prompts: str = "", data: Mapping[str, Path] = MappingProxyType({})):
-        _quiet_logger()
+    def __init__(
+        self,
+        tasks: TasksConfig,
+        prompts: str = "",
+        data: Mapping[str, Path] = MappingProxyType({}),
+        verbose: bool = False,
+    ):
+        self.verbose = verbose
+        self._set_logger()
         with importing():
             import_module("lmms_eval.evaluator")  # takes seconds, which are no part of reading or scoring
+        datasets = import_module("datasets")
+        (datasets.enable_progress_bars if verbose else datasets.disable_progress_bars)()
+        self.questions: dict[str, int] = {}  # task -> how many are asked of it, once it is checked
         self.tasks = tasks
         self.prompts = prompts
         self.data = data
@@ -74,6 +88,7 @@ class TaskSuite:
                 asked = sample.numbers(name, len(task.task_docs))
                 if not asked:
                     raise UserError(f"task {name} has no questions")
+                self.questions[name] = len(asked) * task.config.repeats
                 kinds = [_kinds(task, doc_id) for doc_id in _to_check(task, asked)]
             except UserError:
                 raise
@@ -152,8 +167,9 @@ class TaskSuite:
             }
         return metrics, values
 
-    @staticmethod
-    def _score(task: Any, name: str, model: "PrunedModel", scratch: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    def _score(
+        self, task: Any, name: str, model: "PrunedModel", scratch: Path
+    ) -> tuple[dict[str, Any], dict[int, str]]:
         """Return lmms-eval's results, and the questions that a judge has refused.
 
         One task per call, so that its limit is its own and its answers are on disk before the next begins.
@@ -165,9 +181,9 @@ class TaskSuite:
         from harness.models.calls import HookError
         from methods.checks import SelectionError
 
-        _quiet_logger()  # importing more of lmms-eval has undone it
+        self._set_logger()  # importing more of lmms-eval has undone it
         try:
-            with redirect_stdout(sys.stderr), with_answers(name) as refused:  # some tasks print tables
+            with self._aside(), with_answers(name) as refused:
                 results: dict[str, Any] = simple_evaluate(
                     model=model,
                     tasks=[task],
@@ -193,6 +209,27 @@ class TaskSuite:
         except SystemExit as error:  # videomme leaves this way when a video is missing
             raise UserError(f"task {name} stopped: {one_line(error)}") from error
         return results, refused
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Keep what lmms-eval and its tasks print, such as bars and tables, from stdout; and from stderr if quiet."""
+        with open(os.devnull, "w") as nowhere:
+            stream = sys.stderr if self.verbose else nowhere
+            with redirect_stdout(stream), redirect_stderr(stream):
+                yield
+
+    def _set_logger(self) -> None:
+        """Send lmms-eval's log to stderr: on stdout, programs read our last line. Warnings of ours are always shown."""
+        from loguru import logger
+
+        stream, least = sys.stderr, logger.level("INFO" if self.verbose else "ERROR").no
+
+        def shown(record: Any) -> bool:
+            ours = str(record["name"]).partition(".")[0] in ("harness", "methods")
+            return bool(record["level"].no >= (logger.level("WARNING").no if ours else least))
+
+        logger.remove()
+        logger.add(lambda text: tqdm.write(text, stream, ""), level=0, filter=shown, format="{level}: {message}")
 
 
 def _check_metric(name: str, metric: str | None, task: Any) -> None:
@@ -242,11 +279,3 @@ def _cause(error: BaseException) -> str:
             break
         error = inner
     return f"{type(error).__name__}: {one_line(error)}"
-
-
-def _quiet_logger() -> None:
-    """Send lmms-eval's log to stderr: on stdout, programs read our last line."""
-    from loguru import logger
-
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING", format="{level}: {message}")

@@ -120,6 +120,19 @@ def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys):
     assert status(job, monkeypatch, "-m", "runs=b,c") == 2
 
 
+def test_a_sweep_ends_with_the_jobs_that_failed_and_their_exit_code(monkeypatch):
+    seen = []
+
+    def job(cfg):
+        if cfg.runs != "b":
+            raise UserError("a mistake")
+
+    monkeypatch.setattr(sys, "argv", ["harness.status", "-m", "runs=a,b,c"])
+    with pytest.raises(SystemExit) as stopped:
+        command.command("status", job, ended=lambda *what: seen.append(what))
+    assert (stopped.value.code, seen) == (2, [([["runs=a"], ["runs=b"], ["runs=c"]], [0, 2])])
+
+
 def test_an_error_of_the_file_system_names_the_path_as_a_mistake(monkeypatch, capsys):
     def refused(cfg):
         raise PermissionError(13, "Permission denied", "/secret")

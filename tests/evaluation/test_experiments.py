@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,9 @@ from harness.core.config_groups import check_tasks
 from harness.core.errors import UserError
 from harness.evaluation.preflight import check_scoring
 from harness.models import adapter_class
+from harness.results.formats import markdown
+from harness.results.result import collect
+from harness.tables import of_runs
 from methods.base import Cut
 
 ROOT = Path(__file__).parents[2]
@@ -188,28 +192,53 @@ def test_a_private_method_may_bring_its_parameters(tmp_path):
     assert job.method == {"name": f"{file}:Mine", "alpha": 3}
 
 
+BROKEN = """
+from methods.base import Method
+
+
+class Broken(Method):
+    def _select(self, tokens, k, generator):
+        raise ValueError("broken on purpose")
+"""
+
+
 @pytest.mark.usefixtures("fork_server")
 def test_an_experiment_runs_on_the_embedded_model(tmp_path):
     call = ["harness", "-m", "experiment=table7", "model=pocket", "tasks=pocket_existence", "limit=2"]
     methods = "method=dpp,{name: hybrid, lam: 0.1},{name: idpruner, lam: 0.9}"
 
-    def run(*more):
+    def run(*more, code=0):
         done = completed(tmp_path, *call, *more)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert done.returncode == code, done.stderr[-2000:]
+        return done, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
-    reports = run(methods)
+    done, (*reports, ended) = run(methods)
+    assert ended == {"finished": 3, "failed": [], "runs": ["results/runs"]}
+    table = "\n".join(map(markdown, of_runs(collect(tmp_path / "results" / "runs"))[0]))
+    assert f"\n{table}\npython -m harness.report runs=results/runs out=report.html\n" in done.stdout
+    shown = r"\S+: (0 of 2 questions|2 of 2 questions in \d+ s)"
+    assert [line for line in done.stderr.splitlines() if not re.fullmatch(shown, line)] == []
     assert [report["method"] for report in reports] == ["dpp", "hybrid", "idpruner"]
     lams = [json.loads((tmp_path / r["run"] / "run.json").read_text())["config"]["method"].get("lam") for r in reports]
     assert lams == [None, 0.1, 0.9]
     assert len(list(tmp_path.rglob("DONE"))) == 4
 
     files = sorted(tmp_path.rglob("*"))
-    (listed,) = run(f"{methods},random", "dry_run=true")
+    done, (listed,) = run(f"{methods},random", "dry_run=true")
     assert [row["state"] for row in listed["runs"]] == ["done"] * 4 + ["to do"]
     assert [f"results/runs/{row['run']}" for row in listed["runs"][1:4]] == [report["run"] for report in reports]
     assert listed["tflops_per_question"] == listed["runs"][-1]["tflops"] > 0
+    assert listed["hours"] >= 0
+    assert re.search(
+        r"^\d+ s for all of them on \S+, at the speed of pocket/pocket_existence/", done.stdout, re.MULTILINE
+    )
     assert sorted(tmp_path.rglob("*")) == files
+
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done, (*again, ended) = run(f"{methods},broken.py:Broken", code=1)
+    assert again == reports
+    assert ended == {"finished": 3, "failed": ["method=broken.py:Broken"], "runs": ["results/runs"]}
+    assert f"\n{table}\nfailed: method=broken.py:Broken\npython -m harness.report " in done.stdout
 
 
 def test_the_sweep_of_what_was_tried_beside_idpruner_lists_its_runs(python):

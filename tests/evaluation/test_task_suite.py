@@ -69,18 +69,24 @@ def run(tasks, monkeypatch, instead):
     suite(tasks, tiny_stills=None).run(type("Model", (), {"loaded": loaded})(), EVERY, tasks)
 
 
-def test_what_is_logged_while_a_task_runs_does_not_reach_stdout(tasks, monkeypatch, capfd):
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_others_say_while_a_task_runs_is_shown_if_verbose_and_never_on_stdout(verbose, tasks, monkeypatch, capfd):
     def leave(**_):
-        logger.warning("question 3 failed")
+        logger.warning("a bar is late")
+        print("a table")
+        print("a bar", file=sys.stderr)
+        logger.patch(lambda record: record.update(name="harness.evaluation.lmms_model")).warning("question 3 failed")
         raise SystemExit
 
     logger.add(sys.stdout)  # as lmms-eval does whenever some of its modules are imported
     loaded = type("Loaded", (), {"config": type("Config", (), {"batch_size": 1})})
     monkeypatch.setattr("lmms_eval.evaluator.simple_evaluate", leave)
+    made = TaskSuite(TasksConfig(name="tiny", include=str(tasks)), verbose=verbose)
     with pytest.raises(UserError):
-        TaskSuite._score(SimpleNamespace(asked=[0]), "t", type("Model", (), {"loaded": loaded})(), tasks)
+        made._score(SimpleNamespace(asked=[0]), "t", type("Model", (), {"loaded": loaded})(), tasks)
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "WARNING: question 3 failed\n")
+    theirs = "WARNING: a bar is late\na table\na bar\n" if verbose else ""
+    assert (out, err) == ("", f"{theirs}WARNING: question 3 failed\n")
 
 
 def test_a_task_that_exits_while_it_runs_is_one_line(tasks, monkeypatch):
