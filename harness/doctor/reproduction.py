@@ -47,14 +47,19 @@ class Setting:
 
     def config(self) -> RunConfig:
         """Return the configuration of the run, at a quarter of the visual tokens."""
-        chosen = [f"model={self.model}", f"method={self.method}", f"tasks={SUITES[self.model]}"]
+        chosen = [f"model={self.model}", f"method={self.method}", *SUITES[self.model]]
         budget = [] if self.method == "none" else ["keep=0.25"]
         return validate(compose("config", [*chosen, *budget, f"positions={self.positions}"]))
 
 
-SUITES = {"pocket": "pocket", "pocket_llava": "pocket_image"}  # model -> its tasks
+SUITES = {  # model -> its tasks
+    "pocket": ("tasks=pocket",),
+    "pocket_llava": ("tasks=pocket_image",),
+    "pocket_clip": ("tasks=pocket_clips", "+tasks.metrics.pocket_places='accuracy,none'"),  # of the same folder
+}
 # Unpruned; cuts in front of the LLM by learned importance, by the question, and by attention of the vision tower with
-# merging; cuts inside the LLM by attention and by keys.
+# merging; cuts inside the LLM by attention and by keys; of videos, by what changes,
+# in front of the LLM and inside it. Other methods on videos answer otherwise before transformers 5.3: docs/versions.md.
 SETTINGS = (
     Setting("pocket", "none"),
     Setting("pocket", "idpruner"),
@@ -66,6 +71,8 @@ SETTINGS = (
     Setting("pocket_llava", "idpruner", "compact"),
     Setting("pocket_llava", "visionzip", "compact"),
     Setting("pocket_llava", "dart"),
+    Setting("pocket_clip", "none"),
+    Setting("pocket_clip", "prunevid"),
 )
 
 

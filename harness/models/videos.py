@@ -133,6 +133,8 @@ def _opened_by_av(file: str) -> OpenVideo:
     try:
         with av.open(file) as container:
             stream = next(iter(container.streams.video), None)
+            if stream is not None and stream.codec_context is None:  # PyAV to 18.0 would end the process in decode()
+                raise BadInput(f"{Path(file).name} cannot be decoded: no decoder for its frames")
             total = 0 if stream is None else sum(1 for _ in container.decode(stream))
             rate = 0 if stream is None else stream.average_rate or 0
     except av.error.FFmpegError as error:

@@ -1,8 +1,9 @@
 """Golden results of every method: on tiny models of every family, and on embedded questions.
 
-    python tests/helpers/golden.py
+    python tests/helpers/golden.py [llava pocket_clip ...]
 
-writes golden.json again. It refuses if an answer changed and the version that has to rise did not.
+writes golden.json again, or its cases of the named models alone. It refuses if an answer changed and the version that
+has to rise did not.
 
 Kept tokens and answers are stored as digests. Logits and pixels are stored as projections on a few fixed directions, so
 that they can be compared with a tolerance. Models run in float64, so that the rounding of a CPU changes no choice.
@@ -31,7 +32,7 @@ FILE = Path(__file__).with_name("golden.json")
 TOKENS = 4  # decoded per prompt
 TOLERANCE = 1e-3  # of a projection; norms and rotations are float32 in any model
 QUESTIONS = 10  # of each embedded model
-POCKET = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}  # embedded model -> its family
+POCKET = {"pocket": "qwen2_5_vl", "pocket_llava": "llava", "pocket_clip": "qwen2_5_vl"}  # embedded model -> its family
 
 
 def family_of(which: str) -> str:
@@ -174,12 +175,17 @@ def to_raise(before: dict, today: dict) -> dict[str, str]:
     return {family: kept[0]} if len(kept) > len(before) / 2 else versions_to_raise
 
 
-def main() -> None:
-    """Write the file again."""
+def main(wanted: list[str]) -> None:
+    """Write the file again; of models that are not `wanted`, what it holds."""
     old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"versions": {}, "cases": {}}
     today, results = versions(), {}
-    for which in (*FAMILIES, *OTHER_TOWERS, *POCKET):
-        results[which] = cases(which)
+    every = (*FAMILIES, *OTHER_TOWERS, *POCKET)
+    if unknown := {*wanted} - {*every}:
+        sys.exit(f"no model {', '.join(unknown)} among {', '.join(every)}")
+    if len({*wanted}) < len(every) and today != old["versions"]:
+        sys.exit("versions are not those of the file: write the cases of all models")
+    for which in every:
+        results[which] = cases(which) if which in wanted else old["cases"][which]
         for version, case in to_raise(old["cases"].get(which, results[which]), results[which]).items():
             if today[version] <= old["versions"][version]:
                 sys.exit(f"{case} changed: raise the version of {version} (now {today[version]}) first")
@@ -193,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or [*FAMILIES, *OTHER_TOWERS, *POCKET])

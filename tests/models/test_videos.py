@@ -208,6 +208,16 @@ def test_what_pyav_raises_about_a_file_fails_the_question_and_of_the_machine_the
         videos.opened(str(tmp_path / "clip.mp4"))
 
 
+def test_a_file_without_a_decoder_fails_the_question_and_not_the_process(tmp_path, reader):
+    """PyAV opens a file that does not name its codec, and dies of a segmentation fault when it decodes it."""
+    clip(tmp_path / "clip.mp4", 8)
+    data = (tmp_path / "clip.mp4").read_bytes()
+    assert data.count(b"stsd") == 1
+    (tmp_path / "clip.mp4").write_bytes(data.replace(b"stsd", b"????"))
+    with pytest.raises(BadInput, match=r"clip\.mp4 cannot be (decoded|opened)"):
+        videos.opened(str(tmp_path / "clip.mp4"))
+
+
 class TestDecoding:
     @pytest.fixture
     def file(self, tmp_path):
