@@ -6,7 +6,6 @@ converted first, here and nowhere else. The answer itself is logged as it is, th
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from json import loads
 from typing import Any
@@ -21,7 +20,8 @@ from harness.models.coordinates import WHOLE, Box, Coordinates, box_in, in_pictu
 from harness.pruning.handle import Kept
 
 REC = frozenset(task_overrides.REC)
-PLACES = re.compile(r"(\w+_)?places(_\w+)?")  # of the embedded suites
+# A key in their files would rename the runs that exist: the digest of a suite's files is a part of what names them.
+EMBEDDED = frozenset({"pocket_places", "blank_places"})
 # An answer without a box is scored as this one. lmms-eval's stand-in of zeros has its centre in every target that
 # begins at the corner of the picture, and an answer with its corners exchanged can make it divide by zero.
 NOWHERE: Box = (-1.0, -1.0, -1.0, -1.0)
@@ -46,8 +46,8 @@ def unit_of(family: type[Adapter]) -> Coordinates:
 def target_of(task: str, row: Mapping[str, Any]) -> Box:
     """Return where in the picture lies what a question asks about; UserError if its row does not say.
 
-    A row of a REC task has `bbox` in shares, as lmms-eval's own code leaves it. A row of `places` has it in pixels,
-    with `image_width` and `image_height`. Both are left, top, right, bottom.
+    A row of a REC task has `bbox` in shares, as lmms-eval's own code leaves it. A row of any other task has it in
+    pixels, with `image_width` and `image_height`. Both are left, top, right, bottom.
     """
     names = ("image_width", "image_height")
     width, height = (1.0, 1.0) if task in REC else (float(_field(task, row, name)) for name in names)
@@ -66,9 +66,19 @@ def _field(task: str, row: Mapping[str, Any], name: str) -> Any:
     return row[name]
 
 
-def asks_where(task: str) -> bool:
-    """Tell whether a task's questions have a target in the picture."""
-    return task in REC or PLACES.fullmatch(task) is not None
+def asks_where(task: Any) -> bool:
+    """Tell whether the questions of an lmms-eval Task have a target in the picture.
+
+    A task says so by `asks_where: true` in the `metadata` of its file; lmms-eval's own, and the embedded ones, are known
+    by name.
+    """
+    name = task.config.task
+    for entry in task_overrides.metadata_of(task):
+        if (declared := entry.get("asks_where")) is not None:
+            if not isinstance(declared, bool):
+                raise UserError(f"task {name}: asks_where in its metadata must be true or false, got {declared!r}")
+            return declared
+    return name in REC or name in EMBEDDED
 
 
 def target_fields(task: str, row: Mapping[str, Any], picture: Image.Image, processor: Any) -> dict[str, Any]:

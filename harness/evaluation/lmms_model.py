@@ -81,6 +81,7 @@ class Request:
     detailed: bool = False  # whether picking order and importance are recorded
     repeat: int = 0  # of a task with `repeats: K`, 0 to K - 1
     row: Callable[[], Mapping[str, Any]] = dict  # of the task's data set
+    asks_where: bool = False  # whether the row has a target in the picture
 
     @property
     def name(self) -> dict[str, Any]:
@@ -224,8 +225,9 @@ class PrunedModel(lmms):
 
     def _request(self, instance: Instance, repeat: int = 0) -> Request:
         _, doc_to_messages, generation, doc_id, task, split = instance.args
+        of_task = doc_to_messages.__self__
         if self._prompts is not None:
-            check_prompts(doc_to_messages.__self__, self._prompts)
+            check_prompts(of_task, self._prompts)
 
         @cache
         def row() -> Mapping[str, Any]:
@@ -243,7 +245,7 @@ class PrunedModel(lmms):
         of_repeat = [repeat] if repeat else []  # the key of a first answer is that of a task without repeats
         key = digest([self._identity, task, doc_id, instance.idx, looked_at.shown, generation, *of_repeat])
         in_detail = (task, doc_id) in self._detailed
-        asked = looked_at.shown, generation, looked_at.failed, in_detail, repeat, row
+        asked = looked_at.shown, generation, looked_at.failed, in_detail, repeat, row, asks_where(of_task)
         return Request(key, task, doc_id, messages, *asked)
 
     def _pairs(self, batch: list[Request], handle: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -345,10 +347,10 @@ class PrunedModel(lmms):
         videos = prepared[VIDEOS]
         kept = [name | kept_fields(*told) for name, *told in zip(names, records, videos, strict=True)]
         for request, record, line, counts in zip(batch, records, lines, kept, strict=True):
-            if asks_where(task := request.task):
+            if request.asks_where:
                 row, picture, family = request.row(), _first_picture(request), adapter_for(model)
-                counts.update(target_fields(task, row, picture, processor))
-                line.update(answer_fields(task, line["response"], picture, record, family, processor))
+                counts.update(target_fields(request.task, row, picture, processor))
+                line.update(answer_fields(request.task, line["response"], picture, record, family, processor))
         if shown:
             for line, request, chosen in zip(kept, batch, handle.latest, strict=True):
                 line.update(picking_details(*chosen) if request.detailed else {})

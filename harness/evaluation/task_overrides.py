@@ -155,9 +155,14 @@ def reasoning_tags(pretrained: str, include: str | None, names: Iterable[str]) -
 
 def version_of(task: Any) -> str | None:
     """Return the version in a task's metadata, which lmms-eval raises when its scores change."""
+    return next((str(entry["version"]) for entry in metadata_of(task) if "version" in entry), None)
+
+
+def metadata_of(task: Any) -> list[Mapping[str, Any]]:
+    """Return the entries of a task's metadata, of which most tasks have a list."""
     metadata = task.config.metadata or {}
-    entries = metadata if isinstance(metadata, list) else [metadata]  # most tasks have a list
-    return next((str(entry["version"]) for entry in entries if "version" in entry), None)
+    entries = metadata if isinstance(metadata, list) else [metadata]
+    return [entry for entry in entries if isinstance(entry, Mapping)]
 
 
 def check_asked(name: str, task: Any, asked: Sequence[int]) -> None:

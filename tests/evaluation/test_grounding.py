@@ -9,7 +9,7 @@ from composed_sweeps import composed
 from PIL import Image
 from tiny_families import tiny
 
-from harness.core.config import ModelConfig, TasksConfig
+from harness.core.config import ModelConfig, TasksConfig, shipped
 from harness.core.errors import UserError
 from harness.evaluation import datasets, grounding
 from harness.evaluation.lmms_model import PrunedModel, Request, _first_picture
@@ -186,10 +186,57 @@ def test_a_family_whose_coordinates_are_unknown_is_refused_before_it_is_asked():
 ROW = {"bbox": [56, 28, 112, 84], "image_width": 224, "image_height": 112}
 
 
+def a_task(name, metadata=None):
+    return SimpleNamespace(config=SimpleNamespace(task=name, metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (a_task("pocket_places"), True),
+        (a_task("blank_places", [{"version": 1.0}]), True),
+        (a_task(TASKS[0]), True),
+        (a_task("my_places", [{"version": 1.0}]), False),
+        (a_task("mine", [{"version": 1.0}, {"asks_where": True}]), True),
+        (a_task("mine", {"asks_where": True}), True),
+        (a_task("mine", "a text"), False),
+        (a_task("mine"), False),
+        (a_task("pocket_places", [{"asks_where": False}]), False),
+    ],
+)
+def test_a_task_declares_that_it_asks_where(task, expected):
+    assert grounding.asks_where(task) is expected
+
+
+def test_a_declaration_that_is_neither_true_nor_false_is_refused():
+    with pytest.raises(UserError, match="task mine: asks_where in its metadata must be true or false, got 'bbox'"):
+        grounding.asks_where(a_task("mine", {"asks_where": "bbox"}))
+
+
+MINE = """
+include: {folder}/_default_yaml
+task: mine
+dataset_kwargs: {{data_files: {{test: {folder}/data/places.parquet}}}}
+process_results: !function {folder}/utils.exact
+metric_list: [{{metric: accuracy, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_targets_of_a_task_of_one_s_own_are_recorded_where_it_declares_them(declared, tmp_path):
+    text = MINE.format(folder=shipped("harness://pocket/clip_tasks"))
+    (tmp_path / "mine.yaml").write_text(text + "metadata: [{version: 1.0, asks_where: true}]\n" * declared)
+    suite = TaskSuite(TasksConfig(name="mine", include=str(tmp_path), metrics={"mine": None}))
+    config = ModelConfig(name="tiny", pretrained="tiny", min_pixels=784, max_pixels=784 * 64, max_frames=None)
+    log = ResponseLog(tmp_path)
+    loaded, pruner = Loaded(*tiny("qwen2_5_vl"), config, tmp_path), Pruner(KeepAll(), "m", Budget(keep=1.0))
+    model = PrunedModel(loaded, pruner, {}, log, verify=False, looked_at=suite.looked_at)
+    model.generate_until(suite.requests(suite.load("mine"), range(2), model))
+    assert ["target" in line for line in log.kept.values()] == [declared] * 2
+
+
 def test_an_embedded_task_says_its_target_in_pixels():
     assert grounding.target_of("pocket_places", ROW) == (0.25, 0.25, 0.5, 0.75)
-    assert grounding.asks_where("places")
-    assert not grounding.asks_where("pocket_text")
     fields = grounding.target_fields("clip_places", ROW, Image.new("RGB", (224, 112)), tiny("qwen2_5_vl")[1])
     assert fields == {"target": [0.25, 0.25, 0.5, 0.75]}
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -48,7 +48,15 @@ def key_of(folder: Path, asked: dict) -> str:
     model = PrunedModel(SimpleNamespace(device="cpu"), None, asked["identity"])
     model.task_dict = {task: {"test": dict.fromkeys(range(2))} for task in ("t", "u")}
     messages = [{"role": asked["role"], "content": parts}]
-    args = ("", lambda doc: messages, asked["generation"], asked["doc_id"], asked["task"], "test")
+    of_task = SimpleNamespace(config=SimpleNamespace(task=asked["task"], metadata=None))
+    args = (
+        "",
+        MethodType(lambda task, doc: messages, of_task),
+        asked["generation"],
+        asked["doc_id"],
+        asked["task"],
+        "test",
+    )
     return model._request(SimpleNamespace(args=args, idx=asked["turn"]), asked["repeat"]).key
 
 
