@@ -5,8 +5,9 @@ vision passes that all settings of a model share.
 `python -m harness.doctor.reproduction` writes the file; do so on the locked versions, on a CPU.
 
 Every answer must be equal. Kept tokens may differ where two scores differ only by rounding. Of 9,675 kept tokens, none
-differed over thread counts and instruction sets; 8 (0.08 %) did on the lowest versions and 13 (0.13 %) with every product
-rounded to TF32, and no answer changed. The tokens of another method differ in 2.8 % or more. docs/pocket.md has the table and its commands.
+differed over thread counts and instruction sets; 8 (0.08 %) did on the lowest versions, 13 (0.13 %) with every product
+rounded to TF32, and no answer changed. The tokens of another method differ in 2.8 % or more. docs/pocket.md has the
+table and its commands.
 """
 
 import io

@@ -69,8 +69,8 @@ def _field(task: str, row: Mapping[str, Any], name: str) -> Any:
 def asks_where(task: Any) -> bool:
     """Tell whether the questions of an lmms-eval Task have a target in the picture.
 
-    A task says so by `asks_where: true` in the `metadata` of its file; lmms-eval's own, and the embedded ones, are known
-    by name.
+    A task says so by `asks_where: true` in the `metadata` of its file; lmms-eval's own, and the embedded ones, are
+    known by name.
     """
     name = task.config.task
     for entry in task_overrides.metadata_of(task):

@@ -37,6 +37,12 @@ OTHERS = {
 }
 
 
+def of_a_task(name, messages):
+    """Return the method of a task by which lmms-eval asks for the messages of a question."""
+    task = SimpleNamespace(config=SimpleNamespace(task=name, metadata=None))
+    return MethodType(lambda task, doc: messages, task)
+
+
 def key_of(folder: Path, asked: dict) -> str:
     file = folder / "film.mp4"
     file.write_bytes(asked["film"])
@@ -48,15 +54,7 @@ def key_of(folder: Path, asked: dict) -> str:
     model = PrunedModel(SimpleNamespace(device="cpu"), None, asked["identity"])
     model.task_dict = {task: {"test": dict.fromkeys(range(2))} for task in ("t", "u")}
     messages = [{"role": asked["role"], "content": parts}]
-    of_task = SimpleNamespace(config=SimpleNamespace(task=asked["task"], metadata=None))
-    args = (
-        "",
-        MethodType(lambda task, doc: messages, of_task),
-        asked["generation"],
-        asked["doc_id"],
-        asked["task"],
-        "test",
-    )
+    args = ("", of_a_task(asked["task"], messages), asked["generation"], asked["doc_id"], asked["task"], "test")
     return model._request(SimpleNamespace(args=args, idx=asked["turn"]), asked["repeat"]).key
 
 
@@ -86,7 +84,8 @@ def test_the_key_of_a_question_is_that_of_earlier_runs(tmp_path):
     model = PrunedModel(SimpleNamespace(device="cpu"), None, {"seed": 0})
     model.task_dict = {"t": {"test": [None]}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
-    instance = SimpleNamespace(args=("", lambda doc: messages, {"max_new_tokens": 4}, 0, "t", "test"), idx=0)
+    args = ("", of_a_task("t", messages), {"max_new_tokens": 4}, 0, "t", "test")
+    instance = SimpleNamespace(args=args, idx=0)
     parts = [digest({"seed": 0}), "t", 0, 0, messages_digest(messages), {"max_new_tokens": 4}]
     assert model._request(instance).key == digest(parts)
 
