@@ -267,7 +267,8 @@ def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
     assert len(errors) == 1
     assert "cannot load task tiny_broken" in errors[0]
     assert "Traceback" not in err
-    report = json.loads(out.splitlines()[-1])
+    report, ended = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert ended == {"finished": 1, "failed": ["tasks=tiny_broken"], "runs": ["out"]}
     assert (report["model"], report["budget"]) == ("qwen25vl7b", "0.25")  # the given name, with a folder's weights
     assert (place.root / report["run"]).parts[-3:-1] == ("qwen25vl7b", "tiny_clips")
     shutil.rmtree(place.root / "out")
