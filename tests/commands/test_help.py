@@ -111,7 +111,7 @@ ONE = "method=idpruner has no layer, unlike method=fastv: give each method param
         (["method=idpruner,fastv", "method.layer=1"], ONE),
         (["method=fastv,idpruner", "method.layer=1,2"], ONE),
         (["method=fastv,idpruner,hybrid", "method.layer=1"], "method=idpruner and method=hybrid have no layer, unlike"),
-        (["method=idpruner,hybrid", "method.layer=1"], "method=idpruner has no layer: did you mean method.lam?"),
+        (["method=idpruner,hybrid", "method.layer=1"], "method=idpruner has no layer: did you mean method.lam"),
         (["method=idpruner", "method.lamm=1"], "method=idpruner has no lamm: did you mean method.lam?"),
         (["model=pocket,llava16_vicuna7b", "model.newlines=drop"], "model=pocket has no newlines, unlike"),
         (["seed=1,2", "sed=1"], "unknown key sed: did you mean seed?"),
