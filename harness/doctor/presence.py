@@ -1,7 +1,6 @@
 """Checks which models, scorers and data sets of conf/ are on this machine."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import yaml
 
 from harness.core.config import SHIPPED, ModelConfig, TasksConfig, conf
 from harness.core.errors import UserError, one_line
-from harness.core.files import expanded
 from harness.core.overrides import compose
 from harness.core.task_index import task_file
 from harness.doctor import ABSENT, BROKEN, OK, Finding
@@ -91,25 +89,13 @@ def _dataset(task: str, data_root: data.DataRoot) -> Finding:
             return Finding("datasets", task, ABSENT, one_line(error))
         except UserError as error:
             return Finding("datasets", task, BROKEN, one_line(error))
-    if cached := _cached(repository):
+    if cached := data.cached(repository):
         return Finding("datasets", task, OK, f"in {cached}")
     return Finding("datasets", task, ABSENT, f"{repository} is not here: lmms-eval downloads it, or data_root=/folder")
 
 
 def _part(data_root: Any, task: str) -> dict[str, str] | None:
     return {task: str(data_root[task])} if task in data_root else None
-
-
-def _cached(repository: str) -> Path | None:
-    """Return where the Hub's client or `datasets` keeps a data set; only loading it shows whether it is complete."""
-    from huggingface_hub import constants
-
-    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
-    places = [
-        Path(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "snapshots"),
-        expanded(datasets_cache) / repository.replace("/", "___"),
-    ]
-    return next((place for place in places if place.is_dir() and any(place.iterdir())), None)
 
 
 def _choices(group: str) -> list[str]:

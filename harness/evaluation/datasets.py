@@ -3,6 +3,7 @@
 `data_root` is a folder of copies, or a mapping of tasks to the folder of each; without it, lmms-eval asks the Hub.
 """
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from harness.core.config import TasksConfig
 from harness.core.errors import UserError
-from harness.core.files import digest
+from harness.core.files import digest, expanded
 from harness.core.task_index import task_file
 from harness.models.checkpoint import content_digest
 
@@ -56,6 +57,18 @@ def local(tasks: TasksConfig, data_root: DataRoot) -> dict[str, Path]:
             folders[name] = Path(data_root[name]).expanduser()
         _check(name, folders[name])
     return folders
+
+
+def cached(repository: str) -> Path | None:
+    """Return where the Hub's client or `datasets` keeps a data set; only loading it shows whether it is complete."""
+    from huggingface_hub import constants
+
+    datasets_cache = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets")
+    places = [
+        Path(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "snapshots"),
+        expanded(datasets_cache) / repository.replace("/", "___"),
+    ]
+    return next((place for place in places if place.is_dir() and any(place.iterdir())), None)
 
 
 @cache  # the runs of a sweep share their data

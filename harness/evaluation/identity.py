@@ -25,7 +25,7 @@ from harness.core.errors import UserError, one_line
 from harness.core.files import digest, from_json, json_line
 from harness.evaluation import task_overrides
 from harness.evaluation.pruner import Pruner
-from harness.models import adapter_class, checkpoint
+from harness.models import adapter_class, checkpoint, quantised
 from harness.models.adapter import Adapter
 from harness.models.loading import device_of
 from harness.models.model_folder import ModelFolder
@@ -65,9 +65,14 @@ class Identity:
             **{key: getattr(config, key) for key in settings},
             **config.frame_rate,
             "versions": model_versions(self.folder.config.model_type),
-            "packages": {name: minor(release) for name, release in packages(config.attn).items()},
+            "packages": {name: minor(release) for name, release in self.packages.items()},
             "environment": environment(),
         }
+
+    @property
+    def packages(self) -> dict[str, str | None]:
+        """The installed versions of what can change an answer of this model."""
+        return packages(self.run.model.attn, quantised.packages_of(self.folder.quantisation))
 
     def answers(self, pruner: Pruner) -> dict[str, Any]:
         """Return what an answer depends on, given the question."""
@@ -107,10 +112,13 @@ def method_version(method: Method) -> int | str:
     return digest([versions, _code([*own, *_shared()])])[:16]
 
 
-def packages(attn: str) -> dict[str, str | None]:
-    """Return the installed versions of the packages that can change an answer; None for one that is not there."""
+def packages(attn: str, quantising: Iterable[str] = ()) -> dict[str, str | None]:
+    """Return the installed versions of the packages that can change an answer; None for one that is not there.
+
+    `quantising` are those of quantised weights.
+    """
     flash = ("flash-attn",) if attn == "flash_attention_2" else ()
-    return {name: _version(name) for name in (*PACKAGES, *VIDEO_READERS, *flash)}
+    return {name: _version(name) for name in (*PACKAGES, *VIDEO_READERS, *flash, *quantising)}
 
 
 def environment() -> dict[str, str | None]:
@@ -136,9 +144,10 @@ def changes(about: Mapping[str, Any]) -> list[str]:
     """
     try:
         was, config = about["identity"], about["config"]
+        quantising = set(was["model"]["packages"]) & quantised.KNOWN
         now = {
             "versions": model_versions(was["model"]["versions"]["family"]),
-            "packages": {name: minor(release) for name, release in packages(was["model"]["attn"]).items()},
+            "packages": {name: minor(v) for name, v in packages(was["model"]["attn"], sorted(quantising)).items()},
             "environment": environment(),
         }
         before = flat({**{key: was["model"][key] for key in now}, "method": was["method"]["version"]})

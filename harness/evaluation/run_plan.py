@@ -13,7 +13,7 @@ from harness.core.files import digest, slug
 from harness.core.task_index import task_files
 from harness.evaluation import datasets, task_overrides
 from harness.evaluation.grounding import scores_boxes, unit_of
-from harness.evaluation.identity import Identity, packages
+from harness.evaluation.identity import Identity
 from harness.evaluation.preflight import LocatedRun
 from harness.evaluation.pruner import Pruner, pruner_of
 from harness.models import checkpoint
@@ -57,7 +57,7 @@ def plan(run: LocatedRun, device: str | None = None) -> RunPlan:
     device = device_of(config.model)  # refuses a GPU that is not there before anything is downloaded
     model = processes.in_turn(lambda: run.model or ModelFolder(checkpoint.download(config.model)))
     identity = Identity(config, model)
-    if len(set(processes.gather(digest([identity.model, packages(config.model.attn)])))) > 1:
+    if len(set(processes.gather(digest([identity.model, identity.packages])))) > 1:
         raise UserError("the processes of this run differ in their kind of GPU or in the versions of their packages")
     pruners = [pruner_of(run.baseline.config, model)]
     if config.pruned:

@@ -25,6 +25,7 @@ from harness.evaluation.run_plan import PrunerRun, RunPlan
 from harness.evaluation.task_suite import TaskSuite
 from harness.models.calls import HookError
 from harness.models.loading import Loaded
+from harness.models.quantised import packages_of
 from harness.pruning.decoding_proof import Proof
 from harness.pruning.vision_cache import VisionCache
 from harness.results.metrics import primary
@@ -217,7 +218,7 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         "config": from_json(json_line(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
-        "packages": packages(config.model.attn),
+        "packages": packages(config.model.attn, packages_of(plan.model.quantisation)),
         "harness": harness.__version__,
         "sources": sources(pruner.method),
         "git": _git_commit(),

@@ -13,12 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from harness.core.config import SHIPPED, ModelConfig, shipped
 from harness.core.errors import UserError, as_user_error, one_line
+from harness.models import quantised
 
 HUB_TIMEOUT = 1.2  # seconds; errors in a configuration are reported within 2. HF_HUB_ETAG_TIMEOUT overrides it
 USE_LOCAL = "point to a local folder: model.pretrained=/path"
 WHOLE_HASH = 64 << 20  # bytes; of larger files, the size and some blocks are hashed
 BLOCKS, BLOCK = 64, 256 << 10  # number of blocks, bytes of each
 COMPANIONS = ("scorer", "d2prior.safetensors")  # files of methods in a model's folder
+DOWNLOADS = ".cache"  # what huggingface_hub notes in a folder that it has filled; no part of the model
 NEEDED = (
     ("processor_config.json", "preprocessor_config.json"),
     ("tokenizer_config.json",),
@@ -39,8 +41,9 @@ def local_folder(model: ModelConfig) -> Path | None:
     """Return the local folder of a model, or None if it has to be downloaded; UserError if the folder is incomplete."""
     name = model.pretrained
     folder = shipped(name)
-    if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not _is_hub_id(name):
+    if name.startswith((SHIPPED, "/", ".", "~")) or folder.exists() or not is_hub_id(name):
         check_folder(folder)
+        check_weights(folder, model.dtype)
         return folder
     cached = cached_folder(name, model.revision)
     if cached is None:
@@ -49,6 +52,7 @@ def local_folder(model: ModelConfig) -> Path | None:
         check_folder(cached)
     except UserError:
         return None  # an interrupted download, which the Hub has to complete
+    check_weights(cached, model.dtype)
     return cached
 
 
@@ -56,7 +60,7 @@ def cached_folder(repo: str, revision: str | None = None) -> Path | None:
     """Return the folder in the Hub's cache with a model's config.json, maybe without weights; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repo, "config.json", revision=revision) if _is_hub_id(repo) else None
+    config = try_to_load_from_cache(repo, "config.json", revision=revision) if is_hub_id(repo) else None
     return Path(config).parent if isinstance(config, str) else None
 
 
@@ -64,6 +68,7 @@ def download(model: ModelConfig) -> Path:
     """Return the folder with a model's files; download them into the Hub's cache if needed."""
     folder = check(model)
     if folder is None:
+        check_weights(_download(model.pretrained, model.revision, ["config.json"]), model.dtype)
         folder = _download(model.pretrained, model.revision)
         check_folder(folder)
     return folder
@@ -77,6 +82,7 @@ def weights_fingerprint(folder: Path) -> str:
 def download_config(model: ModelConfig, companions: Iterable[str] = ()) -> Path:
     """Download config.json and those files of `companions` that the model has; return their folder."""
     folder = _download_file(model.pretrained, model.revision, "config.json").parent
+    check_weights(folder, model.dtype)
     for name in companions:
         if _has(model.pretrained, model.revision, name):
             _download_file(model.pretrained, model.revision, name)
@@ -111,7 +117,7 @@ def fingerprint(path: Path, skip: Collection[str] = ()) -> str:
     digest = hashlib.sha256()
     for file in files:
         relative = file.relative_to(path) if file != path else Path(file.name)
-        if file.suffix in _HASHED_SUFFIXES and relative.parts[0] not in skip:
+        if file.suffix in _HASHED_SUFFIXES and relative.parts[0] not in (*skip, DOWNLOADS):
             digest.update(f"{relative}\0{file.stat().st_size}\0{content_digest(file)}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -127,6 +133,12 @@ def content_digest(file: Path) -> str:
             stream.seek((size - BLOCK) * block // (BLOCKS - 1))
             digest.update(stream.read(BLOCK))
     return digest.hexdigest()
+
+
+def check_weights(folder: Path, dtype: str) -> None:
+    """Raise UserError if config.json names a quantisation that cannot be loaded here; the weights may not be there."""
+    if (folder / "config.json").is_file():
+        quantised.check(_json(folder / "config.json"), folder, dtype)
 
 
 def _json(file: Path) -> Any:
@@ -159,7 +171,8 @@ def _check_safetensors(path: Path) -> None:
         pass  # opening checks the header, and that the file has the length that the header implies
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name is that of a repository: owner/name, without what such names cannot have."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -191,11 +204,11 @@ def _check_hub(repo: str, revision: str | None) -> None:
         raise UserError(f"cannot reach the Hub for {repo} ({error_type}{hint}), nor is it cached; {USE_LOCAL}")
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, only: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _downloading(repo):
-        return Path(snapshot_download(repo, revision=revision))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=only))
 
 
 def _download_file(repo: str, revision: str | None, name: str) -> Path:

@@ -10,7 +10,8 @@ import transformers
 from harness.core.config import ModelConfig
 from harness.core.distributed import launched, only_one
 from harness.core.errors import UserError, as_user_error
-from harness.models import checkpoint, generation, register_family
+from harness.core.files import from_json
+from harness.models import checkpoint, generation, quantised, register_family
 from harness.models.image_towers import key_mapping
 from harness.models.limits import limits_of
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
@@ -82,7 +83,10 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
     with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):
         processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
     check_processor(processor, config, folder)
-    placement = {} if config.device_map is None else {"device_map": config.device_map}
+    placement: dict[str, Any] = {} if config.device_map is None else {"device_map": config.device_map}
+    is_quantised = quantised.settings_in(from_json((folder / "config.json").read_bytes())) is not None
+    if not placement and is_quantised:
+        placement = {"device_map": {"": device}}  # such weights cannot be moved once they are loaded
     with as_user_error(Exception, f"cannot load the model in {folder}"):
         model, info = from_pretrained(
             folder,
@@ -96,6 +100,8 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
             **placement,
         )
         model = model.eval() if placement else model.eval().to(device)
+    if is_quantised:
+        quantised.check_dtype(model.dtype, folder, config.dtype)
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import as_user_error
-from harness.models import adapter_class, register_family
+from harness.core.files import from_json
+from harness.models import adapter_class, quantised, register_family
 
 if TYPE_CHECKING:
     from harness.models.adapter import Adapter
@@ -24,6 +25,11 @@ class ModelFolder:
     def config(self) -> Any:
         """The model's configuration, a transformers object; UserError if it cannot be read."""
         return config_in(self.path)
+
+    @cached_property
+    def quantisation(self) -> dict[str, Any] | None:
+        """How the weights are quantised, as in config.json; None for plain ones."""
+        return quantised.settings_in(from_json((self.path / "config.json").read_bytes()))
 
     @cached_property
     def adapter(self) -> type[Adapter]:

@@ -11,7 +11,7 @@ from doc_guides import ROOT
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 NAMING = ["docs/architecture.md", "docs/contributing.md", "AGENTS.md"]  # pages that name files
 NAMED = re.compile(r"`((?:harness|methods|conf|tests|docs|results|scripts)/[\w./]+)(?::([\w.]+))?`")
-PRODUCTS = {"report", "bench", "analyze", "train", "pocket", "doctor"}
+PRODUCTS = {"report", "bench", "analyze", "train", "pocket", "doctor", "data"}
 ROOMS = {"core", "models", "pruning", "results", "evaluation", "prune"}  # each a box of the drawing
 
 
