@@ -36,8 +36,16 @@ def list_files(source: Source, timeout: float) -> Listing:
     found: list[Any] = []
 
     def ask() -> None:
-        options = {"repo_type": source.kind, "revision": source.revision, "files_metadata": True, "timeout": timeout}
-        found.append(HfApi(endpoint=endpoint()).repo_info(source.repository, **options))
+        api = HfApi(endpoint=endpoint())
+        found.append(
+            api.repo_info(
+                source.repository,
+                repo_type=source.kind,
+                revision=source.revision,
+                files_metadata=True,
+                timeout=timeout,
+            )
+        )
 
     with refusals(source):
         if (error := run_with_timeout(timeout + 1, ask)) is not None:

@@ -11,6 +11,7 @@ from harness.core.task_index import task_file
 from harness.evaluation.datasets import UNPACKED, NamedFunction, described
 from harness.evaluation.video_tasks import SUB_TASKS
 
+LOADER = "load_dataset"  # of `datasets`
 PARTS = {"mvbench": SUB_TASKS}  # tasks of ours that read several subsets
 
 FILTERED = {"seedbench_video"}  # tasks of ours that leave out rows
@@ -81,12 +82,12 @@ def _loaded_by_code(task: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for file in {value.folder / f"{value.module}.py" for value in _functions(task)}:
         if not file.is_file():
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            called = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
-            if called == "load_dataset":
-                texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
-                if len(texts) > 1:
-                    yield str(texts[0]), str(texts[1])
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or getattr(call.func, "attr", getattr(call.func, "id", "")) != LOADER:
+                continue
+            texts = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+            if len(texts) > 1:
+                yield str(texts[0]), str(texts[1])
 
 
 def _functions(value: Any) -> Iterator[NamedFunction]:
