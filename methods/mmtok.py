@@ -76,5 +76,6 @@ class MMTok(Method):
         tv = self.tv or (0.02 if tokens.has_cls else 0.01)
         x, v = directions(tokens.features), directions(states)
         p = (directions(text) @ x.T / tv).softmax(dim=1) / max(1, len(text))
-        q = (v @ v.T / self.vv).softmax(dim=1) / len(v)
-        return torch.cat([p, self.alpha * q])[:, first_equal(torch.cat([tokens.features, states], dim=1))]
+        # In place: each of its tables is as large as the square of the tokens.
+        q = (v @ v.T).div_(self.vv).softmax(dim=1).div_(len(v)).mul_(self.alpha)
+        return torch.cat([p, q])[:, first_equal(torch.cat([tokens.features, states], dim=1))]

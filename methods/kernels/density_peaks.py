@@ -11,6 +11,8 @@ from torch import Tensor
 from methods.kernels.cosine import snap
 from methods.scores import top
 
+TILE = 256  # rows that are compared with as many others at once
+
 
 class Clusters(NamedTuple):
     """Clusters of n points around c of them."""
@@ -32,10 +34,8 @@ def density_peaks(x: Tensor, c: int, k: int) -> Clusters:
     same. Published code draws noise there. Both are rounded to 40 bits. A centre is in its own cluster.
     """
     n = len(x)
-    # By differences: products would make d(i, j) and d(j, i) differ in their last bits, which decide ties.
-    exact = "donot_use_mm_for_euclid_dist"
-    distance = torch.cdist(x.double(), x.double(), compute_mode=exact) / math.sqrt(x.shape[1])
-    near = distance.sort(dim=1).values[:, : min(k, n)].square()
+    distance = _distances(x.double()) / math.sqrt(x.shape[1])
+    near = distance.topk(min(k, n), dim=1, largest=False).values.square()
     sparsity = snap(near.mean(dim=1))
     index = torch.arange(n, device=x.device)
     denser = sparsity[None, :] < sparsity[:, None]
@@ -45,3 +45,18 @@ def density_peaks(x: Tensor, c: int, k: int) -> Clusters:
     cluster = distance[:, centres].argmin(dim=1)
     cluster = cluster.index_copy(0, centres, torch.arange(c, device=x.device))
     return Clusters(centres, cluster, distance)
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Return the Euclidean distances [n, n] of rows [n, d], each pair computed once.
+
+    By differences: products would make d(i, j) and d(j, i) differ in their last bits, which decide ties.
+    """
+    distance = x.new_empty(len(x), len(x))
+    for i, rows in enumerate(tiles := x.split(TILE)):
+        for j, others in enumerate(tiles[i:], i):
+            of_tile = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+            here, there = (slice(place * TILE, (place + 1) * TILE) for place in (i, j))
+            distance[here, there] = of_tile
+            distance[there, here] = of_tile.T
+    return distance

@@ -39,6 +39,7 @@ GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
     "python scripts/coverage.py": ["--worlds", "2"],
+    "python scripts/selection_costs.py": ["64"],
     "python scripts/video_memory.py": ["--small", "--frames", "4"],
     "PARTITION=gpu ACCOUNT=lab scripts/submit.sh": ["dry_run=true"],
 }
