@@ -37,7 +37,7 @@ robustness: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist worksteal -m kind
 
 # Other versions than the locked ones: what methods promise, what decoding through a cache gives, embedded questions.
-ELSEWHERE := tests/methods/test_contract.py tests/pruning/test_decoding.py tests/models/test_adapter_calls.py tests/pruning/test_sabotage.py tests/pruning/test_steps.py
+ELSEWHERE := tests/methods/test_contract.py tests/pruning/test_decoding.py tests/models/test_adapter_calls.py tests/pruning/test_sabotage.py tests/pruning/test_steps.py tests/models/test_qwen3vl.py
 test-lowest test-newest: export OMP_NUM_THREADS = 1
 test-lowest test-newest: test-%: .venv-%/.installed
 	.venv-$*/bin/pytest -n 2 --dist worksteal $(ELSEWHERE)

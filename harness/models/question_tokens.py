@@ -18,7 +18,7 @@ def chatml_question(ids: Tensor, kinds: Tensor, *configs: Any) -> Tensor:
     """Return the rows [T] of the words in the same turn as the last visual token, before or after it.
 
     Special tokens, the role at the start of the turn, and line breaks between turns are left out. So is everything
-    between <|vision_start|> and <|vision_end|>, where some processors write the times of a video's frames. Tokenizers
+    between <|vision_start|> and <|vision_end|>, where Qwen3-VL's writes the times of a video's frames. Tokenizers
     of Qwen and InternLM2.5 give special tokens the largest ids, but for Llama's first three, and <|im_start|> is the
     one that no configuration names. A line break follows <|im_end|> and the role ("user"). If there are none, as in
     the pocket model's template, a role is one token. Without a template, all words count. An instruction that a
