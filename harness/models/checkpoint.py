@@ -21,6 +21,7 @@ WHOLE_HASH = 64 << 20  # bytes; of larger files, the size and some blocks are ha
 BLOCKS, BLOCK = 64, 256 << 10  # number of blocks, bytes of each
 COMPANIONS = ("scorer", "d2prior.safetensors")  # files of methods in a model's folder
 DOWNLOADS = ".cache"  # what huggingface_hub notes in a folder that it has filled; no part of the model
+DECODER, TOWER = "decoder.safetensors", "tower.safetensors"  # the weights of a packed folder (`packed.py`)
 NEEDED = (
     ("processor_config.json", "preprocessor_config.json"),
     ("tokenizer_config.json",),
@@ -108,6 +109,11 @@ def check_folder(folder: Path) -> None:
         _check_safetensors(shard)
 
 
+def is_packed(folder: Path) -> bool:
+    """Tell whether the weights in a folder are those of `harness/models/packed.py`."""
+    return (folder / TOWER).is_file() and not (folder / "model.safetensors").exists()
+
+
 def fingerprint(path: Path, skip: Collection[str] = ()) -> str:
     """Return a digest of a model's or scorer's files, which is independent of their folder's name.
 
@@ -155,13 +161,15 @@ def _shards(folder: Path) -> list[Path]:
             shards = sorted({folder / name for name in _json(index)["weight_map"].values()})
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index} has no weight_map of tensors to files: download it again") from error
+    elif is_packed(folder):
+        shards = [folder / DECODER, folder / TOWER]
     else:
         shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise UserError(f"no weight file in {folder}: expected model.safetensors or its shards with an index")
     for shard in shards:
         if not shard.is_file():
-            raise UserError(f"missing weight file {shard}: the index names it; copy it there or download again")
+            raise UserError(f"missing weight file {shard}: copy it there or download again")
     return shards
 
 

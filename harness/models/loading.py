@@ -16,6 +16,7 @@ from harness.models.image_towers import key_mapping
 from harness.models.limits import limits_of
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.model_folder import config_in
+from harness.models.packed import from_packed
 
 # Families whose vision tower is one of `TOWERS`, of which some had one level more before transformers 5.6
 WITH_TOWERS = {
@@ -78,6 +79,8 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
+    if checkpoint.is_packed(folder):
+        from_pretrained = from_packed
     processor = load_processor(folder)
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     with as_user_error(Exception, f"the processor in {folder} cannot write a prompt (is chat_template.jinja there?)"):

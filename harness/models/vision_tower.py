@@ -166,7 +166,7 @@ class VisionReader:
         self._spec, self._reads_features = reading.spec, reading.features
         self._roles, self._key_layer = reading.layers(tower), reading.key_layer(tower)
         self._call: Call | None = None
-        self._open: dict[int, tuple[nn.Module, Call, list[Tensor]]] = {}
+        self._open: dict[int, tuple[nn.Module, Call, dict[int, Tensor]]] = {}
         self._attention: dict[str, Tensor] = {}
         self._read: set[int] = set()
         self._read_keys: Tensor | None = None
@@ -181,8 +181,8 @@ class VisionReader:
             attention = submodule(model, path)
             site = CallSite(attention, path, tower.attention_arguments)
             handles.before(site, partial(self._enter_attention, layer, attention))
-            for projection in projections:
-                handles.on_output(submodule(model, projection), partial(self._project, layer, len(projections)))
+            for number, projection in enumerate(projections):
+                handles.on_output(submodule(model, projection), partial(self._project, layer, number, len(projections)))
         if self._reads_features:
             handles.on_output(submodule(model, tower.block(tower.last)), self._leave_last)
 
@@ -209,18 +209,19 @@ class VisionReader:
 
     def _enter_attention(self, layer: int, attention: nn.Module, call: Call) -> None:
         if self._call is not None:  # else gradient checkpointing repeats the layer in the backward pass
-            self._open[layer] = (attention, call, [])
+            self._open[layer] = (attention, call, {})
 
-    def _project(self, layer: int, count: int, output: Tensor) -> None:
+    def _project(self, layer: int, number: int, count: int, output: Tensor) -> None:
+        """Note what projection `number` of `count` gave; libraries call them in any order."""
         if layer not in self._open:
             return
-        attention, call, projected = self._open[layer]
-        projected.append(output.detach())
-        if len(projected) == count:
+        attention, call, outputs = self._open[layer]
+        outputs[number] = output.detach()
+        if len(outputs) == count:
             # Reading here frees q and k with their layer.
             del self._open[layer]
             with torch.no_grad(), torch.autocast(output.device.type, enabled=False):
-                q, k = self._tower.qk(attention, call, projected)
+                q, k = self._tower.qk(attention, call, [outputs[number] for number in range(count)])
                 scale = float(getattr(attention, "scaling", q.shape[-1] ** -0.5))
                 if self._spec.heads == "joined":
                     q, k = (part.transpose(0, 1).flatten(1).unsqueeze(0) for part in (q, k))

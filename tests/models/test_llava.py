@@ -11,6 +11,7 @@ from transformers import Dinov2WithRegistersConfig
 from uncached_reference import Cut, Prompt
 
 import harness
+from harness.models import adapter_for
 from harness.models.image_towers import TOWERS
 
 
@@ -49,6 +50,26 @@ def test_images_of_any_number_of_patches_with_dinov2(grid):
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     for tokens, expected in zip(watch.seen, states, strict=True):
         torch.testing.assert_close(tokens.vit_features, expected)
+
+
+@torch.no_grad()
+def test_a_tower_that_computes_k_before_q(monkeypatch, processor):
+    """As DINOv2 does before transformers 5.18."""
+    model, inputs, seen = tiny_llava(), inputs_of(processor, ["one image"]), []
+    attention = model.get_submodule(adapter_for(model).tower.paths(1)[0])  # of the layer of the features
+
+    def k_first(hidden_states, *args, forward=attention.forward, **kwargs):
+        attention.k_proj(hidden_states)
+        return forward(hidden_states, *args, **kwargs)
+
+    for _ in range(2):
+        watch = Watch()
+        with harness.prune(model, watch, keep=0.5):
+            model(**inputs)
+        seen.append(watch.seen[0])
+        monkeypatch.setattr(attention, "forward", k_first)
+    assert torch.equal(seen[0].vit_attention["last"], seen[1].vit_attention["last"])
+    assert torch.equal(seen[0].vit_keys, seen[1].vit_keys)
 
 
 class TestRefused:
