@@ -164,10 +164,11 @@ class TestFirstRun:
 
     def test_what_was_run_is_not_run_again(self, read):
         _, run, sweep, *_ = read("first-run.md").said
-        assert run.report["method"] == sweep.report["method"] == "idpruner"
-        assert run.report["run"] == sweep.report["run"]
-        assert "random-0.25 pocket_text" in sweep.err
-        assert "idpruner-0.25 pocket_text" not in sweep.err
+        assert [report["method"] for report in sweep.runs] == ["random", "idpruner"]
+        assert sweep.report == {"finished": 2, "failed": [], "runs": ["results/look"]}
+        assert run.report["run"] == sweep.runs[1]["run"]
+        assert "random-0.25: 0 of" in sweep.err
+        assert "idpruner-0.25" not in sweep.err
 
     def test_the_other_commands_speak_of_those_runs(self, read):
         reader = read("first-run.md")
@@ -271,5 +272,6 @@ def test_a_scorer(read):
     reader = read("train-a-scorer.md")
     trained, used, compared, real = reader.said
     assert (trained.report["step"], trained.report["scorer"]) == (3, "results/scorers/look/scorer")
-    assert (used.report["method"], list(compared.report["tasks"])) == ("hiprune", ["pocket_text", "avg"])
+    assert used.runs[-1]["method"] == "hiprune"
+    assert list(compared.report["tasks"]) == ["pocket_text", "avg"]
     assert real.report["scorer"] == "results/scorers/mine/scorer"

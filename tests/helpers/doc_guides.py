@@ -70,6 +70,11 @@ class Said:
     def report(self) -> dict:
         return report_of(self.out)
 
+    @property
+    def runs(self) -> list[dict]:
+        """The reports of the runs of a sweep, of which the last line is none."""
+        return [report_of(line) for line in self.out.splitlines() if line.startswith('{"run"')]
+
 
 @dataclass
 class Reader:
