@@ -248,6 +248,32 @@ def test_killed_in_the_middle_it_goes_on(hub, held, tmp_path):
     assert (to / "models" / "some" / "model" / "large.bin").read_bytes() == (theirs / "large.bin").read_bytes()
 
 
+def test_videos_in_archives_are_where_their_task_looks(hub, tmp_path):
+    """As Video-MME has them: chunks of one folder of videos, and one archive of subtitles."""
+    miniatures.videomme(tmp_path)
+    theirs = tmp_path / "Video-MME"
+    clips = sorted((theirs / "data").iterdir())
+    for name, files in (
+        ("chunk_01", clips[:2]),
+        ("chunk_02", clips[2:]),
+        ("subtitle", (theirs / "subtitle").iterdir()),
+    ):
+        with zipfile.ZipFile(theirs / f"{name}.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(theirs))
+    for place in ("data", "subtitle"):
+        shutil.rmtree(theirs / place)
+    hub.repositories["dataset", "lmms-eval/Video-MME"] = theirs
+    to = tmp_path / "to"
+    fetched(to, "videomme_w_subtitle")
+    copies = datasets.local(TasksConfig(metrics={"videomme_w_subtitle": None}), str(to))
+    suite = TaskSuite(TasksConfig(metrics={"videomme_w_subtitle": None}), data=copies)
+    task = suite.load("videomme_w_subtitle")
+    (part,) = [part for part in suite.messages(task, task.task_docs[0])[0]["content"] if part["type"] == "video"]
+    assert Path(part["url"]).is_relative_to(to)
+    assert Path(part["url"]).is_file()
+
+
 def archive_of(folder: Path) -> None:
     """Write a zip, a tar in two parts and a compressed tar, each with a file in a folder of its own."""
     (folder / "source").mkdir(parents=True)
