@@ -16,7 +16,7 @@ from harness.core.files import check_file, check_place, make_folder, write_atomi
 from harness.core.overrides import compose
 from harness.core.rules import at_least, flag, optional, require
 from harness.data import fetch, listing, sources
-from harness.data.hub import Listing, list_files
+from harness.data.hub import Listing, NotReachedError, list_files
 from harness.data.sources import Source
 from harness.evaluation import datasets, preflight
 from harness.models import checkpoint
@@ -85,8 +85,8 @@ def _asked(found: list[Source], timeout: float) -> Iterator[tuple[Source, Listin
             yield group[0], list_files(group[0], timeout)
         except UserError as error:
             say(f"not asked of the Hub: {error}")
-            if "HTTP status" not in str(error) and "gated" not in str(error):
-                return  # no network: each further question would wait as long
+            if isinstance(error, NotReachedError):
+                return  # each further question would wait as long
 
 
 def _fetch(cfg: DictConfig, config: RunConfig, found: list[Source]) -> None:

@@ -1,5 +1,6 @@
 """Ask the Hub what a repository holds, and turn each of its refusals into one line that says what to do."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,12 @@ from harness.core.errors import UserError, one_line
 from harness.data.sources import Source
 from harness.models.checkpoint import run_with_timeout
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AGAIN = "the same command goes on from what is there"
+
+
+class NotReachedError(UserError):
+    """The Hub does not answer at all."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,10 @@ def refusals(source: Source) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # its client's errors have no base class in common, and differ between its versions
-        raise UserError(_said(error, source)) from error
+        raise _said(error, source) from error
 
 
-def _said(error: Exception, source: Source) -> str:
+def _said(error: Exception, source: Source) -> UserError:
     from huggingface_hub import errors
 
     while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
@@ -79,20 +85,21 @@ def _said(error: Exception, source: Source) -> str:
     login = "log in (hf auth login, or HF_TOKEN)"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return f"{what} is gated: accept its terms at {page} and {login}"
+        return UserError(f"{what} is gated: accept its terms at {page} and {login}")
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{what} has no revision {source.revision}: choose a branch or commit of {page}"
+        return UserError(f"{what} has no revision {source.revision}: choose a branch or commit of {page}")
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
-        return f"{what} lacks a file that it lists ({one_line(error)[:160]}): try again"
+        return UserError(f"{what} lacks a file that it lists ({one_line(error)[:160]}): try again")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
-        return f"{at} has no {what}, or hides it from you (HTTP status {status}): check the name, and {login}"
+        hidden = f"or hides it from you (HTTP status {status})"
+        return UserError(f"{at} has no {what}, {hidden}: check the name, and {login}")
     if status is not None:
-        return f"{at} answers with HTTP status {status} for {what}: try again later; {AGAIN}"
+        return UserError(f"{at} answers with HTTP status {status} for {what}: try again later; {AGAIN}")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return f"cannot ask {at} for {what}, since HF_HUB_OFFLINE is set: unset it, on a machine with network access"
-    if isinstance(error, OSError) and error.errno and error.filename is not None:
-        return f"cannot write {error.filename} ({error.strerror}): make room or choose another folder; {AGAIN}"
-    if isinstance(error, OSError) and error.strerror and error.errno == 28:
-        return f"cannot write {what} ({error.strerror}): make room or choose another folder; {AGAIN}"
-    kind = type(error).__name__
-    return f"cannot fetch {what} from {at} ({kind}: {one_line(error)[:160]}): run this where there is network; {AGAIN}"
+        remedy = "unset it, on a machine with network access"
+        return NotReachedError(f"cannot ask {at} for {what}, since HF_HUB_OFFLINE is set: {remedy}")
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
+        place = error.filename or what
+        return UserError(f"cannot write {place} ({error.strerror}): make room or choose another folder; {AGAIN}")
+    cause = f"{type(error).__name__}: {one_line(error)[:160]}"
+    return NotReachedError(f"cannot fetch {what} from {at} ({cause}): run this where there is network; {AGAIN}")

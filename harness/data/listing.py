@@ -19,6 +19,7 @@ from harness.models import checkpoint
 
 HEAD = ("for", "repository", "subset", "split", "questions", "size", "licence", "here")
 UNKNOWN = "unknown"
+TODAY = "the Hub, today"
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Row:
     facts: Facts
     place: Path | None  # on this machine; None: not here
     wrong: str = ""  # what is wrong with what is here
+    files: int | None = None  # how many are to be downloaded, or are here of a model
     command: str = ""  # which fetches it
 
     def cells(self) -> list[str]:
         """Return the row as texts; `here` is yes, no or damaged."""
         here = "damaged" if self.wrong else "no" if self.place is None else "yes"
-        return [*cells(self.source, self.facts), here]
+        *about, size, licence = cells(self.source, self.facts)
+        return [*about, size + (f" in {self.files} files" if self.files else ""), licence, here]
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for programs."""
@@ -44,6 +47,7 @@ class Row:
             **{name: getattr(source, name) for name in ("kind", "name", "repository", "revision", "split")},
             "subsets": list(source.subsets),
             **known,
+            "files": self.files,
             "known_from": facts.origins,
             "here": None if self.place is None else str(self.place),
             "wrong": self.wrong or None,
@@ -74,17 +78,19 @@ def cells(source: Source, facts: Facts) -> list[str]:
 def row(source: Source, data_root: datasets.DataRoot, listing: Listing | None, to: str) -> Row:
     """Look for a source on this machine, and gather what is known: its card here, the Hub, or pages of the Hub."""
     place, wrong = _place(source, data_root)
-    facts = Facts()
-    if place is not None and source.kind == "dataset" and (place / "README.md").is_file():
-        text = (place / "README.md").read_text(encoding="utf-8", errors="replace")
-        facts = cards.facts(cards.header(text, str(place)), source, f"card in {place}")
+    facts, files = Facts(), None
+    if place is not None and source.kind == "dataset":
+        for card in [path for path in (place / "README.md", *sorted(place.glob("*/README.md"))) if path.is_file()][:1]:
+            text = card.read_text(encoding="utf-8", errors="replace")
+            facts = cards.facts(cards.header(text, str(card)), source, str(card))
+    elif place is not None:
+        sizes = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
+        facts, files = Facts.of(f"the files in {place}", size=sum(sizes)), len(sizes)
     if listing is not None:
-        chosen = (
-            cards.chosen_files(listing.card, [source], listing.sizes) if source.kind == "dataset" else listing.sizes
-        )
-        size = Facts.of("the Hub, today", size=sum(listing.sizes[name] for name in chosen))
-        facts = size.completed_by(facts).completed_by(cards.facts(listing.card, source, "the Hub, today"))
-    return Row(source, facts.completed_by(cards.known(source)), place, wrong, command(source, to))
+        chosen = listing.sizes if source.kind == "model" else cards.chosen_files(listing.card, [source], listing.sizes)
+        today, files = Facts.of(TODAY, size=sum(listing.sizes[name] for name in chosen)), len(chosen)
+        facts = today.completed_by(facts).completed_by(cards.facts(listing.card, source, TODAY))
+    return Row(source, facts.completed_by(cards.known(source)), place, wrong, files, command(source, to))
 
 
 def command(source: Source, to: str) -> str:

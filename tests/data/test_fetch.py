@@ -146,6 +146,30 @@ def test_a_file_that_was_cut_short_is_fetched_again(hub, held, tmp_path):
     assert file.read_bytes() == content
 
 
+def test_what_has_come_before_a_connection_breaks_is_not_asked_for_again(hub, held, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 20)
+    theirs = shutil.copytree(held / "tiny-qwen2.5-vl", tmp_path / "theirs")
+    (theirs / "large.bin").write_bytes(os.urandom(1 << 23))
+    hub.repositories["model", "some/model"] = theirs
+    hub.cut["large.bin"] = 1 << 22
+    order = fetch.Order.of([sources.of_model(ModelConfig(name="m", pretrained="some/model"))], tmp_path / "to")
+    fetch.fetch(order, "float32", print)
+    assert (order.folder / "large.bin").read_bytes() == (theirs / "large.bin").read_bytes()
+    (_, again) = [name for name in hub.fetched if name.startswith("large.bin")]
+    assert int(again.partition("@")[2]) > 0
+
+
+def test_what_the_hub_lists_today_is_listed(hub, tmp_path, capsys):
+    cfg = compose("data", preflight.prepare(["tasks=docvqa_val", "model.pretrained=some/model", "hub=20"]))
+    command.main(cfg)
+    *lines, last = capsys.readouterr().out.splitlines()
+    docvqa, model = json.loads(last)["sources"]
+    order = orders(tmp_path, "docvqa_val")[0]
+    assert (docvqa["files"], docvqa["size"], docvqa["known_from"]["size"]) == (3, order.size, "the Hub, today")
+    assert model["files"] == len(sizes(hub.repositories["model", "some/model"]))
+    assert f"kB in {model['files']} files" in "\n".join(lines)
+
+
 def test_a_full_disk_after_the_download_is_not_success(hub, tmp_path, monkeypatch):
     def snapshot_download(*args, local_dir, **kwargs):
         (local_dir / "README.md").write_bytes(b"-")
@@ -243,6 +267,7 @@ def test_killed_in_the_middle_it_goes_on(hub, held, tmp_path):
     assert not (to / "models" / "some" / "model" / "large.bin").exists()
     done = subprocess.run([*call, f"to={to}"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
+    assert "Fetching" in done.stderr  # a bar
     for name, size in sizes(theirs).items():
         assert (to / "models" / "some" / "model" / name).stat().st_size == size
     assert (to / "models" / "some" / "model" / "large.bin").read_bytes() == (theirs / "large.bin").read_bytes()

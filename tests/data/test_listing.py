@@ -140,7 +140,7 @@ def test_the_copy_that_is_here_is_believed_first(capsys, tmp_path):
     text, out = run(capsys, "tasks=docvqa_val", f"data_root={tmp_path}", "hub=0")
     (row,) = out["sources"]
     assert (row["questions"], row["here"]) == (12, str(tmp_path / "DocVQA"))
-    assert row["known_from"]["questions"] == f"card in {tmp_path / 'DocVQA'}"
+    assert row["known_from"]["questions"] == str(card)
     assert f"docvqa_val is in {tmp_path / 'DocVQA'}" in text
     assert "hf download" not in text
 
