@@ -2,12 +2,15 @@
 
 For questions that ask where something is, of which runs record the target's box. A pruner may fail because it drops the
 target, or although it keeps it, as when positions are renumbered: the first shows as accuracy that rises with the share
-of the target, the second as a gap to the unpruned model where all of the target is kept.
+of the target, the second as a gap to the unpruned model where all of the target is kept. MODEL-questions.parquet has
+a row for each question.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from harness.analyze.ablation import check
 from harness.analyze.output import interval, leave, samples
 from harness.core.errors import UserError
 from harness.core.escape import visible
+from harness.core.files import make_folder, slug, write_atomic
 from harness.core.rules import at_least, require
 from harness.models.coordinates import WHOLE, inward, overlap
 from harness.results import plots
@@ -28,6 +32,7 @@ from harness.results.result import Result, load_results
 from harness.results.run_folder import AGAIN
 from harness.results.stats import Array
 
+DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # of a companion file: its first digits tell runs apart
 HIT = 0.5  # intersection over union from which a box counts as right
 IOU = "refcoco_ACC@0.5,none"  # lmms-eval's metric of it, which every REC task has
 
@@ -43,8 +48,7 @@ CHECKS = (check, check_numbers)
 def localisation(cfg: DictConfig) -> None:
     """Read the targets of finished runs and draw accuracy over the share of them that was kept."""
     results = load_results(cfg.runs)
-    called = names(results)
-    titles = {result.hash: f"{called[result.hash]} {result.budget}".strip() for result in results}
+    titles = titles_of(results)
     frames = [questions.assign(run=titles[result.hash]) for result in results for questions in asked(result)]
     if not frames:
         start = "start with python -m harness tasks=grounding, or tasks=pocket_places"
@@ -59,8 +63,17 @@ def localisation(cfg: DictConfig) -> None:
     print(visible(table.to_string(index=False, float_format="{:.3f}".format), keep="\n"))
     tasks = list(dict.fromkeys(rows["task"]))
     whole = table[table["band"] == "all"].drop(columns="band").to_dict("records")
+    file = Path(str(cfg.out)) / f"{slug(models[0])}-questions.parquet"
+    make_folder(file.parent)
+    write_atomic(file, rows.to_parquet(None, index=False, compression="zstd"))
     summary = {"analysis": "localisation", "model": models[0], "tasks": tasks, "iou": HIT, "runs": whole}
     leave(cfg, models[0], table, picture(table, f"{models[0]}, {', '.join(tasks)}"), summary)
+
+
+def titles_of(results: Sequence[Result]) -> dict[str, str]:
+    """Return `Result.hash` -> the method and its budget, as tables call them."""
+    called = names(results)
+    return {result.hash: DIGEST.sub(r"\1", f"{called[result.hash]} {result.budget}".strip()) for result in results}
 
 
 def asked(result: Result) -> Iterator[pd.DataFrame]:
@@ -79,7 +92,7 @@ def asked(result: Result) -> Iterator[pd.DataFrame]:
         right = hits(result, task)
         shown = columns.get("picture", [""] * len(right))
         rows = [
-            {"picture": name or f"{task}/{doc}", "share": share(of_task[doc]), "right": hit}
+            {"doc_id": doc, "picture": name or f"{task}/{doc}", "share": share(of_task[doc]), "right": hit}
             for doc, hit, name in zip(columns["doc_id"], right, shown, strict=True)
             if doc in of_task
         ]
@@ -162,7 +175,8 @@ def picture(table: pd.DataFrame, title: str) -> Figure:
     """Plot accuracy over the mean share of each band, a panel for each task and a line for each run."""
     tasks = list(dict.fromkeys(table["task"]))
     with plots.style():
-        figure = Figure(figsize=(3.6 * len(tasks) + 1.8, 3.6), layout="constrained")
+        height = max(3.6, 0.17 * table["run"].nunique() + 0.6)  # of the legend
+        figure = Figure(figsize=(3.6 * len(tasks) + 1.8, height), layout="constrained")
         axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
         for axis, task in zip(axes, tasks, strict=True):
             for run, each in table[(table["task"] == task) & (table["band"] != "all")].groupby("run", sort=False):

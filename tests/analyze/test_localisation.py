@@ -1,16 +1,19 @@
 """python -m harness.analyze localisation: how much of a target was kept, and what that does to the answer."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from printed import percent, rows_below
 from run_folders import make_run, sealed_again
 
 from harness.analyze import localisation
 from harness.core.errors import UserError
+from harness.core.escape import csv
 from harness.core.files import json_lines
 from harness.core.overrides import compose
-from harness.results.result import Result
+from harness.results.result import Result, load_results
 
 GRID, CORNER = [1, 4, 4], [0.0, 0.0, 0.5, 0.5]  # the target is tokens 0, 1, 4 and 5
 RIGHT, WRONG = [0.0, 0.0, 0.5, 0.4], [0.0, 0.0, 0.5, 0.2]  # overlaps of 0.8 and 0.4
@@ -78,6 +81,9 @@ def test_accuracy_is_given_for_each_share(tmp_path, capsys):
     assert set(unpruned["band"]) == {"0.75 to 1", "all"}
     assert [each["accuracy"] for each in summary["runs"]] == pytest.approx([1, 4 / 6], abs=1e-5)
     assert (tmp_path / "out" / "m.png").stat().st_size > 5000
+    rows = pd.read_parquet(tmp_path / "out" / "m-questions.parquet")
+    assert rows.loc[rows["method"] == "random", "share"].tolist() == [1, 1, 0.5, 0.25, 0, 0]
+    assert rows.loc[rows["method"] == "random", "right"].tolist() == [1, 1, 1, 0, 0, 1]
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["analysis"] == "localisation"
 
 
@@ -126,3 +132,69 @@ def test_tiles_whose_place_is_unknown_are_refused(tmp_path):
     with pytest.raises(UserError, match="question 0: InternVL's runs do not record where the tiles of a picture lie"):
         localisation._refuse_tiles(TASK, lines)
     assert len(list(localisation.asked(Result.of(path)))) == 1  # crops of other families show all of the picture
+
+
+ROOT = Path(__file__).parents[2]
+COMMITTED, PAGE = ROOT / "results" / "analysis" / "localisation", ROOT / "docs" / "benchmarks.md"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return pd.read_parquet(COMMITTED / "pocket_clip-questions.parquet")
+
+
+def test_the_committed_bands_are_what_the_questions_give(rows):
+    table = localisation.banded(rows, 4, 1000, 0)
+    written = csv(table, lineterminator="\n", float_format="%.6g")
+    assert written == (COMMITTED / "pocket_clip.csv").read_text(encoding="utf-8")
+
+
+def test_the_committed_questions_are_right_where_the_archived_runs_are(rows):
+    results = load_results(str(COMMITTED / "archive" / "pocket_clip"))
+    titles = localisation.titles_of(results)
+    assert set(titles.values()) == set(rows["run"])
+    for result in results:
+        columns = result.per_question["pocket_places"]
+        right = dict(zip(columns["doc_id"], localisation.hits(result, "pocket_places"), strict=True))
+        mine = rows[rows["run"] == titles[result.hash]]
+        assert dict(zip(mine["doc_id"], mine["right"], strict=True)) == right
+
+
+def test_the_experiment_agrees_with_the_committed_table_of_places(rows):
+    table = pd.read_csv(COMMITTED.parents[1] / "pocket" / "places.csv").fillna({"budget": ""})
+    scores = {(row.method, row.budget): row.pocket_places for row in table.itertuples()}
+    ours = rows.groupby(["method", "budget"])["right"].mean().round(4).to_dict()
+    shared = scores.keys() & ours.keys()
+    assert {method for method, _ in shared} == {"baseline", "random", "uniform", "visionzip", "divprune"}
+    assert {key: ours[key] for key in shared} == pytest.approx({key: scores[key] for key in shared}, abs=1e-4)
+
+
+def test_the_page_shows_the_committed_figures():
+    table = pd.read_csv(COMMITTED / "pocket_clip.csv", dtype=str, keep_default_na=False)
+    whole = table[table["band"] == "all"]
+    _, *shown = rows_below(PAGE, "kept at 0.25")
+    names = {"unpruned": "", "`d2pruner`, its prior": "d2pruner* (prior 2cb1a290)"}
+    names["`d2pruner`, `prior: none`"] = "d2pruner* (prior none)"
+    for name, _, *cells in shown:
+        name = names.get(name, name.strip("`"))
+        for budget, given in (("keep=0.25", cells[:2]), ("keep=0.1", cells[2:])):
+            (row,) = whole[whole["run"] == (f"{name} {budget}" if name else "unpruned")].to_dict("records")
+            interval = f"({percent(row['low'])} to {percent(row['high'])})"
+            assert given == [percent(row["share"]), f"{percent(row['accuracy'])} {interval}"]
+    assert len(shown) == len(whole) // 2 + 1
+
+
+def test_the_page_shows_what_renumbered_positions_cost():
+    table = pd.read_csv(COMMITTED / "positions.csv", dtype=str)
+    scores = dict(zip(table["method"], table["avg"], strict=True))
+    _, *shown = rows_below(PAGE, "positions kept")
+    assert {(name.strip("`"), kept, compact) for name, kept, compact in shown} == {
+        (name, scores[f"{name} (positions keep)"], scores[f"{name} (positions compact)"])
+        for name in ("visionzip", "divprune")
+    }
+    results = load_results(str(COMMITTED / "archive" / "pocket_llava"))
+    assert {result.hash for result in results} == set(table["hash"])
+    for result in results:
+        row = table[table["hash"] == result.hash].iloc[0]
+        for task, metric in result.metrics["primary"].items():
+            assert f"{result.score(task, metric):.4f}" == row[task]

@@ -1,10 +1,10 @@
 """The tables of README and docs show the cells of the committed CSV files."""
 
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from printed import percent, rows_below
 
 from harness.compare import compare
 from harness.results.result import collect
@@ -25,15 +25,6 @@ METRICS = {f"{kind}_{task}" for kind in ("pocket", "blank") for task in CLIP_TAS
 ROWS = [("table", "`pocket`"), ("blank", "blanked"), ("llava", "`pocket_llava`"), ("llava_blank", "blanked")]
 
 
-def rows_below(page: Path, title: str) -> list[list[str]]:
-    """Return the cells of the table whose head contains a title, without the line below the head."""
-    lines = page.read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|") and title in line)
-    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
-    return [rows[0], *rows[2:]]
-
-
 def sheet(name: str) -> pd.DataFrame:
     frame = pd.read_csv(POCKET / f"{name}.csv", dtype=str, keep_default_na=False)
     names = frame["method"].str.extract(r"^(\S+)(?: \((?!prior)(.*)\))?").fillna("")  # the file of a prior is left out
@@ -41,10 +32,6 @@ def sheet(name: str) -> pd.DataFrame:
     if name == "table":  # where a method was run in one way alone, tables leave out which
         frame.loc[frame["name"].isin(["pyramiddrop", "sparsevlm"]), "name"] += " budget_at end"
     return frame
-
-
-def percent(score: str) -> str:
-    return f"{(Decimal(score) * 100).quantize(Decimal('0.1'), ROUND_HALF_UP)}"
 
 
 def test_readme_shows_the_averages():
