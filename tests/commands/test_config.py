@@ -1,6 +1,7 @@
 """Every configuration composes, and every mistake is one line with exit code 2 that leaves nothing behind."""
 
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from itertools import cycle
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,11 +19,13 @@ import methods
 from harness.core.config import conf, validate
 from harness.core.config_groups import check_tasks, register
 from harness.core.errors import UserError
+from harness.core.help import described
 from harness.core.overrides import compose
 from harness.core.rules import at_least, between, one_of, optional, require
 from harness.evaluation.pruner import checked_method
 from harness.models.model_folder import ModelFolder
 from harness.pocket import WEIGHTS
+from methods.checks import hint
 
 CONF = conf()
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -61,6 +65,22 @@ def test_every_suite_composes_and_its_tasks_exist(tasks):
 def test_a_methods_file_lists_its_parameters_with_their_defaults(method):
     cls = methods.get(method)
     assert composed(f"method={method}").params == {field.name: getattr(cls(), field.name) for field in fields(cls)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_line_of_a_parameter_names_its_choices(method):
+    _, (group, *_) = described("config", [f"method={method}"])
+    lines = {row.key.removeprefix("method."): f"{row.default} {row.meaning}" for row in group.settings}
+    cls = methods.get(method)
+    choices = {field.name: get_args(hint(cls, field.name)) for field in fields(cls)}
+    literal = {name: [str(one) for one in values if one is not type(None)] for name, values in choices.items()}
+    missing = {
+        f"{name}={value}": lines[name]
+        for name, values in literal.items()
+        for value in values
+        if not value.startswith("<class") and not re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.]\w)", lines[name])
+    }
+    assert missing == {}
 
 
 def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
@@ -159,6 +179,10 @@ MISTAKES = {
     "neither true nor false": (["force=x"], "force must be true or false, got x"),
     "an added key": (["+kep=1"], "unknown key kep: did you mean keep?"),
     "an interpolation of nothing": (["model.name=${nope}"], "model.name: Interpolation key 'nope' not found"),
+    "a log of Hydra's": (
+        ["hydra.verbose=true"],
+        "hydra.verbose shows nothing, since Hydra logs nothing here: pass verbose=true",
+    ),
     "a folder of Hydra's": (["hydra.run.dir=/proc/x"], "hydra.run.dir is no setting of this command"),
     "another working directory": (["hydra.job.chdir=true"], "hydra.job.chdir is no setting of this command"),
     "a word": (["idpruner"], "cannot read the argument idpruner: expected key=value"),

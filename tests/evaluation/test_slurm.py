@@ -160,7 +160,9 @@ def test_a_sweep_that_is_preempted_cancelled_and_fails_ends_with_the_bytes_of_a_
     assert (second["finished"], second["queued"], second["submitted"]) == (2, 0, 2)
     launcher = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=tiny"]
     third, _ = cluster.harness(*launcher, *cluster.sweep, "runs=runs")
-    assert json.loads(third.splitlines()[-1])["submitted"] == 0
+    *_, status, table, last = third.splitlines()
+    assert (status, table) == ("python -m harness.status runs=runs", "python -m harness.tables runs=runs")
+    assert json.loads(last)["submitted"] == 0
 
     cluster.harness("-m", *cluster.sweep, "runs=local")
     wait_for("the rest", lambda: cluster.done("probe.py-Held", "probe.py-Broken"))
