@@ -7,7 +7,7 @@ estimate is for one question about one picture.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from harness.models.cost import architectures, count
 from harness.models.cost.vision import IN_CROPS, tokens_of_side
 from harness.models.limits import PixelLimits
 from harness.models.model_folder import ModelFolder
-from harness.results.submissions import LIVE, PlannedRun, list_runs
+from harness.results.submissions import LIVE, PlannedRun, Run, list_runs
 from methods import per_tile
 from methods.base import Signal
 from methods.resize import smaller
@@ -64,7 +64,8 @@ class Row:
 def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     """Print a line for every run, what all of them cost, and the same as one JSON line."""
     only_one("dry_run=true")
-    rows = listed(sweep)
+    existing = _existing(sweep)
+    rows = listed(sweep, existing)
     cells = [(row.state, _tokens(row.cost), _tera(row.cost.flops), row.run, " ".join(row.overrides)) for row in rows]
     head = ("state", "visual tokens", "TFLOPs", "run", "overrides")
     print("\n".join(table_lines([head, *cells], left=None)))
@@ -77,7 +78,7 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
         f"{_tera(sum(counted))} TFLOPs for one question in each of {len(counted)} of the {len(left)} runs to come, "
         f"assuming a picture of {WIDTH} x {HEIGHT} pixels, {TEXT} tokens of text and {ANSWER} of an answer"
     )
-    time = _time(rows)
+    time = _time(rows, existing)
     if time is not None:
         measured = time.measured
         print(f"{in_words(time.seconds)} for all of them on {measured.device}, at the speed of {measured.run}")
@@ -88,26 +89,35 @@ def show(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> None:
     print_json({"dry_run": True, **total, "runs": [_as_json(row) for row in rows]})
 
 
-def listed(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> list[Row]:
+def _existing(sweep: Sequence[tuple[LocatedRun, list[str]]]) -> dict[Path, list[Run]]:
+    """Return the runs that were planned or started, by the folder `runs`."""
+    folders = dict.fromkeys(Path(run.config.runs) for run, _ in sweep)
+    return {folder: list_runs(folder) for folder in folders}
+
+
+def listed(
+    sweep: Sequence[tuple[LocatedRun, list[str]]], existing: Mapping[Path, Sequence[Run]] | None = None
+) -> list[Row]:
     """Return every run of a sweep once, baselines first; UserError for one that its model cannot do."""
-    existing = {run.key: run for folder in {run.config.runs for run, _ in sweep} for run in list_runs(Path(folder))}
+    folders = _existing(sweep) if existing is None else existing
+    by_key = {run.key: run for runs in folders.values() for run in runs}
     rows = []
     for located, planned in wanted_runs(sweep, _plans):
-        run = existing.get(planned.key)
+        run = by_key.get(planned.key)
         state = "to do" if run is None or (located.config.force and run.state in ("done", "damaged")) else run.state
         name = planned.run if run is None else run.run
         rows.append(Row(name, state, planned.overrides, cost(located), located.config))
     return rows
 
 
-def _time(rows: Sequence[Row]) -> Estimate | None:
+def _time(rows: Sequence[Row], existing: Mapping[Path, Sequence[Run]]) -> Estimate | None:
     """Estimate how long the runs to come take, by all finished runs next to them."""
-    flops = {(row.config.runs, row.run): row.cost.flops for row in rows if row.state == "done"}
+    flops = {(Path(row.config.runs), row.run): row.cost.flops for row in rows if row.state == "done"}
     finished = [
-        (run, flops.get((runs, run.run)))
-        for runs in dict.fromkeys(row.config.runs for row in rows)
-        for planned in list_runs(Path(runs))
-        if planned.state == "done" and (run := Measured.of(Path(runs) / planned.run, planned.run)) is not None
+        (measured, flops.get((folder, run.run)))
+        for folder, runs in existing.items()
+        for run in runs
+        if run.state == "done" and (measured := Measured.of(folder / run.run, run.run)) is not None
     ]
     return estimate([(row.config, row.cost.flops) for row in rows if row.state not in ("done", *LIVE)], finished)
 
