@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,19 +81,21 @@ class Progress:
         from tqdm import tqdm
 
         several = self.jobs > 1
-        form = {"file": sys.stderr, "leave": False, "disable": False}
+        columns = shutil.get_terminal_size().columns - 1  # also of a terminal that does not know its width
+        form = {"file": sys.stderr, "leave": False, "disable": False, "ncols": columns}
+        of_sweep = f"sweep: {self._ended} of {self.jobs} runs"
         whole = tqdm(
             total=self.jobs,
             initial=self._ended,
-            desc="sweep",
-            bar_format="{desc}: {n_fmt} of {total_fmt} runs |{bar}| {postfix}",
+            desc=of_sweep,
+            bar_format="{desc} |{bar}|",
             **{**form, "disable": not several},
         )
         with whole, tqdm(total=questions, desc=name, unit=" questions", position=int(several), **form) as bar:
 
             def show(done: int, left: float) -> None:
                 bar.update(done - bar.n)
-                whole.set_postfix_str(self._of_sweep(questions))
+                whole.set_description_str(f"{of_sweep}, {self._of_sweep(questions)}")
 
             yield show
 
