@@ -38,6 +38,8 @@ GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
+    "python -m harness -m experiment=grounding model=pocket_clip": ["method=random", "keep=0.25", "limit=4"],
+    "python -m harness -m model=pocket_llava tasks=pocket_image method=visionzip,divprune": ["limit=2"],
     "python scripts/coverage.py": ["--worlds", "2"],
     "python scripts/selection_costs.py": ["64"],
     "python scripts/video_memory.py": ["--small", "--frames", "4"],
