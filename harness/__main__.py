@@ -41,6 +41,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     """Run one configuration and print its report."""
     from harness.evaluation.runner import run
     from harness.results.labels import sample_notes
+    from harness.results.parameters import unusual
     from harness.results.result import Result, average, failures, relative, unproven
     from harness.results.run_folder import METRICS
 
@@ -60,6 +61,7 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     report = {
         "run": str(folder.path),
         "method": result.about["method"],
+        "parameters": unusual(result.about),
         "model": config.model.name,
         "budget": result.about["budget"],
         "scores": result.metrics["scores"],
@@ -91,14 +93,17 @@ def end(context: RunContext, jobs: list[list[str]], failed: list[int]) -> None:
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:
+    from harness.results.labels import title
+
     about, rows = result.about, [("task", "questions", "baseline", "score", "relative", "visual tokens")]
     for task, share in percent.items():
         tokens = result.metrics["visual_tokens"][task]
         counts = f"{tokens['kept']:.1f} of {tokens['all']:.1f}{_token_remarks(tokens)}"
         scores = (f"{baseline.score(task):.4f}", f"{result.score(task):.4f}")
         rows.append((task, str(result.metrics["questions"][task]), *scores, _percent(share), counts))
-    title = visible(f"{about['method']} at {about['budget']} on {about['model']}")
-    return "\n".join(["", title, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
+    name = about["method"] if result.is_baseline else title(result)
+    heading = visible(f"{name} at {about['budget']} on {about['model']}")
+    return "\n".join(["", heading, *table_lines([*rows, ("average", "", "", "", _percent(mean), "")], left=(0, 5))])
 
 
 def _overlaps(result: "Result") -> list[str]:
@@ -114,7 +119,8 @@ def _token_remarks(tokens: dict[str, float]) -> str:
     """Return K if `resize` missed it, and the tokens per layer if early decoder layers see more than is kept."""
     kept = tokens["kept"]
     budget, per_layer = tokens.get("budget", kept), tokens.get("per_layer", kept)
-    return "".join([f" (K: {budget:.1f})" * (budget != kept), f" ({per_layer:.1f} per layer)" * (per_layer > kept)])
+    remarks = [f"K: {budget:.1f}"] * (budget != kept) + [f"{per_layer:.1f} per layer"] * (per_layer > kept)
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _percent(share: float | None) -> str:

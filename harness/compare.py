@@ -15,7 +15,7 @@ from harness.core.escape import csv
 from harness.core.files import check_file, from_json, json_line, path_of, write_atomic
 from harness.results import archive
 from harness.results.frames import answers, questions, select_task
-from harness.results.labels import differing, sample_notes
+from harness.results.labels import differing, sample_notes, title
 from harness.results.result import Result, average, collect, failures, relative, unproven
 from harness.results.run_folder import RESPONSES
 from harness.results.stats import AVERAGE, Estimate, Noise, agreement, flips, holm, mcnemar_p, noise
@@ -141,7 +141,7 @@ def main(cfg: DictConfig) -> None:
         write_atomic(Path(str(cfg.csv)), csv(comparison, float_format="%.6g"))
     settings = _settings(a, b)
     for name, run in (("A", a), ("B", b)):
-        say(f"{name}: {' '.join(filter(None, [run.label, run.budget]))} on {run.about['model']}  ({run.folder})")
+        say(f"{name}: {' '.join(filter(None, [title(run), run.budget]))} on {run.about['model']}  ({run.folder})")
     differences = "; ".join(f"{key}: {value_a} / {value_b}" for key, (value_a, value_b) in settings.items())
     say(f"settings that differ: {differences}" if differences else "settings: the same")
     print(f"\n{text(comparison)}\n")

@@ -138,7 +138,8 @@ def page(method: Mapping[str, Any]) -> str:
         "variants": method["variants"],
         "fidelity": [method["fidelity"]],
         "flash": ["runs under FlashAttention" if method["flash"] else "does not run under FlashAttention"]
-        + ["its authors' code does not, since it reads attention maps"] * bool(method["attention_maps"]),
+        + ["its authors' code does not, since it reads attention maps"] * bool(method["attention_maps"])
+        + ["its authors' code reads no attention maps"] * (method["attention_maps"] is False),
         "servable": ["a serving engine could run it" if method["servable"] else "reads what a serving engine hides"],
         "families": [family for family in method["families"] if family not in refused]
         + [f"not {family}: {why}" for family, why in refused.items()],

@@ -76,6 +76,8 @@ class Method:
     revisions: ClassVar[Mapping[str, int]] = {}  # variant -> `revision`
     half_precision: ClassVar[frozenset[str]] = frozenset()  # variants that are `in_model_dtype`
     needs: ClassVar[frozenset[Signal]] = frozenset()
+    # Whether the authors' own code reads attention maps, which FlashAttention does not return; None: not known.
+    attention_maps: ClassVar[bool | None] = None
     compares_frames: ClassVar[bool] = False  # what it keeps of a frame depends on the other frames of the video
     unpublished_params: ClassVar[frozenset[str]] = frozenset()  # parameters whose value the authors did not publish
     companion_files: ClassVar[Mapping[str, str]] = {}  # parameter -> default file next to a model's weights
@@ -84,6 +86,7 @@ class Method:
         cls.name = cls.__dict__.get("name") or cls.__name__.lower()
         cls.version = cls.__dict__.get("version", 0)
         cls.fidelity = cls.__dict__.get("fidelity", "undeclared")
+        cls.attention_maps = cls.__dict__.get("attention_maps")
         for old, new in RENAMED.items():
             if old in cls.__dict__:
                 warnings.warn(f"{cls.__name__}.{old} is called {new} now", FutureWarning, stacklevel=2)
@@ -192,11 +195,6 @@ class Method:
     def flash_compatible(self) -> bool:
         """True if the method runs with any attention kernel; all do, since scores are recomputed from q and k."""
         return True
-
-    @property
-    def attention_maps(self) -> bool:
-        """True if the authors' own code reads attention maps, which kernels like FlashAttention do not return."""
-        return bool(self.needs & {Signal.VIT_ATTENTION, Signal.LLM})
 
     @property
     def servable(self) -> bool:

@@ -51,6 +51,7 @@ class DART(LayerMethod):
     name = "dart"
     version = 1
     fidelity = "adapted: exactly K tokens instead of 4 + 8 t, read in two ports of the authors' code"
+    attention_maps = False  # the authors' code reads keys and hidden states
     revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
     half_precision = frozenset({"paper"})
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "normed_output", "paper": "normed_input"}
@@ -63,11 +64,6 @@ class DART(LayerMethod):
         super().__post_init__()
         self.require("image_pivots", self.image_pivots >= 1, "at least 1")
         self.require("text_pivots", self.text_pivots >= 0, "at least 0")
-
-    @property
-    def attention_maps(self) -> bool:
-        """False: keys and hidden states are all that the authors' code reads."""
-        return False
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         state = tokens.llm

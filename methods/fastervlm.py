@@ -26,6 +26,7 @@ class FasterVLM(Method):
     name = "fastervlm"
     version = 1
     fidelity = "exact"
+    attention_maps = True  # the authors' code reads `attentions` of the vision tower
     needs = frozenset({Signal.VIT_ATTENTION})
 
     scope: Literal["unit", "sample"] = "unit"

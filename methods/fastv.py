@@ -40,6 +40,7 @@ class FastV(LayerMethod):
     name = "fastv"
     version = 1
     fidelity = "exact"
+    attention_maps = True  # the authors' code reads the softmaxed attention of a decoder layer
     revisions: ClassVar[Mapping[str, int]] = {"paper": 1}
     half_precision = frozenset({"paper"})
 

@@ -47,6 +47,7 @@ class HiPrune(Method):
     name = "hiprune"
     version = 1
     fidelity = "exact"
+    attention_maps = True  # the authors' code reads `attentions` of the vision tower
     needs = frozenset({Signal.VIT_ATTENTION})
     revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 

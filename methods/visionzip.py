@@ -46,6 +46,7 @@ class VisionZip(Method):
     name = "visionzip"
     version = 1
     fidelity = "adapted: averages tokens at the LLM's entry, and keeps a patch in the place of CLS"
+    attention_maps = True  # the authors' code reads `attentions` of the vision tower
     needs = frozenset({Signal.VIT_ATTENTION, Signal.VIT_KEYS})
     revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 

@@ -46,6 +46,7 @@ class VisPruner(Method):
     name = "vispruner"
     version = 1
     fidelity = "adapted: compares tokens at the LLM's entry instead of before the projector"
+    attention_maps = True  # the authors' code reads `attentions` of the vision tower
     needs = frozenset({Signal.VIT_ATTENTION})
     revisions: ClassVar[Mapping[str, int]] = {"paper": 2}
 

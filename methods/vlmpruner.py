@@ -58,6 +58,7 @@ class VLMPruner(LayerMethod):
     name = "vlmpruner"
     version = 1
     fidelity = "adapted: goes on to exactly K tokens, with the places of each image's own grid"
+    attention_maps = False  # the authors' code reads keys and hidden states
     hidden: ClassVar[Mapping[str, HiddenState]] = {"official": "output"}
 
     pivots: int = 4
@@ -70,11 +71,6 @@ class VLMPruner(LayerMethod):
         self.require("pivots", self.pivots >= 1, "at least 1")
         self.require("theta", self.theta > 0, "above 0")
         self.require("batch", self.batch >= 1, "at least 1")
-
-    @property
-    def attention_maps(self) -> bool:
-        """False: keys and hidden states are all that the authors' code reads."""
-        return False
 
     def _select(self, tokens: Tokens, k: int, generator: torch.Generator) -> Selection:
         assert tokens.llm is not None

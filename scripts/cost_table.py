@@ -20,8 +20,6 @@ def joined(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     shares = 100 * costs[stages] / unpruned[stages].astype(float)
     budgets = ("keep=" + costs["budget"]).rename("budget")
     costs = pd.concat([costs[["method", "params"]].fillna(""), budgets, shares], axis=1).drop_duplicates()
-    alone = ~costs.duplicated(["method", "budget"], keep=False)
-    costs.loc[alone, "params"] = ""  # as in tables, which name what differs between rows
     return costs.merge(scores, on=["method", "params", "budget"]).sort_values([*stages, "avg"])
 
 

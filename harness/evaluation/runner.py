@@ -4,7 +4,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from functools import reduce
 from operator import or_
@@ -31,6 +31,7 @@ from harness.pruning.vision_cache import VisionCache
 from harness.results.metrics import primary
 from harness.results.response_log import ResponseLog
 from harness.results.run_folder import RunFolder
+from methods.base import Method
 
 
 def run(plan: RunPlan, context: RunContext, baseline: bool = True) -> tuple[RunFolder, RunFolder]:
@@ -215,6 +216,7 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         "model": config.model.name,
         "budget": pruner.budget.label,
         "made_from": pruner.method.file_metadata,
+        "parameters": from_json(json_line(_unusual(pruner.method), default=str)),
         "config": from_json(json_line(resolved, default=str)),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "python": platform.python_version(),
@@ -223,6 +225,16 @@ def _about(plan: RunPlan, pruner: Pruner) -> dict[str, Any]:
         "sources": sources(pruner.method),
         "git": _git_commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _unusual(method: Method) -> dict[str, Any]:
+    """Return the parameters that differ from the method's defaults."""
+    values = {field: getattr(method, field.name) for field in fields(method) if field.init}
+    return {
+        field.name: value
+        for field, value in values.items()
+        if value != (field.default if field.default_factory is MISSING else field.default_factory())
     }
 
 

@@ -22,7 +22,7 @@ DASH = "–"
 LEGEND = {
     "best": "bold: best of the rows with this budget",
     "second": "underlined: second best",
-    "inside": "*: cuts inside the language model, so early layers see every token; ranked apart from the others",
+    "inside": "*: cuts inside the language model, and a layer sees more tokens than K on average; ranked apart",
     "same": "≈: not significantly different from the best (5 % level, corrected for the number of rows)",
     "untested": f"{UNTESTED}: untested, so without interval and marks",
 }

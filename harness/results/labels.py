@@ -5,9 +5,11 @@ from os.path import commonprefix
 from typing import Any
 
 from harness.results.method_groups import group_rank
+from harness.results.parameters import LAMBDA, in_words, unusual
 from harness.results.result import Result
 
 SHOWN = 3  # differences between settings that a row names
+PARAMS = "method.params"  # begins the names of a method's parameters in an identity
 PRUNED_ONLY = ("contract", "seed", "positions", "newlines")  # settings that the unpruned model does not have
 
 
@@ -39,32 +41,51 @@ def differing(results: Sequence[Result], parts: Iterable[str] = ()) -> dict[str,
 
 
 def _suffixes(results: Sequence[Result], group: Callable[[Result], Any], without: str = "") -> dict[str, list[str]]:
-    """Return `Result.hash` -> settings in which a run differs from others of its `group`, except `without`."""
+    """Return `Result.hash` -> settings to name, except `without`.
+
+    They are those in which a run differs from others of its `group`, and parameters that are not the method's defaults.
+    """
     groups: dict[Any, list[Result]] = {}
     for result in results:
         groups.setdefault(group(result), []).append(result)
     suffixes = {}
     for runs in groups.values():
-        names = [name for name in differing(runs) if name != without]
+        different = list(differing(runs))
         for run in runs:
-            settings = flat(run.about["identity"])
-            suffixes[run.hash] = [f"{name.rpartition('.')[2]} {settings.get(name)}" for name in names]
+            own = flat(unusual(run.about), PARAMS)
+            # The identity leaves out parameters that a method got later, at their default.
+            values = {**flat(run.about["config"]["method"], PARAMS), **flat(run.about["identity"]), **own}
+            shown = [name for name in dict.fromkeys([*different, *own]) if name != without]
+            suffixes[run.hash] = [in_words(name.rpartition(".")[2], values.get(name)) for name in shown]
     return suffixes
 
 
 def labels(results: Sequence[Result]) -> dict[str, str]:
-    """Return `Result.hash` -> a name that is unique within its setting and budget, such as "random (seed 1)"."""
+    """Return `Result.hash` -> a name that is unique within its setting and budget, such as "random (seed 1)".
+
+    It also names parameters that are not the method's defaults, except lambda, which has a column.
+    """
     suffixes = _suffixes(
         results,
         lambda run: (run.about["config"]["model"]["name"], run.setting, run.budget, run.label),
-        without="method.params.lam",  # lambda has a column
+        without=f"{PARAMS}.{LAMBDA}",
     )
-    parts = [(run.hash, *run.label.partition(" (")[::2]) for run in results]
-    return {key: name + _in_brackets([files.rstrip(")"), *suffixes[key]]) for key, name, files in parts}
+    return {run.hash: _with_files(run.label, suffixes[run.hash]) for run in results}
+
+
+def title(result: Result) -> str:
+    """Return the method with its files and all parameters that are not its defaults, as "idpruner (lam 0.7)"."""
+    return _with_files(result.label, [in_words(*item) for item in unusual(result.about).items()])
+
+
+def _with_files(label: str, suffixes: Sequence[str]) -> str:
+    """Add to a label, as "d2pruner (prior 103a2a3e)", what else it names."""
+    name, _, files = label.partition(" (")
+    return name + _in_brackets([files.rstrip(")"), *suffixes])
 
 
 def names(results: Sequence[Result]) -> dict[str, str]:
-    """Return `Result.hash` -> the method, with settings that differ between runs of the same method and budget.
+    """Return `Result.hash` -> the method, with parameters that are not its defaults, and what else tells runs apart.
 
     A star marks a method that cuts inside the language model, where a layer sees more than K tokens on average.
     """

@@ -129,6 +129,7 @@ class About(TypedDict):
     resumed: NotRequired[list[dict[str, Any]]]
     decoding: NotRequired[Decoding]
     made_from: NotRequired[dict[str, FileDigest]]
+    parameters: NotRequired[dict[str, Any]]
 
 
 Noise = TypedDict(

@@ -63,6 +63,7 @@ def test_what_a_cut_inside_the_language_model_is_worth_stands_beside_k():
     assert tokens == {"all": 8, "kept": 2, "per_layer": 4.5, "budget": 2}
     assert _token_remarks(tokens) == " (4.5 per layer)"
     assert _token_remarks({"all": 8, "kept": 2, "per_layer": 2, "budget": 3}) == " (K: 3.0)"
+    assert _token_remarks({"all": 8, "kept": 2, "per_layer": 3, "budget": 3}) == " (K: 3.0, 3.0 per layer)"
 
 
 class Talkative(PrunedModel):

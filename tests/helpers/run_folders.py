@@ -14,19 +14,20 @@ TASKS = {"t_one": 40, "t_two": 60}
 def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc,none", aggregate=np.mean, **more):
     """Write a finished run; `each`: task -> values per question (or columns of them); `more` goes into the identity.
 
-    `more` may also hold `lam`, `model` (its name), `said` (task -> answers), `scores` (task -> metric -> score) and
+    `more` may also hold `lam`, `params` (of the method; an own method's count as no defaults),
+    `model` (its name), `said` (task -> answers), `scores` (task -> metric -> score) and
     `failed` (task -> number of questions) and `noise` (as in metrics.json). A column `picture` is no metric.
     """
     lam, model, said = more.pop("lam", None), more.pop("model", "m"), more.pop("said", {})
     scores, failed, noise = more.pop("scores", {}), more.pop("failed", {}), more.pop("noise", {})
-    limit = more.pop("limit", None)
+    limit, params = more.pop("limit", None), more.pop("params", {}) | ({} if lam is None else {"lam": lam})
     baseline = method == "none"
     keep = 1.0 if baseline else None if tokens else keep
     each = {t: v if isinstance(v, dict) else {metric: [_plain(x) for x in v]} for t, v in (each or {}).items()}
     identity = {
         "model": {"weights": model, "dtype": "float32", "packages": {"torch": "2", "lmms-eval": "0.7.3"}},
         "tasks": {"names": list(each), "limit": limit, "files": "f"},
-        "method": {"name": method, "params": {} if lam is None else {"lam": lam}},
+        "method": {"name": method, "params": params},
         "budget": {"keep": keep, "tokens": None if baseline else tokens},
         "seed": 0,
         **more,
@@ -36,10 +37,11 @@ def make_run(root, method="none", each=None, keep=0.25, tokens=None, metric="acc
         "tasks": {"name": "+".join(each)},
         "keep": keep,
         "tokens": None if baseline else tokens,
-        "method": {"name": method} | ({} if lam is None else {"lam": lam}),
+        "method": {"name": method, **params},
     }
     folder = RunFolder(root / f"{method}-{digest(identity)[:8]}", identity)
-    folder.open({"method": method, "model": model, "budget": str(keep), "config": config, "git": None})
+    about = {"method": method, "model": model, "budget": str(keep), "config": config, "git": None}
+    folder.open({**about, "parameters": params})
     metrics_of = {t: {k: v for k, v in columns.items() if k != "picture"} for t, columns in each.items()}
     results = {t: scores.get(t) or {k: float(aggregate(v)) for k, v in m.items()} for t, m in metrics_of.items()}
     counts = {t: len(next(iter(columns.values()))) for t, columns in each.items()}

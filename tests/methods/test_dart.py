@@ -138,4 +138,4 @@ def test_where_it_cuts_and_what_it_reads():
     assert (DART().stage, DART().hidden_state) == ("layer:1", "normed_output")
     assert (DART(variant="paper").stage, DART(variant="paper").hidden_state) == ("layer:0", "normed_input")
     assert DART(layer=7).stage == "layer:7"
-    assert not DART().attention_maps
+    assert DART().attention_maps is False

@@ -182,5 +182,5 @@ def test_bad_parameters_are_refused(params):
 
 def test_where_it_cuts_and_what_it_reads():
     assert (VLMPruner().stage, VLMPruner().hidden_state) == ("layer:1", "output")
-    assert not VLMPruner().attention_maps
+    assert VLMPruner().attention_maps is False
     assert not VLMPruner(fit="official").exact_k

@@ -28,10 +28,7 @@ ROWS = [("table", "`pocket`"), ("blank", "blanked"), ("llava", "`pocket_llava`")
 def sheet(name: str) -> pd.DataFrame:
     frame = pd.read_csv(POCKET / f"{name}.csv", dtype=str, keep_default_na=False)
     names = frame["method"].str.extract(r"^(\S+)(?: \((?!prior)(.*)\))?").fillna("")  # the file of a prior is left out
-    frame = frame.assign(name=names.agg(" ".join, axis=1).str.strip())
-    if name == "table":  # where a method was run in one way alone, tables leave out which
-        frame.loc[frame["name"].isin(["pyramiddrop", "sparsevlm"]), "name"] += " budget_at end"
-    return frame
+    return frame.assign(name=names.agg(" ".join, axis=1).str.strip())
 
 
 def test_readme_shows_the_averages():

@@ -13,6 +13,7 @@ from harness.core import command
 from harness.core.errors import UserError
 from harness.core.files import digest, to_json
 from harness.results.formats import markdown, sheet
+from harness.results.labels import labels, names, title
 from harness.results.result import collect, merge_task_runs, relative
 from harness.results.table import marks
 
@@ -57,6 +58,28 @@ def test_runs_that_differ_are_rows_that_differ(tmp_path):
     assert sorted(table["questions"]) == [10, 10, 20, 20, 20]
     assert set(table["avg"]) == {"100.00", "40.00", "60.00"}
     assert {"random (power None)", "random (power 2)"} < set(table["method"])
+
+
+def test_a_row_names_its_parameters_unless_they_are_the_defaults(tmp_path):
+    """Also where no other run of its budget has the same method: rows of two budgets would read as one method."""
+    finished(tmp_path)
+    runs = [("pyramiddrop", {"budget_at": "end"}), ("prumerge", {"fit": "official", "neighbours": 32})]
+    runs += [("idpruner", {"lam": 0.5}), ("fastv", {"budget_at": "end", "needs": "no parameter"})]
+    for method, params in [*runs, ("own.py-Mine", {"power": 1.0})]:
+        finished(tmp_path, method, params=params)
+    expected = ["pyramiddrop (budget_at end)", "prumerge (fit official)", "own.py-Mine (power 1.0)"]
+    expected += ["idpruner", "fastv"]
+    assert set(sheet(made(tmp_path))["method"]) == {"baseline", *expected}
+    results = collect(tmp_path)
+    assert {title(result) for result in results} == {"baseline", *expected}
+    assert set(labels(results).values()) == {"baseline", *expected}
+    assert set(names(results).values()) == {"unpruned", *expected}
+
+
+def test_lambda_is_named_where_it_has_no_column(tmp_path):
+    finished(tmp_path, "idpruner", params={"lam": 0.7})
+    (result,) = collect(tmp_path)
+    assert (title(result), *labels([result]).values()) == ("idpruner (lam 0.7)", "idpruner")
 
 
 def test_runs_of_single_or_random_questions_are_joined_with_their_like_alone(tmp_path):
