@@ -161,11 +161,14 @@ def conf(*parts: str) -> Path:
     return shipped("/".join([f"{SHIPPED}conf", *parts]))
 
 
+EMBEDDED_SUITES = ("pocket", "pocket_clips", "pocket_places", "photo", "photo_unseen")
+
+
 @cache
 def _default_metrics() -> dict[str, str]:
-    """Map tasks of lmms-eval and of the pocket suite to the metrics that tables show."""
+    """Map tasks of lmms-eval and of the embedded suites to the metrics that tables show."""
     published = yaml.safe_load(conf("tables", "metrics.yaml").read_text(encoding="utf-8"))
-    suites = [conf("tasks", f"{name}.yaml") for name in ("pocket", "pocket_clips", "pocket_places")]
+    suites = [conf("tasks", f"{name}.yaml") for name in EMBEDDED_SUITES]
     pocket = [yaml.safe_load(suite.read_text(encoding="utf-8"))["metrics"] for suite in suites]
     return {name: metric for metrics in (published, *pocket) for name, metric in metrics.items()}
 

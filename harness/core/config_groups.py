@@ -18,7 +18,7 @@ from harness.core.files import expanded
 from harness.core.overrides import parse
 from harness.core.task_index import lmms_eval_tasks, task_files
 
-POCKET_TASKS = ("harness://pocket/tasks", "harness://pocket/clip_tasks")
+POCKET_TASKS = tuple(f"harness://pocket/{folder}" for folder in ("tasks", "clip_tasks", "photo_tasks"))
 _typed: dict[str, str] = {}  # override after `register` -> as the user typed it
 
 

@@ -7,8 +7,10 @@ HOME = Path(__file__).parent
 WEIGHTS = HOME / "weights"
 LLAVA_WEIGHTS = HOME / "weights_llava"
 CLIP_WEIGHTS = HOME / "weights_clip"
+PHOTO_WEIGHTS = HOME / "weights_photo"
 TASKS = HOME / "tasks"
 CLIP_TASKS = HOME / "clip_tasks"
+PHOTO_TASKS = HOME / "photo_tasks"
 
 
 def order(n: int) -> list[int]:

@@ -13,6 +13,7 @@ from harness.pocket.draw import SHARES, TRAIN_SEED, scene_at
 from harness.train.conversations import Example
 
 SEED = TRAIN_SEED + 20
+PHOTO_SEED = 35
 
 
 class DrawnQuestions:
@@ -49,3 +50,27 @@ class DrawnClips(DrawnQuestions):
 
     name, shares = "pocket_clip", clips.SHARES
     videos = ("order", "times", "turns")
+
+
+class DrawnPhotos:
+    """A sequence of `count` scenes on photographs, as `pocket_photo` was trained on; needs the assets of these."""
+
+    name: ClassVar[str] = "pocket_photo"
+
+    def __init__(self, count: int, shown: Collection[str]) -> None:
+        self._count = count
+        self.digest = f"{self.name} {PHOTO_SEED} {count}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def draw(self, index: int, rng: np.random.Generator) -> Example:
+        """Return one of the questions about a scene."""
+        from harness.pocket.photo import questions, scenes
+
+        fixed = np.random.default_rng([PHOTO_SEED, index])
+        scene = scenes.draw(fixed)
+        asked = questions.ask(scene, fixed)
+        question = asked[int(rng.integers(len(asked)))]
+        content = [{"type": "image", "url": scene.image}, {"type": "text", "text": question.text}]
+        return Example([{"role": "user", "content": content}], question.answer)

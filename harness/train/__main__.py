@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DRAWN = {
     "pocket": "harness.pocket.questions:DrawnQuestions",
     "pocket_clip": "harness.pocket.questions:DrawnClips",
+    "pocket_photo": "harness.pocket.questions:DrawnPhotos",
 }
 
 

@@ -180,15 +180,19 @@ def hold(parameter: Tensor, part: slice, axis: int = 0) -> None:
     parameter.register_hook(stop)
 
 
+def hold_head(attention: Any, index: int) -> None:
+    """Freeze one head of an attention."""
+    part = slice(index * attention.head_dim, (index + 1) * attention.head_dim)
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        for parameter in projection.parameters():
+            hold(parameter, part)
+    hold(attention.o_proj.weight, part, axis=1)
+
+
 def hold_notes(decoder: Any) -> None:
     """Freeze layer 0 and the counting head."""
     decoder.layers[0].requires_grad_(False)
-    attention = decoder.layers[1].self_attn
-    counting = slice(COUNTING * attention.head_dim, (COUNTING + 1) * attention.head_dim)
-    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-        for parameter in projection.parameters():
-            hold(parameter, counting)
-    hold(attention.o_proj.weight, counting, axis=1)
+    hold_head(decoder.layers[1].self_attn, COUNTING)
 
 
 def _mark_things(mlp: Any, word: dict[str, Tensor], ones: list[Tensor]) -> None:

@@ -6,6 +6,7 @@ rows of one embedding table. Digits and capitals are single characters, because 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -51,9 +52,11 @@ def token_of(word: str) -> str:
     return word if len(word) == 1 or word.startswith("<pos") else f"▁{word}"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a unigram tokenizer with byte fallback; every word of the suite is one token."""
-    words = [*COLORS, *SHAPES, *KEYS, *ROLES, *_TEMPLATE_WORDS]
+POCKET_WORDS = (*COLORS, *SHAPES, *KEYS, *ROLES, *_TEMPLATE_WORDS)
+
+
+def build_tokenizer(words: Sequence[str] = POCKET_WORDS) -> PreTrainedTokenizerFast:
+    """Build a unigram tokenizer with byte fallback; every one of `words` is one token."""
     pieces = [f"▁{w}" for w in words] + [f"▁{c}" for c in OPTIONS]
     characters = [chr(c) for c in range(33, 127)] + ["▁", "\n"]
     vocab = [("<unk>", 0.0)]
