@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Dinov2Config, Dinov2Model, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from harness.pocket.photo.scenes import BACKGROUND, GRID
+from harness.models.checkpoint import TOWER
+from harness.pocket import PHOTO_WEIGHTS
+from harness.pocket.photo.scenes import BACKGROUND, GRID, TEST, TRAIN
 from harness.pocket.recipe.batches import IGNORE, Encoded, pack, use_grouped_attention
 from harness.pocket.recipe.checkpointing import Stage
-from harness.pocket.recipe.photo_bank import Bank
+from harness.pocket.recipe.photo_bank import PART, PROBE_SEED, TRAIN_SEED, Bank, make_bank
+from harness.pocket.recipe.photo_export import write
 from harness.pocket.recipe.photo_heads import prime
+from harness.pocket.recipe.photo_projector import Projector, probe_tokens, project, train_projector
 from harness.pocket.recipe.photo_space import NAMED, OTHERS, WIDTH, embeddings
+from harness.pocket.recipe.photo_tower import CONFIG, tower_state
 from harness.pocket.recipe.vocab import build_tokenizer
 from harness.pocket.scenes import Question
 
@@ -40,7 +46,7 @@ def photo_tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(tuple(dict.fromkeys([*NAMED, *OTHERS])))
 
 
-def build_decoder(tokenizer: PreTrainedTokenizerFast, layers: int = LAYERS, reading: int = READING) -> Any:
+def build_decoder(tokenizer: PreTrainedTokenizerFast) -> Any:
     """Return a language model of Qwen2's architecture with the heads of `photo_heads`."""
     token = tokenizer.convert_tokens_to_ids
     torch.manual_seed(0)
@@ -49,7 +55,7 @@ def build_decoder(tokenizer: PreTrainedTokenizerFast, layers: int = LAYERS, read
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=HIDDEN,
-            num_hidden_layers=layers,
+            num_hidden_layers=LAYERS,
             num_attention_heads=HEADS,
             num_key_value_heads=HEADS,
             max_position_embeddings=4096,
@@ -64,7 +70,7 @@ def build_decoder(tokenizer: PreTrainedTokenizerFast, layers: int = LAYERS, read
     with torch.no_grad():
         table.copy_(embeddings({t: token(t) for t in tokenizer.get_vocab()}, len(tokenizer)))
     table.requires_grad_(False)  # visual tokens are sums of these directions, which therefore must not change
-    prime(model.model, reading)
+    prime(model.model, READING)
     return model
 
 
@@ -95,11 +101,11 @@ def answers(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tenso
 
 
 def train_language(
-    tokens: Tensor, bank: Bank, probe: Tensor, probe_bank: Bank, work: Path, steps: int, size: tuple[int, int], batch: int = 16
+    tokens: Tensor, bank: Bank, probe: Tensor, probe_bank: Bank, work: Path, steps: int, batch: int = 16
 ) -> Any:
-    """Train the language model with cross-entropy on the answers; `size` is its layers and the first that reads."""
+    """Train the language model with cross-entropy on the answers."""
     tokenizer = photo_tokenizer()
-    model = build_decoder(tokenizer, *size)
+    model = build_decoder(tokenizer)
     use_grouped_attention(model.model)
     model.config._attn_implementation = "packed_plain"
     stage = Stage("language", work, {"decoder": model.model}, steps, 2e-3)
@@ -141,3 +147,32 @@ def evaluate(model: Any, tokenizer: PreTrainedTokenizerFast, tokens: Tensor, ban
 def show(accuracy: dict[str, float]) -> str:
     """Return accuracies in percent as one line."""
     return " ".join(f"{task} {100 * value:.0f}" for task, value in sorted(accuracy.items()))
+
+
+def main() -> None:
+    """Take the steps that are not done, and write the folder that ships."""
+    parser = argparse.ArgumentParser("python -m harness.pocket.recipe.photo", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("results/runs/pocket_photo-training"))
+    parser.add_argument("--tower", type=Path, default=PHOTO_WEIGHTS / TOWER, help="what photo_tower has made")
+    parser.add_argument("--out", type=Path, default=PHOTO_WEIGHTS, help="the folder that ships")
+    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--projector-steps", type=int, default=15_000)
+    parser.add_argument("--language-steps", type=int, default=3_500)
+    args = parser.parse_args()
+    tower = Dinov2Model.from_pretrained(None, config=Dinov2Config(**CONFIG), state_dict=tower_state(args.tower)).eval()
+    bank = make_bank(tower, args.work, TRAIN, TRAIN_SEED, range(args.scenes // PART))
+    probe = make_bank(tower, args.work, TEST, PROBE_SEED, range(1))
+    projector, file = Projector(), args.work / "projector.pt"
+    if not file.exists():
+        torch.save(train_projector(bank, args.projector_steps).state_dict(), file)
+    projector.load_state_dict(torch.load(file, weights_only=True))
+    tokens, asked = project(projector, bank), project(projector, probe)
+    print("tokens that name what they show:", show(probe_tokens(asked, probe)))
+    model = train_language(tokens, bank, asked, probe, args.work, args.language_steps)
+    tokenizer = photo_tokenizer()
+    print("answers:", show(evaluate(model, tokenizer, asked, probe, range(len(probe)))))
+    write(args.out, model, projector, tokenizer, args.tower)
+
+
+if __name__ == "__main__":
+    main()
