@@ -1,1 +1,1 @@
-"""Scenes with natural texture: emoji of several styles on photographs, which `pocket_photo` is trained and tested on."""
+"""Scenes with natural texture, for `pocket_photo`: emoji of several styles on photographs."""

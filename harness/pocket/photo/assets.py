@@ -75,7 +75,10 @@ def emoji(style: str, code: str) -> Image.Image:
         text = "".join(chr(int(part, 16)) for part in code.split("-"))
         ImageDraw.Draw(picture).text((0, 0), text, font=font, embedded_color=True)
     else:
-        place = {"fluent": f"fluent/package/assets/{code}.webp", "twemoji": f"twitter/package/img/twitter/64/{code}.png"}
+        place = {
+            "fluent": f"fluent/package/assets/{code}.webp",
+            "twemoji": f"twitter/package/img/twitter/64/{code}.png",
+        }
         picture = Image.open(_file(place[style])).convert("RGBA")
     return picture.crop(picture.getchannel("A").point(lambda value: 255 * (value > 20)).getbbox())
 

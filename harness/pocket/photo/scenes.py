@@ -94,7 +94,7 @@ def _background(rng: np.random.Generator, test: bool) -> Image.Image:
     picture = pictures[rng.integers(len(pictures))]
     shorter = min(picture.size)
     side = max(int(rng.uniform(0.35, 1.0) * shorter), min(120, shorter))
-    left, top = rng.integers(picture.width - side + 1), rng.integers(picture.height - side + 1)
+    left, top = int(rng.integers(picture.width - side + 1)), int(rng.integers(picture.height - side + 1))
     part = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

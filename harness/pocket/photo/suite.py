@@ -1,8 +1,8 @@
 """Draw the suite of photographs: `python -m harness.pocket.photo.suite` writes `photo_tasks/data/*.parquet`.
 
 A file has the questions of all tasks, because many are about the same picture, whose bytes it then holds once. Answers
-are balanced as far as a scene allows: 1/2 for existence, 1/4 for corners and counts, 1/6 for colours, 1/20 for signs, and
-no thing is the answer to more than 12 of 300 questions.
+are balanced as scenes allow: 1/2 for existence, 1/4 for corners and counts, 1/6 for colours, 1/20 for signs. No
+thing is the answer to more than 12 of 300 questions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LAYOUT = Features(
 
 def select(split: str, rows: int) -> list[tuple[int, Pillow.Image, list[Question]]]:
     """Return pictures (index, picture, questions) until every task has `rows` questions."""
-    left = {task: rows for task in CHOICES}
+    left = dict.fromkeys(CHOICES, rows)
     room = {task: int(np.ceil(rows / len(answers) * factor)) for task, (answers, factor) in CHOICES.items()}
     used: Counter[tuple[str, str]] = Counter()
     pictures = []

@@ -1,4 +1,4 @@
-"""The words of `pocket_photo`: things and their emoji, colours, places, words on signs, and the words of its questions."""
+"""The words of `pocket_photo`: things and their emoji, colours, places, words on signs, the words of its questions."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ __all__ = ["doc_to_blank", "doc_to_text", "doc_to_visual", "exact"]
 
 
 def _of(task: str) -> Callable[[Any], Any]:
-    """Return the function that keeps the questions of a task, shuffled so that `limit` takes a representative sample."""
+    """Return the function that keeps the questions of a task, shuffled so that the first are representative."""
 
     def questions(rows: Any) -> Any:
         return shuffled(rows.select([i for i, name in enumerate(rows["task"]) if name == task]))

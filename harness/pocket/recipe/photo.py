@@ -2,13 +2,13 @@
 
 1. scenes: draw pictures and compute their features in the tower, once.
 2. projector: it names what each token shows (`photo_projector`).
-3. language: the language model, whose heads begin as look-ups (`photo_heads`), learns to answer; many questions a picture.
+3. language: the language model, whose heads begin as look-ups (`photo_heads`), learns to answer.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def photo_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_decoder(tokenizer: PreTrainedTokenizerFast) -> Any:
     """Return a language model of Qwen2's architecture with the heads of `photo_heads`."""
-    token = tokenizer.convert_tokens_to_ids
+    token: Any = tokenizer.convert_tokens_to_ids
     torch.manual_seed(0)
     model: Any = Qwen2ForCausalLM(
         Qwen2Config(
@@ -75,7 +75,7 @@ def build_decoder(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def batch_of(
-    rows: list[tuple[Tensor, list[Question], Tensor | None]],
+    rows: Sequence[tuple[Tensor, list[Question], Tensor | None]],
     tokenizer: PreTrainedTokenizerFast,
     embed: nn.Embedding,
     weight: Mapping[str, float] | None = None,
@@ -124,12 +124,15 @@ def train_language(
         loss = F.cross_entropy(logits, labels, reduction="none") @ weights / weights.sum()
         stage.step(loss)
         if step % 200 == 0 or step + 1 == steps:
-            tqdm.write(f"language {step} loss {float(loss.detach()):.3f} {show(evaluate(model, tokenizer, probe, probe_bank, range(150)))}")
+            probed = show(evaluate(model, tokenizer, probe, probe_bank, range(150)))
+            tqdm.write(f"language {step} loss {float(loss.detach()):.3f} {probed}")
     return model
 
 
 @torch.no_grad()
-def evaluate(model: Any, tokenizer: PreTrainedTokenizerFast, tokens: Tensor, bank: Bank, which: range) -> dict[str, float]:
+def evaluate(
+    model: Any, tokenizer: PreTrainedTokenizerFast, tokens: Tensor, bank: Bank, which: range
+) -> dict[str, float]:
     """Return the accuracy by task, that of counting as the mean over the right answers."""
     right: dict[str, dict[str, list[bool]]] = {}
     for start in range(which.start, which.stop, 25):
@@ -151,7 +154,9 @@ def show(accuracy: dict[str, float]) -> str:
 
 def main() -> None:
     """Take the steps that are not done, and write the folder that ships."""
-    parser = argparse.ArgumentParser("python -m harness.pocket.recipe.photo", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m harness.pocket.recipe.photo", description=str(__doc__).partition("\n")[0]
+    )
     parser.add_argument("--work", type=Path, default=Path("results/runs/pocket_photo-training"))
     parser.add_argument("--tower", type=Path, default=PHOTO_WEIGHTS / TOWER, help="what photo_tower has made")
     parser.add_argument("--out", type=Path, default=PHOTO_WEIGHTS, help="the folder that ships")
@@ -159,7 +164,9 @@ def main() -> None:
     parser.add_argument("--projector-steps", type=int, default=15_000)
     parser.add_argument("--language-steps", type=int, default=3_500)
     args = parser.parse_args()
-    tower = Dinov2Model.from_pretrained(None, config=Dinov2Config(**CONFIG), state_dict=tower_state(args.tower)).eval()
+    tower = Dinov2Model.from_pretrained(
+        None, config=Dinov2Config.from_dict(CONFIG), state_dict=tower_state(args.tower)
+    ).eval()
     bank = make_bank(tower, args.work, TRAIN, TRAIN_SEED, range(args.scenes // PART))
     probe = make_bank(tower, args.work, TEST, PROBE_SEED, range(1))
     projector, file = Projector(), args.work / "projector.pt"

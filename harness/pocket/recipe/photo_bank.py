@@ -27,9 +27,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as DINO
 
 @dataclass
 class Bank:
-    """Features [N, 256, 384] float16, what tokens show [N, 256] (see `Scene`), and the questions of N scenes."""
+    """What tokens show [N, 256] (see `Scene`) and the questions of N scenes; their features, file by file.
 
-    features: NDArray[np.float16]
+    A part of the features is [500, 256, 384] float16 and stays on the disk: those of 16,000 scenes are 3 GB.
+    """
+
+    parts: list[NDArray[np.float16]]
     labels: dict[str, NDArray[Any]]
     questions: list[list[Question]]
 
@@ -70,7 +73,9 @@ def make_part(tower: Any, work: Path, split: str, seed: int, part: int) -> Path:
         return stem
     drawn = list(scenes_of(split, seed, part))
     np.save(stem.with_suffix(".npy"), encode(tower, [scene.image for scene, _ in drawn]))
-    labels = {name: np.stack([getattr(s, name) for s, _ in drawn]) for name in ("shows", "colors", "letters", "middle")}
+    labels: dict[str, Any] = {
+        name: np.stack([getattr(s, name) for s, _ in drawn]) for name in ("shows", "colors", "letters", "middle")
+    }
     np.savez(stem.with_suffix(".npz"), **labels)
     partial = done.with_suffix(".tmp")
     partial.write_text(json.dumps([[(q.task, q.text, q.answer) for q in asked] for _, asked in drawn]))
@@ -84,7 +89,7 @@ def make_bank(tower: Any, work: Path, split: str, seed: int, parts: range) -> Ba
     stems = [make_part(tower, work, split, seed, part) for part in tqdm(parts, desc=f"{split} scenes")]
     labels = [np.load(stem.with_suffix(".npz")) for stem in stems]
     return Bank(
-        features=np.concatenate([np.load(stem.with_suffix(".npy")) for stem in stems]),
+        parts=[np.load(stem.with_suffix(".npy"), mmap_mode="r") for stem in stems],
         labels={name: np.concatenate([part[name] for part in labels]) for name in labels[0].files},
         questions=[
             [Question(*question) for question in asked]

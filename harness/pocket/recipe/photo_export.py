@@ -1,4 +1,4 @@
-"""Put the parts of `pocket_photo` together as a stock LLaVA, and write the folder that ships (`harness/models/packed.py`)."""
+"""Put the parts of `pocket_photo` together as a stock LLaVA, in the folder that ships (`harness/models/packed.py`)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ def photo_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 def photo_config(decoder: Any, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """Return the configuration: features of the tower's layer before the last, without CLS."""
+    token: Any = tokenizer.convert_tokens_to_ids
     return LlavaConfig(
         vision_config={"model_type": "dinov2", **CONFIG},
         text_config=decoder.config.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=token(IMAGE),
         image_seq_length=GRID * GRID,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -56,15 +57,13 @@ def photo_config(decoder: Any, tokenizer: PreTrainedTokenizerFast) -> LlavaConfi
 
 
 @torch.no_grad()
-def write(
-    folder: Path, decoder: Any, projector: Projector, tokenizer: PreTrainedTokenizerFast, tower: Path
-) -> None:
-    """Write projector and language model in float16, the tower as `photo_tower` made it, and all that is read beside."""
+def write(folder: Path, decoder: Any, projector: Projector, tokenizer: PreTrainedTokenizerFast, tower: Path) -> None:
+    """Write projector and language model in float16, the tower as it is in its file, and all that is read beside."""
     model: Any = LlavaForConditionalGeneration(photo_config(decoder, tokenizer))
     model.model.multi_modal_projector.load_state_dict(projector.state_dict())
     model.model.language_model.load_state_dict(decoder.model.state_dict())
     model.tie_weights()
-    token = tokenizer.convert_tokens_to_ids
+    token: Any = tokenizer.convert_tokens_to_ids
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>")
     )

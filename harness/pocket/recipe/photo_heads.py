@@ -2,10 +2,11 @@
 
 - The first layers do not read the picture, and stay as they are set. Layer 0 copies what a question asks about to where
   the answer begins. In the last of them, visual tokens note whether they are the first of a thing, by rows: whether the
-  token to the left, and that above, shows something else. Text cannot have read a token before a cut behind them.
-- In the next layers, a word attends to the visual tokens that show it and copies where they lie and their other words. If
-  none does, the start of the picture gets the attention. One head counts, and stays as it is set: training would forget it
-  before later layers use it.
+  token to the left, and that above, shows something else. So text has read nothing before a cut behind them, but that a
+  word which is 1 or 16 tokens behind one that shows it notes that.
+- In the next layers, a word attends to the visual tokens that show it and copies where they lie and their other words.
+  If none does, the start of the picture gets the attention. One head counts, and stays as it is set: training would
+  forget it before later layers use it.
 - A layer further, the place where the answer begins collects what the asked word found.
 """
 
@@ -108,7 +109,10 @@ def _note_first(attention: Any, index: int, distance: int, frequency: Tensor) ->
 
 
 def _count(attention: Any, index: int) -> None:
-    """Give each first token of the asked thing an equal share of attention, and the start of the picture a fixed one."""
+    """Give each first token of the asked thing an equal share of attention, the start of the picture a fixed one.
+
+    So the part that goes to the picture grows with the number of things.
+    """
     head = Head(attention, index)
     slow = _slow(attention)
     gain_query = (2 * MATCH / head.scale) ** 0.5 / WORD

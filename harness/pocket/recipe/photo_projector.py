@@ -43,7 +43,8 @@ class Examples:
         labels = {name: torch.from_numpy(rows) for name, rows in bank.labels.items()}
         drawn = (bank.labels["shows"] != BACKGROUND) | (rng.random(bank.labels["shows"].shape) < background)
         self.at = torch.from_numpy(drawn).nonzero()
-        self.features = torch.from_numpy(np.concatenate([f[d] for f, d in zip(bank.features, drawn, strict=True)]))
+        by_part = zip(bank.parts, np.split(drawn, len(bank.parts)), strict=True)
+        self.features = torch.from_numpy(np.concatenate([part[rows] for part, rows in by_part]))
         shows, self.colors, self.letters, middle = (
             labels[name][self.at[:, 0], self.at[:, 1]].long() for name in ("shows", "colors", "letters", "middle")
         )
@@ -85,7 +86,7 @@ def train_projector(bank: Bank, steps: int) -> Projector:
         loss.backward()
         optimizer.step()
         if step % 500 == 0:
-            bar.set_postfix(loss=f"{float(loss):.3f}")
+            bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
     return projector.eval()
 
 
@@ -123,8 +124,7 @@ def _named(part: Tensor, labels: Tensor, nothing: int, length: float) -> Tensor:
 @torch.no_grad()
 def project(projector: Projector, bank: Bank) -> Tensor:
     """Return the visual tokens [N, 256, D] bfloat16 of all scenes."""
-    parts = [projector(torch.from_numpy(bank.features[i : i + 200]).float()) for i in range(0, len(bank), 200)]
-    return torch.cat([part.bfloat16() for part in parts])
+    return torch.cat([projector(torch.from_numpy(part.astype(np.float32))).bfloat16() for part in bank.parts])
 
 
 def probe_tokens(tokens: Tensor, bank: Bank) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Which coordinates of the language model of `pocket_photo` hold what, and the embeddings of its words.
 
-Visual tokens and words share a basis: a token that shows a dog has the direction of the word "dog". So cosines between a
-question and the visual tokens mean something, and heads can begin as look-ups. Words have a second, random direction
-where visual tokens have nothing, so that layers can tell text without seeing the picture (`photo_heads`).
+Visual tokens and words share a basis: a token that shows a dog has the direction of the word "dog". So cosines between
+a question and the visual tokens mean something, and heads can begin as look-ups. Words have a second, random direction
+where visual tokens have nothing, by which layers know a word without seeing the picture (`photo_heads`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ PLACE = _slices(
 )
 SEEN = slice(0, PLACE["start"].start)
 PLACE["own"] = slice(PLACE["asked"].stop, WIDTH)  # random directions of words
-TEXT = slice(SEEN.stop, WIDTH)
 LABELS = slice(0, PLACE["corners"].stop)  # one coordinate for each of NAMED
 
 
