@@ -1,12 +1,15 @@
 """The suite of photographs: what is drawn, what is asked about it, what the committed files hold, how they load."""
 
 import io
+import json
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from composed_sweeps import composed
+from in_process import run
 from PIL import Image
 
 from harness.core.config import TasksConfig, conf
@@ -160,3 +163,14 @@ def test_every_answer_is_a_word_of_its_own():
     repeated = {word for word, times in Counter(words).items() if times > 1}
     assert repeated == {"bus"}  # a thing, and a word on signs
     assert scenes.SMALLEST < PATCH  # things down to one token
+
+
+def test_the_shipped_model_answers_and_cannot_from_random_tokens(tmp_path):
+    tasks = [f"photo_{name}" for name in CHOICES]
+    sweep = ["model=pocket_photo", "method=random", "keep=0.1", "limit=10", "verify=false"]
+    sweep += [f"tasks=[{','.join(tasks)}]", "limit=10", "verify=false"]
+    folder, baseline = run(composed(*sweep, f"runs={tmp_path}"))
+    read = [json.loads((place.path / "metrics.json").read_text())["scores"] for place in (baseline, folder)]
+    whole, few = ([scores[task]["accuracy,none"] for task in tasks] for scores in read)
+    assert np.mean(whole) >= 0.7  # of 2,100 questions, docs/photo.md has it
+    assert np.mean(few) <= np.mean(whole) - 0.2
