@@ -168,7 +168,7 @@ def test_every_answer_is_a_word_of_its_own():
 def test_the_shipped_model_answers_and_cannot_from_random_tokens(tmp_path):
     tasks = [f"photo_{name}" for name in CHOICES]
     sweep = ["model=pocket_photo", "method=random", "keep=0.1", "limit=10", "verify=false"]
-    sweep += [f"tasks=[{','.join(tasks)}]", "limit=10", "verify=false"]
+    sweep += [f"tasks=[{','.join(tasks)}]"]
     folder, baseline = run(composed(*sweep, f"runs={tmp_path}"))
     read = [json.loads((place.path / "metrics.json").read_text())["scores"] for place in (baseline, folder)]
     whole, few = ([scores[task]["accuracy,none"] for task in tasks] for scores in read)
