@@ -173,8 +173,8 @@ def test_the_page_shows_the_committed_figures():
     table = pd.read_csv(COMMITTED / "pocket_clip.csv", dtype=str, keep_default_na=False)
     whole = table[table["band"] == "all"]
     _, *shown = rows_below(PAGE, "kept at 0.25")
-    names = {"unpruned": "", "`d2pruner`, its prior": "d2pruner* (prior 2cb1a290)"}
-    names["`d2pruner`, `prior: none`"] = "d2pruner* (prior none)"
+    names = {"unpruned": "", "`d2pruner`, its prior": "d2pruner* (prior 2cb1a290, alpha 0.5)"}
+    names["`d2pruner`, `prior: none`"] = "d2pruner* (prior none, alpha 0.5)"
     for name, _, *cells in shown:
         name = names.get(name, name.strip("`"))
         for budget, given in (("keep=0.25", cells[:2]), ("keep=0.1", cells[2:])):

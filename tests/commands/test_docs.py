@@ -7,6 +7,7 @@ import sys
 import tomllib
 from dataclasses import fields
 from functools import cache
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -32,9 +33,9 @@ from harness.pocket.recipe import stages
 from methods.base import Tokens
 from methods.samples import make_tokens
 
-MADE = "pocket.md"  # how the shipped weights were made, in days of computing: its commands are read, not run
+MADE = ("pocket.md", "photo.md")  # how shipped weights were made, in days of computing: commands are read, not run
 VERSIONS = "versions.md"  # its commands install environments of several gigabytes
-GUIDES = sorted(set(PAGES) - {MADE, VERSIONS})
+GUIDES = sorted(set(PAGES) - {*MADE, VERSIONS})
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
@@ -101,17 +102,26 @@ def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
     reached = []
     for family in ("Pocket", "LlavaPocket", "ClipPocket"):
         monkeypatch.setattr(stages, family, lambda *given: reached.append(given) or sys.exit())
-    for command in PAGES[MADE].commands:
-        _, dash, module, *arguments = shlex.split(command)
+    commands = [command for name in MADE for command in PAGES[name].commands]
+    for command in commands:
+        tool, *arguments = shlex.split(command, comments=True)
+        if tool != "python":
+            assert tool in ("pip", "scripts/photo_assets.sh", "export")
+            reached.append(arguments)
+            continue
+        dash, module, *arguments = arguments
         assert dash == "-m"
-        if module == pocket_train.__name__:
+        if module.startswith("harness.pocket.") and module != pocket_train.__name__:
+            assert find_spec(module)
+            reached.append(arguments)
+        elif module == pocket_train.__name__:
             monkeypatch.setattr(sys, "argv", [module, *arguments])
             with pytest.raises(SystemExit, match=r"^$"):
                 pocket_train.main()
         else:
             cli.compose(module.removeprefix("harness").strip(".") or "config", main_job.prepare(arguments))
             reached.append(arguments)
-    assert len(reached) == len(PAGES[MADE].commands)
+    assert len(reached) == len(commands)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -148,7 +158,9 @@ def test_a_page_whose_command_fails_is_noticed(command, why, tmp_path, python):
 def test_files_and_options_that_are_named_exist(name):
     keys = {str(key) for file in (ROOT / "conf").glob("*.yaml") for key in yaml.safe_load(file.read_text()) or {}}
     keys |= {f"model.{field.name}" for field in fields(ModelConfig)}
-    keys |= {"model", "method", "tasks", "experiment", "method.variant", "method.fit", "hydra.launcher.qos"}
+    for file in (ROOT / "conf" / "method").glob("*.yaml"):
+        keys |= {f"method.{key}" for key in yaml.safe_load(file.read_text())}
+    keys |= {"model", "method", "tasks", "experiment", "hydra.launcher.qos"}
     for span in chain.from_iterable(text.split() for text in PAGES[name].spans):
         if re.fullmatch(r"(harness|methods|conf|scripts|tests)/[\w./]+", span) and "NAME" not in span:
             assert (ROOT / span).exists(), span

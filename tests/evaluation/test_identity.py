@@ -269,6 +269,7 @@ CANNOT = {
     "verify": "computes some answers twice",
     "force": "computes the same again",
     "dry_run": "computes nothing",
+    "verbose": "prints more",
     "strict": "stops at a question that has no answer",
     "share_gb": "what is shared are the same bits, see test_sharing.py",
     "runs": "where results lie",

@@ -119,7 +119,14 @@ def test_every_repeat_of_a_question_is_asked_and_found_again(tmp_path):
     loaded = SimpleNamespace(model=None, device="cpu", config=SimpleNamespace(batch_size=2))
     pruner = SimpleNamespace(attach=lambda model, shared: nullcontext(), label="none-1.0", seed=0)
     messages = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
-    requests = [SimpleNamespace(args=("", lambda doc: messages, {}, n, "t", "test"), idx=0) for n in range(2)]
+
+    class Task:
+        config = SimpleNamespace(task="t", metadata=[])
+
+        def messages(self, doc):
+            return messages
+
+    requests = [SimpleNamespace(args=("", Task().messages, {}, n, "t", "test"), idx=0) for n in range(2)]
     requests = [request for request in requests for _ in range(3)]  # the same object K times, as lmms-eval does
 
     def answers():

@@ -238,7 +238,8 @@ def test_names_tell_runs_of_one_budget_apart(tmp_path):
     for lam in (0.25, 0.5):
         write_run(tmp_path, "idpruner", lam=lam, epsilon=1)
     called = names(collect(tmp_path))
-    assert sorted(called.values()) == ["idpruner (lam 0.25)", "idpruner (lam 0.5)", "random", "unpruned"]
+    told_apart = ["idpruner (lam 0.25, epsilon 1)", "idpruner (lam 0.5, epsilon 1)"]
+    assert sorted(called.values()) == [*told_apart, "random", "unpruned"]
 
 
 def of_other_model(root, method, **model):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from harness.core.files import json_line
 from harness.pocket.photo.questions import ask
 from harness.pocket.photo.scenes import Scene, draw
 from harness.pocket.scenes import Question
@@ -78,7 +79,7 @@ def make_part(tower: Any, work: Path, split: str, seed: int, part: int) -> Path:
     }
     np.savez(stem.with_suffix(".npz"), **labels)
     partial = done.with_suffix(".tmp")
-    partial.write_text(json.dumps([[(q.task, q.text, q.answer) for q in asked] for _, asked in drawn]))
+    partial.write_text(json_line([[(q.task, q.text, q.answer) for q in asked] for _, asked in drawn]))
     partial.rename(done)
     return stem
 
