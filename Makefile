@@ -71,6 +71,16 @@ results-pocket: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 
+# Two cores need about an hour; `results/pocket/new/photo` is resumed if it stops.
+PHOTO := model=pocket_photo tasks=photo
+results-photo: .venv/.installed
+	$(RUN) model=pocket_photo tasks=photo_unseen method=none runs=$(NEW)/photo
+	$(RUN) model=pocket_photo tasks=photo_blank method=none runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=$(METHODS) keep=0.25,0.1,0.05 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=random seed=1,2 keep=0.25,0.1,0.05 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=fastv,$(SCHEDULES) method.budget_at=mean keep=0.4 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=$(SCHEDULES) method.budget_at=end keep=0.25,0.1,0.05 runs=$(NEW)/photo
+
 results-llava-keep: .venv/.installed
 	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
 	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava_keep
