@@ -22,10 +22,11 @@ DASH = "–"
 LEGEND = {
     "best": "bold: best of the rows with this budget",
     "second": "underlined: second best",
-    "inside": "*: cuts inside the language model, and a layer sees more tokens than K on average; ranked apart",
+    "inside": "*: a layer sees more than K tokens on average (per layer); ranked among rows of equal computation",
     "same": "≈: not significantly different from the best (5 % level, corrected for the number of rows)",
     "untested": f"{UNTESTED}: untested, so without interval and marks",
 }
+INSIDE = "cut inside the language model, whose first layers read every token: more computation than the rows above"
 OF_DIFFERENCE = ("low", "lost", "gained", "agreement")  # relative to the unpruned model, so empty in its own row
 STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
@@ -54,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table, or the heading of a block; `rule` is true where a group begins."""
+    """A row of a table, or a heading within it; `rule` is true where a group begins."""
 
     cells: list[Cell]
     heading: str = ""
@@ -71,15 +72,21 @@ def head(table: Table, without: Collection[str] = ()) -> list[tuple[str, str]]:
 
 
 def lines(table: Table, without: Collection[str] = ()) -> Iterator[Line]:
-    """Yield the table row by row, the unpruned model first and a heading before every block."""
+    """Yield the table row by row, the unpruned model first and a heading before every block.
+
+    Rows that cut inside the language model end their block, under a heading of their own.
+    """
     marks_of = marks(table)
     keys, extra = keys_of(table), _extra(table, without)
     previous: dict[str, Any] = {}
-    for place, row in zip(table.frame.index, records(table.frame), strict=True):
+    for place, row in _inside_last(table.frame):
         block = {key: row[key] for key in ("setting", "budget")}
         new = bool(previous) and block != {key: previous[key] for key in block}
         if row["method"] != BASELINE and (new or not previous):
             yield Line([], heading=heading(str(row["budget"])))
+        if "source" not in row and _is_inside(row) and (new or not _is_inside(previous)):
+            yield Line([], heading=INSIDE)
+            previous["group"] = ""
         rule = bool(previous) and not new and row["group"] != previous["group"]
         repeated = not new and previous.get("group") == row["group"]
         cells = [Cell(_key(key, row, repeated and key == "group", table.settings)) for key in keys]
@@ -91,6 +98,18 @@ def lines(table: Table, without: Collection[str] = ()) -> Iterator[Line]:
             cells.append(Cell(text, str(marks_of.loc[place, column]), column in same and text != DASH, shown_error))
         yield Line([*cells, *(Cell(_extra_text(key, row)) for key in extra)], rule=rule)
         previous = {**row, **block}
+
+
+def _inside_last(frame: pd.DataFrame) -> list[tuple[Any, dict[str, Any]]]:
+    """Return index and row; of each block, rows that cut inside the language model last.
+
+    Where ours stand beside published rows, which do not say how many tokens a layer saw, the order stays.
+    """
+    rows = list(zip(frame.index, records(frame), strict=True))
+    if "source" in frame:
+        return rows
+    blocks = list(dict.fromkeys((row["setting"], row["budget"]) for _, row in rows))
+    return sorted(rows, key=lambda item: (blocks.index((item[1]["setting"], item[1]["budget"])), _is_inside(item[1])))
 
 
 def heading(budget: str) -> str:
@@ -117,7 +136,7 @@ def keys_of(table: Table) -> dict[str, str]:
 
 
 def _is_inside(row: Mapping[str, Any]) -> bool:
-    return is_inside(row.get("K"), row.get("per_layer")) and row["method"] != BASELINE
+    return is_inside(row.get("K"), row.get("per_layer")) and row.get("method") != BASELINE
 
 
 def _key(key: str, row: Mapping[str, Any], repeated: bool, settings: Mapping[str, str]) -> str:

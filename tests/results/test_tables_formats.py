@@ -13,7 +13,7 @@ import pytest
 
 from harness.core.escape import latex as tex
 from harness.results.benchmarks import percent_scale, titles
-from harness.results.formats import head, heading, html, markdown, page, sheet
+from harness.results.formats import INSIDE, head, heading, html, markdown, page, sheet
 from harness.results.frames import read_scores
 from harness.results.latex import SAME, latex
 from harness.results.table import in_percent, marks, tables_of
@@ -251,3 +251,13 @@ def test_the_paper_tables_compile(number, tmp_path, pdflatex):
     code, log = compiles(tmp_path, file.read_text())
     assert code == 0, log[-2000:]
     assert "Overfull" not in log
+
+
+def test_rows_that_cut_inside_the_language_model_end_their_block_under_a_heading(table):
+    table.frame["K"], table.frame["per_layer"] = 10.0, [100.0, 10.0, 40.0, 10.0, 10.0, 40.0]
+    inside = f"*{INSIDE}*"
+    found = [row[0] if row[0].startswith("*") else row[1] for row in cells_of_markdown(markdown(table))]
+    assert found == [
+        *("Unpruned", "*50 % of visual tokens kept*", "Random", "IDPruner", "a_b&c%", inside, "DART*"),
+        *("*64 visual tokens kept*", inside, "DART*"),
+    ]
