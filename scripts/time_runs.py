@@ -1,4 +1,4 @@
-"""Time whole processes of `python -m harness`, for two tables of the README.
+"""Time whole processes of `python -m harness`, for two tables of docs/speed.md.
 
     python scripts/time_runs.py main [--batch N ...] [--repeats N]
     python scripts/time_runs.py sweep [--methods NAME ...] [--keep SHARE ...]

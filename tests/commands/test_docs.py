@@ -33,9 +33,9 @@ from harness.pocket.recipe import stages
 from methods.base import Tokens
 from methods.samples import make_tokens
 
-MADE = ("pocket.md", "photo.md")  # how shipped weights were made, in days of computing: commands are read, not run
-VERSIONS = "versions.md"  # its commands install environments of several gigabytes
-GUIDES = sorted(set(PAGES) - {*MADE, VERSIONS})
+# Commands that are read, not run: they take hours, real weights, or, as versions.md, environments of several gigabytes.
+READ = ("pocket.md", "photo.md", "results.md", "speed.md", "models.md", "methods.md", "runs.md", "install.md")
+GUIDES = sorted(set(PAGES) - {*READ, "versions.md", "five-minutes.md"})  # test_five_minutes.py types that session
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {
     "python -m harness -m method=my_pruner.py:MyPruner": ["dry_run=true"],
@@ -68,7 +68,7 @@ def read(tmp_path_factory, python, given):
     def work_through(name: str) -> Reader:
         folder = tmp_path_factory.mktemp(Path(name).stem)
         (folder / "results").mkdir()
-        for place in ("scripts", "results/paper"):  # of the clone that a page is read in
+        for place in ("scripts", "results/paper", "results/pocket"):  # of the clone that a page is read in
             (folder / place).symlink_to(ROOT / place)
         if name == "cluster.md":
             come_back_from_the_cluster(folder / "results" / "runs" / "qwen25vl7b" / "paper_image")
@@ -98,37 +98,50 @@ def test_commands_stand_where_they_are_found():
     assert hidden == {name: [] for name in GUIDES}
 
 
-def test_how_the_shipped_weights_were_made_can_be_typed(monkeypatch):
+FRONT = Page("../README.md")
+
+
+@pytest.mark.parametrize("page", [FRONT, *map(PAGES.get, READ)], ids=lambda page: page.name)
+def test_commands_that_are_only_read_can_be_typed(page, monkeypatch):
+    """Modules and scripts exist, and what the main job, training and the prior are given composes."""
     reached = []
     for family in ("Pocket", "LlavaPocket", "ClipPocket"):
         monkeypatch.setattr(stages, family, lambda *given: reached.append(given) or sys.exit())
-    commands = [command for name in MADE for command in PAGES[name].commands]
-    for command in commands:
-        tool, *arguments = shlex.split(command, comments=True)
-        if tool != "python":
-            assert tool in ("pip", "scripts/photo_assets.sh", "export")
-            reached.append(arguments)
-            continue
-        dash, module, *arguments = arguments
-        assert dash == "-m"
-        if module.startswith("harness.pocket.") and module != pocket_train.__name__:
-            assert find_spec(module)
-            reached.append(arguments)
-        elif module == pocket_train.__name__:
-            monkeypatch.setattr(sys, "argv", [module, *arguments])
-            with pytest.raises(SystemExit, match=r"^$"):
-                pocket_train.main()
-        else:
-            cli.compose(module.removeprefix("harness").strip(".") or "config", main_job.prepare(arguments))
-            reached.append(arguments)
-    assert len(reached) == len(commands)
+    for command in page.commands:
+        words = [word for word in shlex.split(command, comments=True) if not re.match("[A-Z_]+=", word)]
+        tool, *rest = words
+        if tool.startswith("scripts/"):
+            assert (ROOT / tool).exists(), command
+        elif tool not in ("make", "pip", "export", "hf"):
+            assert tool in ("python", "torchrun"), command
+            check_call(rest[rest.index("-m") + 1 :] if "-m" in rest else rest, monkeypatch, reached)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_links_lead_somewhere(name):
-    for link in PAGES[name].links:
+def check_call(words, monkeypatch, reached):
+    module, *arguments = words
+    if module.endswith(".py"):
+        assert (ROOT / module).exists()
+    elif module == pocket_train.__name__:
+        before = len(reached)
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        with pytest.raises(SystemExit, match=r"^$"):
+            pocket_train.main()
+        assert len(reached) == before + 1
+    elif module in ("harness", "harness.train", "harness.d2prior"):
+        # Of a sweep, the first choice of each argument.
+        arguments = [re.sub(r"^(\w+=[^[,]*),.*", r"\1", word) for word in arguments if word != "-m"]
+        arguments = [word for word in arguments if not word.startswith(("experiment=table", "method=norm.py"))]
+        cli.compose(module.removeprefix("harness").strip(".") or "config", main_job.prepare(arguments))
+    else:
+        assert find_spec(module)
+
+
+@pytest.mark.parametrize("page", [FRONT, *PAGES.values()], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    place = (ROOT / "docs" / page.name).resolve()
+    for link in page.links:
         file, _, part = link.partition("#")
-        found = (ROOT / "docs" / file).resolve() if file else ROOT / "docs" / name
+        found = (place.parent / file).resolve() if file else place
         assert found.exists(), link
         heads = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if part else []
         assert part in ["", *(re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads)], link

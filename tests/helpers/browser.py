@@ -1,6 +1,6 @@
 """A page in a real headless Chromium.
 
-`python tests/helpers/browser.py report.html docs` takes the screenshots of the README.
+`python tests/helpers/browser.py report.html docs` takes the screenshots of docs/results.md.
 """
 
 import shutil
@@ -67,7 +67,7 @@ def opened(
 
 
 def pictures(file: Path, folder: Path) -> list[Path]:
-    """Take the screenshots of the README: the overview, and, dark, a question that A has right and B wrong."""
+    """Take the screenshots of the results: the overview, and, dark, a question that A has right and B wrong."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)

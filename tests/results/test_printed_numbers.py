@@ -1,4 +1,4 @@
-"""The tables of README and docs show the cells of the committed CSV files."""
+"""The tables of docs show the cells of the committed CSV files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from harness.results.result import collect
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "results" / "pocket"
-COLUMNS = {  # title in README -> file, budget
+COLUMNS = {  # title on the page -> file, budget
     "`pocket` 0.25": ("table", "keep=0.25"),
     "`pocket` 0.1": ("table", "keep=0.1"),
     "`pocket_llava` 0.25": ("llava", "keep=0.25"),
@@ -31,8 +31,8 @@ def sheet(name: str) -> pd.DataFrame:
     return frame.assign(name=names.agg(" ".join, axis=1).str.strip())
 
 
-def test_readme_shows_the_averages():
-    head, *rows = rows_below(ROOT / "README.md", "`pocket` 0.25")
+def test_the_results_show_the_averages():
+    head, *rows = rows_below(ROOT / "docs" / "results.md", "`pocket` 0.25")
     assert head[3:] == list(COLUMNS)
     shown = {(row[1], title): cell.strip("* ≈") for row in rows for title, cell in zip(head, row, strict=True)}
     files = {name: sheet(name) for name in ("table", "llava")}
@@ -58,15 +58,15 @@ def test_readme_shows_the_averages():
         assert row[2] == ", ".join(f"{100 * share:.0f} %" for share in shares), row[1]
 
 
-NEWER = {  # title of the second table in README -> file, budget
+NEWER = {  # title of the second table -> file, budget
     "at 0.25 of `pocket_llava`": ("newer_llava", "keep=0.25"),
     "at 0.1 of `pocket_llava`": ("newer_llava", "keep=0.1"),
 }
 
 
-def test_readme_shows_the_averages_of_newer_methods():
+def test_the_results_show_the_averages_of_newer_methods():
     """Each with the share of the picture's tokens that a layer sees on average."""
-    head, *rows = rows_below(ROOT / "README.md", "at 0.25 of `pocket_llava`")
+    head, *rows = rows_below(ROOT / "docs" / "results.md", "at 0.25 of `pocket_llava`")
     assert head[1:] == list(NEWER)
     for title, (name, budget) in NEWER.items():
         frame = sheet(name)
@@ -82,8 +82,8 @@ def test_readme_shows_the_averages_of_newer_methods():
 CLIPS = {f"{name} {budget}": (name, f"keep={budget}") for name in ("clips", "places") for budget in ("0.25", "0.1")}
 
 
-def test_readme_shows_the_averages_of_clips_and_places():
-    head, *rows = rows_below(ROOT / "README.md", "clips 0.25")
+def test_the_results_show_the_averages_of_clips_and_places():
+    head, *rows = rows_below(ROOT / "docs" / "results.md", "clips 0.25")
     assert head[1:] == list(CLIPS)
     for title, (name, budget) in CLIPS.items():
         frame = sheet(name)
@@ -98,7 +98,7 @@ def rows_marked(head: list[str], rows: list[list[str]], title: str, mark: str) -
 
 
 POCKET_SUITE, LLAVA_SUITE = ("pocket", "pocket"), ("pocket_llava", "pocket_image")
-GAINS = [  # model and suite, two runs, and how README prints the difference of their averages
+GAINS = [  # model and suite, two runs, and how the page prints the difference of their averages
     (POCKET_SUITE, "greedy keep=0.1", "fps keep=0.1", "7.7", "(6.0 to 9.3)"),
     (POCKET_SUITE, "idpruner keep=0.1", "greedy keep=0.1", "0.5", "(-0.3 to 1.3)"),
     (LLAVA_SUITE, "greedy tokens=14", "fps tokens=14", "-0.5", "(-0.5, -1.9 to 0.8)"),
@@ -112,9 +112,9 @@ GAINS = [  # model and suite, two runs, and how README prints the difference of 
 
 
 @pytest.mark.parametrize("suite", [POCKET_SUITE, LLAVA_SUITE])
-def test_readme_shows_the_differences_that_the_archive_gives(suite):
+def test_the_results_show_the_differences_that_the_archive_gives(suite):
     runs = {run.title: run for run in collect(POCKET / "runs" / "/".join(suite))}
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     for _, a, b, difference, span in (gain for gain in GAINS if gain[0] == suite):
         row = compare(runs[a], runs[b], runs["baseline"])[0].set_index("task").loc["avg"]
         interval = f"{row['low']:.1f} to {row['high']:.1f})"
