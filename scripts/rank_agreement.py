@@ -1,4 +1,4 @@
-"""Print how far tables agree in the order of methods: python scripts/rank_agreement.py OURS.csv OTHER.csv [OTHER.csv ...]
+"""Print how far tables agree in the order of methods: python scripts/rank_agreement.py OURS.csv OTHER.csv ...
 
 All files are of `python -m harness.tables csv=FILE`. Budgets are matched by the share of tokens that they keep, the
 nearest first. Spearman's correlation is over the methods that both have; its interval (95 %) takes the methods as a
