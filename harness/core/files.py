@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pydantic_core
+
 from harness.core.errors import UserError, as_user_error, one_line
 
 LOST_LOCKS: dict[Path, str] = {}  # locks that another process has taken from this one, and why; see `locks.py`
@@ -79,7 +81,10 @@ BAD_JSON = (ValueError, RecursionError)  # what `from_json` raises; the latter f
 
 def from_json(text: str | bytes) -> Any:
     """Parse JSON; NaN and infinity, which `json.loads` lets pass, are a ValueError."""
-    return json.loads(text, parse_constant=_refuse_constant)
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)  # several times as fast
+    except ValueError:  # also for halves of surrogate pairs, which are JSON
+        return json.loads(text, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -105,8 +110,11 @@ def read_jsonl(file: Path, remedy: str, fault: Callable[[Any], str | None] = lam
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
-            with as_user_error(BAD_JSON, f"{file} is damaged in line {number}", remedy):
+            try:  # millions of lines: a context manager for each would take as long as parsing it
                 value = from_json(line)
+            except BAD_JSON:
+                with as_user_error(BAD_JSON, f"{file} is damaged in line {number}", remedy):
+                    raise
             if (wrong := fault(value)) is not None:
                 raise UserError(f"{file} is damaged in line {number} ({wrong}); {remedy}")
             yield value

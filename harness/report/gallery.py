@@ -23,11 +23,11 @@ import pandas as pd
 from harness.core.errors import UserError, one_line
 from harness.core.files import BAD_JSON, from_json, json_line, make_folder, write_atomic
 from harness.report import answers
-from harness.report.answers import RIGHT, Answer, Question
+from harness.report.answers import RIGHT, Question, Recorded
 from harness.results.result import Result
 
 Sample = dict[str, Any]
-Answers = Mapping[str, Mapping[Question, Answer]]  # of each run, by its hash
+Answers = Mapping[str, Recorded]  # of each run, by its hash
 Scores = Mapping[str, Mapping[Question, float]]
 OF_RUNS = ("answers", "orders", "stages", "boxes")  # keys of a question with an entry for each run
 EMPTY: Sample = {"settings": [], "overlaps": []}
@@ -41,7 +41,10 @@ def gather(results: Sequence[Result], per_task: int | None) -> Sample:
     sample: Sample = {"settings": [], "overlaps": []}
     for setting in dict.fromkeys(result.setting for result in results):
         group = [result for result in results if result.setting == setting]
-        by_run = {result.hash: run_answers for result in group if (run_answers := answers.read(result))}
+        by_run: dict[str, Recorded] = {}
+        for result in group:
+            if found := answers.read(result, next(iter(by_run.values()), None)):
+                by_run[result.hash] = found
         group = [result for result in group if result.hash in by_run]
         if any(not result.is_baseline for result in group):
             sample["settings"].append(_setting(group, by_run, per_task))
@@ -73,12 +76,8 @@ def _setting(group: Sequence[Result], by_run: Answers, per_task: int | None) -> 
 
 def _candidates(questions: list[Question], by_run: Answers, per_task: int | None) -> list[Question]:
     """Questions of which a run recorded more than the kept tokens; all questions if these are fewer than `per_task`."""
-
-    def is_recorded(question: Question) -> bool:
-        run_answers = (run[question] for run in by_run.values() if question in run)
-        return any(answer.order or answer.importance for answer in run_answers)
-
-    recorded = [question for question in questions if is_recorded(question)]
+    in_detail = set().union(*(run.in_detail() for run in by_run.values()))
+    recorded = [question for question in questions if question in in_detail]
     return questions if per_task is None or len(recorded) < per_task else recorded
 
 
@@ -121,7 +120,7 @@ def _overlaps(group: Sequence[Result], by_run: Answers) -> list[dict[str, Any]]:
     tables = []
     for budget in dict.fromkeys(result.about["budget"] for result in group if not result.is_baseline):
         runs = [result for result in group if result.about["budget"] == budget and not result.is_baseline]
-        runs = [r for r in runs if any(a.mask is not None and 0 < a.k < a.n for a in by_run[r.hash].values())]
+        runs = [run for run in runs if by_run[run.hash].partly_kept()]
         if len(runs) < 2:
             continue
         mean, blind, questions = overlap([by_run[result.hash] for result in runs])
@@ -216,22 +215,25 @@ def varied(texts: Sequence[Sequence[str]], count: int) -> list[int]:
     return sorted(ranked[:count])
 
 
-def overlap(runs: Sequence[Mapping[Question, Answer]]) -> tuple[np.ndarray, float | None, int]:
+def overlap(runs: Sequence[Recorded]) -> tuple[np.ndarray, float | None, int]:
     """Return the mean Jaccard index [R, R] of kept tokens, that of two random selections, and the number of questions.
 
     Questions count if every run recorded which tokens it kept, kept some and dropped others; NaN if there is none.
     """
-    shared = sorted(set.intersection(*({q for q, a in run.items() if a.mask and 0 < a.k < a.n} for run in runs)))
+    shared = sorted(set.intersection(*(run.partly_kept() for run in runs)))
     if not shared:
         return np.full((len(runs), len(runs)), np.nan), None, 0
-    ends = np.cumsum([0, *(runs[0][question].n for question in shared)])[:-1]
-    masks = [np.concatenate([run[question].kept() for question in shared]) for run in runs]
+    n, k = runs[0].sizes[[runs[0].rows[question] for question in shared]].T
+    size = (n + 7) // 8  # bytes of a mask
+    ends = np.cumsum(size) - size
+    masks = []
+    for run in runs:
+        starts = run.starts[[run.rows[question] for question in shared]]
+        masks.append(run.bits[np.repeat(starts - ends, size) + np.arange(size.sum())])
     mean = np.eye(len(runs))
     for a in range(len(runs)):
         for b in range(a):
-            both = np.add.reduceat(masks[a] & masks[b], ends, dtype=np.int64)
-            either = np.add.reduceat(masks[a] | masks[b], ends, dtype=np.int64)
+            both = np.add.reduceat(np.bitwise_count(masks[a] & masks[b]), ends, dtype=np.int64)
+            either = np.add.reduceat(np.bitwise_count(masks[a] | masks[b]), ends, dtype=np.int64)
             mean[a, b] = mean[b, a] = (both / either).mean()
-    n = np.array([runs[0][question].n for question in shared])
-    k = np.array([runs[0][question].k for question in shared])
     return mean, float((k / (2 * n - k)).mean()), len(shared)

@@ -1,7 +1,8 @@
 """Scores as data frames: runs and published tables in long form, and the scores per question, paired over runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,16 @@ def questions(results: Sequence[Result]) -> pd.DataFrame:
     UserError unless all runs answer the same questions of the same data.
     """
     same_questions(results)
-    columns = {result.hash: _numbers(result) for result in results}
-    frame = pd.DataFrame(columns)
-    frame.index.names = ["task", "doc_id"]
-    return frame
+    return pd.DataFrame({result.hash: numbers(result) for result in results}, index=_index(asked(results[0])))
+
+
+def asked(result: Result) -> list[tuple[str, int]]:
+    """Return task and doc_id of each question of a run, task by task."""
+    return [(task, doc_id) for task in result.metrics["primary"] for doc_id in result.per_question[task]["doc_id"]]
+
+
+def _index(asked: Sequence[tuple[str, int]]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_arrays(list(zip(*asked, strict=True)) or [[], []], names=["task", "doc_id"])
 
 
 def select_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -162,31 +169,37 @@ def answers(results: Sequence[Result]) -> pd.DataFrame:
     For tasks with repeats, only the first answer is returned. UserError for a run without responses, such as an
     archived one.
     """
-    columns = {}
+    columns: dict[str, list[str | None]] = {}
+    rows: dict[tuple[str, int], int] = {}  # of all runs: a run may lack questions of others
     for result in results:
-        lines = [line for part in result.parts or (result,) for line in _responses(part) if not line.get("repeat")]
-        columns[result.hash] = pd.Series({(line["task"], line["doc_id"]): line["response"] for line in lines})
-    frame = pd.DataFrame(columns)
-    frame.index.names = ["task", "doc_id"]
-    return frame
+        column = columns[result.hash] = [None] * len(rows)
+        for line in chain.from_iterable(map(_responses, result.parts or (result,))):
+            if not line.get("repeat"):
+                row = rows.setdefault((line["task"], line["doc_id"]), len(rows))
+                column += [None] * (row + 1 - len(column))
+                column[row] = line["response"]
+    for column in columns.values():
+        column += [None] * (len(rows) - len(column))
+    return pd.DataFrame(columns, index=_index(list(rows)), dtype=object)
 
 
-def _responses(result: Result) -> list[dict[str, Any]]:
+def _responses(result: Result) -> Iterator[dict[str, Any]]:
     if not (result.folder / RESPONSES).is_file():
         raise UserError(f"{result.folder} has no {RESPONSES}: {AGAIN}")
-    return list(read_responses(result.folder, AGAIN))
+    return read_responses(result.folder, AGAIN)
 
 
-def _numbers(result: Result) -> pd.Series:
-    """Return the primary metric by (task, doc_id): the sum of those terms of its expression that the task keeps."""
-    sums = {}
+def numbers(result: Result) -> list[float]:
+    """Return the primary metric of each question of `asked`: the sum of its terms that the task keeps."""
+    sums: list[float] = []
     for task, metric in result.metrics["primary"].items():
         columns = result.per_question[task]
         names = [term.strip() for term in (metric or "").split("+")]
         values = [columns[name] for name in names if name in columns]
-        for place, doc_id in enumerate(columns["doc_id"]):
+        if len(values) == 1 and all(type(value) is float for value in values[0]):
+            sums += values[0]
+            continue
+        for place in range(len(columns["doc_id"])):
             parts = [number(column[place]) for column in values if column[place] is not None]
-            sums[task, doc_id] = (
-                math.nan if not parts or None in parts else math.fsum(p for p in parts if p is not None)
-            )
-    return pd.Series(sums, dtype=float)
+            sums.append(math.nan if not parts or None in parts else math.fsum(p for p in parts if p is not None))
+    return sums

@@ -66,7 +66,9 @@ def read_responses(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:
     Halves of surrogate pairs, which JSON may hold and no other format can, become escapes.
     """
     for line in _lines(folder / RESPONSES, remedy):
-        yield {key: utf8(value).decode() if isinstance(value, str) else value for key, value in line.items()}
+        if not line["response"].isascii():
+            line["response"] = utf8(line["response"]).decode()
+        yield line
 
 
 def read_kept(folder: Path, remedy: str) -> Iterator[dict[str, Any]]:

@@ -70,12 +70,12 @@ class Result:
         """True for the unpruned model."""
         return bool(self.about["method"] == "none")
 
-    @property
+    @cached_property
     def setting(self) -> str:
         """A digest that a run shares with its baseline: the model as loaded, and the tasks."""
         return digest([self.about["identity"]["model"], self.about["identity"]["tasks"]])
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identifies the run by its parameters, limit, seed and versions; also part of its folder's name."""
         return digest(self.about["identity"])[:8]

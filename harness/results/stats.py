@@ -279,5 +279,6 @@ def flips(a: pd.Series, b: pd.Series) -> tuple[int, int]:
 
 def agreement(a: pd.Series, b: pd.Series) -> float:
     """Return the percentage of questions with the same answer, ignoring case and surrounding blanks."""
-    same = a.str.strip().str.casefold() == b.str.strip().str.casefold()
-    return 100 * float(same.mean())
+    same = (a == b).to_numpy()
+    others = a[~same].str.strip().str.casefold() == b[~same].str.strip().str.casefold()
+    return 100 * float(same.sum() + others.sum()) / len(same)

@@ -6,6 +6,8 @@ import math
 
 import pytest
 from doc_guides import ROOT
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from harness.core.console import print_json
 from harness.core.errors import UserError
@@ -130,3 +132,20 @@ def test_a_damaged_line_is_named(tmp_path, line, message):
     (tmp_path / "file").write_bytes(b'{"a": 1}\n' + line)
     with pytest.raises(UserError, match=rf"file is damaged in line 2.*{message}.*; repeat it$"):
         list(read_jsonl(tmp_path / "file", "repeat it", lambda value: "it is a list" if value == [1] else None))
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=8)  # with halves of surrogate pairs
+VALUES = st.recursive(LEAVES | TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner), max_leaves=12)
+
+
+@given(VALUES)
+@example([-0.0, 10**40, "\ud800"])
+def test_parsing_gives_what_the_standard_library_gives(value):
+    text = json.dumps(value)
+    assert repr(from_json(text)) == repr(from_json(text.encode())) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["-0", "1E5", "1e-400", '{"a": 1, "a": 2}', " [ ] ", '"\\ud83d\\ude00"', "0.1e1"])
+def test_odd_json_gives_what_the_standard_library_gives(text):
+    assert repr(from_json(text)) == repr(json.loads(text))

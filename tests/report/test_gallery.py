@@ -32,7 +32,7 @@ def test_a_run_whose_answers_are_gone_is_empty(tmp_path):
     folder = write_run(tmp_path, "random")
     (folder.path / "kept.jsonl").unlink()
     sealed_again(folder.path)
-    assert answers.read(collect(tmp_path)[0]) == {}
+    assert not answers.read(collect(tmp_path)[0])
     assert gallery.gather(collect(tmp_path), 3) == gallery.EMPTY
 
 
@@ -116,3 +116,16 @@ def test_patches_unfold_to_the_picture_they_were_cut_from():
                         rows.append(patch.transpose(3, 0, 1, 2).ravel())
     steps = list(images._unfold(np.array(rows), t, h, w, about))
     assert np.array_equal(np.array(steps), video[::2])
+
+
+def test_runs_of_the_same_questions_hold_them_once(tmp_path):
+    for method in ("random", "uniform"):
+        write_run(tmp_path, method)
+    write_run(tmp_path, "fps", questions=3)
+    one, other, third = (answers.read(result) for result in collect(tmp_path))
+    sizes = {len(run) for run in (one, other, third)}
+    assert sizes == {6, 40}
+    whole = [result for result in collect(tmp_path) if len(answers.read(result)) == 40]
+    first = answers.read(whole[0])
+    assert answers.read(whole[1], first).rows is first.rows
+    assert answers.read(whole[1]).rows is not first.rows
