@@ -24,6 +24,6 @@ lock() { # FILE HEADING REQUIREMENT...
         cat "$venv/versions"; } >"$file"
 }
 
-lock constraints.txt "What is installed" ".[test,pocket,slurm]" "${committed[@]}"
+lock constraints.txt "What is installed" ".[test,pocket,slurm,photo]" "${committed[@]}"
 mapfile -t lowest < <("$venv/bin/python" scripts/bounds.py lowest)
 lock constraints-lowest.txt "Every dependency at its lower bound" . pytest pytest-xdist hypothesis "${lowest[@]}"
