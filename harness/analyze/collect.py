@@ -15,7 +15,7 @@ import methods
 from harness.analyze import settings
 from harness.analyze.questions import Prompt, Source
 from harness.core.errors import UserError, as_user_error
-from harness.evaluation.pruner import pruner_of
+from harness.evaluation.pruner import Pruner, pruner_of
 from harness.models.loading import Loaded
 from harness.models.model_folder import ModelFolder
 from harness.pruning.handle import Kept
@@ -78,12 +78,18 @@ def check_cut(cfg: DictConfig) -> None:
             raise UserError(f"{point.name} makes images smaller, of which it keeps every token: leave it out")
 
 
-def kept(cfg: DictConfig, loaded: Loaded, prompts: Sequence[Prompt]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
-    """Yield method, keep ratio and what was kept of each question, by one forward pass for each of them."""
+def pruners(cfg: DictConfig, loaded: Loaded) -> Iterator[tuple[settings.MethodPoint, float, Pruner]]:
+    """Yield every method at every keep ratio; all of them can run before the first does."""
     runs = [(point, keep) for keep in settings.keeps(cfg) for point in settings.method_points(cfg)]
     folder = ModelFolder(loaded.folder)
-    pruners = [pruner_of(settings.run_of(cfg, point, keep), folder) for point, keep in runs]
-    for (point, keep), pruner in zip(runs, tqdm(pruners, desc="methods"), strict=True):
+    made = [pruner_of(settings.run_of(cfg, point, keep), folder) for point, keep in runs]
+    for (point, keep), pruner in zip(runs, tqdm(made, desc="methods"), strict=True):
+        yield point, keep, pruner
+
+
+def kept(cfg: DictConfig, loaded: Loaded, prompts: Sequence[Prompt]) -> Iterator[tuple[str, float, Sequence[Kept]]]:
+    """Yield method, keep ratio and what was kept of each question, by one forward pass for each of them."""
+    for point, keep, pruner in pruners(cfg, loaded):
         with as_user_error(ValueError), pruner.attach(loaded.model) as pruning, torch.inference_mode():
             for prompt in prompts:
                 loaded.model(**prompt.inputs(loaded))

@@ -27,6 +27,7 @@ class Prompt:
     task: str
     doc_id: int
     messages: list[Message]
+    target: str  # the right answer, as the task has it
 
     @cached_property
     def pictures(self) -> str:
@@ -57,7 +58,8 @@ class Source:
         docs = self.tasks[task].task_docs
         if not 0 <= doc_id < len(docs):
             raise UserError(f"task {task} has {len(docs)} questions, there is no number {doc_id}")
-        return Prompt(task, doc_id, self.suite.messages(self.tasks[task], docs[doc_id]))
+        loaded, doc = self.tasks[task], docs[doc_id]
+        return Prompt(task, doc_id, self.suite.messages(loaded, doc), str(loaded.doc_to_target(doc)))
 
     def drawn(self, seed: int) -> Iterator[Prompt]:
         """Yield questions in random order, from all tasks in turn; every picture once, no video."""

@@ -21,6 +21,7 @@ from harness.analyze import ablation, angles, bias, heldout, masks, pareto, redu
 from harness.analyze.collect import TokenProbe, read
 from harness.analyze.questions import Source
 from harness.core.errors import UserError
+from harness.core.escape import visible
 from harness.core.overrides import compose
 from harness.evaluation.preflight import prepare
 from harness.models import loading
@@ -230,14 +231,17 @@ def test_masks_show_what_prune_keeps(place, images, capsys):
     cfg = configured(place, "masks", "methods=[random,divprune]", "keep=[0.5,0.25]", docs)
     found, table, _ = ran(capsys, cfg, masks)
     assert found["questions"] == ["tiny_stills/5", "tiny_stills/2"]
-    asked = {question.doc_id: question for question in drawn}
+    asked, said = {question.doc_id: question for question in drawn}, []
     with harness.prune(loaded.model, "divprune", keep=0.25) as pruning, torch.inference_mode():
         for doc_id in (5, 2):
-            loaded.model(**asked[doc_id].inputs(loaded))
+            inputs = asked[doc_id].inputs(loaded)
+            tokens = loaded.model.generate(**inputs, max_new_tokens=masks.NEW_TOKENS)[0, inputs["input_ids"].shape[1] :]
+            said.append(loaded.processor.decode(tokens, skip_special_tokens=True))
     rows = table[(table["method"] == "divprune") & (table["keep"] == 0.25)]
     assert [[int(index) for index in row.split()] for row in rows["kept"].map(str)] == [
         record.kept for record in pruning.records
     ]
+    assert rows["answer"].fillna("").tolist() == list(map(visible, said))
     assert len(found["overlaps"]) == 2
     with pytest.raises(UserError, match="tiny_clips/1 is not about images alone"):
         masks.masks(configured(place, "masks", "methods=[random]", "docs=[tiny_clips/1]"))
