@@ -1,7 +1,7 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new, in parts (results-pocket, results-llava-keep,
+# make results: run again what results/pocket holds, in results/pocket/new, in parts (results-pocket, results-photo, results-llava-keep,
 # results-llava-tokens, results-clips, results-costs) that can be made one by one. Each replaces its runs in
 # results/pocket/runs, an archive of scores and provenance, and its tables. The runs with their answers are then in
 # results/pocket/last.
@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-llava-keep results-llava-tokens results-clips results-costs report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-photo results-llava-keep results-llava-tokens results-clips results-costs report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -71,15 +71,19 @@ results-pocket: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket/pocket csv=results/pocket/table.csv
 	$(TABLES) runs=$(RUNS)/pocket/pocket_blank csv=results/pocket/blank.csv
 
-# Two cores need about an hour; `results/pocket/new/photo` is resumed if it stops.
 PHOTO := model=pocket_photo tasks=photo
 results-photo: .venv/.installed
 	$(RUN) model=pocket_photo tasks=photo_unseen method=none runs=$(NEW)/photo
 	$(RUN) model=pocket_photo tasks=photo_blank method=none runs=$(NEW)/photo
 	$(RUN) -m $(PHOTO) method=$(METHODS) keep=0.25,0.1,0.05 runs=$(NEW)/photo
 	$(RUN) -m $(PHOTO) method=random seed=1,2 keep=0.25,0.1,0.05 runs=$(NEW)/photo
-	$(RUN) -m $(PHOTO) method=fastv,$(SCHEDULES) method.budget_at=mean keep=0.4 runs=$(NEW)/photo
-	$(RUN) -m $(PHOTO) method=$(SCHEDULES) method.budget_at=end keep=0.25,0.1,0.05 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=$(SCHEDULES) keep=0.25 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=pyramiddrop method.budget_at=end keep=0.25,0.1,0.05 runs=$(NEW)/photo
+	$(RUN) -m $(PHOTO) method=sparsevlm method.budget_at=end keep=0.25,0.1,0.05 runs=$(NEW)/photo
+	$(BIN)/python -m harness.export runs=$(NEW)/photo archive=$(RUNS)
+	$(TABLES) runs=$(RUNS)/pocket_photo/photo csv=results/pocket/photo.csv
+	$(TABLES) runs=$(RUNS)/pocket_photo/photo_blank csv=results/pocket/photo_blank.csv
+	$(TABLES) runs=$(RUNS)/pocket_photo/photo_unseen csv=results/pocket/photo_unseen.csv
 
 results-llava-keep: .venv/.installed
 	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
@@ -126,7 +130,7 @@ results-costs: .venv/.installed
 	$(BIN)/python scripts/cost_table.py results/pocket/table.csv results/pocket/cost/pocket*.csv >results/pocket/cost/pocket.md
 	$(BIN)/python scripts/cost_table.py results/pocket/llava.csv results/pocket/cost/llava*.csv >results/pocket/cost/llava.md
 
-results: results-pocket results-llava-keep results-llava-tokens results-clips results-costs
+results: results-pocket results-photo results-llava-keep results-llava-tokens results-clips results-costs
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last
