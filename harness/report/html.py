@@ -12,7 +12,7 @@ from harness.core.escape import visible
 from harness.core.files import json_line
 from harness.results.web import StyleSheet, policy, verbatim
 
-SCRIPTS = ("table.js", "gallery.js")
+SCRIPTS = ("table.js", "gallery.js", "choose.js")
 
 
 @cache

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
 from harness.core.escape import visible
-from harness.core.files import writing
+from harness.core.files import digest, writing
 from harness.results.benchmarks import titles
 from harness.results.labels import ordered
 from harness.results.method_groups import BASELINE, methods, printed
@@ -424,21 +424,41 @@ def inline(figure: Figure, name: str, title: str, styles: StyleSheet) -> Markup:
             if child.tag.rpartition("}")[2] in ("metadata", "style"):  # the style is in the page's own sheet
                 parent.remove(child)
     for element in root.iter():
-        _adopt(element, name, styles)
+        _adopt(element, styles)
+    used = dict.fromkeys(re.findall(r"#([^)\"]+)", ET.tostring(root, encoding="unicode")))
+    prefix = digest(name)[:6]
+    _slim(root, {old: f"{prefix}-{place}" for place, old in enumerate(used)})
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": visible(title)}
     return Markup(ET.tostring(root, encoding="unicode"))
 
 
-def _adopt(element: ET.Element, name: str, styles: StyleSheet) -> None:
-    """Make an element of a figure one of a page: without namespaces, with its own ids, colours and style sheet."""
+def _slim(parent: ET.Element, ids: dict[str, str]) -> None:
+    """Give new names to `ids`, drop others, and groups that then have no attributes: half of matplotlib's SVG."""
+    children: list[ET.Element] = []
+    for child in parent:
+        _slim(child, ids)
+        if (own := child.attrib.pop("id", None)) in ids:
+            child.set("id", ids[own])
+        for key in child.attrib.keys() & {"href", "clip-path"}:
+            child.set(key, re.sub(r"#([^)]+)", lambda found: f"#{ids[found[1]]}", child.attrib[key]))
+        children += list(child) if child.tag == "g" and not child.attrib else [child]
+    parent[:] = children
+
+
+def _adopt(element: ET.Element, styles: StyleSheet) -> None:
+    """Make an element of a figure one of a page: without namespaces, with the page's colours and style sheet."""
     element.tag = element.tag.rpartition("}")[2]
     element.text, element.tail = (text if text and text.strip() else None for text in (element.text, element.tail))
-    short = {key: re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split())) for key, value in element.attrib.items()}
+    short = {  # a tenth of a pixel is enough, but not for a scale
+        key: re.sub(r"(\.\d\d)\d+" if key == "transform" else r"(\.\d)\d+", r"\1", " ".join(value.split()))
+        for key, value in element.attrib.items()
+    }
     attributes = {key.rpartition("}")[2]: value for key, value in short.items()}
     declarations = attributes.pop("style", "").replace("'DejaVu Sans', ", "")
     for color, variable in {INK: "ink", MUTED: "muted", RULE: "rule", OTHERS: "others"}.items():
         declarations = declarations.replace(color, f"var(--{variable})")
-    for key, before in (("id", r"^"), ("href", r"^#"), ("clip-path", r"^url\(#")):
-        if key in attributes:
-            attributes[key] = re.sub(before, lambda found: f"{found[0]}{name}-", attributes[key])
+    if attributes.get("transform", "").startswith("rotate(-0 "):
+        del attributes["transform"]
+    if "d" in attributes:
+        attributes["d"] = re.sub(r" ?([A-Za-z]) ?", r"\1", attributes["d"])
     element.attrib = attributes | ({"class": styles.name(declarations)} if declarations else {})

@@ -73,7 +73,7 @@ def pictures(file: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with browser() as started:
-        for name, section, scheme in (("report", "overview", "light"), ("report-tokens", "viewer", "dark")):
+        for name, section, scheme in (("report", "choose", "light"), ("report-tokens", "viewer", "dark")):
             with opened(started, file, (1440, 900), scheme, reduced_motion="reduce", device_scale_factor=1.25) as shown:
                 if section == "viewer":
                     shown.page.locator("#g-differ").check()

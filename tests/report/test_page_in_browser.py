@@ -264,3 +264,47 @@ def test_the_pictures_of_the_readme_can_be_taken(started, file, tmp_path):
         pixels = np.asarray(Image.open(shot).convert("L"), dtype=float)
         assert pixels.std() > 5
         assert shot.stat().st_size < 300_000
+
+
+def best_in_table(page, column):
+    """Name and percent of the first bold cell of each budget, as the table has them."""
+    rows = page.locator("table.scores tbody tr")
+    found = {}
+    for row in rows.all():
+        cell = row.locator("> *").nth(column)
+        if cell.locator(".best").count():
+            found.setdefault(row.get_attribute("data-budget"), (row.get_attribute("data-name"), cell))
+    return {budget: (name, cell.locator(".best").inner_text()) for budget, (name, cell) in found.items()}
+
+
+def test_the_first_view_says_which_method_at_what_budget(page):
+    """In words and in the picture, of the benchmark that is chosen; the keyboard is enough."""
+    for benchmark, column in (("", 4), ("t_two", 6)):
+        select = page.locator("#c-benchmark")
+        select.focus()
+        while select.input_value() != benchmark:
+            page.keyboard.press("ArrowDown")
+        said = page.locator("#c-answer li").all_inner_texts()
+        best = best_in_table(page, column)
+        assert {text.split(":")[0] for text in said} == set(best) == {"keep=0.5", "keep=0.25"}
+        for text in said:
+            name, percent = best[text.split(":")[0]]
+            assert re.match(rf"keep=[\d.]+: {name} {float(percent):g} %", text)
+            assert name in page.locator("#c-figure text").all_text_contents()
+        assert page.locator("#c-figure circle").count() == 2 * len(SKILL)
+    assert page.locator("section").first.get_attribute("id") == "choose"
+
+
+def test_a_link_opens_a_question(started, file, page):
+    page.locator("#g-next").click()
+    page.locator("#g-next").click()
+    asked = page.locator("#g-asked .question").inner_text()
+    fragment = page.locator("#g-link").get_attribute("href")
+    with opened(started, Path(f"{file}")) as other:
+        other.page.goto(file.as_uri() + fragment)
+        other.page.reload()
+        expect(other.page.locator("#g-asked .question")).to_have_text(asked)
+        expect(other.page.locator("#viewer")).to_be_in_viewport()
+        other.page.goto(file.as_uri() + "#q/nothing/%E0%A4%A/x/1")
+        expect(other.page.locator("#g-asked .question")).to_have_text(asked)
+        assert other.errors == []

@@ -270,7 +270,12 @@ function show() {
   const wide = Math.max(...question.grids.map(([t, h, w]) => w * (state.moment ? 1 : Math.ceil(Math.sqrt(t)))));
   byId("g-panels").style.setProperty("--least", wide > 24 ? "15rem" : "");
   byId("g-asked").replaceChildren(
-    element("p", { class: "small" }, `${question.short}, question ${question.doc_id}, ${question.n} visual tokens`),
+    element(
+      "p",
+      { class: "small" },
+      `${question.short}, question ${question.doc_id}, ${question.n} visual tokens · `,
+      element("a", { href: address(question), id: "g-link" }, "link to it"),
+    ),
     element("p", { class: "question" }, question.text || "The machine that made this page did not have the data set."),
     ...(question.target === undefined ? [] : [element("p", {}, "Right answer: ", element("b", {}, question.target))]),
   );
@@ -279,6 +284,31 @@ function show() {
   const first = [state.a, state.b];
   const order = [...new Set([...first, ...runs()])];
   byId("g-panels").replaceChildren(...order.map((name) => panel(question, name, layer)));
+}
+
+// The fragment that opens a question again: model and tasks, budget, benchmark, number.
+const address = (question) => `#q/${[setting().label, state.budget, question.task, question.doc_id].map(encodeURIComponent).join("/")}`;
+
+async function follow() {
+  const [mark, ...parts] = location.hash.split("/");
+  if (mark !== "#q") return;
+  let names = [];
+  try {
+    names = parts.map(decodeURIComponent);
+  } catch {
+    return;
+  }
+  const [label, budget, task, doc] = names;
+  const place = data.settings.findIndex((it) => it.label === label);
+  if (place < 0 || !data.settings[place].chunks.some((it) => it.task === task)) return;
+  byId("g-differ").checked = false;
+  Object.assign(state, { setting: place, budget, task, place: 0 });
+  fill();
+  await list();
+  const found = state.list.findIndex((it) => String(it.doc_id) === doc);
+  if (found >= 0) state.place = found;
+  show();
+  byId("gallery").scrollIntoView();
 }
 
 // Set the slider of moments to a question, which begins with all of them.
@@ -385,5 +415,6 @@ if (data.settings.length) {
     if (event.key === ",") scrub(state.moment - 1);
     if (event.key === ".") scrub(state.moment + 1);
   });
-  list();
+  window.addEventListener("hashchange", follow);
+  list().then(follow);
 }
