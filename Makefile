@@ -84,6 +84,8 @@ results-photo: .venv/.installed
 	$(TABLES) runs=$(RUNS)/pocket_photo/photo csv=results/pocket/photo.csv
 	$(TABLES) runs=$(RUNS)/pocket_photo/photo_blank csv=results/pocket/photo_blank.csv
 	$(TABLES) runs=$(RUNS)/pocket_photo/photo_unseen csv=results/pocket/photo_unseen.csv
+	$(TABLES) source=paper csv=$(NEW)/paper.csv
+	$(BIN)/python scripts/rank_agreement.py results/pocket/photo.csv $(NEW)/paper.csv results/pocket/table.csv >results/pocket/agreement.md
 
 results-llava-keep: .venv/.installed
 	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep

@@ -1,5 +1,7 @@
 """The tables of docs show the cells of the committed CSV files."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -7,10 +9,15 @@ import pytest
 from printed import percent, rows_below
 
 from harness.compare import compare
+from harness.results.formats import sheet as sheet_of
+from harness.results.frames import read_scores
+from harness.results.method_groups import methods, title_of
 from harness.results.result import collect
+from harness.results.table import tables_of
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "results" / "pocket"
+PUBLISHED = ROOT / "results" / "paper" / "published_scores.csv"
 COLUMNS = {  # title on the page -> file, budget
     "`pocket` 0.25": ("table", "keep=0.25"),
     "`pocket` 0.1": ("table", "keep=0.1"),
@@ -77,6 +84,59 @@ def test_the_results_show_the_averages_of_newer_methods():
             row["name"]: f"{row['avg']} ({100 * float(row['per_layer']) / unpruned:.0f} %)"
             for row in block.to_dict("records")
         }
+
+
+PHOTO = {"0.25": "keep=0.25", "0.1": "keep=0.1", "0.05": "keep=0.05"}
+
+
+def photo_cells() -> dict[tuple[str, str], str]:
+    """Method and budget -> average with interval and mark, as the pages print it."""
+    frame, cells = sheet("photo"), {}
+    for budget in PHOTO.values():
+        block = frame[frame["budget"] == budget]
+        before = block[block["K"].astype(float) >= block["per_layer"].astype(float)]
+        best = before["avg"].astype(float).max()
+        for row in block.to_dict("records"):
+            text = "{:.1f} ({:.1f} to {:.1f})".format(*(float(row[key]) for key in ("avg", "low", "high")))
+            if row["method"] in set(before["method"]):
+                like = " ≈" * ("avg" in row["as_best"].split())
+                text = f"**{text}**" if float(row["avg"]) == best else text + like
+            cells[row["name"], budget] = text
+    return cells
+
+
+def test_the_results_show_every_average_of_photographs():
+    head, *rows = rows_below(ROOT / "docs" / "results.md", "| 0.25 | 0.1 | 0.05 |")
+    shown = {(row[1], PHOTO[title]): cell for row in rows for title, cell in zip(head[3:], row[3:], strict=True)}
+    cells = photo_cells()
+    assert {key: cell for key, cell in shown.items() if cell != "-"} == cells
+    assert len(cells) == 89
+    sees = {(row["name"], row["budget"]): 100 * float(row["per_layer"]) / 256 for row in sheet("photo").to_dict("records")}
+    for _, name, *given in (row[:3] for row in rows):
+        assert given == [", ".join(f"{sees[name, budget]:.0f} %" for budget in PHOTO.values() if (name, budget) in sees)]
+
+
+def test_the_readme_shows_ten_of_them():
+    head, *rows = rows_below(ROOT / "README.md", "a tenth")
+    assert (len(rows), len(head)) == (10, 4)
+    of_title = {title_of(name): name for name in methods()}
+    cells = photo_cells()
+    for title, *given in rows:
+        assert given == [cells[of_title[title], budget] for budget in PHOTO.values()], title
+
+
+def test_the_agreement_with_published_orders_is_what_the_script_gives(tmp_path, monkeypatch, capsys):
+    (paper := tmp_path / "paper.csv").write_text(sheet_of(tables_of(read_scores(PUBLISHED))).to_csv(index=False))
+    files = [POCKET / "photo.csv", paper, POCKET / "table.csv"]
+    monkeypatch.setattr(sys, "argv", ["rank_agreement.py", *map(str, files)])
+    runpy.run_path(str(ROOT / "scripts" / "rank_agreement.py"), run_name="__main__")
+    made = capsys.readouterr().out
+    assert made == (POCKET / "agreement.md").read_text(encoding="utf-8")
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    of = {tuple(cells[:3]): cells[3:] for cells in ([c.strip() for c in row.strip("|").split("|")] for row in made.splitlines())}
+    for table, budget in (("table 1 (qwen25vl7b)", "keep=0.10"), ("table 5 (qwen25vl3b)", "keep=0.10")):
+        _, found, interval, *_ = of["keep=0.1", table, budget]
+        assert f"{found} at a tenth ({interval})" in page or f"{found} ({interval})" in page
 
 
 CLIPS = {f"{name} {budget}": (name, f"keep={budget}") for name in ("clips", "places") for budget in ("0.25", "0.1")}
