@@ -111,9 +111,11 @@ def test_the_results_show_every_average_of_photographs():
     cells = photo_cells()
     assert {key: cell for key, cell in shown.items() if cell != "-"} == cells
     assert len(cells) == 89
-    sees = {(row["name"], row["budget"]): 100 * float(row["per_layer"]) / 256 for row in sheet("photo").to_dict("records")}
+    records = sheet("photo").to_dict("records")
+    sees = {(row["name"], row["budget"]): 100 * float(row["per_layer"]) / 256 for row in records}
     for _, name, *given in (row[:3] for row in rows):
-        assert given == [", ".join(f"{sees[name, budget]:.0f} %" for budget in PHOTO.values() if (name, budget) in sees)]
+        shares = [f"{sees[name, budget]:.0f} %" for budget in PHOTO.values() if (name, budget) in sees]
+        assert given == [", ".join(shares)]
 
 
 def test_the_readme_shows_ten_of_them():
@@ -133,7 +135,8 @@ def test_the_agreement_with_published_orders_is_what_the_script_gives(tmp_path, 
     made = capsys.readouterr().out
     assert made == (POCKET / "agreement.md").read_text(encoding="utf-8")
     page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    of = {tuple(cells[:3]): cells[3:] for cells in ([c.strip() for c in row.strip("|").split("|")] for row in made.splitlines())}
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in made.splitlines()]
+    of = {tuple(row[:3]): row[3:] for row in cells}
     for table, budget in (("table 1 (qwen25vl7b)", "keep=0.10"), ("table 5 (qwen25vl3b)", "keep=0.10")):
         _, found, interval, *_ = of["keep=0.1", table, budget]
         assert f"{found} at a tenth ({interval})" in page or f"{found} ({interval})" in page
