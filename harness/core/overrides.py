@@ -80,8 +80,9 @@ def compose(config_name: str, overrides: list[str], **options: bool) -> DictConf
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
         if overrides and key and "not in struct" in str(error.__cause__):
-            others = [override for override in overrides if not override.startswith(f"{key}=")]
-            raise UnknownKeyError(key, compose(config_name, others)) from error
+            others = [text for text in overrides if not f"{key}.".startswith(f"{text.partition('=')[0]}.")]
+            if len(others) < len(overrides):  # an override of the key, or of what it lies in
+                raise UnknownKeyError(key, compose(config_name, others)) from error
         cause = f" ({first_paragraph(error.__cause__)})" if error.__cause__ else ""
         raise UserError(first_paragraph(error) + cause) from error
 

@@ -1,0 +1,82 @@
+"""scripts/rehearse.py at a tiny size: its folder loads as a released one, and the main job proves its decoding."""
+
+import importlib.util
+import json
+from itertools import chain, product
+
+import pytest
+import torch
+from doc_guides import ROOT
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+TEXT = "Hello  world, 12 Bäume! naïve\n"
+
+
+@pytest.fixture(scope="module")
+def rehearse():
+    spec = importlib.util.spec_from_file_location("rehearse", ROOT / "scripts" / "rehearse.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """A vocabulary of the same form and size: bytes, then tokens that are joined from earlier ones."""
+    found = {bytes([byte]): byte for byte in range(256)}
+    for token in (b"he", b"ll", b"hell", b"hello", b" w", b" wo", b" world"[:4], b"in"):
+        found[token] = len(found)
+    pairs = [bytes(pair) for pair in product(range(128, 256), range(128, 256))]
+    for token in chain(pairs, (pair + bytes([byte]) for pair, byte in product(pairs, range(128, 256)))):
+        if len(found) == 151_643:
+            break
+        found.setdefault(token, len(found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(rehearse, ranks, tmp_path_factory):
+    rehearse.SHARD, before = 4_000_000, rehearse.SHARD
+    place = tmp_path_factory.mktemp("rehearsal") / "qwen25vl3b"
+    rehearse.write_checkpoint(place, "qwen25vl3b", ranks, tiny=True)
+    rehearse.SHARD = before
+    return place
+
+
+def test_the_tokenizer_is_the_vocabulary_it_was_made_from(place, ranks):
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    for text in (TEXT, "hello world within"):
+        numbers = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(numbers) == text
+    spelled = {number: token for token, number in ranks.items()}
+    assert [spelled[number] for number in tokenizer("hello wo")["input_ids"]] == [b"hello", b" wo"]
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == 151_655
+
+
+def test_every_token_is_joined_from_earlier_ones(rehearse, ranks):
+    pairs = dict(zip([token for token in ranks if len(token) > 1], rehearse.merges(ranks), strict=True))
+    assert all(a + b == token and max(ranks[a], ranks[b]) < ranks[token] for token, (a, b) in pairs.items())
+    assert pairs[b"hell"] == (b"he", b"ll")
+
+
+def test_the_weights_are_shards_that_load_without_a_missing_name(place):
+    index = json.loads((place / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 2
+    for file in files:
+        with safe_open(place / file, "pt") as shard:
+            assert {shard.get_tensor(name).dtype for name in shard.keys()} == {torch.bfloat16}  # noqa: SIM118
+    _, said = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.bfloat16, output_loading_info=True)
+    assert not said["missing_keys"]
+    assert not said["unexpected_keys"]
+
+
+def test_the_main_job_runs_on_it_and_proves_its_decoding(rehearse, place):
+    tasks = rehearse.write_benchmarks(place.parent / "tasks", 1, (256, 192))
+    found = rehearse.run(place, "qwen25vl3b", tasks, 0.25, 1)
+    assert {"idpruner 0.25", "none 1.0"} <= set(found)
+    for run in (found["idpruner 0.25"], found["none 1.0"]):
+        assert run["decoding"]["verified"]
+        assert run["seconds"]["llm"] > 0
+    assert found["peak_gb"] > 0.5
