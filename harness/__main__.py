@@ -72,8 +72,11 @@ def main(context: RunContext, cfg: DictConfig) -> None:
     print_json(report, folder.path / METRICS)
 
 
-def end(context: RunContext, jobs: list[list[str]], failed: list[int]) -> None:
-    """Print the runs of a sweep side by side, name its jobs that failed, and end with one JSON line."""
+def end(context: RunContext, jobs: list[list[str]], failed: list[int], done: int) -> None:
+    """Print the runs of a sweep side by side, name its jobs that failed, and end with one JSON line.
+
+    Of an interrupted sweep only the first `done` jobs ran to their end.
+    """
     if not launched().first or not (context.finished or failed):
         return  # the other processes; a sweep that was only submitted
     from harness.evaluation.sweep_plan import shared
@@ -89,7 +92,11 @@ def end(context: RunContext, jobs: list[list[str]], failed: list[int]) -> None:
         say(f"failed: {name}")
     for runs in context.folders:
         say(f"python -m harness.report runs={runs} out=report.html")
-    print_json({"finished": len(jobs) - len(failed), "failed": names, "runs": context.folders})
+    left = len(jobs) - done
+    if left:
+        say(f"interrupted: {left} of {len(jobs)} jobs are left; the same command goes on")
+    counts = {"finished": done - len(failed), **({"left": left} if left else {})}
+    print_json({**counts, "failed": names, "runs": context.folders})
 
 
 def _table(result: "Result", baseline: "Result", percent: dict[str, float | None], mean: float | None) -> str:

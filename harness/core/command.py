@@ -41,15 +41,15 @@ def command(
     launchers: Mapping[str, Callable[[], None]] = MappingProxyType({}),
     preview: Callable[[list[tuple[DictConfig, list[str]]]], None] | None = None,
     several: bool = False,
-    ended: Callable[[list[list[str]], list[int]], None] | None = None,
+    ended: Callable[[list[list[str]], list[int], int], None] | None = None,
 ) -> None:
     """Run `task` with the composed configuration of every job; all jobs of a sweep are checked before the first starts.
 
     Each of `checks` sees every job before the next one does: the quick ones come first. `prepare` may rewrite the
     command-line overrides (to register choices that have no file in conf/). With `launchers`, `hydra/launcher=slurm`
     submits the jobs, and torchrun may start several processes for them; with `several`, only the latter. With
-    dry_run=true, `preview` gets all jobs with their overrides, and nothing is run. After a sweep, `ended` gets the
-    overrides of all jobs and the numbers of those that failed.
+    dry_run=true, `preview` gets all jobs with their overrides, and nothing is run. After a sweep, also an
+    interrupted one, `ended` gets the overrides of all jobs, the numbers of those that failed, and how many were done.
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of being printed by Hydra
@@ -78,11 +78,19 @@ def command(
             if preview and not shown_only and any(cfg.dry_run for cfg, _ in jobs):
                 with _writing_stdout():
                     return preview(jobs)
-        job = _one_job(task, exit_codes)
+        started: list[DictConfig] = []
+        job = _one_job(task, exit_codes, started)
         with _writing_stdout():
-            hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
-            if ended and args.multirun and not args.hydra_help:
-                ended([point for _, point in jobs], list(exit_codes))
+            sweep = bool(ended and args.multirun and not args.hydra_help)
+            points = [point for _, point in jobs] if sweep else []
+            try:
+                hydra.main(version_base=VERSION_BASE, config_path=str(conf()), config_name=config_name)(job)()
+            except KeyboardInterrupt:
+                if ended and sweep:
+                    ended(points, list(exit_codes), len(started) - 1)
+                raise
+            if ended and sweep:
+                ended(points, list(exit_codes), len(points))
     except BaseException as error:  # the last line of defence, also of panics in Rust code, which are no Exception
         if isinstance(error, SystemExit) and not exited_by_others(error):
             raise
@@ -91,10 +99,10 @@ def command(
         sys.exit(min(exit_codes.values()))
 
 
-def _one_job(task: Callable[[DictConfig], None], exit_codes: dict[int, int]) -> Callable[[DictConfig], None]:
-    """Wrap `task` so that an error takes one line and the other jobs of a sweep continue."""
-
-    started: list[DictConfig] = []
+def _one_job(
+    task: Callable[[DictConfig], None], exit_codes: dict[int, int], started: list[DictConfig]
+) -> Callable[[DictConfig], None]:
+    """Wrap `task` so that an error takes one line and the other jobs of a sweep go on; jobs are noted in `started`."""
 
     def job(cfg: DictConfig) -> None:
         started.append(cfg)

@@ -83,6 +83,10 @@ def compose(config_name: str, overrides: list[str], **options: bool) -> DictConf
             others = [text for text in overrides if not f"{key}.".startswith(f"{text.partition('=')[0]}.")]
             if len(others) < len(overrides):  # an override of the key, or of what it lies in
                 raise UnknownKeyError(key, compose(config_name, others)) from error
+        if group := re.match(r"Could not override '([^']+)'\. No match in the defaults list", str(error)):
+            others = [text for text in overrides if text.partition("=")[0] != group[1]]
+            if len(others) < len(overrides):  # a folder of conf/ that holds no choice of this command
+                raise UnknownKeyError(group[1], compose(config_name, others)) from error
         cause = f" ({first_paragraph(error.__cause__)})" if error.__cause__ else ""
         raise UserError(first_paragraph(error) + cause) from error
 

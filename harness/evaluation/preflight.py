@@ -108,7 +108,9 @@ def check_scoring(tasks: TasksConfig, sample: QuestionSample) -> None:
             raise UserError(f"task mme scores questions in pairs: limit={limit} must be even")
         if name == "vinoground" and not sample.whole:
             choice = f"limit={sample.limit}" if sample.limit else "questions="
-            raise UserError(f"task vinoground scores all its questions together: leave {choice} out")
+            others = ",".join(task for task in tasks.metrics if task != name)
+            rest = f", or ask the others: 'tasks=[{others}]'" if others else ""
+            raise UserError(f"task vinoground scores all its questions together: leave {choice} out{rest}")
     for name in tasks.metrics:
         judges.check_key(name, task_file(name, tasks.include))
 

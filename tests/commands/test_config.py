@@ -178,6 +178,7 @@ MISTAKES = {
     "batches of auto": (["model.batch_size=auto"], "model.batch_size must be a whole number, got auto"),
     "neither true nor false": (["force=x"], "force must be true or false, got x"),
     "an added key": (["+kep=1"], "unknown key kep: did you mean keep?"),
+    "a folder of conf/ that is no choice": (["recipe=pocket"], "unknown key recipe"),
     "an unknown key in a mapping": (["tasks.metrics={mmstar_x:average}"], "tasks=pocket has no metrics.mmstar_x"),
     "an interpolation of nothing": (["model.name=${nope}"], "model.name: Interpolation key 'nope' not found"),
     "a log of Hydra's": (

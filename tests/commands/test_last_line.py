@@ -443,3 +443,19 @@ def test_code_of_others_that_exits_is_an_error(call, code, tmp_path, monkeypatch
     monkeypatch.setattr(command, "_checked_jobs", lambda *_: theirs.leave())
     assert status(lambda cfg: None, monkeypatch) == 1
     assert "theirs.py:4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stops_at", "done"), [("a", 0), ("b", 1), (None, 3)])
+def test_an_interrupted_sweep_ends_with_what_is_done(stops_at, done, monkeypatch, capsys):
+    def task(cfg):
+        if cfg.runs == stops_at:
+            raise KeyboardInterrupt
+
+    ends = []
+    monkeypatch.setattr(sys, "argv", ["harness.status", "-m", "runs=a,b,c"])
+    try:
+        command.command("status", task, ended=lambda points, failed, done: ends.append((len(points), failed, done)))
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    assert (ends, code) == ([(3, [], done)], 130 if stops_at else 0)

@@ -15,8 +15,8 @@ def finished(tmp_path):
     return [run.path for run in runs]
 
 
-def said(capsys, finished, jobs, failed):
-    end(SimpleNamespace(finished=finished, folders=["runs"]), jobs, failed)
+def said(capsys, finished, jobs, failed, left=0):
+    end(SimpleNamespace(finished=finished, folders=["runs"]), jobs, failed, len(jobs) - left)
     return capsys.readouterr().out
 
 
@@ -40,3 +40,11 @@ def test_a_sweep_of_which_nothing_finished(capsys):
 
 def test_a_sweep_that_was_only_submitted(capsys):
     assert said(capsys, [], [["method=fastv"]], []) == ""
+
+
+def test_an_interrupted_sweep_shows_what_is_done_and_what_is_left(finished, capsys):
+    jobs = [["method=random", "keep=0.25"], ["method=fastv", "keep=0.25"], ["method=dart", "keep=0.25"]]
+    *lines, note, last = said(capsys, finished, jobs, [], left=2).splitlines()
+    assert any(line.startswith("| Control | Random |") for line in lines)
+    assert note == "interrupted: 2 of 3 jobs are left; the same command goes on"
+    assert json.loads(last) == {"finished": 1, "left": 2, "failed": [], "runs": ["runs"]}
