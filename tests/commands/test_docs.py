@@ -35,6 +35,7 @@ from methods.samples import make_tokens
 
 # Commands that are read, not run: they take hours, real weights, or, as versions.md, environments of several gigabytes.
 READ = ("pocket.md", "photo.md", "results.md", "speed.md", "models.md", "methods.md", "runs.md", "install.md")
+READ = (*READ, "rehearsal.md")
 GUIDES = sorted(set(PAGES) - {*READ, "versions.md", "five-minutes.md"})  # test_five_minutes.py types that session
 # What takes hours is only listed. What is then submitted to a cluster, test_slurm.py runs on one.
 MORE = {

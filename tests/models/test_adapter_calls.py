@@ -22,6 +22,7 @@ MAKES_CALLS = {
     "models/preprocessing.py",  # counts tokens of what a processor made
     "pruning/decoding_proof.py",  # prolongs what a processor made
     "models/llavaov15/modeling.py",  # our port: its forward passes call each other
+    "analyze/masks.py",  # makes inputs, and cuts them off the answers
     "bench/measure.py",  # the bench makes inputs, and looks at their size
     "bench/output.py",
     "bench/workloads.py",
