@@ -1,6 +1,6 @@
 """Time `harness.tables` and `harness.report` over many runs: python scripts/time_tables.py [--against CHECKOUT]
 
-It makes 61 runs of 11 benchmarks with 40,000 questions (six minutes), and prints seconds and peak memory of each
+It makes 61 runs of 11 benchmarks with 40,000 questions (two minutes), and prints seconds and peak memory of each
 command, in a process of its own. With another checkout of this repository, both read the same runs in turns.
 """
 
