@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from harness.core.config import shipped  # noqa: E402  (this checkout, whatever is installed)
+from harness.core.files import to_json  # noqa: E402
 from harness.models.cost import architectures  # noqa: E402
 from harness.models.scorer import VisionSelectorScorer, save_scorer  # noqa: E402
 
@@ -66,7 +67,7 @@ def write_weights(folder: Path, config: Any, seed: int = 0) -> int:
         index |= dict.fromkeys(shard, file)
     total = sum(2 * shape.numel() for _, shape in tensors)
     about = {"metadata": {"total_size": total}, "weight_map": index}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(about, indent=1))
+    (folder / "model.safetensors.index.json").write_text(to_json(about))
     return total
 
 
@@ -112,7 +113,7 @@ def write_tokenizer(folder: Path, ranks: dict[bytes, int]) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**about, "model_max_length": 131072}))
+    (folder / "tokenizer_config.json").write_text(to_json({**about, "model_max_length": 131072}))
 
 
 def qwen_ranks(folder: Path) -> dict[bytes, int]:
@@ -120,7 +121,7 @@ def qwen_ranks(folder: Path) -> dict[bytes, int]:
     call = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), "dashscope==2.0.2"]
     subprocess.run(call, check=True, stderr=subprocess.DEVNULL)
     (wheel,) = folder.glob("dashscope-*.whl")
-    lines = zipfile.ZipFile(wheel).read("dashscope/resources/qwen.tiktoken").splitlines()
+    lines = zipfile.ZipFile(wheel).read("dashscope/resources/qwen.tiktoken").strip().split(b"\n")
     wheel.unlink()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
@@ -140,7 +141,7 @@ def write_checkpoint(folder: Path, name: str, ranks: dict[bytes, int], tiny: boo
     (folder / "chat_template.jinja").write_text((pocket / "chat_template.jinja").read_text())
     processor = json.loads((pocket / "processor_config.json").read_text())
     processor["image_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 12845056}  # as released
-    (folder / "processor_config.json").write_text(json.dumps(processor, indent=1))
+    (folder / "processor_config.json").write_text(to_json(processor))
     width = config.text_config.hidden_size
     hidden = width // 2 if tiny else architectures.scorer_hidden(name)
     save_scorer(VisionSelectorScorer(width, hidden, init_scale=SPREAD), folder / "scorer")
@@ -240,11 +241,11 @@ def main() -> None:
     tasks = args.folder.absolute() / "tasks"
     tasks = tasks if tasks.exists() else write_benchmarks(tasks, args.limit)
     found = {"model": args.model, "cores": os.cpu_count(), **run(place, args.model, tasks, args.keep, args.limit)}
-    text = json.dumps(found, indent=1)
-    print(text)
+    text = to_json(found)
+    print(text, end="")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+        args.out.write_text(text)
 
 
 if __name__ == "__main__":

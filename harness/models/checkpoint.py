@@ -168,8 +168,8 @@ def _shards(folder: Path) -> list[Path]:
     if not shards:
         raise UserError(f"no weight file in {folder}: expected model.safetensors or its shards with an index")
     for shard in shards:
-        if not shard.is_file():
-            raise UserError(f"missing weight file {shard}: copy it there or download again")
+        if not os.path.isfile(shard):  # False also for a name that no file system takes
+            raise UserError(f"missing weight file {str(shard)[:300]}: copy it there or download again")
     return shards
 
 

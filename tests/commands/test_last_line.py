@@ -130,7 +130,7 @@ def test_a_sweep_ends_with_the_jobs_that_failed_and_their_exit_code(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["harness.status", "-m", "runs=a,b,c"])
     with pytest.raises(SystemExit) as stopped:
         command.command("status", job, ended=lambda *what: seen.append(what))
-    assert (stopped.value.code, seen) == (2, [([["runs=a"], ["runs=b"], ["runs=c"]], [0, 2])])
+    assert (stopped.value.code, seen) == (2, [([["runs=a"], ["runs=b"], ["runs=c"]], [0, 2], 3)])
 
 
 def test_an_error_of_the_file_system_names_the_path_as_a_mistake(monkeypatch, capsys):

@@ -74,3 +74,9 @@ def test_other_indexes_and_configurations(ends_well, tmp_path, whole, data):
     check_both(
         ends_well, written(tmp_path / "model", {**whole, INDEX: json.dumps(files[INDEX]).encode(), name: content})
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "../nowhere"])
+def test_an_index_that_names_what_no_file_can_be_called(name, whole, tmp_path, ends_well):
+    index = json.dumps({"weight_map": {"q_proj.weight": name}}).encode()
+    check_both(ends_well, written(tmp_path / "model", {**whole, INDEX: index}))
