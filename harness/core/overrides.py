@@ -80,8 +80,10 @@ def compose(config_name: str, overrides: list[str], **options: bool) -> DictConf
     except (HydraException, OmegaConfBaseException) as error:
         key = getattr(error.__cause__, "full_key", None)
         if overrides and key and "not in struct" in str(error.__cause__):
-            others = [text for text in overrides if not f"{key}.".startswith(f"{text.partition('=')[0]}.")]
-            if len(others) < len(overrides):  # an override of the key, or of what it lies in
+            others = [text for text in overrides if not text.startswith(f"{key}=")]
+            if others == overrides:  # it lies in a mapping, as in tasks.metrics={key: value}
+                others = [text for text in overrides if not (key.startswith(text.partition("=")[0]) and "{" in text)]
+            if others != overrides:
                 raise UnknownKeyError(key, compose(config_name, others)) from error
         if group := re.match(r"Could not override '([^']+)'\. No match in the defaults list", str(error)):
             others = [text for text in overrides if text.partition("=")[0] != group[1]]
