@@ -1,8 +1,8 @@
 # make demo: install into .venv and run the main job.   make test: linters and tests.
 # make robustness: bad input of every kind, counted.
 # make bench: how fast selection is, and where the time of an answer goes, on this machine.
-# make results: run again what results/pocket holds, in results/pocket/new, in parts (results-pocket, results-photo, results-llava-keep,
-# results-llava-tokens, results-clips, results-costs) that can be made one by one. Each replaces its runs in
+# make results: run again what results/pocket holds, in results/pocket/new, in parts (results-pocket, results-photo, results-llava,
+# results-clips, results-costs) that can be made one by one. Each replaces its runs in
 # results/pocket/runs, an archive of scores and provenance, and its tables. The runs with their answers are then in
 # results/pocket/last.
 # make report: one page about them, report.html; its gallery comes from results/pocket/sample.json.
@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-photo results-llava-keep results-llava-tokens results-clips results-costs report clean
+.PHONY: demo test robustness test-lowest test-newest lock bench results results-pocket results-photo results-llava results-clips results-costs report clean
 
 demo: .venv/.installed
 	$(BIN)/python -m harness
@@ -87,25 +87,16 @@ results-photo: .venv/.installed
 	$(TABLES) source=paper csv=$(NEW)/paper.csv
 	$(BIN)/python scripts/rank_agreement.py results/pocket/photo.csv $(NEW)/paper.csv results/pocket/table.csv >results/pocket/agreement.md
 
-results-llava-keep: .venv/.installed
-	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) method=$(SCHEDULES) keep=0.25 runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) method=pyramiddrop method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) method=sparsevlm method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava_keep
-	$(RUN) -m $(LLAVA) method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/llava_keep
-	$(BIN)/python -m harness.export runs=$(NEW)/llava_keep archive=$(RUNS)
+results-llava: .venv/.installed
+	$(RUN) method=none model=pocket_llava tasks=pocket_image_blank runs=$(NEW)/llava
+	$(RUN) -m $(LLAVA) method=$(METHODS) keep=0.25,0.1 runs=$(NEW)/llava
+	$(RUN) -m $(LLAVA) method=$(SCHEDULES) keep=0.25 runs=$(NEW)/llava
+	$(RUN) -m $(LLAVA) method=pyramiddrop method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava
+	$(RUN) -m $(LLAVA) method=sparsevlm method.budget_at=end keep=0.25,0.1 runs=$(NEW)/llava
+	$(RUN) -m $(LLAVA) method=random seed=1,2 keep=0.25,0.1 runs=$(NEW)/llava
+	$(BIN)/python -m harness.export runs=$(NEW)/llava archive=$(RUNS)
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image_blank csv=results/pocket/llava_blank.csv
-
-results-llava-tokens: .venv/.installed
-	$(RUN) -m $(LLAVA) method=$(METHODS) tokens=57,28,14 runs=$(NEW)/llava_tokens
-	$(RUN) -m $(LLAVA) method=$(SCHEDULES) tokens=57 runs=$(NEW)/llava_tokens
-	$(RUN) -m $(LLAVA) method=pyramiddrop method.budget_at=end tokens=57,28,14 runs=$(NEW)/llava_tokens
-	$(RUN) -m $(LLAVA) method=sparsevlm method.budget_at=end tokens=57,28,14 runs=$(NEW)/llava_tokens
-	$(RUN) -m $(LLAVA) method=random seed=1,2 tokens=57,28,14 runs=$(NEW)/llava_tokens
-	$(BIN)/python -m harness.export runs=$(NEW)/llava_tokens archive=$(RUNS)
-	$(TABLES) runs=$(RUNS)/pocket_llava/pocket_image csv=results/pocket/llava.csv
 
 # Methods that compare frames beside some that do not, on clips; the latter on places.
 TEMPORAL := evs,vidcom2,dycoke,fastvid,holitom,flashvid,prunevid
@@ -132,7 +123,7 @@ results-costs: .venv/.installed
 	$(BIN)/python scripts/cost_table.py results/pocket/table.csv results/pocket/cost/pocket*.csv >results/pocket/cost/pocket.md
 	$(BIN)/python scripts/cost_table.py results/pocket/llava.csv results/pocket/cost/llava*.csv >results/pocket/cost/llava.md
 
-results: results-pocket results-photo results-llava-keep results-llava-tokens results-clips results-costs
+results: results-pocket results-photo results-llava results-clips results-costs
 	$(REPORT) runs=$(NEW)
 	$(REPORT) runs=$(RUNS)
 	rm -rf results/pocket/last

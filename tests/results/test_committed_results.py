@@ -18,8 +18,7 @@ CHANCE = {"existence": 0.5, "attributes": 0.25, "counting": 0.2, "video": 0.5}
 
 
 TABLES = {"pocket": "table.csv", "pocket_llava": "llava.csv"}
-SHARES = ["keep=0.25", "keep=0.1"]  # at which every method was run; and counts as 128, 64 and 32 of LLaVA-1.5's 576
-BUDGETS = {"pocket": SHARES, "pocket_llava": [*SHARES, "tokens=57", "tokens=28", "tokens=14"]}
+BUDGETS = ["keep=0.25", "keep=0.1"]
 BLANKS = {"pocket": "blank.csv", "pocket_llava": "llava_blank.csv"}
 
 
@@ -56,28 +55,20 @@ def test_a_blanked_picture_leaves_chance(model):
 
 
 def test_the_suite_tells_methods_apart(table, model):
-    for budget in BUDGETS[model]:
+    for budget in BUDGETS:
         assert averages(table, budget)["random"] <= 85
         assert averages(table, budget)["idpruner"] > averages(table, budget)["random"]
 
 
 CHOSEN_HERE = {"qmmr"}  # by these very questions: results/analysis/beyond judges it by those that chose nothing
-NEWER = {"fastervlm", "mmtok", "prumerge", "prumerge_plus", "prunesid", "pyramiddrop", "sparsevlm", "tome", "vlmpruner"}
-TO_RUN = {"pocket": set(), "pocket_llava": NEWER}  # newer than the table, and in one of their own
 OF_VIDEOS = set(method_groups.groups()["temporal"])  # they are compared on videos, of which this suite has few
 
 
 def test_every_method_that_can_run_is_in_the_table(table, model):
     family = {"pocket": "qwen2_5_vl", "pocket_llava": "llava"}[model]
     can = {name for name in methods.names() if adapter_class(family).refusal(methods.load(name)) is None}
-    for budget in BUDGETS[model]:
-        assert set(averages(table, budget)) == can - {"none"} - CHOSEN_HERE - TO_RUN[model] - OF_VIDEOS
-
-
-def test_methods_that_are_newer_have_a_table_of_their_own():
-    newer = pd.read_csv(RESULTS / "newer_llava.csv")
-    for budget in SHARES:
-        assert set(averages(newer.astype({"budget": str}), budget)) == NEWER
+    for budget in BUDGETS:
+        assert set(averages(table, budget)) == can - {"none"} - CHOSEN_HERE - OF_VIDEOS
 
 
 @pytest.mark.usefixtures("fork_server")

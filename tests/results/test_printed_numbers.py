@@ -2,6 +2,8 @@
 
 import runpy
 import sys
+from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +21,9 @@ ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "results" / "pocket"
 PUBLISHED = ROOT / "results" / "paper" / "published_scores.csv"
 COLUMNS = {  # title on the page -> file, budget
-    "`pocket` 0.25": ("table", "keep=0.25"),
-    "`pocket` 0.1": ("table", "keep=0.1"),
-    "`pocket_llava` 0.25": ("llava", "keep=0.25"),
-    "`pocket_llava` 0.1": ("llava", "keep=0.1"),
-    "`pocket_llava` 57 tokens": ("llava", "tokens=57"),
-    "`pocket_llava` 28 tokens": ("llava", "tokens=28"),
-    "`pocket_llava` 14 tokens": ("llava", "tokens=14"),
+    f"`{model}` {share}": (name, f"keep={share}")
+    for model, name in (("pocket", "table"), ("pocket_llava", "llava"))
+    for share in ("0.25", "0.1")
 }
 CLIP_TASKS = ("order", "around", "ends", "times", "turns", "places")
 METRICS = {f"{kind}_{task}" for kind in ("pocket", "blank") for task in CLIP_TASKS}
@@ -38,93 +36,59 @@ def sheet(name: str) -> pd.DataFrame:
     return frame.assign(name=names.agg(" ".join, axis=1).str.strip())
 
 
-def test_the_results_show_the_averages():
-    head, *rows = rows_below(ROOT / "docs" / "results.md", "`pocket` 0.25")
-    assert head[3:] == list(COLUMNS)
-    shown = {(row[1], title): cell.strip("* ≈") for row in rows for title, cell in zip(head, row, strict=True)}
-    files = {name: sheet(name) for name in ("table", "llava")}
-    pruned = 0
-    for title, (name, budget) in COLUMNS.items():
-        block = files[name][files[name]["budget"] == budget]
-        assert block["name"].is_unique
-        for method, average in zip(block["name"], block["avg"], strict=True):
-            assert shown.pop((method, title)) == average, (method, title)
-            pruned += 1
-        before = block[block["K"].astype(float) >= block["per_layer"].astype(float)]
-        best = before["avg"].astype(float) == before["avg"].astype(float).max()
-        assert rows_marked(head, rows, title, "**") == set(before.loc[best, "name"])
-        assert rows_marked(head, rows, title, "≈") == set(before.loc[before["as_best"].str.contains("avg"), "name"])
-    assert pruned > 140  # rows of `pocket_llava`, too
-    left = {(method, cell) for (method, title), cell in shown.items() if title in COLUMNS}
-    assert {cell for _, cell in left} == {"-"}  # newer methods; resize where all images are one size
-    frame = files["table"]
-    (unpruned,) = frame.loc[frame["method"] == "baseline", "K"].astype(float)
-    for row in rows:
-        blocks = frame[(frame["name"] == row[1]) & frame["budget"].isin(["keep=0.25", "keep=0.1"])]
-        shares = blocks.sort_values("budget", ascending=False)["per_layer"].astype(float) / unpruned
-        assert row[2] == ", ".join(f"{100 * share:.0f} %" for share in shares), row[1]
+def short(number: str) -> str:
+    return str(Decimal(number).quantize(Decimal("0.1"), ROUND_HALF_UP))
 
 
-NEWER = {  # title of the second table -> file, budget
-    "at 0.25 of `pocket_llava`": ("newer_llava", "keep=0.25"),
-    "at 0.1 of `pocket_llava`": ("newer_llava", "keep=0.1"),
-}
-
-
-def test_the_results_show_the_averages_of_newer_methods():
-    """Each with the share of the picture's tokens that a layer sees on average."""
-    head, *rows = rows_below(ROOT / "docs" / "results.md", "at 0.25 of `pocket_llava`")
-    assert head[1:] == list(NEWER)
-    for title, (name, budget) in NEWER.items():
-        frame = sheet(name)
-        (unpruned,) = frame.loc[frame["method"] == "baseline", "K"].astype(float)
-        block = frame[frame["budget"] == budget]
-        cells = {row[0]: row[head.index(title)] for row in rows}
-        assert cells == {
-            row["name"]: f"{row['avg']} ({100 * float(row['per_layer']) / unpruned:.0f} %)"
-            for row in block.to_dict("records")
-        }
-
-
-PHOTO = {"0.25": "keep=0.25", "0.1": "keep=0.1", "0.05": "keep=0.05"}
-
-
-def photo_cells() -> dict[tuple[str, str], str]:
-    """Method and budget -> average with interval and mark, as the pages print it."""
-    frame, cells = sheet("photo"), {}
-    for budget in PHOTO.values():
-        block = frame[frame["budget"] == budget]
-        before = block[block["K"].astype(float) >= block["per_layer"].astype(float)]
-        best = before["avg"].astype(float).max()
-        for row in block.to_dict("records"):
-            text = "{:.1f} ({:.1f} to {:.1f})".format(*(float(row[key]) for key in ("avg", "low", "high")))
-            if row["method"] in set(before["method"]):
-                like = " ≈" * ("avg" in row["as_best"].split())
-                text = f"**{text}**" if float(row["avg"]) == best else text + like
-            cells[row["name"], budget] = text
+def cells_of(name: str, budget: str) -> dict[str, str]:
+    """Method -> average with interval and mark, as the pages print it."""
+    frame = sheet(name)
+    block = frame[frame["budget"] == budget]
+    assert block["name"].is_unique
+    before = block[block["K"].astype(float) >= block["per_layer"].astype(float)]
+    best, cells = before["avg"].astype(float).max(), {}
+    for row in block.to_dict("records"):
+        text = "{} ({} to {})".format(*(short(row[key]) for key in ("avg", "low", "high")))
+        if row["method"] in set(before["method"]):
+            like = " ≈" * ("avg" in row["as_best"].split())
+            text = f"**{text}**" if float(row["avg"]) == best else text + like
+        cells[row["name"]] = text
     return cells
 
 
-def test_the_results_show_every_average_of_photographs():
-    head, *rows = rows_below(ROOT / "docs" / "results.md", "| 0.25 | 0.1 | 0.05 |")
-    shown = {(row[1], PHOTO[title]): cell for row in rows for title, cell in zip(head[3:], row[3:], strict=True)}
-    cells = photo_cells()
-    assert {key: cell for key, cell in shown.items() if cell != "-"} == cells
-    assert len(cells) == 89
-    records = sheet("photo").to_dict("records")
-    sees = {(row["name"], row["budget"]): 100 * float(row["per_layer"]) / 256 for row in records}
-    for _, name, *given in (row[:3] for row in rows):
-        shares = [f"{sees[name, budget]:.0f} %" for budget in PHOTO.values() if (name, budget) in sees]
-        assert given == [", ".join(shares)]
+def shares_seen(name: str, budgets: Iterable[str]) -> dict[str, str]:
+    """Method -> the share of visual tokens that a layer sees on average, at each budget that it ran at."""
+    frame = sheet(name)
+    (unpruned,) = frame.loc[frame["method"] == "baseline", "K"].astype(float)
+    seen = frame.assign(share=100 * frame["per_layer"].astype(float) / unpruned).set_index(["budget", "name"])["share"]
+    return {
+        method: ", ".join(f"{seen[budget, method]:.0f} %" for budget in budgets if (budget, method) in seen)
+        for method in set(frame["name"]) - {"baseline"}
+    }
+
+
+PHOTO = {share: ("photo", f"keep={share}") for share in ("0.25", "0.1", "0.05")}
+
+
+@pytest.mark.parametrize(("columns", "number"), [(PHOTO, 89), (COLUMNS, 122)])
+def test_the_results_show_every_average(columns, number):
+    head, *rows = rows_below(ROOT / "docs" / "results.md", "| " + " | ".join(columns) + " |")
+    shown = {title: {row[1]: row[head.index(title)] for row in rows} for title in columns}
+    cells = {title: cells_of(*column) for title, column in columns.items()}
+    assert {title: {m: cell for m, cell in column.items() if cell != "-"} for title, column in shown.items()} == cells
+    assert sum(map(len, cells.values())) == number
+    first = next(iter(columns.values()))[0]
+    budgets = [budget for name, budget in columns.values() if name == first]
+    assert {row[1]: row[2] for row in rows} == shares_seen(first, budgets)
 
 
 def test_the_readme_shows_ten_of_them():
     head, *rows = rows_below(ROOT / "README.md", "a tenth")
     assert (len(rows), len(head)) == (10, 4)
     of_title = {title_of(name): name for name in methods()}
-    cells = photo_cells()
+    columns = [cells_of(*column) for column in PHOTO.values()]
     for title, *given in rows:
-        assert given == [cells[of_title[title], budget] for budget in PHOTO.values()], title
+        assert given == [cells[of_title[title]] for cells in columns], title
 
 
 def test_the_agreement_with_published_orders_is_what_the_script_gives(tmp_path, monkeypatch, capsys):
@@ -155,22 +119,15 @@ def test_the_results_show_the_averages_of_clips_and_places():
         assert cells == {row["name"]: f"{row['avg']} ({row['low']} to {row['high']})" for row in block}
 
 
-def rows_marked(head: list[str], rows: list[list[str]], title: str, mark: str) -> set[str]:
-    place = head.index(title)
-    return {row[1] for row in rows if row[place].endswith(mark)}
-
-
 POCKET_SUITE, LLAVA_SUITE = ("pocket", "pocket"), ("pocket_llava", "pocket_image")
 GAINS = [  # model and suite, two runs, and how the page prints the difference of their averages
     (POCKET_SUITE, "greedy keep=0.1", "fps keep=0.1", "7.7", "(6.0 to 9.3)"),
     (POCKET_SUITE, "idpruner keep=0.1", "greedy keep=0.1", "0.5", "(-0.3 to 1.3)"),
-    (LLAVA_SUITE, "greedy tokens=14", "fps tokens=14", "-0.5", "(-0.5, -1.9 to 0.8)"),
-    (LLAVA_SUITE, "idpruner tokens=14", "greedy tokens=14", "1.5", "(0.7 to 2.3)"),
-    (LLAVA_SUITE, "idpruner tokens=14", "fps tokens=14", "1.0", "(-0.2 to 2.2)"),
+    (LLAVA_SUITE, "greedy keep=0.1", "fps keep=0.1", "-0.6", "(-0.6, -1.3 to 0.1)"),
+    (LLAVA_SUITE, "idpruner keep=0.1", "fps keep=0.1", "-0.5", "(-0.5, -1.1 to 0.2)"),
+    (LLAVA_SUITE, "scope keep=0.1", "idpruner keep=0.1", "0.8", "(0.1 to 1.4)"),
     (POCKET_SUITE, "cdpruner keep=0.1", "idpruner keep=0.1", "3.6", "(2.5 to 4.7)"),
-    (LLAVA_SUITE, "cdpruner tokens=14", "idpruner tokens=14", "1.2", "(0.2 to 2.2)"),
-    (LLAVA_SUITE, "cdpruner keep=0.1", "idpruner keep=0.1", "0.7", "(0.7, -0.0 to 1.4)"),
-    (LLAVA_SUITE, "cdpruner tokens=28", "idpruner tokens=28", "0.3", "(0.3, -0.4 to 1.1)"),
+    (LLAVA_SUITE, "cdpruner keep=0.1", "idpruner keep=0.1", "0.7", "(0.7, -0.1 to 1.4)"),
 ]
 
 
