@@ -1,10 +1,11 @@
 """A dress rehearsal at full size: python scripts/rehearse.py MODEL FOLDER [--keep 0.25] [--limit 2]
 
-MODEL is qwen25vl3b or qwen25vl7b. FOLDER gets a checkpoint in the released layout: the full-size configuration, shards
-of bfloat16 noise, the released image processor's settings, and Qwen's tokenizer, whose vocabulary is in the wheel of
-`dashscope` (pip downloads it; nothing of it is kept elsewhere). Then the main job runs on two local benchmarks of
-pictures of 1 to 2 megapixels, unpruned and with IDPruner, and its decoding is proved. Answers of noise mean nothing:
-what is printed is whether it fits and finishes, peak memory, and where the time goes.
+MODEL is qwen25vl3b, qwen25vl7b or llava15_7b. FOLDER gets a checkpoint in the released layout: the full-size
+configuration, shards of bfloat16 noise, the released image processor's settings, and the real tokenizer: Qwen's
+vocabulary is in the wheel of `dashscope`, Llama's in the source archive of `llama-cpp-python` (pip downloads them; the
+latter needs `pip install gguf`). Then the main job runs on two local benchmarks of pictures of 1 to 2 megapixels,
+unpruned and with IDPruner, and its decoding is proved. Answers of noise mean nothing: what is printed is whether it
+fits and finishes, peak memory, and where the time goes.
 """
 
 import argparse
@@ -14,9 +15,10 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -116,25 +118,25 @@ def write_tokenizer(folder: Path, ranks: dict[bytes, int]) -> None:
     (folder / "tokenizer_config.json").write_text(to_json({**about, "model_max_length": 131072}))
 
 
+def download(folder: Path, package: str, *options: str) -> None:
+    """Download a package without what it depends on."""
+    call = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *options, "--dest", str(folder), package]
+    subprocess.run(call, check=True, stderr=subprocess.DEVNULL)
+
+
 def qwen_ranks(folder: Path) -> dict[bytes, int]:
     """Return token -> rank of Qwen's BPE, from the wheel of `dashscope`."""
-    call = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(folder), "dashscope==2.0.2"]
-    subprocess.run(call, check=True, stderr=subprocess.DEVNULL)
+    download(folder, "dashscope==2.0.2")
     (wheel,) = folder.glob("dashscope-*.whl")
     lines = zipfile.ZipFile(wheel).read("dashscope/resources/qwen.tiktoken").strip().split(b"\n")
     wheel.unlink()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
 
 
-def write_checkpoint(folder: Path, name: str, ranks: dict[bytes, int], tiny: bool = False) -> int:
-    """Write everything that a released folder has; return the bytes of its weights."""
+def write_qwen(folder: Path, config: Any, ranks: dict[bytes, int]) -> None:
+    """Write what a released folder of Qwen2.5-VL has beside weights and configuration."""
     from transformers import GenerationConfig
 
-    folder.mkdir(parents=True)
-    config = architectures.config_of(name, tiny)
-    total = write_weights(folder, config)
-    config.architectures, config.dtype = ["Qwen2_5_VLForConditionalGeneration"], "bfloat16"
-    config.save_pretrained(folder)
     GenerationConfig(eos_token_id=[151645, 151643], pad_token_id=151643).save_pretrained(folder)
     write_tokenizer(folder, ranks)
     pocket = Path(shipped("harness://pocket/weights"))
@@ -142,6 +144,66 @@ def write_checkpoint(folder: Path, name: str, ranks: dict[bytes, int], tiny: boo
     processor = json.loads((pocket / "processor_config.json").read_text())
     processor["image_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 12845056}  # as released
     (folder / "processor_config.json").write_text(to_json(processor))
+
+
+def llama_tokenizer(folder: Path) -> Any:
+    """Return Llama's tokenizer, from the source archive of `llama-cpp-python`."""
+    from transformers import AutoTokenizer
+
+    download(folder, "llama-cpp-python==0.3.36", "--no-binary=:all:")
+    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as members:
+        name = next(name for name in members.getnames() if name.endswith("/ggml-vocab-llama-spm.gguf"))
+        members.extract(name, folder, filter="data")
+    archive.unlink()
+    return AutoTokenizer.from_pretrained(folder / Path(name).parent, gguf_file=Path(name).name)
+
+
+def write_llava(folder: Path, config: Any, tokenizer: Any) -> None:
+    """Write what a released folder of LLaVA-1.5 has beside weights and configuration."""
+    from transformers import GenerationConfig
+
+    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=32001).save_pretrained(folder)
+    tokenizer.add_tokens("<image>", special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(LLAVA_PROMPT)
+    side = config.vision_config.image_size
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    (folder / "preprocessor_config.json").write_text(to_json({**CLIP_PICTURES, **size}))
+    (folder / "processor_config.json").write_text(to_json(LLAVA_PROCESSOR))
+
+
+LLAVA_PROMPT = """{% for message in messages %}{{ message.role.upper() }}: {% for part in message.content %}\
+{{ '<image>\n' if part.type == 'image' else part.text }}{% endfor %} {% endfor %}\
+{% if add_generation_prompt %}ASSISTANT:{% endif %}"""
+CLIP_PICTURES = {
+    **{"image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor", "resample": 3},
+    **dict.fromkeys(["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"], True),
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+LLAVA_PROCESSOR = {
+    **{"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": 14},
+    **{"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"},
+}
+QWEN = ("Qwen2_5_VLForConditionalGeneration", qwen_ranks, write_qwen)
+MODELS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path, Any, Any], None]]] = {
+    "qwen25vl3b": QWEN,
+    "qwen25vl7b": QWEN,
+    "llava15_7b": ("LlavaForConditionalGeneration", llama_tokenizer, write_llava),
+}
+
+
+def write_checkpoint(folder: Path, name: str, vocabulary: Any, tiny: bool = False) -> int:
+    """Write everything that a released folder has; return the bytes of its weights."""
+    architecture, _, write_rest = MODELS[name]
+    folder.mkdir(parents=True)
+    config = architectures.config_of(name, tiny)
+    total = write_weights(folder, config)
+    config.architectures, config.dtype = [architecture], "bfloat16"
+    config.save_pretrained(folder)
+    write_rest(folder, config, vocabulary)
     width = config.text_config.hidden_size
     hidden = width // 2 if tiny else architectures.scorer_hidden(name)
     save_scorer(VisionSelectorScorer(width, hidden, init_scale=SPREAD), folder / "scorer")
@@ -226,7 +288,7 @@ def run(place: Path, model: str, tasks: Path, keep: float, limit: int) -> dict[s
 def main() -> None:
     """Make the folder unless it is there, run both, and print what came out."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("model", choices=["qwen25vl3b", "qwen25vl7b"])
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--limit", type=int, default=2)
@@ -236,7 +298,7 @@ def main() -> None:
     began = time.perf_counter()
     if not place.exists():
         args.folder.mkdir(parents=True, exist_ok=True)
-        total = write_checkpoint(place, args.model, qwen_ranks(args.folder))
+        total = write_checkpoint(place, args.model, MODELS[args.model][1](args.folder))
         print(f"{total / 1e9:.1f} GB of weights in {time.perf_counter() - began:.0f} s", file=sys.stderr)
     tasks = args.folder.absolute() / "tasks"
     tasks = tasks if tasks.exists() else write_benchmarks(tasks, args.limit)

@@ -34,7 +34,7 @@ def bench(cfg: DictConfig) -> None:
 
     rows, about = measured(chosen, partial(print, file=sys.stderr, flush=True))
     print(screen.tables(rows))
-    for line in screen.pays(rows):
+    for line in [*screen.pays(rows), *screen.unsettled(rows)]:
         say(line)
     if chosen.out is not None:
         say(f"wrote {output.csv_of(chosen.out)} and {output.json_of(chosen.out)}")

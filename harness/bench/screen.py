@@ -1,4 +1,4 @@
-"""Format tables for the screen, and say from which size on a method saves time."""
+"""Format tables for the screen; say from which size on a method saves time, and where times contradict each other."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from harness.core.console import table_lines
 from harness.core.escape import visible
 
 Row = dict[str, Any]
+SETTLED = 0.1  # share by which the time of the same work may differ between rounds
 # Heading, column, decimal places, divisor.
 TIMES = (
     ("kept", "kept_tokens", 0, 1),
@@ -102,6 +103,24 @@ def pays(rows: Sequence[Row]) -> list[str]:
             if timed:
                 sizes, saved = ([row[key] for row in timed] for key in ("visual_tokens", "e2e_saving_ms"))
                 lines.append(f"{name}, batch {batch}: {verdict(sizes, saved)}")
+    return lines
+
+
+def unsettled(rows: Sequence[Row]) -> list[str]:
+    """Say where the vision tower took another time than in the unpruned rounds although it did the same work."""
+    lines = []
+    for (workload, batch), some in groupby(rows, key=lambda row: (row["workload"], row["batch"])):
+        unpruned, *pruned = some
+        if (usual := unpruned["vit_ms"]) is None:
+            continue
+        for row in pruned:
+            if row["vit_ms"] is None or row["vit_tflops"] != unpruned["vit_tflops"]:
+                continue
+            noise = max(SETTLED * usual, row["vit_iqr_ms"], unpruned["vit_iqr_ms"])
+            if abs(row["vit_ms"] - usual) > noise:
+                times = f"took {row['vit_ms']:.1f} ms, and {usual:.1f} ms unpruned, for the same work"
+                remedy = "do not believe the difference of their sums; use more warmup and repeats, or an idle machine"
+                lines.append(f"{label(row)}, {workload}, batch {batch}: the vision tower {times}: {remedy}")
     return lines
 
 

@@ -120,6 +120,19 @@ def test_the_tables_have_a_line_for_everyone_and_say_where_each_pays(qwen):
     assert screen.pays(qwen[0])[0].startswith("visionzip 0.5, batch 1: ")
 
 
+def test_a_gain_in_the_vision_tower_which_pruning_leaves_alone_is_not_believed():
+    def row(method, **changed):
+        same = {"workload": "1x24x24", "batch": 1, "params": "", "budget": "0.25"}
+        return {**same, "method": method, "vit_ms": 100.0, "vit_iqr_ms": 2.0, "vit_tflops": 1.0, **changed}
+
+    warm = [row("none"), row("random", vit_ms=91.0), row("scope", vit_ms=85.0, vit_iqr_ms=20.0)]
+    assert screen.unsettled(warm) == []  # within a tenth, or within the noise that the table shows
+    assert screen.unsettled([row("none"), row("resize", vit_ms=20.0, vit_tflops=0.2)]) == []  # it had less to do
+    assert screen.unsettled([row("none"), row("random", vit_ms=None, vit_iqr_ms=None)]) == []
+    (line,) = screen.unsettled([row("none"), row("random", vit_ms=52.0)])
+    assert "random 0.25, 1x24x24, batch 1: the vision tower took 52.0 ms, and 100.0 ms unpruned" in line
+
+
 @pytest.mark.parametrize("model", ["qwen25vl7b", "llava15_7b", "llavaov15_8b"])
 def test_stages_belong_to_those_who_need_them_and_the_model_is_restored(model):
     it = subject(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from doc_guides import ROOT
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
 TEXT = "Hello  world, 12 Bäume! naïve\n"
 
@@ -72,9 +73,30 @@ def test_the_weights_are_shards_that_load_without_a_missing_name(place):
     assert not said["unexpected_keys"]
 
 
-def test_the_main_job_runs_on_it_and_proves_its_decoding(rehearse, place):
+@pytest.fixture(scope="module")
+def llava(rehearse, tmp_path_factory):
+    """As `place`, with a vocabulary of Llama's size."""
+    pieces = {piece: number for number, piece in enumerate(["<unk>", "<s>", "</s>", *map(chr, range(0x4E00, 0xCAFD))])}
+    tokenizer = Tokenizer(models.BPE(pieces, [], unk_token="<unk>"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    place = tmp_path_factory.mktemp("rehearsal") / "llava15_7b"
+    rehearse.write_checkpoint(place, "llava15_7b", fast, tiny=True)
+    return place
+
+
+def test_llava_gets_its_two_further_tokens_where_the_released_one_has_them(llava):
+    tokenizer = AutoTokenizer.from_pretrained(llava)
+    assert tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [32_000, 32_001]
+    (message,) = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    prompt = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    assert prompt == "USER: <image>\nWhat is it? ASSISTANT:"
+
+
+@pytest.mark.parametrize("folder", ["place", "llava"])
+def test_the_main_job_runs_on_it_and_proves_its_decoding(rehearse, folder, request):
+    place = request.getfixturevalue(folder)
     tasks = rehearse.write_benchmarks(place.parent / "tasks", 1, (256, 192))
-    found = rehearse.run(place, "qwen25vl3b", tasks, 0.25, 1)
+    found = rehearse.run(place, place.name, tasks, 0.25, 1)
     assert {"idpruner 0.25", "none 1.0"} <= set(found)
     for run in (found["idpruner 0.25"], found["none 1.0"]):
         assert run["decoding"]["verified"]
