@@ -95,8 +95,9 @@ def _copy_of(repository: str, root: Path, task: str) -> Path:
     for folder in (root / repository, root / name, *others, *snapshots):
         if folder.is_dir():
             return folder
-    download = f"hf download --repo-type dataset {repository} --local-dir {root / repository}"
-    raise NoCopyError(f"no copy of {repository} (task {task}) in data_root={root}: {download}")
+    raise NoCopyError(
+        f"no copy of {repository} (task {task}) in data_root={root}: python -m harness.data tasks={task} to={root}"
+    )
 
 
 def _check(task: str, folder: Path) -> None:

@@ -163,12 +163,19 @@ def changes(about: Mapping[str, Any]) -> list[str]:
         return [f"its run.json is damaged ({one_line(error)})"]
     except ValueError as error:
         return [one_line(error)]
-    names = {key: key.removeprefix("versions.").replace("packages.", "").replace("environment.", "$") for key in today}
     return [
-        f"{names.get(key, key)} was {before.get(key)}, is {today.get(key)}"
+        f"{_in_words(key)} was {before.get(key)}, is {today.get(key)}"
         for key in dict.fromkeys([*before, *today])
         if before.get(key) != today.get(key)
     ]
+
+
+def _in_words(key: str) -> str:
+    """Name a part of an identity: "version of the method", "torch", "$MODEL_SEQ_LEN"."""
+    kind, _, name = key.rpartition(".")
+    if kind == "versions" or key in ("method", "scoring"):
+        return f"version of the {name}"
+    return f"${name}" if kind == "environment" else name
 
 
 def _params(method: Method) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from harness.models.scorer import load_scorer, shipped_scorer
 from harness.pruning.vision_cache import VisionCache
 from methods.base import Method, Signal
 from methods.budget import Budget
+from methods.selecting import SelectionError
 
 NO_FILE = "none"  # value of a parameter that names a companion file, which random weights do not have
 
@@ -91,6 +92,7 @@ def checked_method(run: RunConfig, model: ModelFolder) -> Method:
         model.adapter.check(method, model.config)
         model.adapter.check_positions(_positions(run), method)
         model.adapter.check_newlines(run.model.newlines)
+        _check_share(method, run, model.config)
     return method
 
 
@@ -128,4 +130,26 @@ def method_without_weights(run: RunConfig, config: Any) -> Method:
         family.check(method, config)
         family.check_positions(run.positions, method)
         family.check_newlines(run.model.newlines)
+        _check_share(method, run, config)
     return method
+
+
+def _check_share(method: Method, run: RunConfig, config: Any) -> None:
+    """Refuse a share of the tokens that the method's cuts cannot leave, whatever the picture: UserError."""
+    layers = int(config.get_text_config().num_hidden_layers)
+
+    def refused(keep: float) -> bool:
+        return all(_refused(method, n, max(1, round(n * keep)), layers) for n in (100, 10_000))
+
+    if run.keep is not None and refused(run.keep):
+        least = next((share / 100 for share in range(1, 100) if share / 100 > run.keep and not refused(share / 100)), 1)
+        cause = f"keep={run.keep} is too small, its cuts in {layers} layers cannot leave so few visual tokens"
+        raise UserError(f"{method.name}: {cause}: keep={least} or more, or method.budget_at=end")
+
+
+def _refused(method: Method, n: int, k: int, layers: int) -> bool:
+    try:
+        method.schedule(n, k, layers)
+    except SelectionError:
+        return True
+    return False

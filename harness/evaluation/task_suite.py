@@ -92,10 +92,8 @@ class TaskSuite:
                 kinds = [_kinds(task, doc_id) for doc_id in _to_check(task, asked)]
             except UserError:
                 raise
-            except FileNotFoundError as error:
-                raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error
             except (Exception, SystemExit) as error:  # lmms-eval, its tasks and datasets raise anything here
-                raise UserError(f"cannot load task {name}: {_cause(error)}") from error
+                raise UserError(_not_loaded(name, error)) from error
             unseen = [of_question - {"text", *media} for of_question in kinds if of_question]
             if unseen and all(unseen):  # a single question is counted as failed when it is asked
                 shown = f"the model takes {' and '.join(f'{kind}s' for kind in media)} only: try tasks=pocket_image"
@@ -205,7 +203,8 @@ class TaskSuite:
         except FileNotFoundError as error:
             raise UserError(f"task {name}: {one_line(error)}: its data set is not whole") from error
         except RetryError as error:
-            raise RuntimeError(f"task {name}: {_cause(error)}") from error
+            cause = _cause(error)
+            raise RuntimeError(f"task {name}: {type(cause).__name__}: {one_line(cause)}") from error
         except SystemExit as error:  # videomme leaves this way when a video is missing
             raise UserError(f"task {name} stopped: {one_line(error)}") from error
         return results, refused
@@ -269,13 +268,24 @@ def _kinds(task: Any, doc_id: int) -> set[str]:
     return {part.type for part in parts}
 
 
-def _cause(error: BaseException) -> str:
-    """Return, as one line, the error below lmms-eval's retries."""
+def _not_loaded(name: str, error: BaseException) -> str:
+    """Say as one line why a task was not loaded, and what to do."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    error = _cause(error)
+    if isinstance(error, ConnectionError | DatasetNotFoundError):  # the latter is a FileNotFoundError
+        fetch = f"python -m harness.data tasks={name} to=FOLDER where the Hub can be reached"
+        remedy = f"{fetch} (some data want hf auth login), and data_root=FOLDER here"
+        return f"cannot load task {name}: {one_line(error)}: {remedy}"
+    if isinstance(error, FileNotFoundError):
+        return f"task {name}: {one_line(error)}: its data set is not whole"
+    return f"cannot load task {name}: {type(error).__name__}: {one_line(error)}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error below lmms-eval's retries."""
     from tenacity import RetryError
 
-    while isinstance(error, RetryError):
-        inner = error.last_attempt.exception()
-        if inner is None:
-            break
+    while isinstance(error, RetryError) and (inner := error.last_attempt.exception()) is not None:
         error = inner
-    return f"{type(error).__name__}: {one_line(error)}"
+    return error

@@ -7,6 +7,7 @@ from itertools import chain, product
 import pytest
 import torch
 from doc_guides import ROOT
+from printed import rows_below
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
@@ -102,3 +103,16 @@ def test_the_main_job_runs_on_it_and_proves_its_decoding(rehearse, folder, reque
         assert run["decoding"]["verified"]
         assert run["seconds"]["llm"] > 0
     assert found["peak_gb"] > 0.5
+
+
+def test_the_guide_shows_what_came_out():
+    head, *rows = rows_below(ROOT / "docs" / "rehearsal.md", "minutes in all")
+    assert len(rows) == 3
+    for row in rows:
+        name = row[0].partition("]")[0].strip("[")
+        found = json.loads((ROOT / "results" / "rehearsal" / f"{name}.json").read_text())
+        whole, pruned = (found[run]["seconds"] for run in ("none 1.0", "idpruner 0.25"))
+        seconds = [whole["vision"], whole["llm"], pruned["llm"], whole["verify"], pruned["verify"]]
+        shown = [str(found["minutes"]), str(found["peak_gb"]), *(f"{number:.0f}" for number in seconds)]
+        assert row[head.index("minutes in all") :] == shown
+        assert all(found[run]["decoding"]["proof"]["largest"] <= 0.0345 for run in ("none 1.0", "idpruner 0.25"))

@@ -58,7 +58,7 @@ def test_tasks_that_bring_their_data_need_no_copy(root):
 @pytest.mark.parametrize(
     ("place", "tasks", "message"),
     [
-        ("", ["pope", "ai2d"], r"no copy of lmms-lab-encoder/ai2d \(task ai2d\) in data_root=.*: hf download"),
+        ("", ["pope", "ai2d"], r"no copy of lmms-lab-encoder/ai2d \(task ai2d\) in data_root=.*: .* tasks=ai2d to="),
         ("nowhere", ["pope"], "no copy of lmms-lab-encoder/POPE"),
         ({"pope": "/nowhere"}, ["pope"], "no data set of task pope in /nowhere"),
         ({"mme": "/x"}, ["pope"], "data_root has a folder for mme, but the tasks are pope"),

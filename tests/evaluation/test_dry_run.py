@@ -61,6 +61,14 @@ def test_every_experiment_is_of_one_of_the_two_commands():
     assert {command_of(name) for name in EXPERIMENTS} == {"harness", "harness.bench"}
 
 
+@pytest.mark.parametrize(("model", "least"), [("pocket", "0.21"), ("qwen25vl7b", "0.04")])
+def test_a_mean_that_no_cut_leaves_is_refused_in_the_unit_of_the_budget(model, least):
+    with pytest.raises(UserError, match=f"pyramiddrop: keep=0.02 is too small, .* layers .*: keep={least} or more, or"):
+        listed(located("method=pyramiddrop", "keep=0.02", f"model={model}", "tasks=pocket_image"))
+    for budget in (f"keep={least}", "keep=0.02 method.budget_at=end"):
+        assert listed(located("method=pyramiddrop", *budget.split(), f"model={model}", "tasks=pocket_image"))
+
+
 @pytest.mark.parametrize(
     ("model", "tokens"),
     [

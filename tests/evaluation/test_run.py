@@ -200,8 +200,8 @@ class TestWhetherTodaysCodeWouldReuseARun:
         monkeypatch.setattr(identity, "version", lambda package: "9.9.9")
         monkeypatch.setenv("MODEL_SEQ_LEN", "9")
         reasons = changes(about)
-        assert "cut was 1, is 9" in reasons
-        assert "method was 2, is 9" in reasons
+        assert "version of the cut was 1, is 9" in reasons
+        assert "version of the method was 2, is 9" in reasons
         assert "$MODEL_SEQ_LEN was None, is 9" in reasons
         assert any(reason.startswith("transformers was 5.") and reason.endswith("is 9.9") for reason in reasons)
 

@@ -12,6 +12,7 @@ import requests
 import torch
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 from loguru import logger
+from tenacity import Future, RetryError
 from tiny_tasks import write_tiny_tasks
 
 from harness.core.config import TasksConfig
@@ -55,6 +56,17 @@ def test_a_suite_that_can_be_scored_passes(tasks):
 def test_a_mistyped_metric_is_refused_before_the_model_runs(tasks, metric):
     with pytest.raises(UserError, match=r"tasks\.metrics\.tiny_stills: no metric .* among even,none, letters,none"):
         suite(tasks, tiny_stills=metric).check()
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_data_that_the_hub_does_not_give_come_with_the_command_that_fetches_them(tasks, monkeypatch, tried):
+    def load(*_):
+        error = ConnectionError("Couldn't reach 'owner/stills' on the Hub")
+        raise RetryError(Future.construct(1, error, True)) if tried else error
+
+    monkeypatch.setattr(TaskSuite, "load", load)
+    with pytest.raises(UserError, match=r"cannot load task tiny_stills: Couldn't reach 'owner/stills' .* data_root="):
+        suite(tasks, tiny_stills=None).check()
 
 
 def test_a_task_that_exits_is_one_line(tasks):

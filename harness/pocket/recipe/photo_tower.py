@@ -65,7 +65,10 @@ def onnx_bytes(source: Path) -> bytes:
 
 def converted(data: bytes) -> dict[str, Tensor]:
     """Return the tensors of the first layers in float32, by their names in `Dinov2Model`."""
-    import onnx
+    try:
+        import onnx
+    except ImportError:
+        fail("no onnx here, which reads the tower: pip install -e '.[photo]'")
 
     graph = onnx.load_from_string(data).graph
     stored: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
