@@ -56,19 +56,29 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
-def append(file: Path, text: str) -> None:
-    """Append to a file: the whole text or, if the disk is full, nothing."""
+def append(file: Path, text: str, sync: bool = True) -> None:
+    """Append to a file: the whole text or, if the disk is full, nothing.
+
+    Without `sync` the text survives the process, and the machine only once the system has written it.
+    """
     with writing(file):
         size = file.stat().st_size if file.exists() else 0
         try:
             with file.open("ab") as stream:
                 stream.write(utf8(text))
                 stream.flush()
-                os.fsync(stream.fileno())
+                if sync:
+                    os.fsync(stream.fileno())
         except OSError:
             if file.exists():
                 os.truncate(file, size)
             raise
+
+
+def sync(file: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with writing(file), file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def utf8(text: str) -> bytes:

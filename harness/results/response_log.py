@@ -5,30 +5,34 @@ such as `responses.1.jsonl` in the same folder, which the first process merges i
 """
 
 import re
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jsonl, utf8, write_atomic
+from harness.core.files import BAD_JSON, append, from_json, json_lines, read_jsonl, sync, utf8, write_atomic
 from harness.results import schema
 
 RESPONSES = "responses.jsonl"
 KEPT = "kept.jsonl"
+SYNC = 10.0  # seconds between two waits for the disk
 LINES = {RESPONSES: schema.Response, KEPT: schema.Kept}
 
 
 class ResponseLog:
-    """Responses and kept tokens by key; a response is on disk before it counts.
+    """Responses and kept tokens by key; a response is in its file before it counts.
 
-    Opening drops lines at the end of a file that a crash damaged. Each process of a run appends to its own files, and
-    reads those of the first process when it starts.
+    A process that is killed loses nothing, a machine at most the last `SYNC` seconds: to wait for a disk after every
+    batch takes longer than a small model. Opening drops lines at the end of a file that a crash damaged. Each process
+    of a run appends to its own files, and reads those of the first process when it starts.
     """
 
     def __init__(self, folder: Path, process: int = 0):
         self._folder = folder
         self._process = process
+        self._synced = time.monotonic()
         self.responses, self.kept = _read(folder, 0)
         if process == 0:
             for other in other_processes(folder):
@@ -44,8 +48,10 @@ class ResponseLog:
         if not new:
             return
         responses_file, kept_file = _files(self._folder, self._process)
-        append(kept_file, json_lines(indices.values()))
-        append(responses_file, json_lines(new.values()))
+        if due := time.monotonic() - self._synced >= SYNC:
+            self._synced = time.monotonic()
+        append(kept_file, json_lines(indices.values()), due)
+        append(responses_file, json_lines(new.values()), due)
         self.kept.update(indices)
         self.responses.update(new)
 
@@ -57,6 +63,8 @@ class ResponseLog:
             content = utf8(json_lines(lines.values()))
             if (file.read_bytes() if file.exists() else b"") != content:
                 write_atomic(file, content)
+            elif content:
+                sync(file)
         remove_logs(self._folder, other_processes(self._folder))
 
 

@@ -214,11 +214,29 @@ def test_an_append_that_fails_leaves_no_half_line(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     with monkeypatch.context() as broken:
         broken.setattr("harness.core.files.os.fsync", full)
+        broken.setattr("harness.results.response_log.SYNC", 0)
         with pytest.raises(UserError, match="No space left"):
             folder.open({}).add(*lines("b"))
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
     folder.open({}).add(*lines("b"))
     assert list(folder.open({}).kept) == ["a", "b"]
+
+
+def test_the_disk_is_waited_for_now_and_then_and_at_the_end(folder, monkeypatch):
+    synced = []
+    named = "/proc/self/fd/{}".format
+    monkeypatch.setattr("harness.core.files.os.fsync", lambda number: synced.append(os.readlink(named(number))))
+    log = folder.open({})
+    synced.clear()
+    log.add(*lines("a"))
+    log.add(*lines("b"))
+    assert synced == []
+    monkeypatch.setattr("harness.results.response_log.SYNC", 0)
+    log.add(*lines("c"))
+    both = [str(folder.path / name) for name in (KEPT, RESPONSES)]
+    assert synced == both
+    log.settle(["a", "b", "c"])
+    assert synced == [*both, *reversed(both)]
 
 
 def test_an_append_to_a_new_file_that_fails_leaves_it_empty(tmp_path, monkeypatch):
