@@ -17,6 +17,7 @@ from harness.models.limits import limits_of
 from harness.models.llavaov15 import MODEL_TYPE as LLAVA_OV15
 from harness.models.model_folder import config_in
 from harness.models.packed import from_packed
+from harness.models.threads import leave_busy_cores
 
 # Families whose vision tower is one of `TOWERS`, of which some had one level more before transformers 5.6
 WITH_TOWERS = {
@@ -77,6 +78,8 @@ def load(config: ModelConfig, folder: Path | None = None) -> Loaded:
         family = register_family(folder)
     if config.unpack is not None and family != LLAVA_OV15:
         raise UserError(f"model.unpack={config.unpack} is for LLaVA-OneVision-1.5 alone, {folder} has a {family}")
+    if device == "cpu" and config.device_map is None:
+        leave_busy_cores()
     transformers.utils.logging.disable_progress_bar()
     from_pretrained: Any = transformers.AutoModelForImageTextToText.from_pretrained
     if checkpoint.is_packed(folder):
