@@ -68,7 +68,7 @@ def watch(moments: Path, killed_at: int = 0) -> None:
 
         setattr(owner, name, call)
 
-    def half_a_line(file: Path, text: str) -> None:
+    def half_a_line(file: Path, text: str, sync: bool) -> None:
         with file.open("a") as stream:
             stream.write(text[: len(text) // 2])
 
