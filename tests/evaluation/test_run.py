@@ -265,7 +265,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails(place, swept):
         (place.tasks / "tiny_broken.yaml").unlink()
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "cannot load task tiny_broken" in errors[0]
+    assert "task tiny_broken: Unable to find" in errors[0]
     assert "Traceback" not in err
     report, ended = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert ended == {"finished": 1, "failed": ["tasks=tiny_broken"], "runs": ["out"]}
