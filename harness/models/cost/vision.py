@@ -66,9 +66,7 @@ class VisionShape:
             mean_query = not self.has_cls and spec.mean_query_from is not None and rows >= spec.mean_query_from
             single_query = mean_query or (self.has_cls and spec.queries == "cls")
             queries = 1 if single_query else rows + self.has_cls
-            # Scores of all queries, and their sum over queries.
-            heads = self.heads if spec.heads == "apart" else 1
-            total += 2 * queries * keys * self.block.hidden + 2 * queries * keys * heads
+            total += 2 * queries * keys * self.block.hidden  # scores; their sums over queries are no products
         return len(spec.roles) * total
 
     def _embedding(self, grids: Sequence[Grid]) -> int:
