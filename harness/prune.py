@@ -54,19 +54,19 @@ def prune(
 
     Args:
         model: a model of a supported family, as transformers loads it, not compiled. A PEFT model and
-            DistributedDataParallel are looked into.
+            DistributedDataParallel are unwrapped.
         method: name from `methods.names()`, `path/to/file.py:Class`, or an instance.
         keep: share of each sample's visual tokens to keep, in (0, 1].
         tokens: number of visual tokens to keep of each sample; give this or `keep` or `per_tile`.
         per_tile: number of visual tokens to keep of each crop of an image, which the method selects from by itself. In
-            families that cut no tiles, each image and each time step of a video is one crop. Tokens that a crop does
-            not have, because it shows padding, are kept of the others.
+            families that cut no tiles, each image and each time step of a video is one crop. If padding leaves a
+            crop with fewer tokens, the difference is kept from other crops.
         scorer: for methods that need importance: a module `[N, D] -> [N]`, or the folder or file of a released
             scorer; by default the one that is next to the model's weights.
         seed: seed of methods that draw at random.
         positions: "keep" (default): kept tokens have the position ids of the full prompt. "compact": the L tokens that
-            enter the language model are numbered 0..L-1, and decoding continues from L. The published codes for
-            LLaVA-1.5 do so, since they cut before positions exist. This needs a family with 1-D positions and a method
+            enter the language model are numbered 0..L-1, and decoding continues from L. The published code for
+            LLaVA-1.5 does so, since it cuts before positions exist. This needs a family with 1-D positions and a method
             that cuts in front of the language model.
         shared: cache of this model's passes through the vision tower, to share them between blocks.
         params: parameters of the method, if it is given by name.
@@ -81,8 +81,8 @@ def prune(
     adapter.check_positions(positions, chosen)
     newlines = adapter.check_newlines(newlines)
     if chosen.stage == "pixels":
-        remedy = f"run python -m harness method={chosen.name}, or resize the images yourself"
-        raise ValueError(f"{chosen.name} makes images smaller before the model gets them, prune() cannot: {remedy}")
+        what = f"{chosen.name} makes images smaller before the model gets them; prune() cannot do that"
+        raise ValueError(f"{what}: run python -m harness method={chosen.name}, or resize the images yourself")
     score = None if budget.keep == 1 else adapter.scorer_for(chosen, scorer)
     return Block(adapter, Pruning(chosen, budget, score, seed, positions, newlines), shared)
 

@@ -58,7 +58,7 @@ LATER = "later"  # key of the metadata of fields that `later` makes
 
 
 def later(default: Any) -> Any:
-    """Declare a parameter that a method got later: at its default, runs are the same as without it."""
+    """Declare a parameter that was added when runs already existed: at its default, their identity is unchanged."""
     return field(default=default, metadata={LATER: True})
 
 
@@ -133,10 +133,10 @@ class Method:
         return budget.count(num_tokens(grids))
 
     def schedule(self, n: int, k: int, layers: int) -> Sequence[Cut]:
-        """Return the cuts of a sample of `n` visual tokens with budget `k` < n in a decoder of so many `layers`.
+        """Return the cuts of a sample of `n` visual tokens with budget `k` < n in a decoder with `layers` layers.
 
-        Layers ascend from -1, the input, to `layers` - 2, the last with one behind it; the number of tokens never
-        rises. By default there is one cut, where `stage` says. `select` is asked once per cut, on the tokens left.
+        Layers ascend from -1, the input, to `layers` - 2, the last that is followed by another; the number of tokens
+        never rises. By default there is one cut, where `stage` says. `select` is asked once per cut, on tokens left.
         """
         return (Cut(int(self.stage.partition(":")[2] or -1), k),)
 

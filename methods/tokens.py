@@ -14,7 +14,7 @@ from methods import selecting
 
 Grid = tuple[int, int, int]  # (t, h, w) in tokens of an image or video; an image has t = 1
 HiddenState = Literal["unused", "normed_input", "output", "normed_output"]
-Reads = Literal["this", "next"]  # layer j in front of whose output the cut is, or layer j+1, on rows before the cut
+Reads = Literal["this", "next"]  # q and k of layer j, whose output is cut, or of j+1, before it
 
 
 def num_tokens(grids: Sequence[Grid]) -> int:
@@ -56,7 +56,7 @@ class AttentionSpec:
     queries: Literal["cls", "all"] = "cls"  # who attends; without a CLS token only "all" exists
     keys: Literal["patches", "tokens"] = "patches"  # "tokens" averages the keys of the patches merged into a token
     cls_key: bool = True  # False leaves the key of CLS out of the softmax, so that a head spreads 1 over the patches
-    mean_query_from: int | None = None  # with so many patches and no CLS, the mean query replaces all queries
+    mean_query_from: int | None = None  # from this many patches on, without CLS, the mean query is used
     numbering: Literal["official", "paper"] = "official"  # whose layer "middle" is
     in_model_dtype: bool = False  # with bfloat16 or float16 q and k, round to it after each operation
 
@@ -68,7 +68,7 @@ PAPER = AttentionSpec(cls_key=False, mean_query_from=6144, numbering="paper", in
 
 @dataclass(frozen=True)
 class Cut:
-    """One cut of a schedule: behind decoder layer `layer`, `k` visual tokens stay; layer -1 is the input of the LLM."""
+    """One cut of a schedule: after decoder layer `layer`, `k` visual tokens stay; layer -1 is the input of the LLM."""
 
     layer: int
     k: int

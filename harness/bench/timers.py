@@ -117,7 +117,7 @@ class Trace:
         """
         start, stop, between = self.start, self.stop, self._clock.between
         if start is None or stop is None or not self._prefilled:
-            raise RuntimeError("the model was not seen to read the prompt: nothing was measured")
+            raise RuntimeError("no prefill was recorded: nothing was measured")
         first, last = self.marks[0][2], self.marks[-1][2]
         stages = dict.fromkeys(STAGES.values(), 0.0)
         for span, spent in own_times(self.marks, between).items():

@@ -55,11 +55,7 @@ def parse(overrides: list[str]) -> list[Override]:
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except (
-            HydraException,
-            ValueError,
-            RecursionError,
-        ) as error:  # the latter: a number too long, too many brackets
+        except (HydraException, ValueError, RecursionError) as error:  # also for a long number, for many brackets
             why = "write home folders out, as in runs=$HOME/runs" if "=~" in text else first_paragraph(error)
             if re.fullmatch(r"[^=~]*", text):
                 why = "expected key=value, as in keep=0.25"

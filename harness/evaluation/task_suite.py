@@ -271,9 +271,10 @@ def _kinds(task: Any, doc_id: int) -> set[str]:
 def _not_loaded(name: str, error: BaseException) -> str:
     """Say as one line why a task was not loaded, and what to do."""
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import LocalTokenNotFoundError
 
     error = _cause(error)
-    if isinstance(error, ConnectionError | DatasetNotFoundError):  # the latter is a FileNotFoundError
+    if isinstance(error, ConnectionError | DatasetNotFoundError | LocalTokenNotFoundError):
         fetch = f"python -m harness.data tasks={name} to=FOLDER where the Hub can be reached"
         remedy = f"{fetch} (some data want hf auth login), and data_root=FOLDER here"
         return f"cannot load task {name}: {one_line(error)}: {remedy}"

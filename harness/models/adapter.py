@@ -200,7 +200,7 @@ class Adapter(ABC):
         if method.stage == "pixels" and cls.fixed_size:
             return f"{method.name} makes images smaller, which saves no tokens in family {cls.family}: {cls.fixed_size}"
         if method.compares_frames and cls.frames_apart:
-            what = f"{method.name} compares the frames of a video, which it cannot in family {cls.family}"
+            what = f"{method.name} compares frames of a video, which family {cls.family} does not support"
             return f"{what}: {cls.frames_apart}"
         return None
 
@@ -237,7 +237,7 @@ class Adapter(ABC):
             reason = "a visual token's position is its time, row and column, which no count from 0 replaces"
             raise ValueError(f"positions={positions} does not fit family {cls.family}: {reason}; {remedy}")
         if method.stage == "pixels":
-            reason = f"{method.name} makes images smaller, of which every token stays"
+            reason = f"{method.name} downsizes images and removes no tokens afterwards"
             raise ValueError(f"positions={positions} renumbers what is left after a cut: {reason}; {remedy}")
         if cuts_inside(method):
             reason = f"{method.name} cuts after a decoder layer, where its authors' code keeps positions, too"

@@ -176,7 +176,8 @@ class Session:
             raise HookError(self._invalid_results(f"{what} failed or went through unpruned"))
 
     def _invalid_results(self, what: str) -> str:
-        return f"{what} in {self.adapter.name}: results of this block are not those of {self.pruning.method.name}"
+        wrong = f"{self.pruning.method.name} was not applied to all of them"
+        return f"{what} in {self.adapter.name}: discard the results of this block, {wrong}"
 
     def _leave_vision(self, call: Call, output: Any) -> None:
         signals = None if self._reader is None else self._reader.take()

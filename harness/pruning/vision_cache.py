@@ -234,7 +234,7 @@ class SpillCache:
             self._file = tempfile.TemporaryFile(prefix="harness-")  # noqa: SIM115 (closed with this object; has no name)
         disk = os.fstatvfs(self._file.fileno())
         if disk.f_bavail * disk.f_frsize - len(data) < RESERVE:
-            log.warning("%s is nearly full: what runs could share is computed again", tempfile.gettempdir())
+            log.warning("%s is nearly full: vision passes that do not fit are computed again", tempfile.gettempdir())
             return
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(data)

@@ -270,7 +270,8 @@ def merge_task_runs(results: Sequence[Result]) -> list[Result]:
 def pool_seeds(results: Sequence[Result]) -> list[Result]:
     """Replace runs that differ in their seed alone by one, in the place of the first.
 
-    Its scores are their means. Runs with equal scores of every question count once: the method is deterministic.
+    Its scores are their means. If all seeds score every question equally, the method counts as deterministic, and one
+    run is kept.
     """
     runs_by_key: dict[str, list[Result]] = {}
     for result in results:

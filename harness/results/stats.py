@@ -25,7 +25,7 @@ from harness.results.result import Result
 
 AVERAGE = "avg"
 LEVEL = 0.95
-ALPHA = 1 - LEVEL  # a run is significantly worse than the best of its block if the p of being as good is smaller
+ALPHA = 1 - LEVEL  # a run whose p of being as good as the best of its block is smaller is significantly worse
 FEWEST = 10  # independent pictures of a task that is tested; scripts/coverage.py has worlds with less
 OWN_ANSWER = 0.75
 DRAWS = 2**14  # quasi-random, of the largest of several differences

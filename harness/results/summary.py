@@ -31,8 +31,8 @@ def summary(results: Sequence[Result]) -> tuple[pd.DataFrame, list[str]]:
     unpruned. `agreement` is the percentage of answers that equal the unpruned model's. `tested` says whether the error
     is known; without it there is no mark. `pictures` counts the different pictures of a benchmark, and `seeds`
     those whose mean a row shows; `seed_sd` is the standard deviation of their `relative`. `best` marks the
-    best of a block (a setting and budget; rows with a star apart, see `ranked_apart`), `p_best` is the p that no other
-    of it is better, and `as_best` is true for the others unless it is below ALPHA. NaN means unknown.
+    best of a block (a setting and budget; rows with a star apart, see `ranked_apart`), `p_best` is the p-value of no
+    other being better, and `as_best` is true for the others unless it is below ALPHA. NaN means unknown.
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []

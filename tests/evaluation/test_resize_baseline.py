@@ -125,7 +125,7 @@ def test_a_resize_that_silently_did_nothing_is_caught(model, processor, monkeypa
 def test_prune_says_that_it_cannot(model):
     with (
         pytest.raises(
-            ValueError, match=r"resize makes images smaller before the model gets them, prune\(\) cannot: run"
+            ValueError, match=r"resize makes images smaller before the model gets them; prune\(\) cannot do that: run"
         ),
         harness.prune(model, "resize", keep=0.25),
     ):
@@ -145,5 +145,5 @@ def test_a_family_of_one_resolution_refuses_it(monkeypatch):
 
 def test_there_is_nothing_to_renumber():
     LlavaOnevision15.check_positions("keep", methods.load("resize"))
-    with pytest.raises(ValueError, match=r'positions=compact renumbers .* every token stays; pass positions="keep"'):
+    with pytest.raises(ValueError, match=r'compact renumbers .* removes no tokens afterwards; pass positions="keep"'):
         LlavaOnevision15.check_positions("compact", methods.load("resize"))

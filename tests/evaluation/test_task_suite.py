@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import requests
 import torch
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError
 from lmms_eval.models.registry_v2 import ModelRegistryV2
 from loguru import logger
 from tenacity import Future, RetryError
@@ -58,10 +60,11 @@ def test_a_mistyped_metric_is_refused_before_the_model_runs(tasks, metric):
         suite(tasks, tiny_stills=metric).check()
 
 
+@pytest.mark.parametrize("kind", [ConnectionError, DatasetNotFoundError, LocalTokenNotFoundError])
 @pytest.mark.parametrize("tried", [False, True])
-def test_data_that_the_hub_does_not_give_come_with_the_command_that_fetches_them(tasks, monkeypatch, tried):
+def test_data_that_the_hub_does_not_give_come_with_the_command_that_fetches_them(tasks, monkeypatch, tried, kind):
     def load(*_):
-        error = ConnectionError("Couldn't reach 'owner/stills' on the Hub")
+        error = kind("Couldn't reach 'owner/stills' on the Hub")
         raise RetryError(Future.construct(1, error, True)) if tried else error
 
     monkeypatch.setattr(TaskSuite, "load", load)

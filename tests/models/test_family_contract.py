@@ -147,7 +147,7 @@ def test_methods_that_compare_frames_need_a_family_that_shows_them_together():
         refused = {method for method in methods.names() if adapter_class(name).refusal(methods.load(method))}
         assert refused & over_time == (over_time if name == "internvl" else set())
     reason = "its models get each frame as an image of its own"
-    expected = f"vidcom2 compares the frames of a video, which it cannot in family internvl: {reason}"
+    expected = f"vidcom2 compares frames of a video, which family internvl does not support: {reason}"
     assert adapter_class("internvl").refusal(methods.load("vidcom2")) == expected
 
 

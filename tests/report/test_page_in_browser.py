@@ -295,6 +295,13 @@ def test_the_first_view_says_which_method_at_what_budget(page):
     assert page.locator("section").first.get_attribute("id") == "choose"
 
 
+def test_of_untested_rows_none_is_said_to_be_worse(page):
+    page.evaluate("document.querySelectorAll('.rel .ci').forEach((cell) => (cell.textContent = 'untested'))")
+    page.locator("#c-benchmark").dispatch_event("change")
+    for text in page.locator("#c-answer li").all_inner_texts():
+        assert "; untested, so none of the others is known to be worse: " in text
+
+
 def test_a_link_opens_a_question(started, file, page):
     page.locator("#g-next").click()
     page.locator("#g-next").click()

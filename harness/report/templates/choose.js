@@ -36,7 +36,7 @@ function named(points) {
   return [...budgets].map(([budget, rows]) => {
     const ranked = rows.toSorted((a, b) => b.y - a.y);
     const [best] = ranked;
-    const like = ranked.filter((it) => it !== best && it.same);
+    const like = ranked.filter((it) => it !== best && (it.same || !best.known));  // untested: none is said to differ
     return { budget, best, like, shown: [best, ...like].slice(0, LINES) };
   });
 }
@@ -46,7 +46,8 @@ function words(points, answer) {
     const interval = best.known ? ` (${best.low} to ${best.high})` : "";
     const names = like.slice(0, 6).map((it) => it.name).join(", ");
     const more = like.length > 6 ? ` and ${like.length - 6} more` : "";
-    const rest = like.length ? `; not significantly different: ${names}${more}` : "";
+    const what = best.known ? "not significantly different" : "untested, so none of the others is known to be worse";
+    const rest = like.length ? `; ${what}: ${names}${more}` : "";
     return element("li", {}, element("b", {}, `${budget}: ${best.name}`), ` ${best.y} %${interval}${rest}`);
   };
   answer.replaceChildren(...named(points).map(line));
