@@ -106,6 +106,17 @@ def test_the_agreement_with_published_orders_is_what_the_script_gives(tmp_path, 
         assert f"{found} at a tenth ({interval})" in page or f"{found} ({interval})" in page
 
 
+@pytest.mark.parametrize(("line", "name"), [("shipped", "photo"), ("again", "photo_again")])
+def test_the_page_on_photographs_shows_what_training_again_gave(line, name):
+    head, *rows = rows_below(ROOT / "docs" / "photo.md", "existence | counting")
+    (shown,) = (dict(zip(head, row, strict=True)) for row in rows if row[0] == line)
+    of = {(row["method"], row["budget"]): row for row in sheet(name).to_dict("records")}
+    unpruned = of["baseline", ""]
+    for title, cell in list(shown.items())[1:]:
+        average = of.get((title, "keep=0.1"))
+        assert cell == (short(average["avg"]) if average else percent(unpruned[f"photo_{title}"])), title
+
+
 CLIPS = {f"{name} {budget}": (name, f"keep={budget}") for name in ("clips", "places") for budget in ("0.25", "0.1")}
 
 
