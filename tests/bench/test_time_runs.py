@@ -1,7 +1,6 @@
 """scripts/time_runs.py: both of its tables on a few questions, and answers that differ end it."""
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from fork_server import Forks
 from run_folders import make_run
+from script_modules import script as load
 
 from harness.bench import __main__ as bench
 
@@ -17,10 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "time_runs.py"
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT.stem)
 
 
 @pytest.fixture

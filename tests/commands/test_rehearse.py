@@ -1,6 +1,5 @@
 """scripts/rehearse.py at a tiny size: its folder loads as a released one, and the main job proves its decoding."""
 
-import importlib.util
 import json
 from itertools import chain, product
 
@@ -9,6 +8,7 @@ import torch
 from doc_guides import ROOT
 from printed import rows_below
 from safetensors import safe_open
+from script_modules import script as load
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -17,10 +17,7 @@ TEXT = "Hello  world, 12 Bäume! naïve\n"
 
 @pytest.fixture(scope="module")
 def rehearse():
-    spec = importlib.util.spec_from_file_location("rehearse", ROOT / "scripts" / "rehearse.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("rehearse")
 
 
 @pytest.fixture(scope="module")

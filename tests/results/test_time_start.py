@@ -1,10 +1,10 @@
 """scripts/time_start.py: what it runs can be run, and what it reads is there."""
 
-import importlib.util
 import json
 
 import pytest
 from doc_guides import ROOT
+from script_modules import script as load
 
 from harness.core.config import validate
 from harness.core.overrides import compose
@@ -12,10 +12,7 @@ from harness.core.overrides import compose
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("time_start", ROOT / "scripts" / "time_start.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("time_start")
 
 
 def test_each_is_given_the_same_questions(script, tmp_path):
